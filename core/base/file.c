@@ -1,0 +1,247 @@
+#include "core/base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static hv_status open_for_reading(const char *path, int *fd, size_t *size) {
+  *fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (*fd < 0) return hv_error_errno(errno, "cannot open %s", path);
+  struct stat info;
+  if (fstat(*fd, &info) != 0) {
+    int reason = errno;
+    close(*fd);
+    return hv_error_errno(reason, "cannot examine %s", path);
+  }
+  if (!S_ISREG(info.st_mode)) {
+    close(*fd);
+    return hv_error(HV_ERR_INPUT, "%s is not a regular file", path);
+  }
+  *size = (size_t)info.st_size;
+  return HV_OK;
+}
+
+hv_status hv_map_file(const char *path, hv_mapping *out) {
+  *out = (hv_mapping){0};
+  int fd;
+  size_t size;
+  HV_TRY(open_for_reading(path, &fd, &size));
+  hv_status status = HV_OK;
+  if (size > 0) {
+    void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED) {
+      status = hv_error_errno(errno, "cannot map %s", path);
+    } else {
+      *out = (hv_mapping){.data = data, .size = size};
+    }
+  }
+  close(fd);
+  return status;
+}
+
+void hv_unmap(hv_mapping *mapping) {
+  if (mapping->data) munmap((void *)(uintptr_t)mapping->data, mapping->size);
+  *mapping = (hv_mapping){0};
+}
+
+hv_status hv_read_text(const char *path, size_t limit, char **out, size_t *length) {
+  *out = NULL;
+  int fd;
+  size_t size;
+  HV_TRY(open_for_reading(path, &fd, &size));
+  hv_status status = HV_OK;
+  char *text = NULL;
+  if (size > limit) {
+    status = hv_error(HV_ERR_INPUT, "%s has %zu bytes; at most %zu are expected here", path, size, limit);
+    goto done;
+  }
+  text = malloc(size + 1);
+  if (!text) {
+    status = hv_error_memory(path);
+    goto done;
+  }
+  size_t filled = 0;
+  while (filled < size) {
+    ssize_t got = read(fd, text + filled, size - filled);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      status = hv_error_errno(errno, "cannot read %s", path);
+      goto done;
+    }
+    if (got == 0) break;
+    filled += (size_t)got;
+  }
+  text[filled] = '\0';
+  if (length) *length = filled;
+  *out = text;
+  text = NULL;
+done:
+  free(text);
+  close(fd);
+  return status;
+}
+
+struct hv_file_writer {
+  int fd;
+  char *path, *partial_path;
+};
+
+static void free_writer(hv_file_writer *writer) {
+  if (writer->fd >= 0) close(writer->fd);
+  free(writer->path);
+  free(writer->partial_path);
+  free(writer);
+}
+
+hv_status hv_file_writer_open(const char *path, hv_file_writer **out) {
+  *out = NULL;
+  hv_file_writer *writer = calloc(1, sizeof *writer);
+  if (!writer) return hv_error_memory("a file writer");
+  writer->fd = -1;
+  size_t size = strlen(path) + 32;
+  writer->path = strdup(path);
+  writer->partial_path = malloc(size);
+  if (!writer->path || !writer->partial_path) {
+    free_writer(writer);
+    return hv_error_memory("a file name");
+  }
+  snprintf(writer->partial_path, size, "%s.%ld.tmp", path, (long)getpid());
+  writer->fd = open(writer->partial_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (writer->fd < 0) {
+    hv_status status = hv_error_errno(errno, "cannot create %s", writer->partial_path);
+    free_writer(writer);
+    return status;
+  }
+  *out = writer;
+  return HV_OK;
+}
+
+hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size) {
+  const char *from = data;
+  while (size > 0) {
+    ssize_t written = write(writer->fd, from, size);
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return hv_error_errno(errno, "cannot write %s", writer->path);
+    from += written;
+    size -= (size_t)written;
+  }
+  return HV_OK;
+}
+
+/* The directory that holds `path`, on the heap; NULL without memory. */
+static char *directory_of(const char *path) {
+  const char *slash = strrchr(path, '/');
+  if (!slash) return strdup(".");
+  if (slash == path) return strdup("/");
+  return strndup(path, (size_t)(slash - path));
+}
+
+hv_status hv_file_writer_commit(hv_file_writer *writer) {
+  hv_status status = HV_OK;
+  char *directory = NULL;
+  if (fsync(writer->fd) != 0) {
+    status = hv_error_errno(errno, "cannot write %s", writer->path);
+    goto done;
+  }
+  int closed = close(writer->fd);
+  writer->fd = -1;
+  if (closed != 0) {
+    status = hv_error_errno(errno, "cannot write %s", writer->path);
+    goto done;
+  }
+  if (rename(writer->partial_path, writer->path) != 0) {
+    status = hv_error_errno(errno, "cannot rename %s to %s", writer->partial_path, writer->path);
+    goto done;
+  }
+  directory = directory_of(writer->path);
+  status = directory ? hv_sync_directory(directory) : hv_error_memory("a file name");
+done:
+  free(directory);
+  if (status) unlink(writer->partial_path);
+  free_writer(writer);
+  return status;
+}
+
+void hv_file_writer_abort(hv_file_writer *writer) {
+  if (!writer) return;
+  unlink(writer->partial_path);
+  free_writer(writer);
+}
+
+hv_status hv_write_file_atomic(const char *path, const void *data, size_t size) {
+  hv_file_writer *writer;
+  HV_TRY(hv_file_writer_open(path, &writer));
+  hv_status status = hv_file_writer_write(writer, data, size);
+  if (status) {
+    hv_file_writer_abort(writer);
+    return status;
+  }
+  return hv_file_writer_commit(writer);
+}
+
+hv_status hv_make_directories(const char *path) {
+  char *copy = strdup(path);
+  if (!copy) return hv_error_memory("a directory name");
+  hv_status status = HV_OK;
+  for (char *at = copy + 1;; at++) {
+    bool last = *at == '\0';
+    if (!last && *at != '/') continue;
+    *at = '\0';
+    if (mkdir(copy, 0777) != 0 && errno != EEXIST) {
+      status = hv_error_errno(errno, "cannot make directory %s", copy);
+      break;
+    }
+    if (last) break;
+    *at = '/';
+  }
+  free(copy);
+  struct stat info;
+  if (!status && (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))) {
+    status = hv_error(HV_ERR_INPUT, "%s exists and is not a directory", path);
+  }
+  return status;
+}
+
+hv_status hv_sync_directory(const char *path) {
+  int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return hv_error_errno(errno, "cannot open directory %s", path);
+  /* Some file systems refuse to sync a directory with EINVAL; their renames are durable by themselves. */
+  hv_status status = HV_OK;
+  if (fsync(fd) != 0 && errno != EINVAL) status = hv_error_errno(errno, "cannot sync directory %s", path);
+  close(fd);
+  return status;
+}
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *walk) {
+  (void)info;
+  (void)type;
+  (void)walk;
+  return remove(path);
+}
+
+hv_status hv_remove_tree(const char *path) {
+  if (nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS) != 0 && errno != ENOENT) {
+    return hv_error_errno(errno, "cannot remove %s", path);
+  }
+  return HV_OK;
+}
+
+bool hv_file_exists(const char *path) {
+  struct stat info;
+  return stat(path, &info) == 0;
+}
+
+char *hv_path_join(const char *directory, const char *name) {
+  size_t length = strlen(directory);
+  const char *separator = length > 0 && directory[length - 1] == '/' ? "" : "/";
+  size_t size = length + strlen(name) + 2;
+  char *path = malloc(size);
+  if (path) snprintf(path, size, "%s%s%s", directory, separator, name);
+  return path;
+}

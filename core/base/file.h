@@ -1,0 +1,45 @@
+/* Files: read-only memory maps, whole-file reads, and writes that are complete or absent.
+ *
+ * Every error names the path. Paths are plain strings; directories are made with mode 0777 less the umask.
+ */
+#ifndef HV_BASE_FILE_H
+#define HV_BASE_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+/* A file mapped read-only. `data` is NULL for an empty file. */
+typedef struct hv_mapping {
+  const uint8_t *data;
+  size_t size;
+} hv_mapping;
+
+HV_NODISCARD hv_status hv_map_file(const char *path, hv_mapping *out);
+void hv_unmap(hv_mapping *mapping); /* leaves it empty; an empty one is allowed */
+
+/* Whole file as text, NUL-terminated; *out is freed by the caller. `limit` bytes at most, more is an error. */
+HV_NODISCARD hv_status hv_read_text(const char *path, size_t limit, char **out, size_t *length);
+
+/* Writes a whole file beside `path`, syncs it, and renames it over `path`: readers see the old or the new, never a
+ * part. */
+HV_NODISCARD hv_status hv_write_file_atomic(const char *path, const void *data, size_t size);
+
+/* A large file written in pieces with the same promise. abort (or a crash) leaves only a *.tmp that commit would
+ * have renamed. After commit or abort the writer is gone. */
+typedef struct hv_file_writer hv_file_writer;
+HV_NODISCARD hv_status hv_file_writer_open(const char *path, hv_file_writer **out);
+HV_NODISCARD hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size);
+HV_NODISCARD hv_status hv_file_writer_commit(hv_file_writer *writer);
+void hv_file_writer_abort(hv_file_writer *writer); /* NULL is allowed */
+
+HV_NODISCARD hv_status hv_make_directories(const char *path); /* as mkdir -p */
+HV_NODISCARD hv_status hv_sync_directory(const char *path);   /* makes renames in it durable */
+HV_NODISCARD hv_status hv_remove_tree(const char *path);      /* as rm -rf; absent is fine */
+bool hv_file_exists(const char *path);
+
+/* "a/b" on the heap, NULL without memory. */
+char *hv_path_join(const char *directory, const char *name);
+
+#endif

@@ -1,0 +1,23 @@
+/* The one logger: lines on standard error, "time level message" when it is a file, "message" on a terminal.
+ *
+ * Only programs (a main.c, the trainer's progress) and warnings that a person must see use it; a function below
+ * that reports by its status. Safe to call from any thread: a line is written in one piece.
+ */
+#ifndef HV_BASE_LOG_H
+#define HV_BASE_LOG_H
+
+#include "core/base/status.h"
+
+typedef enum hv_log_level { HV_LOG_DEBUG, HV_LOG_INFO, HV_LOG_WARNING, HV_LOG_ERROR } hv_log_level;
+
+/* The one global of the library. Lines below the level are dropped; HV_LOG_INFO at the start. */
+void hv_log_set_level(hv_log_level level);
+
+void hv_log(hv_log_level level, const char *format, ...) HV_PRINTF(2, 3);
+
+#define hv_log_debug(...) hv_log(HV_LOG_DEBUG, __VA_ARGS__)
+#define hv_log_info(...) hv_log(HV_LOG_INFO, __VA_ARGS__)
+#define hv_log_warning(...) hv_log(HV_LOG_WARNING, __VA_ARGS__)
+#define hv_log_error(...) hv_log(HV_LOG_ERROR, __VA_ARGS__)
+
+#endif

@@ -1,0 +1,126 @@
+/* A device: memory, streams and a table of operations (ops.h). The model, the policy and the trainer reach every
+ * processor through this header and know nothing else of it.
+ *
+ * Work is queued on a stream and runs in the order of queueing; different streams are ordered by events alone.
+ * Operations return nothing: an error on the device surfaces, with its message, at the next hv_stream_synchronize.
+ * A device and its streams may be used by one thread at a time, unless a device says otherwise.
+ */
+#ifndef HV_TENSOR_DEVICE_H
+#define HV_TENSOR_DEVICE_H
+
+#include "core/base/status.h"
+#include "core/tensor/tensor.h"
+
+struct hv_op_table;
+
+typedef struct hv_device hv_device;
+typedef struct hv_stream hv_stream;
+typedef struct hv_event hv_event;
+
+typedef struct hv_device_methods {
+  void (*close)(hv_device *device);
+
+  /* Device memory, aligned to 256 bytes; contents undefined. `what` names it in an out-of-memory message. */
+  hv_status (*allocate)(hv_device *device, size_t bytes, const char *what, void **out);
+  void (*release)(hv_device *device, void *memory);
+  /* Host memory from which copies run at full speed (page-locked where that matters). */
+  hv_status (*allocate_host)(hv_device *device, size_t bytes, const char *what, void **out);
+  void (*release_host)(hv_device *device, void *memory);
+
+  hv_status (*stream_open)(hv_device *device, hv_stream **out);
+  void (*stream_close)(hv_stream *stream);
+  hv_status (*stream_synchronize)(hv_stream *stream); /* waits; returns the first error since the last call */
+
+  hv_status (*event_open)(hv_device *device, hv_event **out);
+  void (*event_close)(hv_event *event);
+  void (*event_record)(hv_stream *stream, hv_event *event);
+  void (*event_wait)(hv_stream *stream, hv_event *event); /* later work on the stream starts after the event */
+
+  /* Queued copies of `bytes` bytes; host memory must stay untouched until the stream has passed them. */
+  void (*upload)(hv_stream *stream, void *to, const void *from_host, size_t bytes);
+  void (*download)(hv_stream *stream, void *to_host, const void *from, size_t bytes);
+} hv_device_methods;
+
+struct hv_device {
+  const char *name; /* "cpu", "plan", "emu", "cuda" */
+  const hv_device_methods *methods;
+  const struct hv_op_table *ops;
+};
+
+/* Devices put their own state behind this head. */
+struct hv_stream {
+  hv_device *device;
+};
+
+static inline void hv_device_close(hv_device *device) {
+  if (device) device->methods->close(device);
+}
+HV_NODISCARD static inline hv_status hv_device_allocate(hv_device *device, size_t bytes, const char *what, void **out) {
+  return device->methods->allocate(device, bytes, what, out);
+}
+static inline void hv_device_release(hv_device *device, void *memory) {
+  if (memory) device->methods->release(device, memory);
+}
+HV_NODISCARD static inline hv_status hv_device_allocate_host(hv_device *device, size_t bytes, const char *what,
+                                                             void **out) {
+  return device->methods->allocate_host(device, bytes, what, out);
+}
+static inline void hv_device_release_host(hv_device *device, void *memory) {
+  if (memory) device->methods->release_host(device, memory);
+}
+HV_NODISCARD static inline hv_status hv_stream_open(hv_device *device, hv_stream **out) {
+  return device->methods->stream_open(device, out);
+}
+static inline void hv_stream_close(hv_stream *stream) {
+  if (stream) stream->device->methods->stream_close(stream);
+}
+HV_NODISCARD static inline hv_status hv_stream_synchronize(hv_stream *stream) {
+  return stream->device->methods->stream_synchronize(stream);
+}
+HV_NODISCARD static inline hv_status hv_event_open(hv_device *device, hv_event **out) {
+  return device->methods->event_open(device, out);
+}
+static inline void hv_event_close(hv_device *device, hv_event *event) {
+  if (event) device->methods->event_close(event);
+}
+static inline void hv_event_record(hv_stream *stream, hv_event *event) {
+  stream->device->methods->event_record(stream, event);
+}
+static inline void hv_event_wait(hv_stream *stream, hv_event *event) {
+  stream->device->methods->event_wait(stream, event);
+}
+static inline void hv_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
+  if (bytes) stream->device->methods->upload(stream, to, from_host, bytes);
+}
+static inline void hv_download(hv_stream *stream, void *to_host, const void *from, size_t bytes) {
+  if (bytes) stream->device->methods->download(stream, to_host, from, bytes);
+}
+
+/* Opens the device in the shared library libhvla-<name>.so, which exports
+ *   hv_status hv_device_module_open(const hv_device_options *options, hv_device **out);
+ * It is looked for beside the program, in ../lib beside it, and on the loader's path. A missing library, driver or
+ * card is one line that says what is missing. */
+typedef struct hv_device_options {
+  int index;   /* which card */
+  int threads; /* of the CPU; 0: as many as there are processors */
+} hv_device_options;
+
+HV_NODISCARD hv_status hv_device_load(const char *name, const hv_device_options *options, hv_device **out);
+
+/* A device that runs nothing: operations check their operands and count work, allocations count bytes and hand out
+ * addresses that must not be followed. Running a step on it tells whether the step fits and what it costs.
+ * The first operand that is wrong is returned by hv_stream_synchronize. */
+typedef struct hv_plan_counts {
+  double matrix_flops;    /* of matrix products and attention, 2 per multiply-add */
+  double bytes;           /* read and written by all operations, each operand once */
+  double weight_bytes;    /* of weights read by linear operations */
+  int64_t operations;     /* how many were queued */
+  size_t allocated_bytes; /* live now */
+  size_t peak_bytes;      /* most that was live at once */
+} hv_plan_counts;
+
+HV_NODISCARD hv_status hv_plan_device_open(hv_device **out);
+void hv_plan_device_counts(const hv_device *plan, hv_plan_counts *out);
+void hv_plan_device_reset(hv_device *plan); /* zeroes the work, keeps allocations; the peak becomes what is live */
+
+#endif

@@ -1,0 +1,39 @@
+#include "core/tensor/dtype.h"
+
+float hv_f16_to_float(uint16_t bits) {
+  uint32_t sign = (uint32_t)(bits & 0x8000u) << 16;
+  uint32_t exponent = (bits >> 10) & 0x1fu;
+  uint32_t fraction = bits & 0x3ffu;
+  uint32_t word;
+  if (exponent == 0x1f) {
+    word = sign | 0x7f800000u | (fraction << 13);
+  } else if (exponent != 0) {
+    word = sign | ((exponent + 112) << 23) | (fraction << 13);
+  } else {
+    float magnitude = (float)fraction * 0x1p-24f;
+    memcpy(&word, &magnitude, sizeof word);
+    word |= sign;
+  }
+  float value;
+  memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+uint16_t hv_f16_from_float(float value) {
+  uint32_t word;
+  memcpy(&word, &value, sizeof word);
+  uint32_t sign = (word >> 16) & 0x8000u;
+  word &= 0x7fffffffu;
+  if (word > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((word >> 13) & 0x3ffu));
+  if (word >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds past 65504 */
+  if (word < 0x38800000u) {
+    /* Subnormal or zero: adding 2^-1 in binary32 leaves the rounded multiple of 2^-24 in the low bits. */
+    float magnitude;
+    memcpy(&magnitude, &word, sizeof magnitude);
+    magnitude += 0.5f;
+    memcpy(&word, &magnitude, sizeof word);
+    return (uint16_t)(sign | (word - 0x3f000000u));
+  }
+  word += 0xfffu + ((word >> 13) & 1u);
+  return (uint16_t)(sign | ((word - 0x38000000u) >> 13));
+}
