@@ -1,0 +1,80 @@
+/* The architecture of one model: what config.json holds (interchange.md §1), with defaults filled in.
+ * A plain value without pointers; reading and writing it is core/io/model_config.h. */
+#ifndef HV_HYBRIDVLA_CONFIG_H
+#define HV_HYBRIDVLA_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/tensor/ops.h"
+
+enum {
+  HV_MAX_CAMERAS = 8,
+  HV_MAX_TOWERS = 2,
+  HV_NAME_SIZE = 64,    /* of a camera or a key, with its NUL */
+  HV_PREFIX_SIZE = 128, /* of a tower's parameter prefix, with its NUL */
+};
+
+typedef enum hv_objective { HV_HYBRID, HV_DIFFUSION, HV_AUTOREGRESSIVE } hv_objective;
+typedef enum hv_projector_kind {
+  HV_PROJECTOR_FUSED_GELU_MLP,
+  HV_PROJECTOR_GELU_MLP,
+  HV_PROJECTOR_LINEAR
+} hv_projector_kind;
+typedef enum hv_image_resize { HV_RESIZE_NAIVE, HV_RESIZE_LETTERBOX } hv_image_resize;
+
+typedef struct hv_vision_config {
+  char prefix[HV_PREFIX_SIZE]; /* of the parameter names, without the last dot */
+  int32_t width, depth, num_heads, mlp_width, patch_size, image_size;
+  double layer_norm_eps;
+  bool class_token, layer_scale, pre_norm;
+  int32_t register_tokens;
+  hv_activation activation; /* HV_ACT_GELU, HV_ACT_GELU_TANH or HV_ACT_QUICK_GELU */
+  double image_mean[3], image_std[3];
+  /* Not in config.json, known from the file: a missing patch bias, a position row for the class token. */
+  bool patch_bias, class_position;
+} hv_vision_config;
+
+typedef struct hv_llm_config {
+  int32_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size;
+  double rms_norm_eps, rope_theta;
+} hv_llm_config;
+
+typedef struct hv_config {
+  int32_t action_dim, action_chunk;
+  int32_t state_dim; /* 0: no state token */
+  int32_t num_cameras;
+  char cameras[HV_MAX_CAMERAS][HV_NAME_SIZE];
+  hv_objective objective;
+  hv_norm_kind final_norm; /* HV_NORM_VARIANCE or HV_NORM_RMS */
+  hv_projector_kind projector;
+  hv_image_resize image_resize;
+  int32_t num_towers;
+  hv_vision_config vision[HV_MAX_TOWERS];
+  hv_llm_config llm;
+  int32_t diffusion_steps; /* T; the schedule is squaredcos_cap_v2 */
+  int32_t action_base, action_bins;
+  int32_t token_bos, token_eos, token_pad, token_bod, token_eod;
+  int32_t token_empty; /* between <EOD> and the action tokens; -1: none */
+} hv_config;
+
+static inline int32_t hv_config_patches(const hv_config *config) {
+  int32_t side = config->vision[0].image_size / config->vision[0].patch_size;
+  return side * side;
+}
+
+/* Width of the concatenated vision features. */
+static inline int32_t hv_config_vision_width(const hv_config *config) {
+  int32_t width = 0;
+  for (int32_t i = 0; i < config->num_towers; i++) width += config->vision[i].width;
+  return width;
+}
+
+static inline bool hv_config_has_diffusion(const hv_config *config) {
+  return config->objective != HV_AUTOREGRESSIVE;
+}
+static inline bool hv_config_has_autoregression(const hv_config *config) {
+  return config->objective != HV_DIFFUSION;
+}
+
+#endif

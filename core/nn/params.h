@@ -1,0 +1,122 @@
+/* The parameters of a model: declared once by name, held in groups, reached by views.
+ *
+ * A group (a decoder layer, a tower's block, …) is one contiguous run of elements, padded so that it splits evenly over
+ * ranks; gradients, moments and remainders are runs of the same length, so an optimizer or a communicator deals in
+ * groups and a layer in parameters. A layer may follow its views only between hv_params_use and hv_params_done of their
+ * group, and calls hv_params_gradients_ready in backward order once a group's gradients are complete; on one rank these
+ * only check the order of calls. Not thread-safe.
+ *
+ * Life: open → groups and parameters declared → allocate (or allocate_gradients too) → values loaded or initialised →
+ * used.
+ */
+#ifndef HV_NN_PARAMS_H
+#define HV_NN_PARAMS_H
+
+#include "core/tensor/device.h"
+
+enum { HV_PARAM_MAX_RANK = 4, HV_GROUP_ALIGNMENT = 1024 /* elements; a group's length is a multiple */ };
+
+typedef enum hv_init {
+  HV_INIT_NORMAL, /* N(0, 0.02) */
+  HV_INIT_XAVIER, /* uniform, ±sqrt(6 / (in + out)) */
+  HV_INIT_ZERO,
+  HV_INIT_ONE,
+} hv_init;
+
+typedef int32_t hv_param_id; /* index into the declaration order; negative: no such parameter */
+typedef int32_t hv_group_id;
+
+/* A parameter as files name it. `rows` and `cols` are its matrix form: shape[0] and the product of the rest, one row
+ * for rank 1 and for leading ones ([1, P, W] is P rows of W). */
+typedef struct hv_param {
+  const char *name; /* owned by the store */
+  hv_group_id group;
+  int32_t rank;
+  int64_t shape[HV_PARAM_MAX_RANK];
+  int64_t rows, cols;
+  int64_t offset; /* elements from the group's start */
+  hv_init init;
+  bool decay;     /* weight decay may apply: not a bias, a norm's weight or a LayerScale */
+  bool trainable; /* set by hv_params_freeze; true at the start */
+  bool unused;    /* carried along for files: never read by the model, never trained */
+} hv_param;
+
+typedef struct hv_group {
+  const char *name;
+  int64_t count;  /* elements, a multiple of HV_GROUP_ALIGNMENT */
+  bool trainable; /* any parameter of it is */
+} hv_group;
+
+typedef struct hv_params hv_params;
+
+HV_NODISCARD hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out);
+void hv_params_close(hv_params *params); /* NULL is allowed */
+
+/* Starts a group; parameters declared from then on belong to it. Names are copied. Errors of declarations (memory, a
+ * name twice) are remembered and returned by hv_params_allocate. */
+hv_group_id hv_params_begin_group(hv_params *params, const char *name);
+
+typedef struct hv_param_spec {
+  const char *name;
+  int32_t rank;
+  int64_t shape[HV_PARAM_MAX_RANK];
+  hv_init init;
+  bool decay;
+} hv_param_spec;
+
+hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec);
+
+/* Declares matrices (or vectors) of equal width one behind the other without a gap, so that together they are one
+ * matrix: [q | k | v], [gate | up]. Returns the first; the others follow. */
+hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *specs, int count);
+
+/* Freezes every parameter whose name one of the patterns (fnmatch) matches; before allocation. A pattern that matches
+ * nothing is an error that names it. */
+HV_NODISCARD hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int count);
+
+HV_NODISCARD hv_status hv_params_allocate(hv_params *params);
+
+/* Gradient memory for the trainable groups, in `dtype` (the parameters' own, or F32). */
+HV_NODISCARD hv_status hv_params_allocate_gradients(hv_params *params, hv_dtype dtype);
+
+int32_t hv_params_count(const hv_params *params);
+int32_t hv_params_group_count(const hv_params *params);
+const hv_param *hv_params_get(const hv_params *params, hv_param_id id);
+const hv_group *hv_params_group(const hv_params *params, hv_group_id group);
+hv_param_id hv_params_find(const hv_params *params, const char *name); /* -1: none */
+hv_dtype hv_params_dtype(const hv_params *params);
+hv_device *hv_params_device(const hv_params *params);
+int64_t hv_params_total(const hv_params *params); /* elements of all parameters, without padding */
+
+/* Declares that the layers of `group` are about to run, or have run, on the stream. */
+void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream);
+void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream);
+void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream);
+
+/* Views. An absent tensor for a negative id; the gradient is absent too where the parameter is frozen. */
+hv_tensor hv_param_value(const hv_params *params, hv_param_id id);
+hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id);
+/* `count` stacked parameters as one matrix (or vector). Stacked gradients are absent if any of them is frozen. */
+hv_tensor hv_param_stacked_value(const hv_params *params, hv_param_id first, int count);
+hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, int count);
+
+/* A whole group as one row: values [1, count], gradients [1, count] (absent where nothing in it is trained). */
+hv_tensor hv_group_values(const hv_params *params, hv_group_id group);
+hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group);
+
+/* Sets all gradients to 0 on the stream. */
+void hv_params_zero_gradients(hv_params *params, hv_stream *stream);
+
+/* Values as hybridvla.md §5 says for a model made from nothing: a function of (seed, name, element). */
+HV_NODISCARD hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream);
+
+/* Host copies of one parameter, `count` elements in the order of its shape, converted to or from `dtype`
+ * (F32, BF16, F16, F64 as stored in files). They wait for the stream. */
+HV_NODISCARD hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, const void *values,
+                                      hv_stream *stream);
+HV_NODISCARD hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values,
+                                     hv_stream *stream);
+HV_NODISCARD hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values,
+                                              hv_stream *stream);
+
+#endif
