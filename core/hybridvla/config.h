@@ -6,13 +6,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "core/tensor/ops.h"
+#include "core/nn/decoder.h"
+#include "core/nn/vit.h"
 
 enum {
   HV_MAX_CAMERAS = 8,
   HV_MAX_TOWERS = 2,
-  HV_NAME_SIZE = 64,    /* of a camera or a key, with its NUL */
-  HV_PREFIX_SIZE = 128, /* of a tower's parameter prefix, with its NUL */
+  HV_NAME_SIZE = 64, /* of a camera or a key, with its NUL */
 };
 
 typedef enum hv_objective { HV_HYBRID, HV_DIFFUSION, HV_AUTOREGRESSIVE } hv_objective;
@@ -22,23 +22,6 @@ typedef enum hv_projector_kind {
   HV_PROJECTOR_LINEAR
 } hv_projector_kind;
 typedef enum hv_image_resize { HV_RESIZE_NAIVE, HV_RESIZE_LETTERBOX } hv_image_resize;
-
-typedef struct hv_vision_config {
-  char prefix[HV_PREFIX_SIZE]; /* of the parameter names, without the last dot */
-  int32_t width, depth, num_heads, mlp_width, patch_size, image_size;
-  double layer_norm_eps;
-  bool class_token, layer_scale, pre_norm;
-  int32_t register_tokens;
-  hv_activation activation; /* HV_ACT_GELU, HV_ACT_GELU_TANH or HV_ACT_QUICK_GELU */
-  double image_mean[3], image_std[3];
-  /* Not in config.json, known from the file: a missing patch bias, a position row for the class token. */
-  bool patch_bias, class_position;
-} hv_vision_config;
-
-typedef struct hv_llm_config {
-  int32_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size;
-  double rms_norm_eps, rope_theta;
-} hv_llm_config;
 
 typedef struct hv_config {
   int32_t action_dim, action_chunk;
