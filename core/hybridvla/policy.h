@@ -1,0 +1,66 @@
+/* From an observation to an action (hybridvla.md §8): images encoded and the prefix prefilled once, then denoising,
+ * decoding or both against the same keys and values. Everything is allocated by hv_policy_open; a prediction allocates
+ * nothing. One policy serves one thread at a time. */
+#ifndef HV_HYBRIDVLA_POLICY_H
+#define HV_HYBRIDVLA_POLICY_H
+
+#include "core/hybridvla/model.h"
+
+typedef enum hv_mode { HV_MODE_ENSEMBLE, HV_MODE_DIFFUSION, HV_MODE_AUTOREGRESSIVE } hv_mode;
+typedef enum hv_sampler { HV_SAMPLER_DDIM, HV_SAMPLER_DDPM } hv_sampler;
+typedef enum hv_ar_condition { HV_AR_NOISE, HV_AR_RANDOM, HV_AR_DENOISED } hv_ar_condition;
+
+typedef struct hv_policy_options {
+  hv_mode mode;
+  hv_sampler sampler;
+  int32_t ddim_steps;
+  hv_ar_condition ar_condition;
+  int32_t max_prompt; /* tokens, <s> included; longer prompts are an error */
+} hv_policy_options;
+
+/* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens. */
+hv_policy_options hv_policy_default_options(const hv_config *config);
+
+typedef struct hv_observation {
+  const uint8_t *images;     /* [V, S, S, 3] RGB at model resolution, cameras in the model's order */
+  const int32_t *prompt_ids; /* <s> and the whole prompt */
+  int32_t prompt_count;
+  const float *state; /* [state_dim], normalised; NULL where state_dim is 0 */
+} hv_observation;
+
+/* Draws given by the caller win over those made from (seed, step); NULL: drawn. */
+typedef struct hv_policy_draws {
+  const float *noise;         /* [H A]: where the diffusion starts */
+  const float *ar_noise;      /* [H A]: x of the autoregressive branch */
+  const int32_t *ar_timestep; /* [1], 0 … T − 1 */
+  const float *step_noise;    /* [T, H A]: of full DDPM sampling, row t used at timestep t */
+  uint64_t seed, step;
+} hv_policy_draws;
+
+/* Results in normalised units; arrays belong to the policy and are valid until its next prediction. */
+typedef struct hv_policy_result {
+  const float *diffusion;      /* [H A], not clipped; NULL where the mode does not compute it */
+  const int32_t *tokens;       /* [H A]; NULL likewise */
+  const float *confidences;    /* [H A]; NULL likewise */
+  const float *autoregressive; /* [H A]: bin centres of the tokens; NULL likewise */
+  double confidence;           /* mean of confidences */
+  double vision_ms, prefill_ms, denoise_ms, decode_ms;
+} hv_policy_result;
+
+typedef struct hv_policy hv_policy;
+
+/* HV_ERR_INPUT: a mode, sampler or condition that the model cannot serve, and which it can. The model must outlive it.
+ */
+HV_NODISCARD hv_status hv_policy_open(hv_model *model, const hv_policy_options *options, hv_policy **out);
+void hv_policy_close(hv_policy *policy);
+
+HV_NODISCARD hv_status hv_policy_predict(hv_policy *policy, const hv_observation *observation,
+                                         const hv_policy_draws *draws, hv_policy_result *out);
+
+/* Which answer an ensemble gives: the mean of both un-normalised actions where confidence > theta (a gripper dimension
+ * is 1 only where its mean is > 0.5), else the diffusion action. `gripper[d]` marks the A dimensions that are grippers;
+ * returns true where the mean was taken. All [H A]; `out` may be either input. */
+bool hv_ensemble(const double *diffusion, const double *autoregressive, double confidence, double theta,
+                 int32_t action_chunk, int32_t action_dim, const bool *gripper, double *out);
+
+#endif
