@@ -58,7 +58,4 @@ HV_NODISCARD hv_status hv_model_plan_step(const hv_config *config, hv_dtype dtyp
                                           const char *const *frozen, int frozen_count, bool training,
                                           size_t *arena_bytes, hv_plan_counts *counts);
 
-/* The parts that the policy (policy.h) puts together for inference. */
-const struct hv_model_parts *hv_model_parts(const hv_model *model);
-
 #endif

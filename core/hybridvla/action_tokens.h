@@ -1,0 +1,13 @@
+/* Actions as tokens (hybridvla.md §4): 256 edges over [−1, 1], 255 intervals, ids counted down from a base. */
+#ifndef HV_HYBRIDVLA_ACTION_TOKENS_H
+#define HV_HYBRIDVLA_ACTION_TOKENS_H
+
+#include <stdint.h>
+
+/* base − (how many of the `bins` edges linspace(−1, 1, bins), in double, are <= clip(action, −1, 1)) */
+int32_t hv_action_token(double action, int32_t base, int32_t bins);
+
+/* The centre of the bin clip(base − token − 1, 0, bins − 2). */
+double hv_action_from_token(int32_t token, int32_t base, int32_t bins);
+
+#endif
