@@ -1,0 +1,27 @@
+/* A string that grows: messages that list several findings, help texts, JSON lines. */
+#ifndef HV_BASE_TEXT_H
+#define HV_BASE_TEXT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "core/base/status.h"
+
+/* Zero-initialise before use. `data` is NUL-terminated, or NULL while empty. Without memory, `failed` is set and later
+ * additions do nothing, so that a caller checks once at the end. */
+typedef struct hv_text {
+  char *data;
+  size_t length, capacity;
+  bool failed;
+} hv_text;
+
+void hv_text_add(hv_text *text, const char *format, ...) HV_PRINTF(2, 3);
+void hv_text_add_bytes(hv_text *text, const char *bytes, size_t size);
+void hv_text_free(hv_text *text); /* leaves it empty and usable */
+
+/* The string, or "" while empty; valid until the next addition. */
+static inline const char *hv_text_string(const hv_text *text) {
+  return text->data ? text->data : "";
+}
+
+#endif

@@ -1,0 +1,35 @@
+/* JSON files through jansson: read with limits and clear errors, written atomically.
+ *
+ * Numbers that are written read back to the same double, in as few digits as that takes. Object keys keep their order.
+ */
+#ifndef HV_IO_JSON_H
+#define HV_IO_JSON_H
+
+#include <jansson.h>
+
+#include "core/base/status.h"
+#include "core/base/text.h"
+
+enum { HV_JSON_LIMIT = 64 << 20 /* bytes of a JSON file */ };
+
+/* A whole file, an object or array at the top; duplicate keys are an error. *out is owned by the caller (json_decref).
+ */
+HV_NODISCARD hv_status hv_json_load(const char *path, json_t **out);
+
+/* The same from memory; `where` names the source in errors. */
+HV_NODISCARD hv_status hv_json_parse(const char *text, size_t size, const char *where, json_t **out);
+
+/* Indented by 2 and ending in a newline; hv_json_save writes the file atomically. */
+HV_NODISCARD hv_status hv_json_format(const json_t *document, hv_text *out);
+HV_NODISCARD hv_status hv_json_save(const char *path, const json_t *document);
+
+/* One line without the newline: metrics and `--json` output. */
+HV_NODISCARD hv_status hv_json_format_line(const json_t *document, hv_text *out);
+
+/* "an object", "a string", "an integer", … for messages. */
+const char *hv_json_kind(const json_t *value);
+
+/* The shortest decimal form that reads back as `value` (finite). `size` of at least 32. */
+void hv_format_real(double value, char *out, size_t size);
+
+#endif

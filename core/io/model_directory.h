@@ -1,0 +1,47 @@
+/* A model directory (interchange.md §1): opened and filled into parameters, written and swapped in whole. */
+#ifndef HV_IO_MODEL_DIRECTORY_H
+#define HV_IO_MODEL_DIRECTORY_H
+
+#include "core/base/text.h"
+#include "core/io/model_config.h"
+#include "core/io/safetensors.h"
+#include "core/nn/params.h"
+
+typedef struct hv_model_directory {
+  char *path;              /* owned */
+  hv_model_config model;   /* owned; patch_bias and class_position as the tensors say */
+  hv_safetensors *tensors; /* owned */
+} hv_model_directory;
+
+HV_NODISCARD hv_status hv_model_directory_open(const char *path, hv_model_directory *out);
+void hv_model_directory_close(hv_model_directory *directory); /* leaves it empty */
+
+/* Paths inside it, on the heap; NULL without memory. The files need not exist. */
+char *hv_model_directory_tokenizer(const char *path);
+char *hv_model_directory_statistics(const char *path);
+
+/* Values of every parameter from the file (params allocated before). Missing tensors, wrong shapes and dtypes that are
+ * no floating point are all listed in one error, and nothing is written then. Missing parameters that the model does
+ * not use are no error. Tensors that no parameter asks for are listed in `unexpected`, one a line, if it is not NULL.
+ */
+HV_NODISCARD hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params,
+                                               hv_stream *stream, hv_text *unexpected);
+
+typedef struct hv_model_save {
+  const hv_model_config *model;
+  const hv_params *params;
+  hv_dtype dtype;             /* of the file: HV_F32, HV_BF16 or HV_F16 */
+  const char *tokenizer_path; /* copied as tokenizer.model; NULL: none */
+  const json_t *statistics;   /* the whole dataset_statistics.json; NULL: none */
+} hv_model_save;
+
+/* Writes a complete model directory beside `path`, syncs it and puts it in place of what was there. Readers see the old
+ * or the new; after an error the old stands. Waits for the stream. */
+HV_NODISCARD hv_status hv_model_directory_save(const char *path, const hv_model_save *what, hv_stream *stream);
+
+/* Puts the complete directory `fresh` in place of `path` (same file system): swapped in one atomic step where the file
+ * system can, and what was there is removed. Where it cannot, `path` is gone for a moment and its old content lies in
+ * `path`.old meanwhile. `fresh` is gone afterwards. */
+HV_NODISCARD hv_status hv_replace_directory(const char *fresh, const char *path);
+
+#endif
