@@ -1,0 +1,73 @@
+/* Reading HDF5 files that others wrote: every call checked, every error naming file and object.
+ *
+ * The HDF5 library is not thread-safe as distributions build it, so every call into it is made under one lock, here;
+ * all functions may be called from any thread. Paths of objects are absolute ("/data/demo_0/actions"). Links to other
+ * files, data stored in other files and virtual data sets are refused: a file is read as it is, alone.
+ */
+#ifndef HV_DATA_HDF5_FILE_H
+#define HV_DATA_HDF5_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+#include "data/frames.h"
+
+typedef struct hv_hdf5 hv_hdf5;
+
+/* A list of strings on the heap. */
+typedef struct hv_strings {
+  char **items;
+  size_t count;
+} hv_strings;
+void hv_strings_free(hv_strings *strings); /* leaves it empty */
+HV_NODISCARD hv_status hv_strings_append(hv_strings *strings, const char *item);
+bool hv_strings_contain(const hv_strings *strings, const char *item);
+/* "a, b, c" on the heap for a message, at most `limit` of them and "… (N in all)"; NULL without memory. */
+char *hv_strings_join(const hv_strings *strings, size_t limit);
+
+HV_NODISCARD hv_status hv_hdf5_open(const char *path, hv_hdf5 **out);
+void hv_hdf5_close(hv_hdf5 *file); /* NULL is allowed; after everything opened from it is closed */
+const char *hv_hdf5_path(const hv_hdf5 *file);
+
+typedef enum hv_hdf5_kind { HV_HDF5_ABSENT, HV_HDF5_GROUP, HV_HDF5_DATASET, HV_HDF5_OTHER } hv_hdf5_kind;
+/* What lies at `object`. A dangling, cyclic or external link on the way is an error. */
+HV_NODISCARD hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_kind *out);
+/* Names of the links in a group, in the library's order (by name). */
+HV_NODISCARD hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_strings *out);
+
+typedef enum hv_hdf5_class { HV_HDF5_FLOAT, HV_HDF5_INTEGER, HV_HDF5_STRING, HV_HDF5_OTHER_CLASS } hv_hdf5_class;
+enum { HV_HDF5_MAX_RANK = 8 };
+typedef struct hv_hdf5_info {
+  hv_hdf5_class type;
+  size_t size; /* bytes an element */
+  bool is_signed;
+  int rank; /* at most HV_HDF5_MAX_RANK, more is an error */
+  int64_t shape[HV_HDF5_MAX_RANK];
+  int64_t chunk_rows; /* shape[0] of a chunk, 0: contiguous */
+} hv_hdf5_info;
+/* Refuses filters that this build of HDF5 cannot undo, by name and id. */
+HV_NODISCARD hv_status hv_hdf5_describe(hv_hdf5 *file, const char *dataset, hv_hdf5_info *out);
+/* "f64 (43, 7)" into text[size]. */
+void hv_hdf5_info_text(const hv_hdf5_info *info, char *text, size_t size);
+
+/* A whole floating-point data set as f32, row-major; `count` is the number of elements that the caller knows it has. */
+HV_NODISCARD hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, float *out);
+/* A 1-D data set of strings, fixed (NUL- or space-padded) or of variable length. */
+HV_NODISCARD hv_status hv_hdf5_read_strings(hv_hdf5 *file, const char *dataset, hv_strings *out);
+
+/* An attribute of `object` that is one string of any kind; *out is NULL where it is absent, else freed by the caller.
+ * Another type is an error. */
+HV_NODISCARD hv_status hv_hdf5_attribute_text(hv_hdf5 *file, const char *object, const char *name, char **out);
+/* An attribute that is one integer of any width; *present tells whether there is one. */
+HV_NODISCARD hv_status hv_hdf5_attribute_integer(hv_hdf5 *file, const char *object, const char *name, bool *present,
+                                                 int64_t *out);
+
+/* The frames of a u8 data set (T, H, W, 3); any other type or shape is an error that says what was found.
+ *
+ * Contiguous data are read past the library, without its lock; data with one frame a chunk are inflated outside the
+ * lock; other chunkings are read whole, once, and kept by the file, at most `hv_hdf5_set_cache` bytes of them. */
+HV_NODISCARD hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **out);
+void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB at the start */
+
+#endif

@@ -1,0 +1,73 @@
+/* The seam between file formats and everything else: a layout says how one kind of HDF5 file holds episodes. A new
+ * format is one file in data/layouts/ that defines a `const hv_layout`, and a line in layout.c that lists it.
+ *
+ * Functions of a layout validate what they hand out and name file, object, found and expected in their errors. They are
+ * called by one thread at a time for a file; only frames are read by several.
+ */
+#ifndef HV_DATA_LAYOUT_H
+#define HV_DATA_LAYOUT_H
+
+#include "core/hybridvla/config.h"
+#include "data/hdf5_file.h"
+
+typedef enum hv_encoding { HV_ENCODING_RAW, HV_ENCODING_JPEG, HV_ENCODING_PNG } hv_encoding;
+const char *hv_encoding_name(hv_encoding encoding); /* "raw", "jpeg", "png" */
+
+typedef struct hv_camera {
+  char name[HV_NAME_SIZE]; /* as the file's data set is called */
+  int32_t width, height;
+  hv_encoding encoding;
+  int64_t chunk_frames; /* frames that are stored, and must be read, together; 0: each alone, contiguous */
+} hv_camera;
+
+/* A numeric observation of T rows: a candidate for the state. */
+typedef struct hv_signal {
+  char name[HV_NAME_SIZE];
+  int32_t width;
+} hv_signal;
+
+/* The facts of one episode. */
+typedef struct hv_episode_facts {
+  int64_t frames; /* T >= 1 */
+  int32_t action_dim;
+  hv_camera *cameras; /* by name */
+  size_t num_cameras;
+  hv_signal *signals; /* by name */
+  size_t num_signals;
+  char *instruction;   /* of the file, NULL: it has none */
+  hv_strings warnings; /* odd, but no reason to refuse */
+} hv_episode_facts;
+void hv_episode_facts_free(hv_episode_facts *facts); /* leaves it empty */
+
+typedef struct hv_layout {
+  const char *name;
+  const char *looks_like; /* for the error that lists the known layouts: "/data/demo_<i>/actions and obs/<key>" */
+
+  /* Whether the file is of this layout; what is wrong inside a file that is, the other functions tell. */
+  hv_status (*probe)(hv_hdf5 *file, bool *mine);
+  /* The file's episodes in natural order (demo_2 before demo_10), or those of one split in the same order. None at
+   * all, a split that is missing, empty, or names an absent episode: an error that lists what there is. */
+  hv_status (*list_episodes)(hv_hdf5 *file, const char *split, hv_strings *out);
+  hv_status (*list_splits)(hv_hdf5 *file, hv_strings *out); /* appended; a file may have none */
+  /* Checks every array of the episode against its length, too. */
+  hv_status (*describe)(hv_hdf5 *file, const char *episode, hv_episode_facts *out);
+  /* f32 [T, action_dim], in the file's own units; may hold NaN. */
+  hv_status (*read_actions)(hv_hdf5 *file, const char *episode, const hv_episode_facts *facts, float *out);
+  /* f32 [T, width] of one signal. A name that the episode lacks: an error that lists those present. */
+  hv_status (*read_signal)(hv_hdf5 *file, const char *episode, const hv_episode_facts *facts, const char *name,
+                           float *out);
+  /* A camera that the episode lacks: an error that lists those present. */
+  hv_status (*open_frames)(hv_hdf5 *file, const char *episode, const hv_episode_facts *facts, const char *camera,
+                           hv_frames **out);
+  /* The signals that make the state when nobody says: appended, none is fine. */
+  hv_status (*default_state)(const hv_episode_facts *facts, hv_strings *out);
+  /* What belongs to no episode (a total that does not add up, broken JSON): appended. */
+  hv_status (*check_file)(hv_hdf5 *file, int64_t frames, hv_strings *warnings);
+} hv_layout;
+
+/* The layout that takes the file; none: HV_ERR_INPUT lists the known ones and what the file has. */
+HV_NODISCARD hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out);
+
+extern const hv_layout hv_layout_robomimic;
+
+#endif
