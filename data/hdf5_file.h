@@ -10,21 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/base/status.h"
+#include "core/base/string_list.h"
 #include "data/frames.h"
 
 typedef struct hv_hdf5 hv_hdf5;
-
-/* A list of strings on the heap. */
-typedef struct hv_strings {
-  char **items;
-  size_t count;
-} hv_strings;
-void hv_strings_free(hv_strings *strings); /* leaves it empty */
-HV_NODISCARD hv_status hv_strings_append(hv_strings *strings, const char *item);
-bool hv_strings_contain(const hv_strings *strings, const char *item);
-/* "a, b, c" on the heap for a message, at most `limit` of them and "… (N in all)"; NULL without memory. */
-char *hv_strings_join(const hv_strings *strings, size_t limit);
 
 HV_NODISCARD hv_status hv_hdf5_open(const char *path, hv_hdf5 **out);
 void hv_hdf5_close(hv_hdf5 *file); /* NULL is allowed; after everything opened from it is closed */
@@ -34,7 +23,7 @@ typedef enum hv_hdf5_kind { HV_HDF5_ABSENT, HV_HDF5_GROUP, HV_HDF5_DATASET, HV_H
 /* What lies at `object`. A dangling, cyclic or external link on the way is an error. */
 HV_NODISCARD hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_kind *out);
 /* Names of the links in a group, in the library's order (by name). */
-HV_NODISCARD hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_strings *out);
+HV_NODISCARD hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_string_list *out);
 
 typedef enum hv_hdf5_class { HV_HDF5_FLOAT, HV_HDF5_INTEGER, HV_HDF5_STRING, HV_HDF5_OTHER_CLASS } hv_hdf5_class;
 enum { HV_HDF5_MAX_RANK = 8 };
@@ -54,7 +43,7 @@ void hv_hdf5_info_text(const hv_hdf5_info *info, char *text, size_t size);
 /* A whole floating-point data set as f32, row-major; `count` is the number of elements that the caller knows it has. */
 HV_NODISCARD hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, float *out);
 /* A 1-D data set of strings, fixed (NUL- or space-padded) or of variable length. */
-HV_NODISCARD hv_status hv_hdf5_read_strings(hv_hdf5 *file, const char *dataset, hv_strings *out);
+HV_NODISCARD hv_status hv_hdf5_read_strings(hv_hdf5 *file, const char *dataset, hv_string_list *out);
 
 /* An attribute of `object` that is one string of any kind; *out is NULL where it is absent, else freed by the caller.
  * Another type is an error. */

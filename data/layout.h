@@ -34,8 +34,8 @@ typedef struct hv_episode_facts {
   size_t num_cameras;
   hv_signal *signals; /* by name */
   size_t num_signals;
-  char *instruction;   /* of the file, NULL: it has none */
-  hv_strings warnings; /* odd, but no reason to refuse */
+  char *instruction;       /* of the file, NULL: it has none */
+  hv_string_list warnings; /* odd, but no reason to refuse */
 } hv_episode_facts;
 void hv_episode_facts_free(hv_episode_facts *facts); /* leaves it empty */
 
@@ -47,8 +47,8 @@ typedef struct hv_layout {
   hv_status (*probe)(hv_hdf5 *file, bool *mine);
   /* The file's episodes in natural order (demo_2 before demo_10), or those of one split in the same order. None at
    * all, a split that is missing, empty, or names an absent episode: an error that lists what there is. */
-  hv_status (*list_episodes)(hv_hdf5 *file, const char *split, hv_strings *out);
-  hv_status (*list_splits)(hv_hdf5 *file, hv_strings *out); /* appended; a file may have none */
+  hv_status (*list_episodes)(hv_hdf5 *file, const char *split, hv_string_list *out);
+  hv_status (*list_splits)(hv_hdf5 *file, hv_string_list *out); /* appended; a file may have none */
   /* Checks every array of the episode against its length, too. */
   hv_status (*describe)(hv_hdf5 *file, const char *episode, hv_episode_facts *out);
   /* f32 [T, action_dim], in the file's own units; may hold NaN. */
@@ -60,9 +60,9 @@ typedef struct hv_layout {
   hv_status (*open_frames)(hv_hdf5 *file, const char *episode, const hv_episode_facts *facts, const char *camera,
                            hv_frames **out);
   /* The signals that make the state when nobody says: appended, none is fine. */
-  hv_status (*default_state)(const hv_episode_facts *facts, hv_strings *out);
+  hv_status (*default_state)(const hv_episode_facts *facts, hv_string_list *out);
   /* What belongs to no episode (a total that does not add up, broken JSON): appended. */
-  hv_status (*check_file)(hv_hdf5 *file, int64_t frames, hv_strings *warnings);
+  hv_status (*check_file)(hv_hdf5 *file, int64_t frames, hv_string_list *warnings);
 } hv_layout;
 
 /* The layout that takes the file; none: HV_ERR_INPUT lists the known ones and what the file has. */

@@ -21,12 +21,8 @@
 #include <stdint.h>
 
 #include "core/base/status.h"
+#include "core/base/string_list.h"
 #include "core/base/text.h"
-
-typedef struct hv_string_list {
-  char **items; /* owned, NULL if empty */
-  size_t count;
-} hv_string_list;
 
 typedef struct hv_int_list {
   int64_t *items; /* owned, NULL if empty */
