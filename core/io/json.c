@@ -1,0 +1,99 @@
+#include "core/io/json.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+
+hv_status hv_json_parse(const char *text, size_t size, const char *where, json_t **out) {
+  json_error_t error;
+  *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+  if (*out) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s is not valid JSON: line %d, column %d: %s", where, error.line, error.column,
+                  error.text);
+}
+
+hv_status hv_json_load(const char *path, json_t **out) {
+  *out = NULL;
+  char *text;
+  size_t size;
+  HV_TRY(hv_read_text(path, HV_JSON_LIMIT, &text, &size));
+  hv_status status = hv_json_parse(text, size, path, out);
+  free(text);
+  return status;
+}
+
+void hv_format_real(double value, char *out, size_t size) {
+  for (int digits = 1; digits <= 17; digits++) {
+    snprintf(out, size, "%.*g", digits, value);
+    if (strtod(out, NULL) == value) break;
+  }
+  if (!strpbrk(out, ".eEnN")) {
+    size_t length = strlen(out);
+    snprintf(out + length, size - length, ".0");
+  }
+}
+
+/* jansson writes all reals of a document with one precision: the least at which every one of them reads back. */
+static int real_precision(const json_t *value, int at_least) {
+  if (json_is_real(value)) {
+    char text[40];
+    int digits = at_least;
+    for (; digits < 17; digits++) {
+      snprintf(text, sizeof text, "%.*g", digits, json_real_value(value));
+      if (strtod(text, NULL) == json_real_value(value)) break;
+    }
+    return digits;
+  }
+  const char *key;
+  json_t *member;
+  json_object_foreach((json_t *)(uintptr_t)value, key, member) at_least = real_precision(member, at_least);
+  size_t index;
+  json_array_foreach(value, index, member) at_least = real_precision(member, at_least);
+  return at_least;
+}
+
+static int append_bytes(const char *bytes, size_t size, void *text) {
+  hv_text_add_bytes(text, bytes, size);
+  return ((hv_text *)text)->failed ? -1 : 0;
+}
+
+static hv_status format(const json_t *document, size_t flags, hv_text *out) {
+  flags |= JSON_REAL_PRECISION(real_precision(document, 1)) | JSON_ENCODE_ANY;
+  if (json_dump_callback(document, append_bytes, out, flags) != 0) return hv_error_memory("a JSON document");
+  return HV_OK;
+}
+
+hv_status hv_json_format(const json_t *document, hv_text *out) {
+  HV_TRY(format(document, JSON_INDENT(2), out));
+  hv_text_add(out, "\n");
+  return out->failed ? hv_error_memory("a JSON document") : HV_OK;
+}
+
+hv_status hv_json_format_line(const json_t *document, hv_text *out) {
+  return format(document, 0, out);
+}
+
+hv_status hv_json_save(const char *path, const json_t *document) {
+  hv_text text = {0};
+  hv_status status = hv_json_format(document, &text);
+  if (!status) status = hv_write_file_atomic(path, text.data, text.length);
+  hv_text_free(&text);
+  return status;
+}
+
+const char *hv_json_kind(const json_t *value) {
+  if (!value) return "nothing";
+  switch (json_typeof(value)) {
+  case JSON_OBJECT: return "a mapping";
+  case JSON_ARRAY: return "a list";
+  case JSON_STRING: return "a string";
+  case JSON_INTEGER: return "an integer";
+  case JSON_REAL: return "a real number";
+  case JSON_TRUE: return "true";
+  case JSON_FALSE: return "false";
+  case JSON_NULL: return "null";
+  }
+  return "an unknown value";
+}
