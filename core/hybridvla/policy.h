@@ -16,10 +16,15 @@ typedef struct hv_policy_options {
   int32_t ddim_steps;
   hv_ar_condition ar_condition;
   int32_t max_prompt; /* tokens, <s> included; longer prompts are an error */
+  bool timing;        /* wait between stages and fill the times of hv_policy_result */
 } hv_policy_options;
 
-/* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens. */
+/* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens, no timing. */
 hv_policy_options hv_policy_default_options(const hv_config *config);
+
+/* Positions of the longest sequence of a prediction: what hv_model_prepare must have been called for, with the model's
+ * cameras as its images. */
+int64_t hv_policy_positions(const hv_config *config, int32_t max_prompt);
 
 typedef struct hv_observation {
   const uint8_t *images;     /* [V, S, S, 3] RGB at model resolution, cameras in the model's order */
@@ -44,15 +49,32 @@ typedef struct hv_policy_result {
   const float *confidences;    /* [H A]; NULL likewise */
   const float *autoregressive; /* [H A]: bin centres of the tokens; NULL likewise */
   double confidence;           /* mean of confidences */
+  /* With `timing`, else 0: towers and projector; the pass over the prefix, which holds the first denoising step and the
+   * first decoding step; later passes that denoise (decoding in lockstep included); passes that only decode. */
   double vision_ms, prefill_ms, denoise_ms, decode_ms;
 } hv_policy_result;
 
 typedef struct hv_policy hv_policy;
 
-/* HV_ERR_INPUT: a mode, sampler or condition that the model cannot serve, and which it can. The model must outlive it.
- */
+/* HV_ERR_INPUT: a mode, sampler or condition that the model cannot serve, and which it can. The model must outlive the
+ * policy and have its parameters; hv_model_prepare may have been called for more than hv_policy_positions. */
 HV_NODISCARD hv_status hv_policy_open(hv_model *model, const hv_policy_options *options, hv_policy **out);
-void hv_policy_close(hv_policy *policy);
+void hv_policy_close(hv_policy *policy); /* NULL is allowed */
+
+/* After the model's parameters changed, and before the next prediction: works out anew what follows from them alone
+ * (the embedded timesteps). The policy has a stream of its own, so the change must be complete on its stream. */
+HV_NODISCARD hv_status hv_policy_refresh(hv_policy *policy);
+
+/* What one step of a prediction must do and read, for a prompt of max_prompt tokens. */
+typedef struct hv_policy_work {
+  double matrix_flops, weight_bytes;
+} hv_policy_work;
+
+/* Entry 0 is vision with the projector, the others are the passes through the decoder. Owned by the policy. */
+const hv_policy_work *hv_policy_get_work(const hv_policy *policy, int32_t *count);
+
+/* Device memory of the policy: cache, tables, scratch. The parameters are the model's. */
+size_t hv_policy_memory(const hv_policy *policy);
 
 HV_NODISCARD hv_status hv_policy_predict(hv_policy *policy, const hv_observation *observation,
                                          const hv_policy_draws *draws, hv_policy_result *out);
