@@ -60,10 +60,10 @@ typedef struct hv_option {
   const char *doc;            /* a sentence or two for people */
 } hv_option;
 
-/* Reads `document` (a mapping; NULL counts as empty) and then `sets`, each "key=value", into *out, a struct that is
- * zeroed first. `where` names the document in errors. `--set` values are YAML (for STRING and PATH the bare text), and
- * reach into opaque mappings: "model.llm.hidden_size=64", "model.vision.0.width=32". After an error *out holds
- * nothing. */
+/* Reads `document` (a mapping; NULL counts as empty) and then `sets`, each "key=value", into *out, a struct whose
+ * fields are zeroed first. `where` names the document in errors. `--set` values are YAML (for STRING and PATH the bare
+ * text), and reach into opaque mappings: "model.llm.hidden_size=64", "model.vision.0.width=32". After an error *out
+ * holds nothing. */
 HV_NODISCARD hv_status hv_options_parse(const hv_option *table, size_t count, const json_t *document, const char *where,
                                         const char *const *sets, size_t num_sets, void *out);
 
@@ -104,8 +104,9 @@ typedef enum hv_request { HV_REQUEST_RUN, HV_REQUEST_HELP, HV_REQUEST_VERSION } 
 HV_NODISCARD hv_status hv_program_select(const hv_program *program, int argc, const char *const *argv, size_t *command,
                                          hv_request *request);
 
-/* Reads argv[2…] into *out (zeroed first): `--name value`, `--name=value`, flags, repeated lists, operands, `--` before
- * operands that begin with a dash. `--help` anywhere gives HV_REQUEST_HELP and leaves *out empty. */
+/* Reads argv[2…] into *out (whose fields are zeroed first): `--name value`, `--name=value`, flags, repeated lists,
+ * operands, `--` before operands that begin with a dash. `--help` anywhere gives HV_REQUEST_HELP and leaves *out empty.
+ */
 HV_NODISCARD hv_status hv_command_parse(const hv_program *program, const hv_command *command, int argc,
                                         const char *const *argv, void *out, hv_request *request);
 void hv_command_free(const hv_command *command, void *values);
