@@ -36,9 +36,9 @@ typedef struct hv_param {
   int64_t rows, cols;
   int64_t offset; /* elements from the group's start */
   hv_init init;
-  bool decay;     /* weight decay may apply: not a bias, a norm's weight or a LayerScale */
-  bool trainable; /* set by hv_params_freeze; true at the start */
-  bool unused;    /* carried along for files: never read by the model, never trained */
+  bool decay;        /* weight decay may apply: not a bias, a norm's weight or a LayerScale */
+  bool trainable;    /* set by hv_params_freeze; true at the start */
+  hv_param_id stack; /* the first of those it is stacked with, itself where it stands alone */
 } hv_param;
 
 typedef struct hv_group {
@@ -71,7 +71,7 @@ hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec);
 hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *specs, int count);
 
 /* Freezes every parameter whose name one of the patterns (fnmatch) matches; before allocation. A pattern that matches
- * nothing is an error that names it. */
+ * nothing is an error that names it, and so is freezing a part of a stack. */
 HV_NODISCARD hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int count);
 
 HV_NODISCARD hv_status hv_params_allocate(hv_params *params);

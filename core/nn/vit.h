@@ -1,6 +1,6 @@
 /* A vision transformer as timm builds it, run to the output of its second-to-last block (hybridvla.md §2): patch
  * embedding, class and register tokens, position embedding, blocks with LayerScale or none. One group for the tokens
- * and one for each block that runs; what is carried along unused is in a last group of its own. */
+ * and one for each block that runs; the last block and the final norm are never read and not declared. */
 #ifndef HV_NN_VIT_H
 #define HV_NN_VIT_H
 
@@ -66,15 +66,15 @@ static inline int64_t hv_vit_tokens(const hv_vit *vit) {
 /* What attention needs to know of `images` images: segments and key groups on the host, [images] of each. */
 void hv_vit_segments(const hv_vit *vit, int64_t images, hv_segment *segments, hv_key_group *groups);
 
-/* features [images P, width] (a column slice is fine) from images U8 [images, S S 3]. With `saved`, activations stay in
- * the arena for the backward pass; without it, everything taken is given back. `first_patch` I32 [1, images P] lists
- * the token rows of the patches. */
+/* The same on the device, with where the patches lie. */
 typedef struct hv_vit_tables {
   hv_tensor segments;   /* I32 [images, 6] */
   hv_tensor key_groups; /* I32 [images, 4]; absent in a forward pass alone */
   hv_tensor patch_rows; /* I32 [1, images P]: token rows of the patches, in order */
 } hv_vit_tables;
 
+/* features [images P, width] (a column slice is fine) from images U8 [images, S S 3]. With `saved`, activations stay in
+ * the arena for the backward pass; without it, everything taken is given back. */
 void hv_vit_forward(const hv_vit *vit, hv_params *params, hv_tensor images, const hv_vit_tables *tables,
                     hv_tensor features, hv_vit_saved *saved, hv_arena *arena, hv_stream *stream);
 

@@ -37,3 +37,29 @@ uint16_t hv_f16_from_float(float value) {
   word += 0xfffu + ((word >> 13) & 1u);
   return (uint16_t)(sign | ((word - 0x38000000u) >> 13));
 }
+
+static double load(hv_dtype dtype, const void *values, int64_t i) {
+  switch (dtype) {
+  case HV_F32: return ((const float *)values)[i];
+  case HV_BF16: return hv_bf16_to_float(((const uint16_t *)values)[i]);
+  case HV_F16: return hv_f16_to_float(((const uint16_t *)values)[i]);
+  default: return ((const double *)values)[i];
+  }
+}
+
+static void store(hv_dtype dtype, void *values, int64_t i, double value) {
+  switch (dtype) {
+  case HV_F32: ((float *)values)[i] = (float)value; break;
+  case HV_BF16: ((uint16_t *)values)[i] = hv_bf16_from_float((float)value); break;
+  case HV_F16: ((uint16_t *)values)[i] = hv_f16_from_float((float)value); break;
+  default: ((double *)values)[i] = value; break;
+  }
+}
+
+void hv_dtype_convert(hv_dtype to, void *dst, hv_dtype from, const void *src, int64_t count) {
+  if (to == from) {
+    memcpy(dst, src, (size_t)count * hv_dtype_size(to));
+    return;
+  }
+  for (int64_t i = 0; i < count; i++) store(to, dst, i, load(from, src, i));
+}

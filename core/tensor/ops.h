@@ -48,11 +48,11 @@ typedef struct hv_linear_backward_input_args {
   hv_tensor dx;  /* T [n, in] */
 } hv_linear_backward_input_args;
 
-/* dweight += dyᵀ x, dbias += column sums of dy */
+/* dweight += dyᵀ x, dbias += column sums of dy; one of the two is present */
 typedef struct hv_linear_backward_weight_args {
   hv_tensor dy;      /* T [n, out] */
   hv_tensor x;       /* T [n, in] */
-  hv_tensor dweight; /* G [out, in] */
+  hv_tensor dweight; /* G [out, in], optional */
   hv_tensor dbias;   /* G [1, out], optional */
 } hv_linear_backward_weight_args;
 
@@ -304,23 +304,23 @@ typedef struct hv_best_of_range_args {
 } hv_best_of_range_args;
 
 /* y[r][e] = hv_random_normal(seed, domain, step, samples[r / branches], r % branches, e); core/base/random.h */
-typedef struct hv_random_normal_args {
+typedef struct hv_draw_normal_args {
   hv_tensor seed_step; /* I64 [1, 2]: seed, step */
   hv_tensor samples;   /* I64 [1, n / branches]: global sample indices */
   int32_t branches;
   int32_t domain; /* hv_random_domain */
   hv_tensor y;    /* F32 (or F64, from the same floats) [n, m] */
-} hv_random_normal_args;
+} hv_draw_normal_args;
 
 /* y[r] = hv_random_below(seed, domain, step, samples[r / branches], r % branches, 0, limit) */
-typedef struct hv_random_below_args {
+typedef struct hv_draw_below_args {
   hv_tensor seed_step; /* I64 [1, 2] */
   hv_tensor samples;   /* I64 [1, n / branches] */
   int32_t branches;
   int32_t domain;
   int32_t limit;
   hv_tensor y; /* I32 [1, n] */
-} hv_random_below_args;
+} hv_draw_below_args;
 
 /* dst = src, converted to dst's dtype; [n, d] both */
 typedef struct hv_convert_args {
@@ -394,8 +394,8 @@ typedef struct hv_adamw_args {
   X(diffusion_loss)                                                                                                    \
   X(cross_entropy)                                                                                                     \
   X(best_of_range)                                                                                                     \
-  X(random_normal)                                                                                                     \
-  X(random_below)                                                                                                      \
+  X(draw_normal)                                                                                                       \
+  X(draw_below)                                                                                                        \
   X(convert)                                                                                                           \
   X(fill)                                                                                                              \
   X(sum_squares)                                                                                                       \

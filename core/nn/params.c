@@ -1,0 +1,380 @@
+#include "core/nn/params.h"
+
+#include <fnmatch.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/random.h"
+#include "core/tensor/ops.h"
+
+typedef struct group_state {
+  hv_group info;
+  int64_t value_start;    /* elements from the start of the values */
+  int64_t gradient_start; /* elements from the start of the gradients */
+  hv_param_id first, end; /* its parameters */
+} group_state;
+
+struct hv_params {
+  hv_device *device;
+  hv_stream *stream; /* for filling new memory */
+  hv_dtype dtype, gradient_dtype;
+  hv_param *params;
+  int32_t count, capacity;
+  group_state *groups;
+  int32_t group_count, group_capacity;
+  hv_status declaration_error;
+  char *values, *gradients;
+  int64_t gradient_elements;
+};
+
+hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out) {
+  *out = NULL;
+  hv_params *params = calloc(1, sizeof *params);
+  if (!params) return hv_error_memory("the parameter store");
+  params->device = device;
+  params->dtype = dtype;
+  hv_status status = hv_stream_open(device, &params->stream);
+  if (status) {
+    free(params);
+    return status;
+  }
+  *out = params;
+  return HV_OK;
+}
+
+void hv_params_close(hv_params *params) {
+  if (!params) return;
+  for (int32_t i = 0; i < params->count; i++) free((char *)(uintptr_t)params->params[i].name);
+  for (int32_t i = 0; i < params->group_count; i++) free((char *)(uintptr_t)params->groups[i].info.name);
+  free(params->params);
+  free(params->groups);
+  hv_status_free(params->declaration_error);
+  hv_device_release(params->device, params->values);
+  hv_device_release(params->device, params->gradients);
+  hv_stream_close(params->stream);
+  free(params);
+}
+
+/* Keeps the first error of the declarations. */
+static void declaration_failed(hv_params *params, hv_status error) {
+  params->declaration_error = hv_status_first(params->declaration_error, error);
+}
+
+static bool grow(void **array, int32_t count, int32_t *capacity, size_t size) {
+  if (count < *capacity) return true;
+  int32_t larger = *capacity ? 2 * *capacity : 64;
+  void *moved = realloc(*array, (size_t)larger * size);
+  if (!moved) return false;
+  *array = moved;
+  *capacity = larger;
+  return true;
+}
+
+hv_group_id hv_params_begin_group(hv_params *params, const char *name) {
+  char *copy = strdup(name);
+  if (!copy || !grow((void **)&params->groups, params->group_count, &params->group_capacity, sizeof *params->groups)) {
+    free(copy);
+    declaration_failed(params, hv_error_memory("the parameter groups"));
+    return -1;
+  }
+  params->groups[params->group_count] =
+      (group_state){.info = {.name = copy, .trainable = true}, .first = params->count, .end = params->count};
+  return params->group_count++;
+}
+
+/* The matrix form of a shape: rank 1 is one row, a leading 1 of three is dropped, a convolution is [out, the rest]. */
+static void matrix_form(hv_param *param) {
+  int64_t count = 1;
+  for (int32_t i = 0; i < param->rank; i++) count *= param->shape[i];
+  int32_t row_axis = param->rank == 3 && param->shape[0] == 1 ? 1 : 0;
+  param->rows = param->rank == 1 ? 1 : param->shape[row_axis];
+  param->cols = param->rows > 0 ? count / param->rows : 0;
+}
+
+enum { PARAM_ALIGNMENT = 64 /* elements: 128 bytes of BF16 */ };
+
+hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *specs, int count) {
+  hv_param_id first = params->count;
+  if (params->group_count == 0) {
+    declaration_failed(params, hv_error(HV_ERR_INTERNAL, "parameter %s is in no group", specs[0].name));
+    return -1;
+  }
+  group_state *group = &params->groups[params->group_count - 1];
+  int64_t offset = (group->info.count + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
+  for (int i = 0; i < count; i++) {
+    char *name = strdup(specs[i].name);
+    if (!name || !grow((void **)&params->params, params->count, &params->capacity, sizeof *params->params)) {
+      free(name);
+      declaration_failed(params, hv_error_memory("the parameters"));
+      return -1;
+    }
+    hv_param *param = &params->params[params->count++];
+    *param = (hv_param){.name = name,
+                        .group = params->group_count - 1,
+                        .rank = specs[i].rank,
+                        .offset = offset,
+                        .init = specs[i].init,
+                        .decay = specs[i].decay,
+                        .stack = first,
+                        .trainable = true};
+    memcpy(param->shape, specs[i].shape, sizeof param->shape);
+    matrix_form(param);
+    offset += param->rows * param->cols;
+  }
+  group->info.count = offset;
+  group->end = params->count;
+  return first;
+}
+
+hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec) {
+  return hv_params_declare_stacked(params, spec, 1);
+}
+
+hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int count) {
+  for (int p = 0; p < count; p++) {
+    bool matched = false;
+    for (int32_t i = 0; i < params->count; i++) {
+      if (fnmatch(patterns[p], params->params[i].name, 0) != 0) continue;
+      params->params[i].trainable = false;
+      matched = true;
+    }
+    if (!matched) {
+      return hv_error(HV_ERR_INPUT, "the pattern \"%s\" of what to freeze matches no parameter; names look like %s",
+                      patterns[p], params->count ? params->params[params->count - 1].name : "(none)");
+    }
+  }
+  for (int32_t i = 0; i < params->count; i++) {
+    const hv_param *param = &params->params[i], *first = &params->params[param->stack];
+    if (param->trainable == first->trainable) continue;
+    return hv_error(HV_ERR_INPUT, "%s and %s are one matrix here: freeze both or neither", first->name, param->name);
+  }
+  return HV_OK;
+}
+
+static hv_status check_names(const hv_params *params) {
+  for (int32_t i = 0; i < params->count; i++) {
+    for (int32_t j = 0; j < i; j++) {
+      if (strcmp(params->params[i].name, params->params[j].name) == 0) {
+        return hv_error(HV_ERR_INTERNAL, "parameter %s is declared twice", params->params[i].name);
+      }
+    }
+  }
+  return HV_OK;
+}
+
+/* Memory of `elements`, all 0, so that the padding between parameters is never undefined. */
+static hv_status allocate_zeroed(hv_params *params, int64_t elements, hv_dtype dtype, const char *what, char **out) {
+  void *memory;
+  HV_TRY(hv_device_allocate(params->device, (size_t)elements * hv_dtype_size(dtype), what, &memory));
+  *out = memory;
+  hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
+  return hv_stream_synchronize(params->stream);
+}
+
+hv_status hv_params_allocate(hv_params *params) {
+  if (params->declaration_error) {
+    hv_status status = params->declaration_error;
+    params->declaration_error = HV_OK;
+    return status;
+  }
+  HV_TRY(check_names(params));
+  int64_t elements = 0, gradient_elements = 0;
+  for (int32_t g = 0; g < params->group_count; g++) {
+    group_state *group = &params->groups[g];
+    group->info.count = (group->info.count + HV_GROUP_ALIGNMENT - 1) / HV_GROUP_ALIGNMENT * HV_GROUP_ALIGNMENT;
+    group->value_start = elements;
+    elements += group->info.count;
+    group->info.trainable = false;
+    for (hv_param_id i = group->first; i < group->end; i++) group->info.trainable |= params->params[i].trainable;
+    group->gradient_start = gradient_elements;
+    if (group->info.trainable) gradient_elements += group->info.count;
+  }
+  params->gradient_elements = gradient_elements;
+  return allocate_zeroed(params, elements, params->dtype, "parameters", &params->values);
+}
+
+hv_status hv_params_allocate_gradients(hv_params *params, hv_dtype dtype) {
+  params->gradient_dtype = dtype;
+  if (params->gradient_elements == 0) return HV_OK;
+  return allocate_zeroed(params, params->gradient_elements, dtype, "gradients", &params->gradients);
+}
+
+int32_t hv_params_count(const hv_params *params) {
+  return params->count;
+}
+
+int32_t hv_params_group_count(const hv_params *params) {
+  return params->group_count;
+}
+
+const hv_param *hv_params_get(const hv_params *params, hv_param_id id) {
+  return &params->params[id];
+}
+
+const hv_group *hv_params_group(const hv_params *params, hv_group_id group) {
+  return &params->groups[group].info;
+}
+
+hv_param_id hv_params_find(const hv_params *params, const char *name) {
+  for (int32_t i = 0; i < params->count; i++) {
+    if (strcmp(params->params[i].name, name) == 0) return i;
+  }
+  return -1;
+}
+
+hv_dtype hv_params_dtype(const hv_params *params) {
+  return params->dtype;
+}
+
+hv_device *hv_params_device(const hv_params *params) {
+  return params->device;
+}
+
+int64_t hv_params_total(const hv_params *params) {
+  int64_t total = 0;
+  for (int32_t i = 0; i < params->count; i++) total += params->params[i].rows * params->params[i].cols;
+  return total;
+}
+
+static hv_tensor view(char *base, hv_dtype dtype, int64_t start, int64_t rows, int64_t cols) {
+  return hv_tensor_make(base + (size_t)start * hv_dtype_size(dtype), dtype, rows, cols);
+}
+
+hv_tensor hv_param_stacked_value(const hv_params *params, hv_param_id first, int count) {
+  if (first < 0) return (hv_tensor){0};
+  const hv_param *param = &params->params[first];
+  int64_t start = params->groups[param->group].value_start + param->offset;
+  if (param->rank == 1) {
+    int64_t cols = 0;
+    for (int i = 0; i < count; i++) cols += param[i].cols;
+    return view(params->values, params->dtype, start, 1, cols);
+  }
+  int64_t rows = 0;
+  for (int i = 0; i < count; i++) rows += param[i].rows;
+  return view(params->values, params->dtype, start, rows, param->cols);
+}
+
+hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, int count) {
+  if (first < 0 || !params->gradients) return (hv_tensor){0};
+  const hv_param *param = &params->params[first];
+  for (int i = 0; i < count; i++) {
+    if (!param[i].trainable) return (hv_tensor){0};
+  }
+  hv_tensor gradient = hv_param_stacked_value(params, first, count);
+  int64_t start = params->groups[param->group].gradient_start + param->offset;
+  return view(params->gradients, params->gradient_dtype, start, gradient.rows, gradient.cols);
+}
+
+hv_tensor hv_param_value(const hv_params *params, hv_param_id id) {
+  return hv_param_stacked_value(params, id, 1);
+}
+
+hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id) {
+  return hv_param_stacked_gradient(params, id, 1);
+}
+
+hv_tensor hv_group_values(const hv_params *params, hv_group_id group) {
+  const group_state *state = &params->groups[group];
+  return view(params->values, params->dtype, state->value_start, 1, state->info.count);
+}
+
+hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group) {
+  const group_state *state = &params->groups[group];
+  if (!state->info.trainable || !params->gradients) return (hv_tensor){0};
+  return view(params->gradients, params->gradient_dtype, state->gradient_start, 1, state->info.count);
+}
+
+void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
+  if (!params->gradients) return;
+  hv_tensor all = hv_tensor_make(params->gradients, params->gradient_dtype, 1, params->gradient_elements);
+  hv_fill(stream, &(hv_fill_args){.dst = all});
+}
+
+static uint64_t name_hash(const char *name) {
+  uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a, 64 bits */
+  for (; *name; name++) hash = (hash ^ (uint8_t)*name) * 0x100000001b3u;
+  return hash;
+}
+
+static void initial_values(const hv_param *param, uint64_t seed, float *values) {
+  int64_t count = param->rows * param->cols;
+  uint64_t stream = name_hash(param->name);
+  float bound = sqrtf(6.0f / (float)(param->rows + param->cols));
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < count; i++) {
+    switch (param->init) {
+    case HV_INIT_NORMAL: values[i] = 0.02f * hv_random_normal(seed, HV_RANDOM_INIT, 0, stream, 0, (uint32_t)i); break;
+    case HV_INIT_XAVIER:
+      values[i] = bound * (2.0f * hv_random_uniform(seed, HV_RANDOM_INIT, 0, stream, 0, (uint32_t)i) - 1.0f);
+      break;
+    case HV_INIT_ZERO: values[i] = 0.0f; break;
+    case HV_INIT_ONE: values[i] = 1.0f; break;
+    }
+  }
+}
+
+hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream) {
+  hv_status status = HV_OK;
+  int64_t largest = 1;
+  for (int32_t i = 0; i < params->count; i++) {
+    int64_t count = params->params[i].rows * params->params[i].cols;
+    if (count > largest) largest = count;
+  }
+  float *values = malloc((size_t)largest * sizeof *values);
+  if (!values) return hv_error_memory("initial values");
+  for (int32_t i = 0; i < params->count; i++) {
+    initial_values(&params->params[i], seed, values);
+    HV_CHECK(hv_param_write(params, i, HV_F32, values, stream));
+  }
+done:
+  free(values);
+  return status;
+}
+
+/* Copies a parameter-shaped run between the host (in `host_dtype`) and a device view. */
+static hv_status copy_to_host(hv_tensor view_of, hv_dtype host_dtype, void *values, hv_stream *stream) {
+  int64_t count = hv_tensor_count(view_of);
+  size_t bytes = (size_t)count * hv_dtype_size(view_of.dtype);
+  if (view_of.dtype == host_dtype) {
+    hv_download(stream, values, view_of.data, bytes);
+    return hv_stream_synchronize(stream);
+  }
+  void *staging = malloc(bytes ? bytes : 1);
+  if (!staging) return hv_error_memory("a parameter's copy");
+  hv_download(stream, staging, view_of.data, bytes);
+  hv_status status = hv_stream_synchronize(stream);
+  if (!status) hv_dtype_convert(host_dtype, values, view_of.dtype, staging, count);
+  free(staging);
+  return status;
+}
+
+hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, const void *values, hv_stream *stream) {
+  hv_tensor value = hv_param_value(params, id);
+  int64_t count = hv_tensor_count(value);
+  size_t bytes = (size_t)count * hv_dtype_size(value.dtype);
+  if (value.dtype == dtype) {
+    hv_upload(stream, value.data, values, bytes);
+    return hv_stream_synchronize(stream);
+  }
+  void *staging = malloc(bytes ? bytes : 1);
+  if (!staging) return hv_error_memory("a parameter's copy");
+  hv_dtype_convert(value.dtype, staging, dtype, values, count);
+  hv_upload(stream, value.data, staging, bytes);
+  hv_status status = hv_stream_synchronize(stream);
+  free(staging);
+  return status;
+}
+
+hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values, hv_stream *stream) {
+  return copy_to_host(hv_param_value(params, id), dtype, values, stream);
+}
+
+hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values,
+                                 hv_stream *stream) {
+  hv_tensor gradient = hv_param_gradient(params, id);
+  if (!hv_present(gradient)) {
+    return hv_error(HV_ERR_INTERNAL, "parameter %s has no gradient", params->params[id].name);
+  }
+  return copy_to_host(gradient, dtype, values, stream);
+}
