@@ -17,7 +17,7 @@ typedef struct hv_model hv_model;
 HV_NODISCARD hv_status hv_model_open(const hv_config *config, hv_device *device, hv_dtype dtype, hv_model **out);
 void hv_model_close(hv_model *model);
 
-const hv_config *hv_model_config(const hv_model *model);
+const hv_config *hv_model_get_config(const hv_model *model);
 hv_params *hv_model_params(hv_model *model);
 hv_device *hv_model_device(const hv_model *model);
 hv_dtype hv_model_dtype(const hv_model *model);
