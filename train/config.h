@@ -1,0 +1,92 @@
+/* The configuration of a run: one YAML file, one table of keys. `hvla-train config --document` prints the table as
+ * docs/configuration.md. */
+#ifndef HV_TRAIN_CONFIG_H
+#define HV_TRAIN_CONFIG_H
+
+#include "core/io/model_directory.h"
+#include "core/io/options.h"
+#include "core/tensor/dtype.h"
+#include "train/learning_rate.h"
+
+typedef struct hv_data_settings {
+  hv_string_list files;
+  char *train_split, *valid_split;
+  hv_string_map cameras; /* model's name → the file's */
+  hv_string_list state_keys;
+  char *instruction;
+  bool override_instruction;
+  char *statistics_key;
+  hv_int_list gripper_dims, absolute_dims;
+  int64_t cache_bytes, threads, read_ahead;
+} hv_data_settings;
+
+typedef struct hv_train_settings {
+  int64_t steps;
+  double epochs;
+  int64_t batch_size, micro_batch, branches;
+  double diffusion_weight, ce_weight;
+  hv_string_list freeze;
+} hv_train_settings;
+
+typedef struct hv_optimizer_options {
+  double learning_rate;
+  int32_t schedule; /* hv_decay_kind */
+  int64_t warmup_steps;
+  double final_ratio, beta1, beta2, eps, weight_decay, max_grad_norm;
+} hv_optimizer_options;
+
+typedef struct hv_validation_settings {
+  int64_t interval, samples, ddim_steps;
+  double theta;
+} hv_validation_settings;
+
+typedef struct hv_checkpoint_settings {
+  int64_t interval, keep;
+} hv_checkpoint_settings;
+
+typedef struct hv_train_config {
+  char *source;  /* path of the file, for messages; owned */
+  json_t *model; /* `model:` as written */
+  char *init_from, *tokenizer, *output, *device;
+  int32_t dtype; /* index into fp32, bf16: hv_train_config_dtype */
+  int64_t seed, threads, log_interval, bench_prompt;
+  hv_data_settings data;
+  hv_train_settings train;
+  hv_optimizer_options optimizer;
+  hv_validation_settings validation;
+  hv_checkpoint_settings checkpoint;
+} hv_train_config;
+
+/* Reads the file and puts the "key=value" of `sets` over it. Unknown keys, wrong types and values that contradict each
+ * other are HV_ERR_INPUT; all of one kind are reported together. After an error *out holds nothing. */
+HV_NODISCARD hv_status hv_train_config_load(const char *path, const char *const *sets, size_t num_sets,
+                                            hv_train_config *out);
+void hv_train_config_free(hv_train_config *config); /* leaves it empty */
+
+/* What a run needs beyond what a benchmark does: data, output, tokenizer, steps or epochs. */
+HV_NODISCARD hv_status hv_train_config_check_run(const hv_train_config *config);
+
+/* The architecture: `model:` alone, or that of `init_from` with `model:` put over it. With init_from, *directory is
+ * open and holds the values; else it is left empty. Both belong to the caller. */
+HV_NODISCARD hv_status hv_train_config_model(const hv_train_config *config, hv_model_config *model,
+                                             hv_model_directory *directory);
+
+/* The whole configuration with defaults filled in, as config.yaml holds it: `model` is what the file said. */
+HV_NODISCARD hv_status hv_train_config_resolve(const hv_train_config *config, json_t **out);
+
+/* The path of the tokenizer: `tokenizer:`, or that of `init_from`; on the heap, NULL: none or no memory. */
+char *hv_train_config_tokenizer(const hv_train_config *config);
+
+/* docs/configuration.md. */
+void hv_train_config_document(hv_text *out);
+
+static inline hv_dtype hv_train_config_dtype(const hv_train_config *config) {
+  return config->dtype == 0 ? HV_F32 : HV_BF16;
+}
+
+/* Samples in one pass of the model: the batch, or the part of it that is accumulated at a time. */
+static inline int64_t hv_train_config_micro_batch(const hv_train_config *config) {
+  return config->train.micro_batch ? config->train.micro_batch : config->train.batch_size;
+}
+
+#endif

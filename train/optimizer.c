@@ -1,0 +1,226 @@
+#include "train/optimizer.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/tensor/ops.h"
+
+typedef struct group_slot {
+  bool trainable;
+  hv_tensor moment1, moment2, remainder, ranges;
+} group_slot;
+
+/* What goes to the device before a step and comes back after it. */
+typedef struct host_block {
+  float dynamic[4]; /* hv_adamw_args.dynamic */
+  float norm;
+  float factor; /* dynamic[3] as the device set it */
+} host_block;
+
+struct hv_optimizer {
+  hv_device *device;
+  hv_params *params;
+  hv_optimizer_settings settings;
+  int64_t updates;
+  group_slot *groups;
+  int32_t group_count;
+  void *memory; /* of all slots and the scalars */
+  size_t bytes;
+  hv_tensor dynamic, sum_squares, norm;
+  host_block *host; /* page-locked */
+};
+
+/* Carves 256-byte aligned tensors from one block; with base NULL it only measures. */
+typedef struct carver {
+  char *base;
+  size_t used;
+} carver;
+
+static hv_tensor carve(carver *block, hv_dtype dtype, int64_t rows, int64_t cols) {
+  char *data = block->base ? block->base + block->used : NULL;
+  block->used += ((size_t)(rows * cols) * hv_dtype_size(dtype) + 255) / 256 * 256;
+  return hv_tensor_make(data, dtype, rows, cols);
+}
+
+static int64_t count_trainable(const hv_params *params, hv_group_id group) {
+  int64_t count = 0;
+  for (hv_param_id i = 0; i < hv_params_count(params); i++) {
+    const hv_param *param = hv_params_get(params, i);
+    count += param->group == group && param->trainable;
+  }
+  return count;
+}
+
+/* Gives every slot its place; called once to measure and once with memory. */
+static void lay_out(hv_optimizer *optimizer, carver *block) {
+  const hv_params *params = optimizer->params;
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) {
+    const hv_group *group = hv_params_group(params, g);
+    group_slot *slot = &optimizer->groups[g];
+    *slot = (group_slot){.trainable = group->trainable};
+    if (!group->trainable) continue;
+    slot->moment1 = carve(block, HV_F32, 1, group->count);
+    slot->moment2 = carve(block, HV_F32, 1, group->count);
+    if (hv_params_dtype(params) == HV_BF16) slot->remainder = carve(block, HV_I16, 1, group->count);
+    slot->ranges = carve(block, HV_I64, count_trainable(params, g), 3);
+  }
+  optimizer->dynamic = carve(block, HV_F32, 1, 4);
+  optimizer->sum_squares = carve(block, HV_F32, 1, 1);
+  optimizer->norm = carve(block, HV_F32, 1, 1);
+}
+
+/* The trainable stretches of a group, neighbours of one kind joined; the rows left over stay empty ranges at the end.
+ */
+static void fill_ranges(const hv_params *params, hv_group_id group, hv_adamw_range *ranges, int64_t capacity) {
+  int64_t count = 0, last = 0;
+  for (hv_param_id i = 0; i < hv_params_count(params); i++) {
+    const hv_param *param = hv_params_get(params, i);
+    if (param->group != group || !param->trainable) continue;
+    int64_t end = param->offset + param->rows * param->cols;
+    bool joins = count > 0 && ranges[count - 1].end == param->offset && ranges[count - 1].decay == param->decay;
+    if (joins) {
+      ranges[count - 1].end = end;
+    } else {
+      ranges[count++] = (hv_adamw_range){.first = param->offset, .end = end, .decay = param->decay};
+    }
+    last = end;
+  }
+  for (; count < capacity; count++) ranges[count] = (hv_adamw_range){.first = last, .end = last};
+}
+
+static hv_status upload_ranges(hv_optimizer *optimizer, hv_stream *stream) {
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) {
+    group_slot *slot = &optimizer->groups[g];
+    if (!slot->trainable) continue;
+    hv_adamw_range *ranges = calloc((size_t)slot->ranges.rows, sizeof *ranges);
+    if (!ranges) return hv_error_memory("the optimizer's ranges");
+    fill_ranges(optimizer->params, g, ranges, slot->ranges.rows);
+    hv_upload(stream, slot->ranges.data, ranges, (size_t)slot->ranges.rows * sizeof *ranges);
+    hv_status status = hv_stream_synchronize(stream);
+    free(ranges);
+    if (status) return status;
+  }
+  return HV_OK;
+}
+
+static void zero(hv_tensor tensor, hv_stream *stream) {
+  if (hv_present(tensor)) hv_fill(stream, &(hv_fill_args){.dst = tensor});
+}
+
+hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_settings *settings, hv_stream *stream,
+                            hv_optimizer **out) {
+  hv_status status = HV_OK;
+  *out = NULL;
+  hv_optimizer *optimizer = calloc(1, sizeof *optimizer);
+  if (!optimizer) return hv_error_memory("the optimizer");
+  optimizer->device = hv_params_device(params);
+  optimizer->params = params;
+  optimizer->settings = *settings;
+  optimizer->group_count = hv_params_group_count(params);
+  optimizer->groups = calloc((size_t)optimizer->group_count, sizeof *optimizer->groups);
+  if (!optimizer->groups) {
+    status = hv_error_memory("the optimizer");
+    goto done;
+  }
+  bool any = false;
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) any |= hv_params_group(params, g)->trainable;
+  if (!any) {
+    status = hv_error(HV_ERR_INPUT, "every parameter is frozen: nothing is left to train");
+    goto done;
+  }
+  carver block = {0};
+  lay_out(optimizer, &block);
+  optimizer->bytes = block.used;
+  HV_CHECK(hv_device_allocate(optimizer->device, optimizer->bytes, "the optimizer's moments", &optimizer->memory));
+  block = (carver){.base = optimizer->memory};
+  lay_out(optimizer, &block);
+  void *host;
+  HV_CHECK(hv_device_allocate_host(optimizer->device, sizeof(host_block), "the optimizer's scalars", &host));
+  optimizer->host = host;
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) {
+    zero(optimizer->groups[g].moment1, stream);
+    zero(optimizer->groups[g].moment2, stream);
+    zero(optimizer->groups[g].remainder, stream);
+  }
+  HV_CHECK(upload_ranges(optimizer, stream));
+  HV_CHECK(hv_stream_synchronize(stream));
+  *out = optimizer;
+  optimizer = NULL;
+done:
+  hv_optimizer_close(optimizer);
+  return status;
+}
+
+void hv_optimizer_close(hv_optimizer *optimizer) {
+  if (!optimizer) return;
+  hv_device_release(optimizer->device, optimizer->memory);
+  hv_device_release_host(optimizer->device, optimizer->host);
+  free(optimizer->groups);
+  free(optimizer);
+}
+
+static void update_group(hv_optimizer *optimizer, hv_group_id group, hv_stream *stream) {
+  const group_slot *slot = &optimizer->groups[group];
+  const hv_optimizer_settings *settings = &optimizer->settings;
+  hv_adamw(stream, &(hv_adamw_args){.param = hv_group_values(optimizer->params, group),
+                                    .remainder = slot->remainder,
+                                    .grad = hv_group_gradients(optimizer->params, group),
+                                    .moment1 = slot->moment1,
+                                    .moment2 = slot->moment2,
+                                    .ranges = slot->ranges,
+                                    .dynamic = optimizer->dynamic,
+                                    .beta1 = settings->beta1,
+                                    .beta2 = settings->beta2,
+                                    .eps = settings->eps,
+                                    .weight_decay = settings->weight_decay});
+}
+
+void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream *stream) {
+  const hv_optimizer_settings *settings = &optimizer->settings;
+  host_block *host = optimizer->host;
+  double t = (double)(optimizer->updates + 1);
+  host->dynamic[0] = (float)learning_rate;
+  host->dynamic[1] = (float)(1.0 - pow(settings->beta1, t));
+  host->dynamic[2] = (float)(1.0 - pow(settings->beta2, t));
+  host->dynamic[3] = 1.0f;
+  hv_upload(stream, optimizer->dynamic.data, host->dynamic, sizeof host->dynamic);
+  zero(optimizer->sum_squares, stream);
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) {
+    if (!optimizer->groups[g].trainable) continue;
+    hv_tensor gradients = hv_group_gradients(optimizer->params, g);
+    hv_sum_squares(stream, &(hv_sum_squares_args){.x = gradients, .y = optimizer->sum_squares});
+  }
+  hv_clip_factor(stream, &(hv_clip_factor_args){.sum_squares = optimizer->sum_squares,
+                                                .max_norm = settings->max_norm,
+                                                .norm = optimizer->norm,
+                                                .dynamic = optimizer->dynamic});
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) {
+    if (optimizer->groups[g].trainable) update_group(optimizer, g, stream);
+  }
+  hv_tensor factor = hv_tensor_cols(optimizer->dynamic, 3, 1);
+  hv_download(stream, &host->norm, optimizer->norm.data, sizeof host->norm);
+  hv_download(stream, &host->factor, factor.data, sizeof host->factor);
+}
+
+void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped) {
+  *norm = optimizer->host->norm;
+  *skipped = optimizer->host->factor < 0.0f;
+  if (!*skipped) optimizer->updates++;
+}
+
+int64_t hv_optimizer_updates(const hv_optimizer *optimizer) {
+  return optimizer->updates;
+}
+
+void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates) {
+  optimizer->updates = updates;
+}
+
+hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group) {
+  const group_slot *slot = &optimizer->groups[group];
+  return (hv_optimizer_state){.moment1 = slot->moment1, .moment2 = slot->moment2, .remainder = slot->remainder};
+}
+
+size_t hv_optimizer_bytes(const hv_optimizer *optimizer) {
+  return optimizer->bytes;
+}

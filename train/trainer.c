@@ -1,0 +1,129 @@
+#include "train/trainer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/tensor/ops.h"
+
+/* The tokens of the longest sequence within the limits. */
+static int64_t longest_sequence(const hv_config *config, const hv_sequence_limits *limits) {
+  int64_t prefix = (int64_t)limits->prompt + (int64_t)config->num_cameras * hv_config_patches(config) + 2;
+  int64_t chunk = config->action_chunk;
+  return prefix + 1 + chunk + 2 + chunk * config->action_dim + 1;
+}
+
+/* The arena serves training steps and passes without gradients; `counts` are those of training. */
+static hv_status open_arena(hv_trainer *trainer, const hv_trainer_options *options) {
+  size_t training, measuring;
+  HV_TRY(hv_model_plan_step(options->config, options->dtype, &options->limits, options->freeze, options->freeze_count,
+                            true, &training, &trainer->counts));
+  HV_TRY(hv_model_plan_step(options->config, options->dtype, &options->limits, options->freeze, options->freeze_count,
+                            false, &measuring, NULL));
+  return hv_arena_open(trainer->device, training > measuring ? training : measuring, "activations", &trainer->arena);
+}
+
+hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, hv_trainer **out) {
+  hv_status status = HV_OK;
+  void *host;
+  *out = NULL;
+  hv_trainer *trainer = calloc(1, sizeof *trainer);
+  if (!trainer) return hv_error_memory("the trainer");
+  trainer->device = device;
+  trainer->limits = options->limits;
+  trainer->parts = options->parts;
+  trainer->weights = options->weights;
+  trainer->seed = options->seed;
+  HV_CHECK(hv_stream_open(device, &trainer->stream));
+  HV_CHECK(hv_model_open(options->config, device, options->dtype, &trainer->model));
+  trainer->params = hv_model_params(trainer->model);
+  HV_CHECK(hv_params_freeze(trainer->params, options->freeze, options->freeze_count));
+  HV_CHECK(hv_params_allocate(trainer->params));
+  HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));
+  HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
+  HV_CHECK(hv_model_prepare(trainer->model, longest_sequence(options->config, &options->limits),
+                            (int64_t)options->limits.samples * options->config->num_cameras, trainer->stream));
+  for (int i = 0; i < 2; i++) {
+    HV_CHECK(hv_sequence_open(options->config, device, &options->limits, &trainer->sequences[i]));
+  }
+  HV_CHECK(open_arena(trainer, options));
+  HV_CHECK(hv_device_allocate_host(device, (size_t)options->parts * sizeof *trainer->losses, "the losses", &host));
+  trainer->losses = host;
+  memset(trainer->losses, 0, (size_t)options->parts * sizeof *trainer->losses);
+  *out = trainer;
+  trainer = NULL;
+done:
+  hv_trainer_close(trainer);
+  return status;
+}
+
+void hv_trainer_close(hv_trainer *trainer) {
+  if (!trainer) return;
+  hv_device_release_host(trainer->device, trainer->losses);
+  hv_arena_close(&trainer->arena);
+  for (int i = 0; i < 2; i++) hv_sequence_close(trainer->sequences[i]);
+  hv_optimizer_close(trainer->optimizer);
+  hv_model_close(trainer->model);
+  hv_stream_close(trainer->stream);
+  free(trainer);
+}
+
+hv_status hv_trainer_initialize(hv_trainer *trainer, const hv_model_directory *directory, hv_text *unexpected) {
+  if (directory) return hv_model_directory_fill(directory, trainer->params, trainer->stream, unexpected);
+  return hv_params_initialize(trainer->params, trainer->seed, trainer->stream);
+}
+
+hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer) {
+  return trainer->sequences[trainer->built ? 1 - trainer->current : trainer->current];
+}
+
+/* Fetches the run's next batch and builds it into the sequence that is next on the device. */
+static hv_status build_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
+  const hv_batch *batch;
+  HV_TRY(source->next(source, &batch));
+  hv_status status = hv_sequence_build(trainer->sequences[trainer->current], batch, trainer->seed, (uint64_t)step);
+  source->release(source, batch);
+  trainer->built = !status;
+  return status;
+}
+
+static void download_loss(hv_trainer *trainer, hv_tensor loss, float *to) {
+  *to = 0.0f;
+  if (hv_present(loss)) hv_download(trainer->stream, to, loss.data, sizeof *to);
+}
+
+static void sum_losses(const hv_trainer *trainer, hv_step_result *out) {
+  for (int32_t part = 0; part < trainer->parts; part++) {
+    out->loss_diffusion += trainer->losses[part][0];
+    out->loss_ce += trainer->losses[part][1];
+  }
+  out->loss = trainer->weights.diffusion * out->loss_diffusion + trainer->weights.ce * out->loss_ce;
+}
+
+hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate, hv_step_result *out) {
+  hv_stream *stream = trainer->stream;
+  *out = (hv_step_result){0};
+  if (!trainer->built) HV_TRY(build_next(trainer, source, trainer->step));
+  hv_params_zero_gradients(trainer->params, stream);
+  for (int32_t part = 0; part < trainer->parts; part++) {
+    hv_sequence *sequence = trainer->sequences[trainer->current];
+    hv_model_activations activations;
+    /* The device must have passed the other sequence before the next batch is built into it below. */
+    if (part > 0) HV_TRY(hv_stream_synchronize(stream));
+    hv_arena_release(&trainer->arena, 0);
+    hv_sequence_upload(sequence, stream);
+    hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
+    hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
+    download_loss(trainer, activations.loss_diffusion, &trainer->losses[part][0]);
+    download_loss(trainer, activations.loss_ce, &trainer->losses[part][1]);
+    trainer->current = 1 - trainer->current;
+    trainer->built = false;
+    HV_TRY(build_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
+  }
+  hv_optimizer_step(trainer->optimizer, learning_rate, stream);
+  HV_TRY(hv_stream_synchronize(stream));
+  HV_TRY(hv_arena_status(&trainer->arena));
+  hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &out->skipped);
+  sum_losses(trainer, out);
+  trainer->step++;
+  return HV_OK;
+}

@@ -1,0 +1,73 @@
+/* One training step, and what it works on: a model with its gradients, an optimizer, two sequences (one is built on the
+ * host while the device works on the other) and one arena. Everything is allocated by hv_trainer_open; a step allocates
+ * nothing. Used by one thread.
+ */
+#ifndef HV_TRAIN_TRAINER_H
+#define HV_TRAIN_TRAINER_H
+
+#include "core/hybridvla/model.h"
+#include "core/io/model_directory.h"
+#include "train/optimizer.h"
+
+/* Where batches come from: one after the other, each the next `micro-batch` of the run, with the divisors of the whole
+ * batch set. A batch stays valid until it is released. */
+typedef struct hv_batch_source {
+  hv_status (*next)(struct hv_batch_source *source, const hv_batch **out);
+  void (*release)(struct hv_batch_source *source, const hv_batch *batch);
+} hv_batch_source;
+
+typedef struct hv_trainer_options {
+  const hv_config *config; /* copied */
+  hv_dtype dtype;
+  hv_sequence_limits limits; /* samples: of one micro-batch */
+  int32_t parts;             /* micro-batches in one step, >= 1 */
+  const char *const *freeze; /* patterns of parameter names */
+  int freeze_count;
+  hv_loss_weights weights;
+  hv_optimizer_settings optimizer;
+  uint64_t seed;
+} hv_trainer_options;
+
+/* Fields are the trainer's; others may read them between steps. */
+typedef struct hv_trainer {
+  hv_device *device; /* not owned */
+  hv_stream *stream;
+  hv_model *model;
+  hv_params *params; /* the model's */
+  hv_optimizer *optimizer;
+  hv_sequence *sequences[2];
+  int current; /* which of them is next on the device */
+  bool built;  /* whether that one holds a batch */
+  hv_arena arena;
+  hv_plan_counts counts; /* of one micro-batch, forward and backward, from the plan device */
+  hv_sequence_limits limits;
+  int32_t parts;
+  hv_loss_weights weights;
+  uint64_t seed;
+  int64_t step;       /* completed steps */
+  float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each; page-locked */
+} hv_trainer;
+
+/* Opens a trainer whose parameters hold no values yet: hv_trainer_initialize. */
+HV_NODISCARD hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, hv_trainer **out);
+void hv_trainer_close(hv_trainer *trainer); /* NULL is allowed */
+
+/* Values: those of an open model directory, or, with NULL, random ones made from the seed. Tensors of the directory
+ * that the model does not know are listed in `unexpected` (optional). */
+HV_NODISCARD hv_status hv_trainer_initialize(hv_trainer *trainer, const hv_model_directory *directory,
+                                             hv_text *unexpected);
+
+typedef struct hv_step_result {
+  double loss, loss_diffusion, loss_ce; /* before the update; the parts unweighted */
+  double grad_norm;                     /* before clipping */
+  bool skipped;                         /* a gradient was not finite: nothing was updated */
+} hv_step_result;
+
+/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW. Waits for the device. */
+HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
+                                       hv_step_result *out);
+
+/* The sequence that holds no batch of the run, free to use between two steps; it holds what `limits` say. */
+hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer);
+
+#endif
