@@ -27,7 +27,7 @@ typedef struct hv_demonstrations_options {
 
 typedef struct hv_episode {
   const char *file;      /* its path as given */
-  const char *name;      /* "demo_3" */
+  char *name;            /* "demo_3"; owned */
   int64_t first, frames; /* global index of its first frame; T */
   int32_t instruction;   /* index; −1: none */
   hv_frames **cameras;   /* [num_cameras] */

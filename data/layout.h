@@ -37,7 +37,8 @@ typedef struct hv_episode_facts {
   char *instruction;       /* of the file, NULL: it has none */
   hv_string_list warnings; /* odd, but no reason to refuse */
 } hv_episode_facts;
-void hv_episode_facts_free(hv_episode_facts *facts); /* leaves it empty */
+void hv_episode_facts_free(hv_episode_facts *facts);                                 /* leaves it empty */
+const hv_signal *hv_episode_signal(const hv_episode_facts *facts, const char *name); /* NULL: there is none */
 
 typedef struct hv_layout {
   const char *name;
@@ -64,6 +65,12 @@ typedef struct hv_layout {
   /* What belongs to no episode (a total that does not add up, broken JSON): appended. */
   hv_status (*check_file)(hv_hdf5 *file, int64_t frames, hv_string_list *warnings);
 } hv_layout;
+
+/* The two reads with every value checked: one that is not finite is HV_ERR_INPUT with episode, step and dimension. */
+HV_NODISCARD hv_status hv_layout_read_actions(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                                              const hv_episode_facts *facts, float *out);
+HV_NODISCARD hv_status hv_layout_read_signal(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                                             const hv_episode_facts *facts, const char *name, float *out);
 
 /* The layout that takes the file; none: HV_ERR_INPUT lists the known ones and what the file has. */
 HV_NODISCARD hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out);

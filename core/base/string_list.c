@@ -6,13 +6,9 @@
 #include "core/base/text.h"
 
 hv_status hv_string_list_append(hv_string_list *list, const char *item) {
-  /* Capacities are the powers of two, so the count alone tells when one is full. */
-  if ((list->count & (list->count - 1)) == 0) {
-    size_t capacity = list->count == 0 ? 1 : 2 * list->count;
-    char **items = realloc(list->items, capacity * sizeof *items);
-    if (!items) return hv_error_memory("a list of strings");
-    list->items = items;
-  }
+  char **items = realloc(list->items, (list->count + 1) * sizeof *items);
+  if (!items) return hv_error_memory("a list of strings");
+  list->items = items;
   char *copy = strdup(item);
   if (!copy) return hv_error_memory("a list of strings");
   list->items[list->count++] = copy;

@@ -1,0 +1,393 @@
+#include "data/hdf5_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/text.h"
+#include "data/hdf5_internal.h"
+
+enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX };
+
+static pthread_mutex_t library_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void hv_hdf5_enter(void) {
+  pthread_mutex_lock(&library_lock);
+  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+
+void hv_hdf5_leave(void) {
+  pthread_mutex_unlock(&library_lock);
+}
+
+static herr_t keep_innermost(unsigned depth, const H5E_error2_t *error, void *argument) {
+  hv_text *reason = argument;
+  if (depth == 0 && error->desc) hv_text_add(reason, "%s", error->desc);
+  return 0;
+}
+
+static void add_formatted(hv_text *text, const char *format, va_list args) {
+  char buffer[512];
+  vsnprintf(buffer, sizeof buffer, format, args);
+  hv_text_add(text, "%s", buffer);
+}
+
+hv_status hv_hdf5_error(const hv_hdf5 *file, const char *object, const char *format, ...) {
+  hv_text reason = {0}, what = {0};
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &reason);
+  H5Eclear2(H5E_DEFAULT);
+  va_list args;
+  va_start(args, format);
+  add_formatted(&what, format, args);
+  va_end(args);
+  hv_status status = hv_error(HV_ERR_INPUT, "%s: %s: %s%s%s", file->path, object, hv_text_string(&what),
+                              reason.length ? ": " : "", hv_text_string(&reason));
+  hv_text_free(&reason);
+  hv_text_free(&what);
+  return status;
+}
+
+hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *format, ...) {
+  hv_text what = {0};
+  va_list args;
+  va_start(args, format);
+  add_formatted(&what, format, args);
+  va_end(args);
+  hv_status status = hv_error(HV_ERR_INPUT, "%s: %s: %s", file->path, object, hv_text_string(&what));
+  hv_text_free(&what);
+  return status;
+}
+
+/* What stands in a file's place, told by its first bytes. */
+static hv_status explain_foreign_file(const hv_hdf5 *file, const char *head) {
+  if (strncmp(head, "version https://git-lfs", 23) == 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s is a Git LFS pointer, not the HDF5 file it stands for; fetch it with `git lfs pull`",
+                    file->path);
+  }
+  if (strncasecmp(head, "<!doctype", 9) == 0 || strncasecmp(head, "<html", 5) == 0) {
+    return hv_error(HV_ERR_INPUT, "%s is a web page (HTML), not an HDF5 file; download the file itself", file->path);
+  }
+  return hv_error(HV_ERR_INPUT, "%s is not an HDF5 file: it has no HDF5 signature", file->path);
+}
+
+/* Opens the file and refuses what is plainly something else, before the library sees it. */
+static hv_status open_descriptor(hv_hdf5 *file) {
+  file->fd = open(file->path, O_RDONLY | O_CLOEXEC);
+  if (file->fd < 0) return hv_error_errno(errno, "cannot open %s", file->path);
+  struct stat info;
+  if (fstat(file->fd, &info) != 0) return hv_error_errno(errno, "cannot examine %s", file->path);
+  if (!S_ISREG(info.st_mode)) {
+    return hv_error(HV_ERR_INPUT, "%s is not a regular file; an HDF5 file is expected", file->path);
+  }
+  if (info.st_size == 0) return hv_error(HV_ERR_INPUT, "%s is empty; an HDF5 file is expected", file->path);
+  return HV_OK;
+}
+
+static herr_t refuse_external(const char *parent_file, const char *parent_group, const char *child_file,
+                              const char *child_object, unsigned *flags, hid_t access, void *argument) {
+  (void)parent_file, (void)parent_group, (void)child_file, (void)child_object;
+  (void)flags, (void)access, (void)argument;
+  return -1;
+}
+
+static hv_status open_in_library(hv_hdf5 *file) {
+  hv_status status = HV_OK;
+  hid_t properties = H5Pcreate(H5P_FILE_ACCESS);
+  file->access = H5Pcreate(H5P_LINK_ACCESS);
+  /* The library's own chunk cache would hold a chunk a data set; frames have a cache of their own. Locks fail on some
+   * network disks, and readers do not need them. */
+  if (properties < 0 || file->access < 0 || H5Pset_cache(properties, 0, 521, 0, 1.0) < 0 ||
+      H5Pset_file_locking(properties, false, true) < 0 || H5Pset_elink_cb(file->access, refuse_external, NULL) < 0) {
+    status = hv_hdf5_error(file, "/", "cannot set up HDF5");
+    goto done;
+  }
+  if (H5Fis_hdf5(file->path) <= 0) {
+    H5Eclear2(H5E_DEFAULT);
+    char head[24] = "";
+    if (pread(file->fd, head, sizeof head - 1, 0) < 0) {
+      status = hv_error_errno(errno, "cannot read %s", file->path);
+    } else {
+      status = explain_foreign_file(file, head);
+    }
+    goto done;
+  }
+  file->id = H5Fopen(file->path, H5F_ACC_RDONLY, properties);
+  if (file->id < 0) status = hv_hdf5_error(file, "/", "cannot be opened; it may be truncated or damaged");
+done:
+  if (properties >= 0) H5Pclose(properties);
+  return status;
+}
+
+hv_status hv_hdf5_open(const char *path, hv_hdf5 **out) {
+  *out = NULL;
+  hv_hdf5 *file = calloc(1, sizeof *file);
+  if (!file) return hv_error_memory("an HDF5 file");
+  *file = (hv_hdf5){.path = strdup(path), .fd = -1, .id = -1, .access = -1, .cache_limit = CACHE_BYTES};
+  pthread_mutex_init(&file->cache_mutex, NULL);
+  hv_status status = file->path ? open_descriptor(file) : hv_error_memory(path);
+  if (!status) {
+    hv_hdf5_enter();
+    status = open_in_library(file);
+    hv_hdf5_leave();
+  }
+  if (status) {
+    hv_hdf5_close(file);
+    return status;
+  }
+  *out = file;
+  return HV_OK;
+}
+
+void hv_hdf5_close(hv_hdf5 *file) {
+  if (!file) return;
+  hv_hdf5_enter();
+  if (file->id >= 0) H5Fclose(file->id);
+  if (file->access >= 0) H5Pclose(file->access);
+  hv_hdf5_leave();
+  if (file->fd >= 0) close(file->fd);
+  pthread_mutex_destroy(&file->cache_mutex);
+  free(file->path);
+  free(file);
+}
+
+const char *hv_hdf5_path(const hv_hdf5 *file) {
+  return file->path;
+}
+
+void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes) {
+  pthread_mutex_lock(&file->cache_mutex);
+  file->cache_limit = bytes;
+  pthread_mutex_unlock(&file->cache_mutex);
+}
+
+/* ABSENT where there is no link, OTHER stands for "there is one". */
+static hv_status find_link(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
+  *out = HV_HDF5_ABSENT;
+  htri_t exists = H5Lexists(file->id, object, file->access);
+  if (exists < 0) return hv_hdf5_error(file, object, "cannot be looked up");
+  if (!exists) return HV_OK;
+  H5L_info_t info;
+  if (H5Lget_info(file->id, object, &info, file->access) < 0) return hv_hdf5_error(file, object, "cannot be looked up");
+  if (info.type == H5L_TYPE_EXTERNAL) {
+    return hv_hdf5_bad(file, object, "is a link into another file; only data of the file itself are read");
+  }
+  if (info.type != H5L_TYPE_HARD) {
+    exists = H5Oexists_by_name(file->id, object, file->access);
+    if (exists <= 0) return hv_hdf5_error(file, object, "is a link that leads to nothing");
+  }
+  *out = HV_HDF5_OTHER;
+  return HV_OK;
+}
+
+static hv_status find_kind(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
+  *out = HV_HDF5_ABSENT;
+  HV_TRY(find_link(file, object, out));
+  if (*out == HV_HDF5_ABSENT) return HV_OK;
+  hid_t id = H5Oopen(file->id, object, file->access);
+  if (id < 0) return hv_hdf5_error(file, object, "cannot be opened");
+  H5I_type_t type = H5Iget_type(id);
+  H5Oclose(id);
+  *out = type == H5I_GROUP ? HV_HDF5_GROUP : type == H5I_DATASET ? HV_HDF5_DATASET : HV_HDF5_OTHER;
+  return HV_OK;
+}
+
+/* H5Lexists wants every group on the way to exist, so the path is walked from the root. */
+static hv_status find_along(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
+  *out = HV_HDF5_GROUP;
+  if (strcmp(object, "/") == 0) return HV_OK;
+  char *path = strdup(object);
+  if (!path) return hv_error_memory(object);
+  hv_status status = HV_OK;
+  for (char *at = path + 1; !status; at++) {
+    if (*at != '/' && *at != '\0') continue;
+    bool last = *at == '\0';
+    *at = '\0';
+    status = find_kind(file, path, out);
+    if (last || status) break;
+    if (*out != HV_HDF5_GROUP) {
+      *out = HV_HDF5_ABSENT;
+      break;
+    }
+    *at = '/';
+  }
+  free(path);
+  return status;
+}
+
+hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
+  hv_hdf5_enter();
+  hv_status status = find_along(file, object, out);
+  hv_hdf5_leave();
+  return status;
+}
+
+static herr_t add_child(hid_t group, const char *name, const H5L_info_t *info, void *argument) {
+  (void)group, (void)info;
+  hv_status status = hv_string_list_append(argument, name);
+  if (!status) return 0;
+  hv_status_free(status);
+  return -1;
+}
+
+hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_string_list *out) {
+  *out = (hv_string_list){0};
+  hv_status status = HV_OK;
+  hv_hdf5_enter();
+  hid_t id = -1;
+  hv_hdf5_kind kind;
+  HV_CHECK(find_along(file, group, &kind));
+  if (kind != HV_HDF5_GROUP) {
+    status = hv_hdf5_bad(file, group, kind == HV_HDF5_ABSENT ? "is missing" : "is not a group");
+    goto done;
+  }
+  id = H5Oopen(file->id, group, file->access);
+  if (id < 0) {
+    status = hv_hdf5_error(file, group, "cannot be opened");
+    goto done;
+  }
+  hsize_t position = 0;
+  if (H5Literate(id, H5_INDEX_NAME, H5_ITER_INC, &position, add_child, out) < 0) {
+    status = hv_hdf5_error(file, group, "its members cannot be listed");
+  }
+done:
+  if (id >= 0) H5Oclose(id);
+  hv_hdf5_leave();
+  if (status) hv_string_list_free(out);
+  return status;
+}
+
+/* Filters the library cannot undo, and data that lie in other files. */
+static hv_status check_storage(hv_hdf5 *file, const char *object, hid_t properties) {
+  int external = H5Pget_external_count(properties);
+  H5D_layout_t layout = H5Pget_layout(properties);
+  if (external != 0 || layout == H5D_VIRTUAL) {
+    return hv_hdf5_bad(file, object, "its data lie in other files; only data of the file itself are read");
+  }
+  if (layout != H5D_CHUNKED) return HV_OK;
+  int filters = H5Pget_nfilters(properties);
+  for (int i = 0; i < filters; i++) {
+    unsigned flags = 0, config = 0;
+    size_t values = 0;
+    char name[64] = "";
+    H5Z_filter_t filter = H5Pget_filter2(properties, (unsigned)i, &flags, &values, NULL, sizeof name, name, &config);
+    if (filter < 0) return hv_hdf5_error(file, object, "its filters cannot be read");
+    if (H5Zfilter_avail(filter) > 0) continue;
+    const char *known = filter == 32000 ? "lzf" : filter == 32001 ? "blosc" : name[0] ? name : "unknown";
+    return hv_hdf5_bad(file, object,
+                       "compressed with filter %d (%s), which this HDF5 library does not have; rewrite "
+                       "the file with gzip or without compression",
+                       (int)filter, known);
+  }
+  return HV_OK;
+}
+
+static hv_hdf5_class class_of(hid_t type) {
+  switch (H5Tget_class(type)) {
+  case H5T_FLOAT: return HV_HDF5_FLOAT;
+  case H5T_INTEGER: return HV_HDF5_INTEGER;
+  case H5T_STRING: return HV_HDF5_STRING;
+  default: return HV_HDF5_OTHER_CLASS;
+  }
+}
+
+hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, hid_t dataset, hv_hdf5_info *out) {
+  *out = (hv_hdf5_info){0};
+  hv_status status = HV_OK;
+  hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset), properties = H5Dget_create_plist(dataset);
+  if (type < 0 || space < 0 || properties < 0) {
+    status = hv_hdf5_error(file, object, "its type and shape cannot be read");
+    goto done;
+  }
+  HV_CHECK(check_storage(file, object, properties));
+  out->type = class_of(type);
+  out->size = H5Tget_size(type);
+  out->is_signed = out->type != HV_HDF5_INTEGER || H5Tget_sign(type) == H5T_SGN_2;
+  out->rank = H5Sget_simple_extent_ndims(space);
+  if (out->rank < 0 || out->rank > HV_HDF5_MAX_RANK) {
+    status = hv_hdf5_bad(file, object, "has %d dimensions; at most %d are expected", out->rank, HV_HDF5_MAX_RANK);
+    goto done;
+  }
+  hsize_t shape[HV_HDF5_MAX_RANK] = {0}, chunk[HV_HDF5_MAX_RANK] = {0};
+  if (H5Sget_simple_extent_dims(space, shape, NULL) < 0) {
+    status = hv_hdf5_error(file, object, "its shape cannot be read");
+    goto done;
+  }
+  for (int i = 0; i < out->rank; i++) out->shape[i] = shape[i] > INT64_MAX ? INT64_MAX : (int64_t)shape[i];
+  if (H5Pget_layout(properties) == H5D_CHUNKED && H5Pget_chunk(properties, HV_HDF5_MAX_RANK, chunk) > 0) {
+    out->chunk_rows = (int64_t)chunk[0];
+  }
+done:
+  if (properties >= 0) H5Pclose(properties);
+  if (space >= 0) H5Sclose(space);
+  if (type >= 0) H5Tclose(type);
+  return status;
+}
+
+hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out) {
+  *out = -1;
+  hv_hdf5_kind kind;
+  HV_TRY(find_along(file, object, &kind));
+  if (kind != HV_HDF5_DATASET) {
+    return hv_hdf5_bad(file, object, kind == HV_HDF5_ABSENT ? "is missing" : "is not a data set");
+  }
+  *out = H5Oopen(file->id, object, file->access);
+  return *out < 0 ? hv_hdf5_error(file, object, "cannot be opened") : HV_OK;
+}
+
+hv_status hv_hdf5_describe(hv_hdf5 *file, const char *dataset, hv_hdf5_info *out) {
+  *out = (hv_hdf5_info){0};
+  hid_t id = -1;
+  hv_hdf5_enter();
+  hv_status status = hv_hdf5_open_dataset(file, dataset, &id);
+  if (!status) status = hv_hdf5_describe_open(file, dataset, id, out);
+  if (id >= 0) H5Dclose(id);
+  hv_hdf5_leave();
+  return status;
+}
+
+void hv_hdf5_info_text(const hv_hdf5_info *info, char *text, size_t size) {
+  hv_text shape = {0};
+  for (int i = 0; i < info->rank; i++) hv_text_add(&shape, "%s%lld", i ? ", " : "", (long long)info->shape[i]);
+  const char *type = info->type == HV_HDF5_FLOAT     ? "f"
+                     : info->type == HV_HDF5_INTEGER ? (info->is_signed ? "i" : "u")
+                     : info->type == HV_HDF5_STRING  ? "strings of bits "
+                                                     : "compound or other type of bits ";
+  snprintf(text, size, "%s%zu (%s)", type, 8 * info->size, hv_text_string(&shape));
+  hv_text_free(&shape);
+}
+
+hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, float *out) {
+  hid_t id = -1;
+  hv_hdf5_info info;
+  char found[128];
+  hv_hdf5_enter();
+  hv_status status = HV_OK;
+  HV_CHECK(hv_hdf5_open_dataset(file, dataset, &id));
+  HV_CHECK(hv_hdf5_describe_open(file, dataset, id, &info));
+  int64_t elements = 1;
+  for (int i = 0; i < info.rank; i++) {
+    if (__builtin_mul_overflow(elements, info.shape[i], &elements)) elements = INT64_MAX;
+  }
+  if (info.type != HV_HDF5_FLOAT || elements != count || count > MAX_ELEMENTS) {
+    hv_hdf5_info_text(&info, found, sizeof found);
+    status = hv_hdf5_bad(file, dataset, "is %s; %lld floating-point numbers are expected", found, (long long)count);
+    goto done;
+  }
+  if (count > 0 && H5Dget_storage_size(id) == 0) {
+    status = hv_hdf5_bad(file, dataset, "was declared but never written");
+    goto done;
+  }
+  if (H5Dread(id, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0) {
+    status = hv_hdf5_error(file, dataset, "cannot be read");
+  }
+done:
+  if (id >= 0) H5Dclose(id);
+  hv_hdf5_leave();
+  return status;
+}

@@ -1,0 +1,301 @@
+/* Frames of an image data set, by the cheapest road its storage allows. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "core/image/image.h"
+#include "data/hdf5_internal.h"
+
+typedef enum storage {
+  STORAGE_CONTIGUOUS,   /* at a known place of the file */
+  STORAGE_FRAME_CHUNKS, /* one frame a chunk, stored or deflated */
+  STORAGE_SLABS,        /* the library reads frame by frame */
+  STORAGE_WHOLE,        /* a chunk holds many frames: the library reads them all at once */
+} storage;
+
+struct hv_dataset_frames {
+  hv_frames base;
+  hv_hdf5 *file;
+  char *object;
+  hid_t dataset;
+  storage storage;
+  bool deflated;
+  size_t frame_bytes;
+  uint64_t offset; /* CONTIGUOUS: of frame 0 in the file */
+  /* WHOLE, guarded by the file's cache_mutex: */
+  uint8_t *pixels;
+  hv_dataset_frames *newer, *older;
+};
+
+static hv_status frame_error(hv_dataset_frames *frames, int64_t index, const char *reason) {
+  return hv_error(HV_ERR_INPUT, "%s: %s: frame %lld: %s", frames->file->path, frames->object, (long long)index, reason);
+}
+
+static hv_status read_contiguous(hv_dataset_frames *frames, int64_t index, uint8_t *rgb) {
+  uint64_t at = frames->offset + (uint64_t)index * frames->frame_bytes;
+  size_t filled = 0;
+  while (filled < frames->frame_bytes) {
+    ssize_t got = pread(frames->file->fd, rgb + filled, frames->frame_bytes - filled, (off_t)(at + filled));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return hv_error_errno(errno, "%s: cannot read %s", frames->file->path, frames->object);
+    if (got == 0) return frame_error(frames, index, "lies beyond the end of the file");
+    filled += (size_t)got;
+  }
+  return HV_OK;
+}
+
+/* Between enter and leave: the frame through the library. */
+static hv_status read_slab(hv_dataset_frames *frames, int64_t index, uint8_t *rgb) {
+  hv_status status = HV_OK;
+  hsize_t start[4] = {(hsize_t)index, 0, 0, 0};
+  hsize_t count[4] = {1, (hsize_t)frames->base.height, (hsize_t)frames->base.width, 3};
+  hid_t stored = H5Dget_space(frames->dataset), memory = H5Screate_simple(4, count, NULL);
+  if (stored < 0 || memory < 0 || H5Sselect_hyperslab(stored, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
+      H5Dread(frames->dataset, H5T_NATIVE_UINT8, memory, stored, H5P_DEFAULT, rgb) < 0) {
+    status = hv_hdf5_error(frames->file, frames->object, "frame %lld cannot be read", (long long)index);
+  }
+  if (memory >= 0) H5Sclose(memory);
+  if (stored >= 0) H5Sclose(stored);
+  return status;
+}
+
+/* The bytes of the frame's chunk as stored, on the heap. */
+static hv_status read_chunk(hv_dataset_frames *frames, int64_t index, uint8_t **out, size_t *size, bool *deflated) {
+  *out = NULL;
+  hv_status status = HV_OK;
+  hsize_t at[4] = {(hsize_t)index, 0, 0, 0}, stored = 0;
+  uint32_t skipped = 0;
+  hv_hdf5_enter();
+  if (H5Dget_chunk_storage_size(frames->dataset, at, &stored) < 0 || stored == 0) {
+    H5Eclear2(H5E_DEFAULT);
+    status = frame_error(frames, index, "was never written");
+    goto done;
+  }
+  if (stored > 2 * (uint64_t)frames->frame_bytes + 4096) {
+    status = frame_error(frames, index, "its stored size is larger than any deflated frame; the file is damaged");
+    goto done;
+  }
+  *out = malloc(stored);
+  if (!*out) {
+    status = hv_error_memory("a stored frame");
+    goto done;
+  }
+  if (H5Dread_chunk(frames->dataset, H5P_DEFAULT, at, &skipped, *out) < 0) {
+    status = hv_hdf5_error(frames->file, frames->object, "frame %lld cannot be read", (long long)index);
+  }
+  *size = (size_t)stored;
+  *deflated = frames->deflated && !(skipped & 1U);
+done:
+  hv_hdf5_leave();
+  return status;
+}
+
+static hv_status read_frame_chunk(hv_dataset_frames *frames, int64_t index, uint8_t *rgb) {
+  uint8_t *stored;
+  size_t size = 0;
+  bool deflated = false;
+  hv_status status = read_chunk(frames, index, &stored, &size, &deflated);
+  if (status) goto done;
+  uLongf inflated = frames->frame_bytes;
+  if (!deflated) {
+    inflated = size;
+    if (size == frames->frame_bytes) memcpy(rgb, stored, size);
+  } else {
+    int result = uncompress(rgb, &inflated, stored, size);
+    if (result != Z_OK) {
+      status = frame_error(frames, index,
+                           result == Z_BUF_ERROR ? "its deflate stream does not end with the frame; the file is damaged"
+                                                 : "its deflate stream is corrupt");
+      goto done;
+    }
+  }
+  if (inflated != frames->frame_bytes) status = frame_error(frames, index, "its chunk is not as long as a frame");
+done:
+  free(stored);
+  return status;
+}
+
+static void unlink_cached(hv_dataset_frames *frames) {
+  hv_hdf5 *file = frames->file;
+  *(frames->newer ? &frames->newer->older : &file->newest) = frames->older;
+  *(frames->older ? &frames->older->newer : &file->oldest) = frames->newer;
+  frames->newer = frames->older = NULL;
+}
+
+static void link_newest(hv_dataset_frames *frames) {
+  hv_hdf5 *file = frames->file;
+  frames->older = file->newest;
+  *(file->newest ? &file->newest->newer : &file->oldest) = frames;
+  file->newest = frames;
+}
+
+static void drop_cached(hv_dataset_frames *frames) {
+  unlink_cached(frames);
+  free(frames->pixels);
+  frames->pixels = NULL;
+  frames->file->cached_bytes -= frames->frame_bytes * (size_t)frames->base.count;
+}
+
+/* All frames into memory, pushing out the least recently used ones. The caller holds cache_mutex. */
+static hv_status fill_cache(hv_dataset_frames *frames) {
+  hv_hdf5 *file = frames->file;
+  size_t bytes = frames->frame_bytes * (size_t)frames->base.count;
+  while (file->oldest && file->cached_bytes + bytes > file->cache_limit) drop_cached(file->oldest);
+  uint8_t *pixels = malloc(bytes);
+  if (!pixels) return hv_error_memory("the frames of an episode");
+  hv_status status = HV_OK;
+  hv_hdf5_enter();
+  if (H5Dread(frames->dataset, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, pixels) < 0) {
+    status = hv_hdf5_error(file, frames->object, "cannot be read");
+  }
+  hv_hdf5_leave();
+  if (status) {
+    free(pixels);
+    return status;
+  }
+  frames->pixels = pixels;
+  file->cached_bytes += bytes;
+  link_newest(frames);
+  return HV_OK;
+}
+
+static hv_status read_whole(hv_dataset_frames *frames, int64_t index, uint8_t *rgb) {
+  hv_status status = HV_OK;
+  pthread_mutex_lock(&frames->file->cache_mutex);
+  if (frames->pixels) {
+    unlink_cached(frames);
+    link_newest(frames);
+  } else {
+    status = fill_cache(frames);
+  }
+  if (!status) memcpy(rgb, frames->pixels + (size_t)index * frames->frame_bytes, frames->frame_bytes);
+  pthread_mutex_unlock(&frames->file->cache_mutex);
+  return status;
+}
+
+static hv_status read_frame(hv_frames *base, int64_t index, uint8_t *rgb) {
+  hv_dataset_frames *frames = (hv_dataset_frames *)base;
+  if (index < 0 || index >= base->count) return frame_error(frames, index, "is outside of the episode");
+  switch (frames->storage) {
+  case STORAGE_CONTIGUOUS: return read_contiguous(frames, index, rgb);
+  case STORAGE_FRAME_CHUNKS: return read_frame_chunk(frames, index, rgb);
+  case STORAGE_WHOLE: return read_whole(frames, index, rgb);
+  case STORAGE_SLABS: break;
+  }
+  hv_hdf5_enter();
+  hv_status status = read_slab(frames, index, rgb);
+  hv_hdf5_leave();
+  return status;
+}
+
+static void close_frames(hv_frames *base) {
+  hv_dataset_frames *frames = (hv_dataset_frames *)base;
+  if (frames->pixels) {
+    pthread_mutex_lock(&frames->file->cache_mutex);
+    drop_cached(frames);
+    pthread_mutex_unlock(&frames->file->cache_mutex);
+  }
+  if (frames->dataset >= 0) {
+    hv_hdf5_enter();
+    H5Dclose(frames->dataset);
+    hv_hdf5_leave();
+  }
+  free(frames->object);
+  free(frames);
+}
+
+static hv_status check_frames(hv_hdf5 *file, const char *object, const hv_hdf5_info *info) {
+  char found[128];
+  hv_hdf5_info_text(info, found, sizeof found);
+  bool bytes = info->type == HV_HDF5_INTEGER && info->size == 1 && !info->is_signed;
+  if (!bytes || info->rank != 4 || info->shape[3] != 3) {
+    return hv_hdf5_bad(file, object, "is %s; images are u8 (frames, height, width, 3)", found);
+  }
+  for (int i = 1; i < 3; i++) {
+    if (info->shape[i] >= 1 && info->shape[i] <= HV_IMAGE_MAX_SIDE) continue;
+    return hv_hdf5_bad(file, object, "is %s; an image has 1 to %d pixels a side", found, HV_IMAGE_MAX_SIDE);
+  }
+  return HV_OK;
+}
+
+/* Chunks of exactly one frame under filters that are undone here: deflate, and shuffle, which leaves bytes alone. */
+static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *deflated) {
+  hsize_t chunk[4];
+  if (H5Pget_chunk(properties, 4, chunk) != 4) return false;
+  if (chunk[0] != 1 || chunk[1] != (hsize_t)base->height || chunk[2] != (hsize_t)base->width || chunk[3] != 3) {
+    return false;
+  }
+  int filters = H5Pget_nfilters(properties);
+  *deflated = false;
+  for (int i = 0; i < filters; i++) {
+    unsigned flags = 0, config = 0;
+    size_t values = 0;
+    H5Z_filter_t filter = H5Pget_filter2(properties, (unsigned)i, &flags, &values, NULL, 0, NULL, &config);
+    /* The skip mask counts filters by position; only with deflate in front is its bit 0. */
+    if (filter != H5Z_FILTER_DEFLATE || i > 0) return false;
+    *deflated = true;
+  }
+  return true;
+}
+
+static void choose_storage(hv_dataset_frames *frames, const hv_hdf5_info *info, hid_t properties) {
+  H5D_layout_t layout = H5Pget_layout(properties);
+  haddr_t address = layout == H5D_CONTIGUOUS ? H5Dget_offset(frames->dataset) : HADDR_UNDEF;
+  if (address != HADDR_UNDEF) {
+    frames->storage = STORAGE_CONTIGUOUS;
+    frames->offset = address;
+  } else if (layout == H5D_CHUNKED && has_frame_chunks(properties, &frames->base, &frames->deflated)) {
+    frames->storage = STORAGE_FRAME_CHUNKS;
+  } else if (layout == H5D_CHUNKED && info->chunk_rows > 1) {
+    frames->storage = STORAGE_WHOLE;
+  } else {
+    frames->storage = STORAGE_SLABS;
+  }
+  H5Eclear2(H5E_DEFAULT);
+}
+
+hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **out) {
+  *out = NULL;
+  hv_dataset_frames *frames = calloc(1, sizeof *frames);
+  if (!frames) return hv_error_memory("an image data set");
+  *frames = (hv_dataset_frames){.base = {.read = read_frame, .close = close_frames}, .file = file, .dataset = -1};
+  frames->object = strdup(dataset);
+  hv_hdf5_info info;
+  hid_t properties = -1;
+  hv_status status = frames->object ? HV_OK : hv_error_memory(dataset);
+  if (status) goto closed;
+  hv_hdf5_enter();
+  HV_CHECK(hv_hdf5_open_dataset(file, dataset, &frames->dataset));
+  HV_CHECK(hv_hdf5_describe_open(file, dataset, frames->dataset, &info));
+  HV_CHECK(check_frames(file, dataset, &info));
+  frames->base.count = info.shape[0];
+  frames->base.height = (int32_t)info.shape[1];
+  frames->base.width = (int32_t)info.shape[2];
+  frames->frame_bytes = (size_t)(info.shape[1] * info.shape[2] * 3);
+  if ((uint64_t)info.shape[0] > SIZE_MAX / 2 / frames->frame_bytes) {
+    status = hv_hdf5_bad(file, dataset, "claims %lld frames, more than memory can address", (long long)info.shape[0]);
+    goto done;
+  }
+  properties = H5Dget_create_plist(frames->dataset);
+  if (properties < 0) {
+    status = hv_hdf5_error(file, dataset, "its storage cannot be read");
+    goto done;
+  }
+  if (info.shape[0] > 0 && H5Dget_storage_size(frames->dataset) == 0) {
+    status = hv_hdf5_bad(file, dataset, "was declared but never written");
+    goto done;
+  }
+  choose_storage(frames, &info, properties);
+done:
+  if (properties >= 0) H5Pclose(properties);
+  hv_hdf5_leave();
+closed:
+  if (status) {
+    close_frames(&frames->base);
+    return status;
+  }
+  *out = &frames->base;
+  return HV_OK;
+}

@@ -1,0 +1,37 @@
+/* What hdf5_file.c and hdf5_frames.c share: the library's lock, its errors, opening objects. */
+#ifndef HV_DATA_HDF5_INTERNAL_H
+#define HV_DATA_HDF5_INTERNAL_H
+
+/* HDF5 2.0 gave H5Dread_chunk another argument; this names the form that all versions have. */
+#define H5Dread_chunk_vers 1
+#include <hdf5.h>
+#include <pthread.h>
+
+#include "data/hdf5_file.h"
+
+typedef struct hv_dataset_frames hv_dataset_frames;
+
+struct hv_hdf5 {
+  char *path;
+  int fd; /* for data that are read past the library */
+  hid_t id;
+  hid_t access; /* link access: refuses links to other files */
+  pthread_mutex_t cache_mutex;
+  hv_dataset_frames *newest, *oldest; /* whose pixels are kept, by last use */
+  size_t cached_bytes, cache_limit;
+};
+
+/* Every call into HDF5 lies between the two; enter also silences the library's own printing. */
+void hv_hdf5_enter(void);
+void hv_hdf5_leave(void);
+
+/* "<file>: <object>: <formatted>: <what the library says>". Called before leave. */
+hv_status hv_hdf5_error(const hv_hdf5 *file, const char *object, const char *format, ...) HV_PRINTF(3, 4);
+/* "<file>: <object>: <formatted>", HV_ERR_INPUT. */
+hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *format, ...) HV_PRINTF(3, 4);
+
+/* Between enter and leave. The data set is closed by the caller, with H5Dclose. */
+HV_NODISCARD hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out);
+HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, hid_t dataset, hv_hdf5_info *out);
+
+#endif
