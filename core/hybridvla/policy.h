@@ -22,8 +22,7 @@ typedef struct hv_policy_options {
 /* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens, no timing. */
 hv_policy_options hv_policy_default_options(const hv_config *config);
 
-/* Positions of the longest sequence of a prediction: what hv_model_prepare must have been called for, with the model's
- * cameras as its images. */
+/* Positions of the longest sequence of a prediction. */
 int64_t hv_policy_positions(const hv_config *config, int32_t max_prompt);
 
 typedef struct hv_observation {
@@ -57,7 +56,7 @@ typedef struct hv_policy_result {
 typedef struct hv_policy hv_policy;
 
 /* HV_ERR_INPUT: a mode, sampler or condition that the model cannot serve, and which it can. The model must outlive the
- * policy and have its parameters; hv_model_prepare may have been called for more than hv_policy_positions. */
+ * policy and have its parameters. Calls hv_model_prepare for what it needs, so nothing may be running on the model. */
 HV_NODISCARD hv_status hv_policy_open(hv_model *model, const hv_policy_options *options, hv_policy **out);
 void hv_policy_close(hv_policy *policy); /* NULL is allowed */
 

@@ -1,0 +1,72 @@
+/* What the two halves of the policy share: policy.c (opening, a prediction) and policy_forward.c (the passes). */
+#ifndef HV_HYBRIDVLA_POLICY_STATE_H
+#define HV_HYBRIDVLA_POLICY_STATE_H
+
+#include "core/hybridvla/parts.h"
+#include "core/hybridvla/policy.h"
+#include "core/hybridvla/policy_passes.h"
+#include "core/hybridvla/schedule.h"
+
+/* Everything the host gives or gets lies in one block, on the host and at the same offsets on the device: one copy
+ * takes it there. Offsets in bytes. */
+typedef struct hv_policy_block {
+  size_t images, state, text_ids, text_rows, markers, ar_noise, ar_timestep, step_noise, seed_step, sample;
+  size_t all_timesteps, coefficients, tables;
+  size_t x, ids, probabilities; /* the results: the last ones */
+  size_t bytes;
+} hv_policy_block;
+
+struct hv_policy {
+  hv_model_parts *parts;
+  hv_policy_options options;
+  bool planning; /* on a plan device: nothing is computed, work is counted */
+  hv_stream *stream;
+  hv_arena memory, scratch;
+
+  bool denoises, decodes;
+  hv_branch_shape shape;
+  int32_t num_stages, num_passes;
+  hv_sampler_stage *stages; /* [diffusion_steps] */
+  hv_pass *passes;
+  hv_policy_work *work; /* [1 + num_passes] */
+
+  hv_policy_block at;
+  char *host;      /* [at.bytes] */
+  hv_tensor block; /* U8 [1, at.bytes] */
+  float *decoded;  /* [H A]: the bin centres of the tokens */
+
+  hv_kv_cache_layer *cache; /* [num_hidden_layers] */
+  hv_tensor timestep_table; /* T [diffusion_steps, D]: every timestep embedded */
+  hv_tensor x_cast;         /* T [H, A]: x as the network reads it */
+  hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: what enters and leaves a layer */
+};
+
+static inline int32_t hv_policy_image_rows(const hv_config *config) {
+  return config->num_cameras * hv_config_patches(config);
+}
+
+/* Something in the block, as the device sees it. */
+static inline hv_tensor hv_policy_in_block(const hv_policy *policy, size_t offset, hv_dtype dtype, int64_t rows,
+                                           int64_t cols) {
+  return hv_tensor_make((char *)policy->block.data + offset, dtype, rows, cols);
+}
+
+static inline hv_tensor hv_policy_in_tables(const hv_policy *policy, int32_t start, int64_t rows, int64_t cols) {
+  return hv_policy_in_block(policy, policy->at.tables + (size_t)start * sizeof(int32_t), HV_I32, rows, cols);
+}
+
+static inline hv_tensor hv_policy_action(const hv_policy *policy, size_t offset) {
+  const hv_config *config = &policy->parts->config;
+  return hv_policy_in_block(policy, offset, HV_F32, config->action_chunk, config->action_dim);
+}
+
+/* Pictures to image tokens, in their rows of the first pass. */
+void hv_policy_encode_images(hv_policy *policy);
+
+/* One pass: its rows embedded, all layers, the heads, one step of the sampler and one action token. */
+void hv_policy_run_pass(hv_policy *policy, const hv_pass *pass);
+
+/* Fills timestep_table; the block's constants are on the device. */
+void hv_policy_embed_timesteps(hv_policy *policy);
+
+#endif
