@@ -17,9 +17,9 @@ typedef struct hv_image {
 HV_NODISCARD hv_status hv_image_allocate(int32_t width, int32_t height, hv_image *out); /* contents undefined */
 void hv_image_free(hv_image *image);                                                    /* leaves it empty */
 
-/* PNG (any depth and colour type, as Pillow's convert("RGB") makes of it: alpha dropped, palette looked up, 16 bits cut
- * to 8 as Pillow does) or JPEG (gray and CMYK too), told by the first bytes. A picture beyond the limits above, a
- * truncated or damaged one is an error; `where` names it. Safe from several threads. */
+/* PNG of any depth and colour type, as Pillow's convert("RGB") makes it (alpha dropped, palette looked up, of 16 bits
+ * the upper 8, but 16-bit gray clipped at 255), or JPEG, RGB or gray, told by the first bytes. A picture beyond the
+ * limits above, a truncated or damaged one and a CMYK JPEG are errors; `where` names it. Safe from several threads. */
 HV_NODISCARD hv_status hv_image_decode(const void *data, size_t size, const char *where, hv_image *out);
 HV_NODISCARD hv_status hv_image_load(const char *path, hv_image *out);
 
