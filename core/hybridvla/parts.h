@@ -30,6 +30,7 @@ typedef struct hv_model_parts {
   hv_mlp final_mlp;
 
   /* Constants on the device, made by hv_model_prepare. */
+  hv_arena constants;
   int64_t max_positions, max_images;
   hv_tensor cos_sin;                       /* [max_positions, head_dim] */
   hv_tensor alpha_bar;                     /* S [1, T] */
@@ -37,6 +38,16 @@ typedef struct hv_model_parts {
 } hv_model_parts;
 
 enum { HV_TIMESTEP_FEATURES = 256 };
+#define HV_FINAL_NORM_EPS 1e-6
+
+/* Declares all parameters. After an error, close what is there. */
+HV_NODISCARD hv_status hv_model_parts_open(const hv_config *config, hv_device *device, hv_dtype dtype,
+                                           hv_model_parts *parts);
+void hv_model_parts_close(hv_model_parts *parts);
+
+/* hv_model_prepare, which see. */
+HV_NODISCARD hv_status hv_model_parts_prepare(hv_model_parts *parts, int64_t max_positions, int64_t max_images,
+                                              hv_stream *stream);
 
 /* A mutable view of the model's parts: layers take the parameter store without const. */
 hv_model_parts *hv_model_get_parts(hv_model *model);
