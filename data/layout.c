@@ -81,3 +81,21 @@ hv_status hv_layout_read_signal(const hv_layout *layout, hv_hdf5 *file, const ch
   const hv_signal *signal = hv_episode_signal(facts, name);
   return check_finite(file, episode, name, facts->frames, signal ? signal->width : 0, out);
 }
+
+hv_status hv_layout_check_numbers(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                                  const hv_episode_facts *facts, const hv_string_list *signals) {
+  int32_t widest = facts->action_dim;
+  for (size_t i = 0; i < facts->num_signals; i++) {
+    if (facts->signals[i].width > widest) widest = facts->signals[i].width;
+  }
+  float *values = malloc((size_t)facts->frames * (size_t)widest * sizeof *values);
+  if (!values) return hv_error_memory("an episode");
+  hv_status status = hv_layout_read_actions(layout, file, episode, facts, values);
+  size_t count = signals ? signals->count : facts->num_signals;
+  for (size_t i = 0; i < count && !status; i++) {
+    const char *name = signals ? signals->items[i] : facts->signals[i].name;
+    status = hv_layout_read_signal(layout, file, episode, facts, name, values);
+  }
+  free(values);
+  return status;
+}

@@ -72,6 +72,10 @@ HV_NODISCARD hv_status hv_layout_read_actions(const hv_layout *layout, hv_hdf5 *
 HV_NODISCARD hv_status hv_layout_read_signal(const hv_layout *layout, hv_hdf5 *file, const char *episode,
                                              const hv_episode_facts *facts, const char *name, float *out);
 
+/* Reads actions and signals (NULL: all of them) for their errors alone. */
+HV_NODISCARD hv_status hv_layout_check_numbers(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                                               const hv_episode_facts *facts, const hv_string_list *signals);
+
 /* The layout that takes the file; none: HV_ERR_INPUT lists the known ones and what the file has. */
 HV_NODISCARD hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out);
 

@@ -1,0 +1,90 @@
+#include "core/io/json.h"
+#include "data/commands.h"
+#include "data/picture.h"
+#include "data/summary.h"
+
+static json_t *strings_to_json(const hv_string_list *list) {
+  json_t *array = json_array();
+  for (size_t i = 0; array && i < list->count; i++) {
+    if (json_array_append_new(array, json_string(list->items[i])) == 0) continue;
+    json_decref(array);
+    return NULL;
+  }
+  return array;
+}
+
+static json_t *cameras_to_json(const hv_file_summary *summary) {
+  json_t *array = json_array();
+  for (size_t i = 0; array && i < summary->num_cameras; i++) {
+    const hv_camera *camera = &summary->cameras[i];
+    json_t *entry = json_pack("{s:s, s:i, s:i, s:s}", "name", camera->name, "width", camera->width, "height",
+                              camera->height, "encoding", hv_encoding_name(camera->encoding));
+    if (entry && json_array_append_new(array, entry) == 0) continue;
+    json_decref(array);
+    return NULL;
+  }
+  return array;
+}
+
+static hv_status format_json(const hv_file_summary *summary, hv_text *out) {
+  json_t *document =
+      json_pack("{s:s, s:I, s:I, s:i, s:i, s:o, s:o, s:o}", "layout", summary->layout, "episodes",
+                (json_int_t)summary->episodes, "frames", (json_int_t)summary->frames, "action_dim", summary->action_dim,
+                "state_dim", summary->state_dim, "cameras", cameras_to_json(summary), "instructions",
+                strings_to_json(&summary->instructions), "warnings", strings_to_json(&summary->warnings));
+  if (!document) return hv_error(HV_ERR_INPUT, "a name or an instruction of the file is not valid UTF-8");
+  hv_status status = hv_json_format_line(document, out);
+  hv_text_add(out, "\n");
+  json_decref(document);
+  return status;
+}
+
+static void add_list(hv_text *out, const char *title, const hv_string_list *list) {
+  for (size_t i = 0; i < list->count; i++) hv_text_add(out, "%-14s%s\n", i ? "" : title, list->items[i]);
+  if (list->count == 0) hv_text_add(out, "%-14snone\n", title);
+}
+
+static void format_table(const hv_file_summary *summary, const char *path, hv_text *out) {
+  hv_text_add(out, "%-14s%s\n", "file", path);
+  hv_text_add(out, "%-14s%s\n", "layout", summary->layout);
+  hv_text_add(out, "%-14s%lld, %lld frames (%lld to %lld each)\n", "episodes", (long long)summary->episodes,
+              (long long)summary->frames, (long long)summary->shortest, (long long)summary->longest);
+  add_list(out, "splits", &summary->splits);
+  hv_text_add(out, "%-14s%d dimensions\n", "actions", summary->action_dim);
+  hv_text_add(out, "%-14s%d dimensions by default", "state", summary->state_dim);
+  for (size_t i = 0; i < summary->state.count; i++) hv_text_add(out, "%s%s", i ? ", " : ": ", summary->state.items[i]);
+  hv_text_add(out, "\n");
+  for (size_t i = 0; i < summary->num_signals; i++) {
+    hv_text_add(out, "%-14s%-32s %4d\n", i ? "" : "state keys", summary->signals[i].name, summary->signals[i].width);
+  }
+  for (size_t i = 0; i < summary->num_cameras; i++) {
+    const hv_camera *camera = &summary->cameras[i];
+    hv_text_add(out, "%-14s%-32s %4d x %d, %s\n", i ? "" : "cameras", camera->name, camera->width, camera->height,
+                hv_encoding_name(camera->encoding));
+  }
+  if (summary->num_cameras == 0) hv_text_add(out, "%-14snone\n", "cameras");
+  add_list(out, "instructions", &summary->instructions);
+  add_list(out, "warnings", &summary->warnings);
+}
+
+hv_status hv_command_inspect(const hv_inspect_options *options) {
+  const char *path = options->files.items[0];
+  hv_hdf5 *file;
+  HV_TRY(hv_hdf5_open(path, &file));
+  hv_text text = {0};
+  hv_file_summary summary = {0};
+  hv_status status = HV_OK;
+  HV_CHECK(hv_file_summarize(file, &summary));
+  if (options->picture) HV_CHECK(hv_contact_sheet(file, &summary, options->picture));
+  if (options->json) {
+    HV_CHECK(format_json(&summary, &text));
+  } else {
+    format_table(&summary, path, &text);
+  }
+  status = text.failed ? hv_error_memory("the table") : hv_print(text.data, text.length);
+done:
+  hv_text_free(&text);
+  hv_file_summary_free(&summary);
+  hv_hdf5_close(file);
+  return status;
+}

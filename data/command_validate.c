@@ -1,0 +1,127 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/io/json.h"
+#include "data/commands.h"
+#include "data/layout.h"
+
+/* What was found so far, over all files. */
+typedef struct findings {
+  json_t *bad; /* [{"file", "episode", "reason"}] */
+  size_t files, episodes;
+  int32_t action_dim; /* of the first good episode of the file; 0: none yet */
+} findings;
+
+/* Takes the error: an episode's problem becomes a finding, our own (memory) stays an error. */
+static hv_status note(findings *found, const char *file, const char *episode, hv_status problem) {
+  if (!problem || hv_status_code(problem) == HV_ERR_MEMORY) return problem;
+  json_t *entry = json_pack("{s:s, s:s, s:s}", "file", file, "episode", episode, "reason", hv_status_message(problem));
+  hv_status_free(problem);
+  return entry && json_array_append_new(found->bad, entry) == 0 ? HV_OK : hv_error_memory("a finding");
+}
+
+static hv_status read_images(const hv_layout *layout, hv_hdf5 *file, const char *episode, const hv_episode_facts *facts,
+                             const hv_camera *camera) {
+  hv_frames *frames;
+  HV_TRY(layout->open_frames(file, episode, facts, camera->name, &frames));
+  uint8_t *rgb = malloc((size_t)frames->width * (size_t)frames->height * 3);
+  hv_status status = rgb ? HV_OK : hv_error_memory("a frame");
+  for (int64_t t = 0; t < frames->count && !status; t++) status = frames->read(frames, t, rgb);
+  free(rgb);
+  hv_frames_close(frames);
+  return status;
+}
+
+static hv_status check_episode(findings *found, const hv_layout *layout, hv_hdf5 *file, const char *episode) {
+  hv_episode_facts facts;
+  HV_TRY(layout->describe(file, episode, &facts));
+  hv_status status = HV_OK;
+  if (found->action_dim == 0) found->action_dim = facts.action_dim;
+  if (facts.action_dim != found->action_dim) {
+    status = hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the episodes before", hv_hdf5_path(file),
+                      episode, facts.action_dim, found->action_dim);
+    goto done;
+  }
+  HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, NULL));
+  for (size_t i = 0; i < facts.num_cameras; i++) {
+    HV_CHECK(read_images(layout, file, episode, &facts, &facts.cameras[i]));
+  }
+done:
+  hv_episode_facts_free(&facts);
+  return status;
+}
+
+static hv_status check_splits(findings *found, const hv_layout *layout, hv_hdf5 *file) {
+  hv_string_list splits = {0};
+  hv_status status = layout->list_splits(file, &splits);
+  for (size_t i = 0; i < splits.count && !status; i++) {
+    hv_string_list names;
+    hv_status problem = layout->list_episodes(file, splits.items[i], &names);
+    if (!problem) hv_string_list_free(&names);
+    status = note(found, hv_hdf5_path(file), splits.items[i], problem);
+  }
+  hv_string_list_free(&splits);
+  return status;
+}
+
+/* The error of a file that cannot be read at all; bad episodes are findings. */
+static hv_status check_file(findings *found, const char *path) {
+  hv_hdf5 *file;
+  HV_TRY(hv_hdf5_open(path, &file));
+  const hv_layout *layout;
+  hv_string_list names = {0};
+  hv_status status = HV_OK;
+  HV_CHECK(hv_layout_find(file, &layout));
+  HV_CHECK(layout->list_episodes(file, NULL, &names));
+  found->action_dim = 0;
+  for (size_t i = 0; i < names.count; i++) {
+    HV_CHECK(note(found, path, names.items[i], check_episode(found, layout, file, names.items[i])));
+  }
+  HV_CHECK(check_splits(found, layout, file));
+  found->files++;
+  found->episodes += names.count;
+done:
+  hv_string_list_free(&names);
+  hv_hdf5_close(file);
+  return status;
+}
+
+static hv_status report(const findings *found, bool ok, bool json) {
+  hv_text text = {0};
+  hv_status status = HV_OK;
+  if (json) {
+    json_t *document = json_pack("{s:b, s:O}", "ok", ok, "bad_episodes", found->bad);
+    status = document ? hv_json_format_line(document, &text) : hv_error_memory("the report");
+    json_decref(document);
+  } else {
+    size_t i;
+    const json_t *entry;
+    json_array_foreach(found->bad, i, entry) {
+      hv_text_add(&text, "bad: %s\n", json_string_value(json_object_get(entry, "reason")));
+    }
+    hv_text_add(&text, "%zu files, %zu episodes, %zu problems", found->files, found->episodes,
+                json_array_size(found->bad));
+  }
+  hv_text_add(&text, "\n");
+  if (!status) status = text.failed ? hv_error_memory("the report") : hv_print(text.data, text.length);
+  hv_text_free(&text);
+  return status;
+}
+
+hv_status hv_command_validate(const hv_validate_options *options) {
+  findings found = {.bad = json_array()};
+  if (!found.bad) return hv_error_memory("the report");
+  hv_status unreadable = HV_OK, status = HV_OK;
+  for (size_t i = 0; i < options->files.count; i++) {
+    hv_status problem = check_file(&found, options->files.items[i]);
+    if (problem && unreadable) hv_log_error("hvla-data: %s", hv_status_message(problem));
+    unreadable = hv_status_first(unreadable, problem);
+  }
+  size_t bad = json_array_size(found.bad);
+  status = report(&found, !unreadable && bad == 0, options->json);
+  json_decref(found.bad);
+  status = hv_status_first(unreadable, status);
+  if (!status && bad > 0) status = hv_error(HV_ERR_NO, "%zu %s bad", bad, bad == 1 ? "episode is" : "episodes are");
+  return status;
+}

@@ -1,0 +1,71 @@
+#include "data/picture.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/image/image.h"
+#include "core/image/resize.h"
+
+enum { COLUMNS = 8, CELL = 160 /* pixels a side */, GAP = 4 };
+
+static void place(hv_image *sheet, const uint8_t *cell, int row, int column) {
+  int32_t left = GAP + column * (CELL + GAP), top = GAP + row * (CELL + GAP);
+  for (int32_t y = 0; y < CELL; y++) {
+    memcpy(sheet->rgb + ((size_t)(top + y) * (size_t)sheet->width + (size_t)left) * 3, cell + (size_t)y * CELL * 3,
+           (size_t)CELL * 3);
+  }
+}
+
+static hv_status draw_row(hv_frames *frames, hv_image *sheet, int row) {
+  static const double gray[3] = {0.5, 0.5, 0.5};
+  hv_resizer *resizer = NULL;
+  uint8_t *stored = malloc((size_t)frames->width * (size_t)frames->height * 3);
+  uint8_t *cell = malloc((size_t)CELL * CELL * 3);
+  hv_status status = stored && cell ? HV_OK : hv_error_memory("a frame");
+  if (status) goto done;
+  HV_CHECK(hv_resizer_open_frame(frames->width, frames->height, CELL, HV_RESIZE_LETTERBOX, gray, &resizer));
+  for (int column = 0; column < COLUMNS; column++) {
+    HV_CHECK(frames->read(frames, column * (frames->count - 1) / (COLUMNS - 1), stored));
+    hv_resizer_run(resizer, stored, cell);
+    place(sheet, cell, row, column);
+  }
+done:
+  hv_resizer_close(resizer);
+  free(cell);
+  free(stored);
+  return status;
+}
+
+static hv_status draw(const hv_layout *layout, hv_hdf5 *file, const char *episode, const hv_file_summary *summary,
+                      hv_image *sheet) {
+  hv_episode_facts facts;
+  HV_TRY(layout->describe(file, episode, &facts));
+  hv_status status = HV_OK;
+  for (size_t i = 0; i < summary->num_cameras && !status; i++) {
+    hv_frames *frames;
+    status = layout->open_frames(file, episode, &facts, summary->cameras[i].name, &frames);
+    if (!status) status = draw_row(frames, sheet, (int)i);
+    hv_frames_close(frames);
+  }
+  hv_episode_facts_free(&facts);
+  return status;
+}
+
+hv_status hv_contact_sheet(hv_hdf5 *file, const hv_file_summary *summary, const char *path) {
+  if (summary->num_cameras == 0) return hv_error(HV_ERR_INPUT, "%s: has no camera to draw", hv_hdf5_path(file));
+  const hv_layout *layout;
+  HV_TRY(hv_layout_find(file, &layout));
+  hv_string_list names;
+  HV_TRY(layout->list_episodes(file, NULL, &names));
+  hv_image sheet = {0};
+  hv_status status = HV_OK;
+  int32_t rows = (int32_t)summary->num_cameras;
+  HV_CHECK(hv_image_allocate(GAP + COLUMNS * (CELL + GAP), GAP + rows * (CELL + GAP), &sheet));
+  memset(sheet.rgb, 255, (size_t)sheet.width * (size_t)sheet.height * 3);
+  HV_CHECK(draw(layout, file, names.items[0], summary, &sheet));
+  status = hv_image_save_png(path, &sheet);
+done:
+  hv_image_free(&sheet);
+  hv_string_list_free(&names);
+  return status;
+}

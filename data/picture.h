@@ -1,0 +1,10 @@
+/* A contact sheet: frames of a file's first episode, evenly spaced from the first to the last, a row a camera. */
+#ifndef HV_DATA_PICTURE_H
+#define HV_DATA_PICTURE_H
+
+#include "data/summary.h"
+
+/* Writes a PNG. A file without cameras is HV_ERR_INPUT. */
+HV_NODISCARD hv_status hv_contact_sheet(hv_hdf5 *file, const hv_file_summary *summary, const char *path);
+
+#endif

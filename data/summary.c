@@ -1,0 +1,180 @@
+#include "data/summary.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/text.h"
+
+/* Warnings of episodes, each kind once with the number of episodes that it concerns. */
+typedef struct tally {
+  hv_string_list texts, first; /* the warning, the first episode that has it */
+  size_t *counts;
+} tally;
+
+static void free_tally(tally *t) {
+  hv_string_list_free(&t->texts);
+  hv_string_list_free(&t->first);
+  free(t->counts);
+}
+
+static hv_status add_to_tally(tally *t, const char *text, const char *episode) {
+  for (size_t i = 0; i < t->texts.count; i++) {
+    if (strcmp(t->texts.items[i], text) != 0) continue;
+    t->counts[i]++;
+    return HV_OK;
+  }
+  size_t *counts = realloc(t->counts, (t->texts.count + 1) * sizeof *counts);
+  if (!counts) return hv_error_memory("warnings");
+  t->counts = counts;
+  counts[t->texts.count] = 1;
+  HV_TRY(hv_string_list_append(&t->texts, text));
+  return hv_string_list_append(&t->first, episode);
+}
+
+static hv_status append_text(hv_string_list *list, hv_text *text) {
+  hv_status status = text->failed ? hv_error_memory("warnings") : hv_string_list_append(list, hv_text_string(text));
+  hv_text_free(text);
+  return status;
+}
+
+static hv_status finish_tally(const tally *t, hv_string_list *out) {
+  for (size_t i = 0; i < t->texts.count; i++) {
+    hv_text text = {0};
+    hv_text_add(&text, "%s: %s", t->first.items[i], t->texts.items[i]);
+    if (t->counts[i] > 1) hv_text_add(&text, " (and %zu more episodes)", t->counts[i] - 1);
+    HV_TRY(append_text(out, &text));
+  }
+  return HV_OK;
+}
+
+/* Cameras that an episode does not have as the first one does. */
+static hv_status compare_cameras(const hv_file_summary *summary, const hv_episode_facts *facts, const char *episode,
+                                 tally *warnings) {
+  for (size_t i = 0; i < summary->num_cameras; i++) {
+    const hv_camera *expected = &summary->cameras[i], *found = NULL;
+    for (size_t c = 0; c < facts->num_cameras; c++) {
+      if (strcmp(facts->cameras[c].name, expected->name) == 0) found = &facts->cameras[c];
+    }
+    if (found && found->width == expected->width && found->height == expected->height) continue;
+    hv_text text = {0};
+    hv_text_add(&text, found ? "camera %s has another size than in the first episode" : "camera %s is missing",
+                expected->name);
+    hv_status status =
+        text.failed ? hv_error_memory("warnings") : add_to_tally(warnings, hv_text_string(&text), episode);
+    hv_text_free(&text);
+    HV_TRY(status);
+  }
+  return HV_OK;
+}
+
+/* What the first episode has, others are compared with. */
+static hv_status start_summary(const hv_layout *layout, const hv_episode_facts *facts, hv_file_summary *out) {
+  out->shortest = facts->frames;
+  out->action_dim = facts->action_dim;
+  HV_TRY(layout->default_state(facts, &out->state));
+  for (size_t i = 0; i < out->state.count; i++) {
+    const hv_signal *signal = hv_episode_signal(facts, out->state.items[i]);
+    if (signal) out->state_dim += signal->width;
+  }
+  out->cameras = calloc(facts->num_cameras + 1, sizeof *out->cameras);
+  out->signals = calloc(facts->num_signals + 1, sizeof *out->signals);
+  if (!out->cameras || !out->signals) return hv_error_memory("a summary");
+  for (size_t i = 0; i < facts->num_cameras; i++) out->cameras[out->num_cameras++] = facts->cameras[i];
+  for (size_t i = 0; i < facts->num_signals; i++) out->signals[out->num_signals++] = facts->signals[i];
+  return HV_OK;
+}
+
+static hv_status add_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode, hv_file_summary *out,
+                             tally *warnings) {
+  hv_episode_facts facts;
+  HV_TRY(layout->describe(file, episode, &facts));
+  hv_status status = HV_OK;
+  if (out->episodes == 0) HV_CHECK(start_summary(layout, &facts, out));
+  if (facts.action_dim != out->action_dim) {
+    status = hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", hv_hdf5_path(file),
+                      episode, facts.action_dim, out->action_dim);
+    goto done;
+  }
+  HV_CHECK(compare_cameras(out, &facts, episode, warnings));
+  HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, &out->state));
+  if (facts.frames < out->shortest) out->shortest = facts.frames;
+  if (facts.frames > out->longest) out->longest = facts.frames;
+  out->frames += facts.frames;
+  out->episodes++;
+  for (size_t i = 0; i < facts.warnings.count; i++) HV_CHECK(add_to_tally(warnings, facts.warnings.items[i], episode));
+  if (!facts.instruction) {
+    HV_CHECK(add_to_tally(warnings, "no instruction: the run configuration must give one", episode));
+  } else if (!hv_string_list_contains(&out->instructions, facts.instruction)) {
+    HV_CHECK(hv_string_list_append(&out->instructions, facts.instruction));
+  }
+done:
+  hv_episode_facts_free(&facts);
+  return status;
+}
+
+static hv_status add_splits(const hv_layout *layout, hv_hdf5 *file, hv_file_summary *out) {
+  hv_string_list splits = {0};
+  hv_status status = layout->list_splits(file, &splits);
+  for (size_t i = 0; i < splits.count && !status; i++) {
+    hv_string_list names;
+    hv_text text = {0};
+    hv_status problem = layout->list_episodes(file, splits.items[i], &names);
+    if (problem) {
+      hv_text_add(&text, "%s", hv_status_message(problem));
+      hv_status_free(problem);
+      status = append_text(&out->warnings, &text);
+    } else {
+      hv_text_add(&text, "%s (%zu episodes)", splits.items[i], names.count);
+      hv_string_list_free(&names);
+      status = append_text(&out->splits, &text);
+    }
+  }
+  hv_string_list_free(&splits);
+  return status;
+}
+
+static hv_status warn_of_cameras(hv_file_summary *out) {
+  if (out->num_cameras == 0) return hv_string_list_append(&out->warnings, "no camera: the file cannot train a policy");
+  for (size_t i = 0; i < out->num_cameras; i++) {
+    if (out->cameras[i].chunk_frames < 2) continue;
+    hv_text text = {0};
+    hv_text_add(&text,
+                "camera %s is stored in chunks of %lld frames: a random frame costs a whole episode's reading; rewrite "
+                "the file with one frame a chunk",
+                out->cameras[i].name, (long long)out->cameras[i].chunk_frames);
+    HV_TRY(append_text(&out->warnings, &text));
+  }
+  return HV_OK;
+}
+
+hv_status hv_file_summarize(hv_hdf5 *file, hv_file_summary *out) {
+  *out = (hv_file_summary){0};
+  hv_string_list names = {0};
+  tally warnings = {0};
+  const hv_layout *layout;
+  hv_status status = HV_OK;
+  HV_CHECK(hv_layout_find(file, &layout));
+  out->layout = layout->name;
+  HV_CHECK(layout->list_episodes(file, NULL, &names));
+  for (size_t i = 0; i < names.count; i++) HV_CHECK(add_episode(layout, file, names.items[i], out, &warnings));
+  HV_CHECK(add_splits(layout, file, out));
+  HV_CHECK(warn_of_cameras(out));
+  HV_CHECK(layout->check_file(file, out->frames, &out->warnings));
+  HV_CHECK(finish_tally(&warnings, &out->warnings));
+done:
+  free_tally(&warnings);
+  hv_string_list_free(&names);
+  if (status) hv_file_summary_free(out);
+  return status;
+}
+
+void hv_file_summary_free(hv_file_summary *summary) {
+  free(summary->cameras);
+  free(summary->signals);
+  hv_string_list_free(&summary->state);
+  hv_string_list_free(&summary->splits);
+  hv_string_list_free(&summary->instructions);
+  hv_string_list_free(&summary->warnings);
+  *summary = (hv_file_summary){0};
+}
