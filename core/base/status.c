@@ -5,14 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct hv_error {
+struct hv_failure {
   hv_code code;
   bool is_static;
   char *message;
 };
 
 static char out_of_memory_text[] = "out of memory";
-static struct hv_error out_of_memory = {HV_ERR_MEMORY, true, out_of_memory_text};
+static struct hv_failure out_of_memory = {HV_ERR_MEMORY, true, out_of_memory_text};
 
 /* The formatted text on the heap, or NULL without memory. */
 static char *format_text(const char *format, va_list args) {
@@ -29,12 +29,12 @@ static char *format_text(const char *format, va_list args) {
 /* Takes ownership of `message`. */
 static hv_status make_error(hv_code code, char *message) {
   if (!message) return &out_of_memory;
-  struct hv_error *error = malloc(sizeof *error);
+  struct hv_failure *error = malloc(sizeof *error);
   if (!error) {
     free(message);
     return &out_of_memory;
   }
-  *error = (struct hv_error){.code = code, .is_static = false, .message = message};
+  *error = (struct hv_failure){.code = code, .is_static = false, .message = message};
   return error;
 }
 

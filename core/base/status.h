@@ -23,7 +23,7 @@ typedef enum hv_code {
   HV_ERR_INTERNAL = 6, /* a bug of ours */
 } hv_code;
 
-typedef struct hv_error *hv_status;
+typedef struct hv_failure *hv_status;
 
 #define HV_OK ((hv_status)0)
 #define HV_NODISCARD __attribute__((warn_unused_result))
