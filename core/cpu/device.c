@@ -1,0 +1,195 @@
+#include <cblas.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "core/cpu/cpu.h"
+#include "core/cpu/parallel.h"
+#include "core/tensor/ops.h"
+
+/* What openblas_get_parallel answers for a build whose threads are OpenMP's. */
+enum { OPENBLAS_PARALLEL_OPENMP = 2 };
+
+enum { MEMORY_ALIGNMENT = 256, HUGE_PAGE = 2 << 20 };
+
+typedef struct cpu_device {
+  hv_device head;
+  hv_cpu_pool pool;
+} cpu_device;
+
+typedef struct cpu_stream {
+  hv_stream head;
+  hv_status error; /* the first since the last synchronisation */
+} cpu_stream;
+
+static hv_cpu_pool *pool_of(hv_stream *stream) {
+  return &((cpu_device *)stream->device)->pool;
+}
+
+static void close_device(hv_device *device) {
+  cpu_device *cpu = (cpu_device *)device;
+  hv_cpu_pool_close(&cpu->pool);
+  free(cpu);
+}
+
+static hv_status allocate(hv_device *device, size_t bytes, const char *what, void **out) {
+  (void)device;
+  *out = NULL;
+  size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : MEMORY_ALIGNMENT;
+  size_t size = (bytes + alignment - 1) / alignment * alignment;
+  void *memory = size >= bytes ? aligned_alloc(alignment, size > 0 ? size : alignment) : NULL;
+  if (!memory) return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the CPU", what, bytes);
+  /* Advice only: large pages save page faults and address look-ups where the kernel has them. */
+  if (bytes >= HUGE_PAGE) (void)madvise(memory, size, MADV_HUGEPAGE);
+  *out = memory;
+  return HV_OK;
+}
+
+static void release(hv_device *device, void *memory) {
+  (void)device;
+  free(memory);
+}
+
+static hv_status stream_open(hv_device *device, hv_stream **out) {
+  cpu_stream *stream = calloc(1, sizeof *stream);
+  if (!stream) return hv_error_memory("a stream of the CPU device");
+  stream->head.device = device;
+  *out = &stream->head;
+  return HV_OK;
+}
+
+static void stream_close(hv_stream *stream) {
+  cpu_stream *cpu = (cpu_stream *)stream;
+  hv_status_free(cpu->error);
+  free(cpu);
+}
+
+static hv_status stream_synchronize(hv_stream *stream) {
+  cpu_stream *cpu = (cpu_stream *)stream;
+  hv_cpu_pool *pool = pool_of(stream);
+  hv_status error = hv_status_first(cpu->error, pool->error);
+  cpu->error = HV_OK;
+  pool->error = HV_OK;
+  return error;
+}
+
+/* Work is done when it is queued, so an event has nothing to remember. */
+static hv_status event_open(hv_device *device, hv_event **out) {
+  (void)device;
+  *out = malloc(1);
+  return *out ? HV_OK : hv_error_memory("an event of the CPU device");
+}
+
+static void event_close(hv_event *event) {
+  free(event);
+}
+
+static void event_record(hv_stream *stream, hv_event *event) {
+  (void)stream;
+  (void)event;
+}
+
+static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
+  (void)stream;
+  memcpy(to, from, bytes);
+}
+
+static const hv_device_methods methods = {
+    .close = close_device,
+    .allocate = allocate,
+    .release = release,
+    .allocate_host = allocate,
+    .release_host = release,
+    .stream_open = stream_open,
+    .stream_close = stream_close,
+    .stream_synchronize = stream_synchronize,
+    .event_open = event_open,
+    .event_close = event_close,
+    .event_record = event_record,
+    .event_wait = event_record,
+    .upload = copy,
+    .download = copy,
+};
+
+/* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */
+static bool admit(hv_stream *stream, hv_status error) {
+  if (!error) return true;
+  cpu_stream *cpu = (cpu_stream *)stream;
+  cpu->error = hv_status_first(cpu->error, error);
+  return false;
+}
+
+/* Every operation once, with the operand whose dtype tells whether it runs in double. */
+#define KEY_OPERANDS(X)                                                                                                \
+  X(linear, x)                                                                                                         \
+  X(linear_backward_input, dy)                                                                                         \
+  X(linear_backward_weight, dy)                                                                                        \
+  X(activation_backward, dy)                                                                                           \
+  X(norm, x)                                                                                                           \
+  X(norm_backward, dy)                                                                                                 \
+  X(residual_add, x)                                                                                                   \
+  X(residual_scale_backward, dy)                                                                                       \
+  X(swiglu, y)                                                                                                         \
+  X(swiglu_backward, dy)                                                                                               \
+  X(rotary, cos_sin)                                                                                                   \
+  X(attention, q)                                                                                                      \
+  X(attention_backward, q)                                                                                             \
+  X(gather_rows, src)                                                                                                  \
+  X(scatter_add_rows, src)                                                                                             \
+  X(patchify, y)                                                                                                       \
+  X(vit_embed, y)                                                                                                      \
+  X(vit_embed_backward, dy)                                                                                            \
+  X(sinusoid, y)                                                                                                       \
+  X(q_sample, y)                                                                                                       \
+  X(sampler_step, x)                                                                                                   \
+  X(diffusion_loss, loss)                                                                                              \
+  X(cross_entropy, loss)                                                                                               \
+  X(best_of_range, logits)                                                                                             \
+  X(draw_normal, y)                                                                                                    \
+  X(draw_below, y)                                                                                                     \
+  X(convert, src)                                                                                                      \
+  X(fill, dst)                                                                                                         \
+  X(sum_squares, y)                                                                                                    \
+  X(clip_factor, sum_squares)                                                                                          \
+  X(adamw, moment1)
+
+#define RUN(name, key)                                                                                                 \
+  void hv_cpu_##name##_f32(hv_cpu_pool *pool, const hv_##name##_args *args);                                           \
+  void hv_cpu_##name##_f64(hv_cpu_pool *pool, const hv_##name##_args *args);                                           \
+  static void run_##name(hv_stream *stream, const hv_##name##_args *args) {                                            \
+    if (!admit(stream, hv_check_##name(args))) return;                                                                 \
+    if (args->key.dtype == HV_F64) {                                                                                   \
+      hv_cpu_##name##_f64(pool_of(stream), args);                                                                      \
+    } else {                                                                                                           \
+      hv_cpu_##name##_f32(pool_of(stream), args);                                                                      \
+    }                                                                                                                  \
+  }
+KEY_OPERANDS(RUN)
+
+#define ENTRY(name) .name = run_##name,
+static const hv_op_table operations = {HV_OPS(ENTRY)};
+
+hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) {
+  *out = NULL;
+  if (openblas_get_parallel() != OPENBLAS_PARALLEL_OPENMP) {
+    return hv_error(HV_ERR_DEVICE, "the OpenBLAS linked into this program is not its OpenMP build, whose threads would "
+                                   "fight with ours; build with libopenblas-openmp-dev installed");
+  }
+  /* Tiles are spread over threads here; each is one single-threaded product. */
+  openblas_set_num_threads(1);
+  int threads = options ? options->threads : 0;
+  if (threads < 0)
+    return hv_error(HV_ERR_INPUT, "%d threads asked of the CPU device; 1 or more, or 0 for all", threads);
+  if (threads == 0) threads = omp_get_max_threads();
+  cpu_device *cpu = calloc(1, sizeof *cpu);
+  if (!cpu) return hv_error_memory("the CPU device");
+  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = &operations};
+  hv_status status = hv_cpu_pool_open(threads, &cpu->pool);
+  if (status) {
+    free(cpu);
+    return status;
+  }
+  *out = &cpu->head;
+  return HV_OK;
+}

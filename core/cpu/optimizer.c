@@ -1,0 +1,111 @@
+/* The gradient's norm, clipping, and AdamW. */
+#include "core/cpu/kernel.h"
+#include "core/cpu/vector_math.h"
+
+static double square_sums(const void *context, int64_t first, int64_t last, void *scratch) {
+  (void)scratch;
+  const hv_sum_squares_args *a = context;
+  real buffer[HV_CHUNK];
+  double total = 0;
+  for (int64_t i = first; i < last; i++) {
+    int64_t col = i * HV_CHUNK, count = min_i64(HV_CHUNK, a->x.cols - col);
+    const real *x = load(&a->x, 0, col, count, buffer);
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < count; j++) sum += x[j] * x[j];
+    total += (double)sum;
+  }
+  return total;
+}
+
+void HV_KERNEL(sum_squares)(hv_cpu_pool *pool, const hv_sum_squares_args *args) {
+  double sum = hv_cpu_sum(pool, chunks_of(args->x.cols), HV_CHUNK, square_sums, args);
+  store_one(&args->y, 0, 0, load_one(&args->y, 0, 0) + (real)sum);
+}
+
+void HV_KERNEL(clip_factor)(hv_cpu_pool *pool, const hv_clip_factor_args *args) {
+  (void)pool;
+  real norm = real_sqrt(load_one(&args->sum_squares, 0, 0)), max_norm = (real)args->max_norm;
+  real factor = max_norm / (norm + (real)1e-6);
+  if (max_norm == 0 || factor > 1) factor = 1;
+  if (!isfinite(norm)) factor = -1;
+  store_one(&args->norm, 0, 0, norm);
+  store_one(&args->dynamic, 0, 3, factor);
+}
+
+/* The coefficients of one update. */
+typedef struct adamw_context {
+  const hv_adamw_args *args;
+  real lr, correction1, correction2, gradient_factor, beta1, beta2, eps;
+} adamw_context;
+
+/* The master value of a BF16 parameter, and back: rounded to nearest, halves away from zero, so that what is left
+ * always fits a signed 16-bit number. */
+static float master_value(uint16_t high, int16_t low) {
+  uint32_t bits = ((uint32_t)high << 16) + (uint32_t)(int32_t)low;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static void split_master(float value, uint16_t *high, int16_t *low) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  *high = (uint16_t)((bits + 0x8000u) >> 16);
+  *low = (int16_t)(uint16_t)bits;
+}
+
+static void load_master(const hv_adamw_args *a, int64_t first, int64_t count, real *p) {
+  const uint16_t *high = element(&a->param, 0, first);
+  const int16_t *low = element(&a->remainder, 0, first);
+#pragma omp simd
+  for (int64_t j = 0; j < count; j++) p[j] = (real)master_value(high[j], low[j]);
+}
+
+static void store_master(const hv_adamw_args *a, int64_t first, int64_t count, const real *p) {
+  uint16_t *high = element(&a->param, 0, first);
+  int16_t *low = element(&a->remainder, 0, first);
+#pragma omp simd
+  for (int64_t j = 0; j < count; j++) split_master((float)p[j], &high[j], &low[j]);
+}
+
+static void update(const adamw_context *c, int64_t first, int64_t count, bool decay) {
+  const hv_adamw_args *a = c->args;
+  real grad_buffer[HV_CHUNK], m_buffer[HV_CHUNK], v_buffer[HV_CHUNK], p_buffer[HV_CHUNK];
+  bool split = hv_present(a->remainder);
+  real *p = split ? p_buffer : target(&a->param, 0, first, p_buffer);
+  real *m = target(&a->moment1, 0, first, m_buffer), *v = target(&a->moment2, 0, first, v_buffer);
+  const real *grad = load(&a->grad, 0, first, count, grad_buffer);
+  real keep = decay ? 1 - c->lr * (real)a->weight_decay : 1;
+  if (split) load_master(a, first, count, p);
+#pragma omp simd
+  for (int64_t j = 0; j < count; j++) {
+    real g = c->gradient_factor * grad[j];
+    m[j] = c->beta1 * m[j] + (1 - c->beta1) * g;
+    v[j] = c->beta2 * v[j] + (1 - c->beta2) * g * g;
+    p[j] = p[j] * keep - c->lr * (m[j] / c->correction1) / (real_sqrt(v[j] / c->correction2) + c->eps);
+  }
+  if (split) store_master(a, first, count, p);
+}
+
+static void adamw_chunks(const void *context, int64_t first, int64_t last, void *scratch) {
+  (void)scratch;
+  const adamw_context *c = context;
+  const hv_tensor *ranges = &c->args->ranges;
+  int64_t begin = first * HV_CHUNK, end = last * HV_CHUNK;
+  for (int64_t i = 0; i < ranges->rows; i++) {
+    const hv_adamw_range *range = element(ranges, i, 0);
+    int64_t from = max_i64(begin, range->first), to = min_i64(end, range->end);
+    for (; from < to; from += HV_CHUNK) update(c, from, min_i64(HV_CHUNK, to - from), range->decay != 0);
+  }
+}
+
+void HV_KERNEL(adamw)(hv_cpu_pool *pool, const hv_adamw_args *args) {
+  adamw_context c = {.args = args, .beta1 = (real)args->beta1, .beta2 = (real)args->beta2, .eps = (real)args->eps};
+  c.lr = load_one(&args->dynamic, 0, 0);
+  c.correction1 = load_one(&args->dynamic, 0, 1);
+  c.correction2 = load_one(&args->dynamic, 0, 2);
+  c.gradient_factor = load_one(&args->dynamic, 0, 3);
+  if (c.gradient_factor < 0) return;
+  hv_cpu_for(pool, chunks_of(args->param.cols), hv_cpu_grain(8 * HV_CHUNK), adamw_chunks, &c);
+}

@@ -1,0 +1,18 @@
+/* What an operation's arguments say about its operands, for the checks of ops.h and the counts of the plan device. */
+#ifndef HV_TENSOR_OP_CHECK_H
+#define HV_TENSOR_OP_CHECK_H
+
+#include "core/tensor/ops.h"
+
+typedef struct hv_op_cost {
+  double matrix_flops; /* 2 per multiply-add of matrix products; attention as if every query saw max_key_rows keys */
+  double bytes;        /* of all operands, each once */
+  double weight_bytes; /* of the weights of linear operations */
+} hv_op_cost;
+
+/* hv_check_<op> that also returns the cost, which is valid where the check succeeds. */
+#define HV_OP_MEASURE(name) HV_NODISCARD hv_status hv_measure_##name(const hv_##name##_args *args, hv_op_cost *cost);
+HV_OPS(HV_OP_MEASURE)
+#undef HV_OP_MEASURE
+
+#endif
