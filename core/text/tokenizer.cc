@@ -1,0 +1,72 @@
+#include "core/text/tokenizer.h"
+
+#include <sentencepiece_processor.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+struct hv_tokenizer {
+  sentencepiece::SentencePieceProcessor processor;
+};
+
+// The library reports by status; exceptions come from the standard library, and none may reach C.
+template <class Function> static hv_status guarded(const char *what, Function function) {
+  try {
+    return function();
+  } catch (const std::bad_alloc &) {
+    return hv_error_memory(what);
+  } catch (const std::exception &error) {
+    return hv_error(HV_ERR_INTERNAL, "%s: %s", what, error.what());
+  }
+}
+
+hv_status hv_tokenizer_open(const char *path, hv_tokenizer **out) {
+  *out = nullptr;
+  return guarded("a tokenizer", [&]() -> hv_status {
+    hv_tokenizer *tokenizer = new hv_tokenizer;
+    const sentencepiece::util::Status loaded = tokenizer->processor.Load(path);
+    if (!loaded.ok()) {
+      delete tokenizer;
+      return hv_error(HV_ERR_INPUT, "%s is no SentencePiece model that can be read: %s", path,
+                      loaded.ToString().c_str());
+    }
+    *out = tokenizer;
+    return HV_OK;
+  });
+}
+
+void hv_tokenizer_close(hv_tokenizer *tokenizer) {
+  delete tokenizer;
+}
+
+int32_t hv_tokenizer_size(const hv_tokenizer *tokenizer) {
+  return tokenizer->processor.GetPieceSize();
+}
+
+hv_status hv_tokenizer_encode(const hv_tokenizer *tokenizer, const char *text, size_t size, hv_token_list *out) {
+  *out = hv_token_list{nullptr, 0};
+  return guarded("token ids", [&]() -> hv_status {
+    std::vector<int> ids;
+    const sentencepiece::util::Status encoded = tokenizer->processor.Encode(std::string(text, size), &ids);
+    if (!encoded.ok()) return hv_error(HV_ERR_INTERNAL, "the tokenizer failed: %s", encoded.ToString().c_str());
+    out->ids = static_cast<int32_t *>(std::malloc((ids.size() + 1) * sizeof(int32_t)));
+    if (!out->ids) return hv_error_memory("token ids");
+    for (size_t i = 0; i < ids.size(); i++) out->ids[i] = ids[i];
+    out->count = ids.size();
+    return HV_OK;
+  });
+}
+
+const char *hv_tokenizer_piece(const hv_tokenizer *tokenizer, int32_t id) {
+  if (id < 0 || id >= hv_tokenizer_size(tokenizer)) return nullptr;
+  return tokenizer->processor.IdToPiece(id).c_str();
+}
+
+void hv_token_list_free(hv_token_list *list) {
+  std::free(list->ids);
+  *list = hv_token_list{nullptr, 0};
+}

@@ -1,0 +1,73 @@
+/* Small things that every cmocka test of this project needs. Include instead of cmocka.h. */
+#ifndef HV_TESTS_CHECK_H
+#define HV_TESTS_CHECK_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "core/base/file.h"
+#include "core/base/status.h"
+
+/* The call succeeds; otherwise its message is the failure. */
+#define assert_ok(call)                                                                                                \
+  do {                                                                                                                 \
+    hv_status assert_status_ = (call);                                                                                 \
+    if (assert_status_) fail_msg("%s: %s", #call, hv_status_message(assert_status_));                                  \
+  } while (0)
+
+/* The call fails with a message that holds every one of the words. */
+#define assert_error(call, ...) check_error((call), (const char *const[]){__VA_ARGS__, NULL}, #call, __FILE__, __LINE__)
+
+static inline void check_error(hv_status status, const char *const *words, const char *call, const char *file,
+                               int line) {
+  if (!status) {
+    print_error("%s succeeded, but should fail\n", call);
+    _fail(file, line);
+  }
+  for (; *words; words++) {
+    if (strstr(hv_status_message(status), *words)) continue;
+    print_error("the message of %s lacks \"%s\": %s\n", call, *words, hv_status_message(status));
+    _fail(file, line);
+  }
+  hv_status_free(status);
+}
+
+/* A fresh temporary folder in *state, for cmocka's setup; the teardown removes it with all it holds. */
+static inline int make_folder(void **state) {
+  const char *parent = getenv("TMPDIR");
+  char *folder = hv_path_join(parent && *parent ? parent : "/tmp", "hvla-test-XXXXXX");
+  if (!folder || !mkdtemp(folder)) return -1;
+  *state = folder;
+  return 0;
+}
+
+static inline int remove_folder(void **state) {
+  hv_status status = hv_remove_tree(*state);
+  int failed = status != HV_OK;
+  hv_status_free(status);
+  free(*state);
+  return failed;
+}
+
+/* "folder/name" in one of a few static buffers, so that several can be in use at once. */
+static inline const char *in_folder(const char *folder, const char *name) {
+  static char paths[8][512];
+  static int next;
+  char *path = paths[next++ % 8];
+  snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+  return path;
+}
+
+static inline void write_text(const char *path, const char *text) {
+  assert_ok(hv_write_file_atomic(path, text, strlen(text)));
+}
+
+#endif

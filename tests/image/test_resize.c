@@ -1,0 +1,135 @@
+/* Every byte of a resized picture against Pillow's. */
+#include <zlib.h>
+
+#include "core/image/resize.h"
+#include "core/io/json.h"
+#include "core/io/safetensors.h"
+#include "tests/check.h"
+
+#define FIXTURES HVLA_SOURCE_DIR "/tests/fixtures/resize/"
+
+static int open_fixtures(void **state) {
+  return hv_safetensors_open(FIXTURES "resize.safetensors", (hv_safetensors **)state) ? -1 : 0;
+}
+
+static int close_fixtures(void **state) {
+  hv_safetensors_close(*state);
+  return 0;
+}
+
+static const hv_file_tensor *input(const hv_safetensors *file, const char *name) {
+  char key[64];
+  snprintf(key, sizeof key, "in.%s", name);
+  const hv_file_tensor *tensor;
+  assert_ok(hv_safetensors_require(file, key, &tensor));
+  return tensor;
+}
+
+static void compare(const hv_file_tensor *expected, hv_resizer *resizer, const hv_file_tensor *in) {
+  uint8_t *out = malloc(expected->size);
+  assert_non_null(out);
+  /* Twice, so that what one run leaves behind cannot help or harm the next. */
+  for (int run = 0; run < 2; run++) {
+    memset(out, run * 255, expected->size);
+    hv_resizer_run(resizer, in->data, out);
+    assert_memory_equal(out, expected->data, expected->size);
+  }
+  free(out);
+}
+
+static void naive_resize_gives_pillows_bytes(void **state) {
+  const hv_safetensors *file = *state;
+  int compared = 0;
+  for (int32_t i = 0; i < hv_safetensors_count(file); i++) {
+    const hv_file_tensor *expected = hv_safetensors_get(file, i);
+    char name[32];
+    int width, height;
+    if (sscanf(expected->name, "naive.%31[a-z].%dx%d", name, &width, &height) != 3) continue;
+    const hv_file_tensor *in = input(file, name);
+    hv_resizer *resizer;
+    assert_ok(hv_resizer_open((int32_t)in->shape[1], (int32_t)in->shape[0], width, height, &resizer));
+    compare(expected, resizer, in);
+    hv_resizer_close(resizer);
+    compared++;
+  }
+  assert_int_equal(compared, 17);
+}
+
+static void letterbox_pads_in_the_mean_colour(void **state) {
+  const hv_safetensors *file = *state;
+  const double mean[3] = {0.48145466, 0.4578275, 0.40821073};
+  const hv_file_tensor *fill = hv_safetensors_find(file, "fill");
+  for (int i = 0; i < 3; i++) assert_int_equal(((const uint8_t *)fill->data)[i], (int)(255 * mean[i]));
+  static const char *const names[] = {"wide", "tall"};
+  for (size_t i = 0; i < 2; i++) {
+    char key[64];
+    snprintf(key, sizeof key, "letterbox.%s.28", names[i]);
+    const hv_file_tensor *expected, *in = input(file, names[i]);
+    assert_ok(hv_safetensors_require(file, key, &expected));
+    hv_resizer *resizer;
+    assert_ok(
+        hv_resizer_open_frame((int32_t)in->shape[1], (int32_t)in->shape[0], 28, HV_RESIZE_LETTERBOX, mean, &resizer));
+    compare(expected, resizer, in);
+    hv_resizer_close(resizer);
+  }
+}
+
+/* The generator that scripts/fixtures/make_resize.py describes. */
+static uint8_t *generate(size_t size, uint32_t x) {
+  uint8_t *bytes = malloc(size);
+  assert_non_null(bytes);
+  for (size_t i = 0; i < size; i++) {
+    x = 1664525u * x + 1013904223u;
+    bytes[i] = (uint8_t)(x >> 24);
+  }
+  return bytes;
+}
+
+static int32_t integer(const json_t *row, const char *key) {
+  return (int32_t)json_integer_value(json_object_get(row, key));
+}
+
+static void large_pictures_have_pillows_checksums(void **state) {
+  json_t *rows;
+  assert_ok(hv_json_load(FIXTURES "checksums.json", &rows));
+  assert_int_equal(json_array_size(rows), 11);
+  size_t index;
+  json_t *row;
+  json_array_foreach(rows, index, row) {
+    int32_t width = integer(row, "width"), height = integer(row, "height");
+    int32_t out_width = integer(row, "out_width"), out_height = integer(row, "out_height");
+    const char *source = json_string_value(json_object_get(row, "source"));
+    uint8_t *made = source ? NULL : generate((size_t)width * (size_t)height * 3, (uint32_t)integer(row, "seed"));
+    size_t size = (size_t)out_width * (size_t)out_height * 3;
+    uint8_t *out = malloc(size);
+    assert_non_null(out);
+    hv_resizer *resizer;
+    assert_ok(hv_resizer_open(width, height, out_width, out_height, &resizer));
+    hv_resizer_run(resizer, source ? input(*state, source)->data : made, out);
+    hv_resizer_close(resizer);
+    assert_int_equal(crc32(0, out, (uInt)size), json_integer_value(json_object_get(row, "crc32")));
+    free(made);
+    free(out);
+  }
+  json_decref(rows);
+}
+
+static void impossible_sizes_are_refused(void **state) {
+  (void)state;
+  hv_resizer *resizer;
+  assert_error(hv_resizer_open(0, 4, 4, 4, &resizer), "0 × 4");
+  assert_error(hv_resizer_open(4, 4, 4, -1, &resizer), "4 × -1");
+  assert_error(hv_resizer_open(16385, 4, 4, 4, &resizer), "16385");
+  assert_error(hv_resizer_open(16384, 16384, 4, 4, &resizer), "cannot be resized");
+  hv_resizer_close(NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(naive_resize_gives_pillows_bytes),
+      cmocka_unit_test(letterbox_pads_in_the_mean_colour),
+      cmocka_unit_test(large_pictures_have_pillows_checksums),
+      cmocka_unit_test(impossible_sizes_are_refused),
+  };
+  return cmocka_run_group_tests(tests, open_fixtures, close_fixtures);
+}
