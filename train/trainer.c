@@ -5,6 +5,20 @@
 
 #include "core/tensor/ops.h"
 
+static hv_status next_fixed(hv_batch_source *source, const hv_batch **out) {
+  *out = ((hv_fixed_source *)source)->batch;
+  return HV_OK;
+}
+
+static void release_fixed(hv_batch_source *source, const hv_batch *batch) {
+  (void)source;
+  (void)batch;
+}
+
+hv_fixed_source hv_fixed_source_make(const hv_batch *batch) {
+  return (hv_fixed_source){.source = {.next = next_fixed, .release = release_fixed}, .batch = batch};
+}
+
 /* The tokens of the longest sequence within the limits. */
 static int64_t longest_sequence(const hv_config *config, const hv_sequence_limits *limits) {
   int64_t prefix = (int64_t)limits->prompt + (int64_t)config->num_cameras * hv_config_patches(config) + 2;

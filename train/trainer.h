@@ -16,6 +16,14 @@ typedef struct hv_batch_source {
   void (*release)(struct hv_batch_source *source, const hv_batch *batch);
 } hv_batch_source;
 
+/* A source that gives one batch again and again. */
+typedef struct hv_fixed_source {
+  hv_batch_source source; /* first: what the trainer is given */
+  const hv_batch *batch;  /* not owned */
+} hv_fixed_source;
+
+hv_fixed_source hv_fixed_source_make(const hv_batch *batch);
+
 typedef struct hv_trainer_options {
   const hv_config *config; /* copied */
   hv_dtype dtype;

@@ -1,0 +1,234 @@
+#include "train/bench.h"
+
+#include <stdlib.h>
+
+#include "core/base/clock.h"
+#include "core/base/random.h"
+#include "core/tensor/ops.h"
+#include "train/trainer.h"
+
+enum { STAGE_BUILD, STAGE_FORWARD, STAGE_BACKWARD, STAGE_OPTIMIZER, STAGES, RATE_REPEATS = 3 };
+static const char *const stage_names[STAGES] = {"build", "forward", "backward", "optimizer"};
+
+/* The cube of interchange.md, and the one for devices that would take longer than this for it. */
+enum { CUBE = 8192, SMALL_CUBE = 2048 };
+static const double CUBE_SECONDS = 4.0;
+
+typedef struct bench {
+  const hv_train_config *config;
+  const hv_bench_options *options;
+  hv_model_config model;
+  hv_model_directory directory;
+  hv_trainer *trainer;
+  hv_batch batch;
+  uint8_t *images;
+  int32_t *prompts;
+  float *state, *actions;
+  int64_t *sample_ids;
+  double *times[STAGES + 1]; /* [steps]: of each stage and of the whole step */
+  double rate;               /* floating-point operations a second */
+} bench;
+
+static float uniform(uint64_t element) {
+  return 2.0f * hv_random_uniform(0, HV_RANDOM_INIT, 0, element >> 32, 0, (uint32_t)element) - 1.0f;
+}
+
+static hv_status make_batch(bench *self, int32_t samples) {
+  const hv_config *config = &self->model.config;
+  int32_t stride = (int32_t)self->config->bench_prompt + 1;
+  int64_t side = config->vision[0].image_size, b = samples;
+  int64_t pixels = b * config->num_cameras * side * side * 3, actions = b * config->action_chunk * config->action_dim;
+  int64_t state = b * config->state_dim;
+  self->images = malloc((size_t)pixels);
+  self->prompts = malloc((size_t)(b * stride) * sizeof *self->prompts);
+  self->state = malloc((size_t)(state + 1) * sizeof *self->state);
+  self->actions = malloc((size_t)actions * sizeof *self->actions);
+  self->sample_ids = malloc((size_t)b * sizeof *self->sample_ids);
+  if (!self->images || !self->prompts || !self->state || !self->actions || !self->sample_ids) {
+    return hv_error_memory("the benchmark's batch");
+  }
+  for (int64_t i = 0; i < pixels; i++) self->images[i] = (uint8_t)(i * 2654435761u >> 24);
+  int32_t words = config->action_base - config->action_bins - 3;
+  for (int64_t i = 0; i < b * stride; i++) self->prompts[i] = 3 + (int32_t)((uint64_t)i * 7919u % (uint64_t)words);
+  for (int64_t i = 0; i < b; i++) {
+    self->prompts[i * stride] = config->token_bos;
+    if (config->token_empty >= 0) self->prompts[(i + 1) * stride - 1] = config->token_empty;
+    self->sample_ids[i] = i;
+  }
+  for (int64_t i = 0; i < state; i++) self->state[i] = uniform((uint64_t)i);
+  for (int64_t i = 0; i < actions; i++) self->actions[i] = uniform((uint64_t)i + 1000003u);
+  self->batch = (hv_batch){.samples = samples,
+                           .images = self->images,
+                           .prompt_ids = self->prompts,
+                           .prompt_stride = stride,
+                           .state = self->state,
+                           .actions = self->actions,
+                           .sample_ids = self->sample_ids};
+  return HV_OK;
+}
+
+static hv_status open_trainer(bench *self, hv_device *device, int32_t samples) {
+  const hv_train_config *config = self->config;
+  hv_trainer_options options = {
+      .config = &self->model.config,
+      .dtype = hv_train_config_dtype(config),
+      .limits = {.samples = samples,
+                 .branches = (int32_t)config->train.branches,
+                 .prompt = (int32_t)config->bench_prompt + 1},
+      .parts = 1,
+      .freeze = (const char *const *)config->train.freeze.items,
+      .freeze_count = (int)config->train.freeze.count,
+      .weights = {.diffusion = config->train.diffusion_weight, .ce = config->train.ce_weight},
+      .optimizer = {.beta1 = config->optimizer.beta1,
+                    .beta2 = config->optimizer.beta2,
+                    .eps = config->optimizer.eps,
+                    .weight_decay = config->optimizer.weight_decay,
+                    .max_norm = config->optimizer.max_grad_norm},
+      .seed = (uint64_t)config->seed,
+  };
+  HV_TRY(hv_trainer_open(device, &options, &self->trainer));
+  return hv_trainer_initialize(self->trainer, NULL, NULL);
+}
+
+/* The step of trainer.c with a wait behind every stage. `times` is NULL for the step that is not measured. */
+static hv_status timed_step(bench *self, double times[STAGES]) {
+  hv_trainer *trainer = self->trainer;
+  hv_stream *stream = trainer->stream;
+  hv_sequence *sequence = hv_trainer_idle_sequence(trainer);
+  hv_model_activations activations;
+  double at[STAGES + 1], norm;
+  bool skipped;
+  at[0] = hv_clock_seconds();
+  HV_TRY(hv_sequence_build(sequence, &self->batch, 0, 0));
+  hv_sequence_upload(sequence, stream);
+  hv_params_zero_gradients(trainer->params, stream);
+  HV_TRY(hv_stream_synchronize(stream));
+  at[1] = hv_clock_seconds();
+  hv_arena_release(&trainer->arena, 0);
+  hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
+  HV_TRY(hv_stream_synchronize(stream));
+  at[2] = hv_clock_seconds();
+  hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
+  HV_TRY(hv_stream_synchronize(stream));
+  at[3] = hv_clock_seconds();
+  if (self->options->optimizer) {
+    hv_optimizer_step(trainer->optimizer, self->config->optimizer.learning_rate, stream);
+    HV_TRY(hv_stream_synchronize(stream));
+    hv_optimizer_finish(trainer->optimizer, &norm, &skipped);
+  }
+  at[4] = hv_clock_seconds();
+  HV_TRY(hv_arena_status(&trainer->arena));
+  for (int i = 0; times && i < STAGES; i++) times[i] = at[i + 1] - at[i];
+  return HV_OK;
+}
+
+static hv_status time_steps(bench *self) {
+  size_t steps = (size_t)self->options->steps;
+  for (int i = 0; i <= STAGES; i++) {
+    self->times[i] = calloc(steps, sizeof **self->times);
+    if (!self->times[i]) return hv_error_memory("the measured times");
+  }
+  HV_TRY(timed_step(self, NULL));
+  for (size_t s = 0; s < steps; s++) {
+    double stages[STAGES];
+    HV_TRY(timed_step(self, stages));
+    for (int i = 0; i < STAGES; i++) {
+      self->times[i][s] = stages[i];
+      self->times[STAGES][s] += stages[i];
+    }
+  }
+  return HV_OK;
+}
+
+/* Operations a second of y [rows, out] = x [rows, in] weightᵀ, the best of some. */
+static hv_status product_rate(bench *self, int64_t rows, int64_t in, int64_t out_width, double *best) {
+  hv_status status = HV_OK;
+  hv_device *device = self->trainer->device;
+  hv_stream *stream = self->trainer->stream;
+  hv_dtype dtype = hv_train_config_dtype(self->config);
+  hv_arena arena = {0};
+  size_t bytes = (size_t)(rows * in + in * out_width + rows * out_width) * hv_dtype_size(dtype) + 3 * 256;
+  HV_TRY(hv_arena_open(device, bytes, "a matrix product", &arena));
+  hv_linear_args args = {.x = hv_arena_take(&arena, dtype, rows, in),
+                         .weight = hv_arena_take(&arena, dtype, out_width, in),
+                         .y = hv_arena_take(&arena, dtype, rows, out_width)};
+  hv_fill(stream, &(hv_fill_args){.dst = args.x, .value = 0.5});
+  hv_fill(stream, &(hv_fill_args){.dst = args.weight, .value = 0.25});
+  for (int i = 0; i < RATE_REPEATS; i++) {
+    HV_CHECK(hv_stream_synchronize(stream));
+    double start = hv_clock_seconds();
+    hv_linear(stream, &args);
+    HV_CHECK(hv_stream_synchronize(stream));
+    double rate = 2.0 * (double)rows * (double)in * (double)out_width / (hv_clock_seconds() - start);
+    if (rate > *best) *best = rate;
+  }
+done:
+  hv_arena_close(&arena);
+  return status;
+}
+
+static hv_status measure_rate(bench *self, const hv_sequence_counts *counts) {
+  const hv_llm_config *llm = &self->model.config.llm;
+  HV_TRY(product_rate(self, SMALL_CUBE, SMALL_CUBE, SMALL_CUBE, &self->rate));
+  double cube = 2.0 * CUBE * CUBE * (double)CUBE;
+  if (cube / self->rate <= CUBE_SECONDS) HV_TRY(product_rate(self, CUBE, CUBE, CUBE, &self->rate));
+  HV_TRY(product_rate(self, counts->rows, llm->hidden_size, 2 * (int64_t)llm->intermediate_size, &self->rate));
+  return product_rate(self, counts->rows, llm->intermediate_size, llm->hidden_size, &self->rate);
+}
+
+static int compare_doubles(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* Sorts the times; the median of an even number is the mean of the middle two. */
+static double median_ms(double *seconds, size_t count) {
+  qsort(seconds, count, sizeof *seconds, compare_doubles);
+  return 500.0 * (seconds[(count - 1) / 2] + seconds[count / 2]);
+}
+
+static hv_status report(bench *self, const hv_sequence_counts *counts, json_t **out) {
+  const hv_trainer *trainer = self->trainer;
+  size_t steps = (size_t)self->options->steps;
+  double *total = self->times[STAGES], median = median_ms(total, steps);
+  size_t memory = trainer->counts.peak_bytes + (self->options->optimizer ? hv_optimizer_bytes(trainer->optimizer) : 0);
+  json_t *stages = json_object();
+  for (int i = 0; i < STAGES; i++) {
+    if (i == STAGE_OPTIMIZER && !self->options->optimizer) continue;
+    json_object_set_new(stages, stage_names[i], json_real(median_ms(self->times[i], steps)));
+  }
+  double flops = trainer->counts.matrix_flops;
+  *out = json_pack("{s:f, s:{s:f, s:f, s:f}, s:f, s:f, s:f, s:I, s:o, s:s, s:s, s:i, s:i, s:f}", "samples_per_s",
+                   1e3 * counts->samples / median, "ms", "min", 1e3 * total[0], "median", median, "max",
+                   1e3 * total[steps - 1], "tokens_per_sample", (double)counts->rows / counts->samples, "model_tflops",
+                   flops / median * 1e-9, "speed_of_light", flops / self->rate / (median * 1e-3), "peak_memory_bytes",
+                   (json_int_t)memory, "stages", stages, "device", trainer->device->name, "dtype",
+                   hv_dtype_name(hv_train_config_dtype(self->config)), "batch", counts->samples, "branches",
+                   counts->branches, "matrix_product_tflops", self->rate * 1e-12);
+  return *out ? HV_OK : hv_error_memory("the benchmark's result");
+}
+
+hv_status hv_bench(const hv_train_config *config, hv_device *device, const hv_bench_options *options, json_t **out) {
+  hv_status status = HV_OK;
+  bench self = {.config = config, .options = options};
+  int32_t samples = (int32_t)(options->batch > 0 ? options->batch : hv_train_config_micro_batch(config));
+  *out = NULL;
+  HV_CHECK(hv_train_config_model(config, &self.model, &self.directory));
+  HV_CHECK(make_batch(&self, samples));
+  HV_CHECK(open_trainer(&self, device, samples));
+  HV_CHECK(time_steps(&self));
+  const hv_sequence_counts *counts = hv_sequence_get_counts(hv_trainer_idle_sequence(self.trainer));
+  HV_CHECK(measure_rate(&self, counts));
+  status = report(&self, counts, out);
+done:
+  hv_trainer_close(self.trainer);
+  hv_model_directory_close(&self.directory);
+  hv_model_config_free(&self.model);
+  for (int i = 0; i <= STAGES; i++) free(self.times[i]);
+  free(self.images);
+  free(self.prompts);
+  free(self.state);
+  free(self.actions);
+  free(self.sample_ids);
+  return status;
+}

@@ -1,0 +1,19 @@
+/* A batch as a file (interchange.md §2): read, checked, and copied to where it is aligned. */
+#ifndef HV_TRAIN_CHECK_BATCH_H
+#define HV_TRAIN_CHECK_BATCH_H
+
+#include "core/hybridvla/sequence.h"
+#include "core/io/safetensors.h"
+
+typedef struct hv_file_batch {
+  hv_batch batch;
+  int32_t branches; /* K; 1 where the file gives no noise because the objective reads none */
+  void *copies[7];  /* owned */
+  int num_copies;
+} hv_file_batch;
+
+/* Missing tensors, wrong dtypes and wrong shapes are listed in one HV_ERR_INPUT; then values out of range. */
+HV_NODISCARD hv_status hv_file_batch_open(const char *path, const hv_config *config, hv_file_batch *out);
+void hv_file_batch_close(hv_file_batch *batch); /* leaves it empty */
+
+#endif

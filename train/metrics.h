@@ -1,0 +1,25 @@
+/* What a run leaves in RUN/metrics.jsonl (interchange.md's table of fixed calls): one JSON object a line. */
+#ifndef HV_TRAIN_METRICS_H
+#define HV_TRAIN_METRICS_H
+
+#include "train/trainer.h"
+#include "train/validation.h"
+
+typedef struct hv_metrics_line {
+  int64_t step; /* steps done */
+  double epoch;
+  hv_step_result result; /* of that step */
+  double learning_rate, samples_per_s;
+  const hv_validation *held_out; /* NULL: not measured at this step */
+} hv_metrics_line;
+
+typedef struct hv_metrics hv_metrics;
+
+/* Opens the file for appending after dropping every line of a later step than `step` (and a last line that was cut
+ * off); step 0 begins a new file. */
+HV_NODISCARD hv_status hv_metrics_open(const char *run, int64_t step, hv_metrics **out);
+/* A number that is not finite is written as null. */
+HV_NODISCARD hv_status hv_metrics_write(hv_metrics *metrics, const hv_metrics_line *line);
+void hv_metrics_close(hv_metrics *metrics); /* NULL is allowed */
+
+#endif

@@ -1,0 +1,292 @@
+#include "train/run.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/io/json.h"
+#include "core/io/yaml.h"
+#include "train/checkpoint.h"
+#include "train/metrics.h"
+#include "train/progress.h"
+#include "train/run_data.h"
+#include "train/validation.h"
+
+/* Steps in a row that may be skipped for gradients that are not finite. */
+enum { MAX_SKIPPED = 10 };
+
+typedef struct run {
+  const hv_train_config *config;
+  const hv_run_options *options;
+  hv_model_config model;
+  hv_model_directory directory; /* of init_from, while values are read */
+  hv_run_data data;
+  hv_trainer *trainer;
+  hv_loader *loader;
+  hv_loader_source source;
+  hv_metrics *metrics;
+  hv_progress progress;
+  hv_learning_rate learning_rate;
+  int64_t total_steps, saved_step, skipped_in_row;
+} run;
+
+static int64_t count_steps(const hv_train_config *config, int64_t frames) {
+  if (config->train.steps > 0) return config->train.steps;
+  double steps = ceil(config->train.epochs * (double)frames / (double)config->train.batch_size);
+  return steps < 1 ? 1 : (int64_t)steps;
+}
+
+static hv_status open_trainer(run *self, hv_device *device) {
+  const hv_train_config *config = self->config;
+  const hv_optimizer_options *optimizer = &config->optimizer;
+  hv_trainer_options options = {
+      .config = &self->model.config,
+      .dtype = hv_train_config_dtype(config),
+      .limits = {.samples = (int32_t)hv_train_config_micro_batch(config),
+                 .branches = (int32_t)config->train.branches,
+                 .prompt = hv_run_data_longest_prompt(&self->data)},
+      .parts = (int32_t)(config->train.batch_size / hv_train_config_micro_batch(config)),
+      .freeze = (const char *const *)config->train.freeze.items,
+      .freeze_count = (int)config->train.freeze.count,
+      .weights = {.diffusion = config->train.diffusion_weight, .ce = config->train.ce_weight},
+      .optimizer = {.beta1 = optimizer->beta1,
+                    .beta2 = optimizer->beta2,
+                    .eps = optimizer->eps,
+                    .weight_decay = optimizer->weight_decay,
+                    .max_norm = optimizer->max_grad_norm},
+      .seed = (uint64_t)config->seed,
+  };
+  return hv_trainer_open(device, &options, &self->trainer);
+}
+
+/* Values of a run that begins. */
+static hv_status initialize(run *self) {
+  hv_text unexpected = {0};
+  const hv_model_directory *directory = self->config->init_from ? &self->directory : NULL;
+  hv_status status = hv_trainer_initialize(self->trainer, directory, &unexpected);
+  if (!status && unexpected.length > 0) {
+    hv_log_warning("%s holds tensors that this model does not know:\n%s", self->config->init_from,
+                   hv_text_string(&unexpected));
+  }
+  hv_text_free(&unexpected);
+  return status;
+}
+
+/* The resolved configuration of a resumed run may differ where the data's order does not depend on it; a person should
+ * know where it does differ. */
+static hv_status report_changes(const run *self, const json_t *resolved) {
+  hv_status status = HV_OK;
+  json_t *before = NULL;
+  char *path = hv_path_join(self->config->output, "config.yaml");
+  if (!path) return hv_error_memory("a path");
+  if (hv_file_exists(path)) {
+    HV_CHECK(hv_yaml_load(path, &before));
+    const char *key;
+    json_t *now;
+    json_object_foreach((json_t *)(uintptr_t)resolved, key, now) {
+      if (!json_equal(now, json_object_get(before, key))) {
+        hv_log_warning("the configuration of this run has changed under `%s`", key);
+      }
+    }
+  }
+done:
+  json_decref(before);
+  free(path);
+  return status;
+}
+
+static hv_status write_config(const run *self) {
+  hv_status status = HV_OK;
+  json_t *resolved = NULL;
+  hv_text text = {0};
+  char *path = hv_path_join(self->config->output, "config.yaml");
+  if (!path) return hv_error_memory("a path");
+  HV_CHECK(hv_train_config_resolve(self->config, &resolved));
+  if (self->options->resume) HV_CHECK(report_changes(self, resolved));
+  HV_CHECK(hv_yaml_format(resolved, &text));
+  status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
+done:
+  hv_text_free(&text);
+  json_decref(resolved);
+  free(path);
+  return status;
+}
+
+/* Starts fresh, or from the newest whole checkpoint. */
+static hv_status begin(run *self, hv_run_position *position) {
+  const char *output = self->config->output;
+  hv_trainer *trainer = self->trainer;
+  hv_text damaged = {0};
+  int64_t step = -1;
+  bool any;
+  *position = (hv_run_position){.seed = self->config->seed};
+  HV_TRY(hv_checkpoint_any(output, &any));
+  if (any && !self->options->resume) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s already holds checkpoints of a run; add --resume to go on with it, or choose another output",
+                    output);
+  }
+  if (any) HV_TRY(hv_checkpoint_find(output, &step, &damaged));
+  if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
+  hv_text_free(&damaged);
+  if (step < 0) {
+    if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
+    return initialize(self);
+  }
+  HV_TRY(hv_checkpoint_load(output, step, trainer->params, trainer->optimizer, trainer->stream, position));
+  if (position->seed != self->config->seed) {
+    return hv_error(HV_ERR_INPUT, "%s was started with seed %" PRId64 ", not %" PRId64 ": its data order would change",
+                    output, position->seed, self->config->seed);
+  }
+  if (position->samples % self->config->train.batch_size != 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s stands after %" PRId64 " samples, which train.batch_size %" PRId64 " does not divide", output,
+                    position->samples, self->config->train.batch_size);
+  }
+  trainer->step = position->step;
+  hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
+  return HV_OK;
+}
+
+static hv_status open_run(run *self, hv_device *device) {
+  const hv_train_config *config = self->config;
+  hv_run_position position;
+  HV_TRY(hv_train_config_check_run(config));
+  HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
+  HV_TRY(hv_run_data_open(config, &self->model.config, &self->data));
+  int64_t frames = hv_demonstrations_frames(self->data.train);
+  self->total_steps = count_steps(config, frames);
+  self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
+                                           .warmup_steps = config->optimizer.warmup_steps,
+                                           .decay = config->optimizer.schedule,
+                                           .total_steps = self->total_steps,
+                                           .final_ratio = config->optimizer.final_ratio};
+  HV_TRY(open_trainer(self, device));
+  HV_TRY(begin(self, &position));
+  hv_model_directory_close(&self->directory);
+  self->saved_step = -1;
+  HV_TRY(hv_make_directories(config->output));
+  HV_TRY(write_config(self));
+  HV_TRY(hv_metrics_open(config->output, position.step, &self->metrics));
+  HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
+  self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
+  self->progress = hv_progress_make(self->total_steps, config->log_interval, (int32_t)config->train.batch_size);
+  hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
+              (long long)hv_params_total(self->trainer->params), (long long)frames, (long long)self->total_steps,
+              (long long)config->train.batch_size);
+  return HV_OK;
+}
+
+static void close_run(run *self) {
+  hv_progress_clear(&self->progress);
+  hv_metrics_close(self->metrics);
+  hv_loader_close(self->loader);
+  hv_trainer_close(self->trainer);
+  hv_run_data_close(&self->data);
+  hv_model_directory_close(&self->directory);
+  hv_model_config_free(&self->model);
+}
+
+/* A checkpoint, then the model as others read it. */
+static hv_status save(run *self) {
+  const hv_trainer *trainer = self->trainer;
+  const char *output = self->config->output;
+  hv_run_position position = {.step = trainer->step,
+                              .updates = hv_optimizer_updates(trainer->optimizer),
+                              .samples = trainer->step * self->config->train.batch_size,
+                              .seed = self->config->seed};
+  HV_TRY(hv_checkpoint_save(output, &position, trainer->params, trainer->optimizer, trainer->stream));
+  HV_TRY(hv_checkpoint_prune(output, self->config->checkpoint.keep));
+  char *path = hv_path_join(output, "model");
+  if (!path) return hv_error_memory("a path");
+  hv_model_save what = {.model = &self->model,
+                        .params = trainer->params,
+                        .dtype = hv_train_config_dtype(self->config),
+                        .tokenizer_path = self->data.tokenizer_path,
+                        .statistics = self->data.statistics_document};
+  hv_status status = hv_model_directory_save(path, &what, trainer->stream);
+  free(path);
+  if (!status) self->saved_step = trainer->step;
+  return status;
+}
+
+static void report_validation(run *self, const hv_validation *held_out) {
+  hv_text text = {0};
+  hv_text_add(&text, "step %lld  held out: loss %.4f, mean absolute error", (long long)self->trainer->step,
+              held_out->loss);
+  for (int p = 0; p < HV_PREDICTORS; p++) {
+    if (held_out->present[p]) hv_text_add(&text, "  %s %.4f", hv_predictor_name(p), held_out->error[p]);
+  }
+  hv_progress_clear(&self->progress);
+  hv_log_info("%s", hv_text_string(&text));
+  hv_text_free(&text);
+}
+
+static bool due(int64_t step, int64_t interval) {
+  return interval > 0 && step % interval == 0;
+}
+
+/* Whatever follows a step: figures, validation, checkpoint. */
+static hv_status after_step(run *self, const hv_step_result *result, double learning_rate, bool stopping) {
+  const hv_train_config *config = self->config;
+  int64_t step = self->trainer->step;
+  bool last = step == self->total_steps;
+  hv_validation held_out;
+  bool validate = self->data.valid && (due(step, config->validation.interval) || last);
+  if (validate) {
+    HV_TRY(hv_validate(self->trainer, &self->data, &held_out));
+    report_validation(self, &held_out);
+  }
+  if (validate || last || stopping || due(step, config->log_interval)) {
+    hv_metrics_line line = {.step = step,
+                            .epoch = (double)(step * config->train.batch_size) /
+                                     (double)hv_demonstrations_frames(self->data.train),
+                            .result = *result,
+                            .learning_rate = learning_rate,
+                            .samples_per_s = hv_progress_rate(&self->progress),
+                            .held_out = validate ? &held_out : NULL};
+    HV_TRY(hv_metrics_write(self->metrics, &line));
+  }
+  if (last || stopping || due(step, config->checkpoint.interval)) HV_TRY(save(self));
+  return HV_OK;
+}
+
+/* A gradient that is not finite now and then is skipped; one after the other means that the run is lost. */
+static hv_status check_skipped(run *self, const hv_step_result *result) {
+  self->skipped_in_row = result->skipped ? self->skipped_in_row + 1 : 0;
+  if (self->skipped_in_row < MAX_SKIPPED) return HV_OK;
+  return hv_error(
+      HV_ERR_INPUT,
+      "the gradients of %d steps in a row, up to step %lld, were not finite; a lower optimizer.learning_rate "
+      "may help, and the last checkpoint is from before",
+      MAX_SKIPPED, (long long)self->trainer->step);
+}
+
+static hv_status train(run *self, int *signal_number) {
+  hv_trainer *trainer = self->trainer;
+  while (trainer->step < self->total_steps && !*signal_number) {
+    double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
+    double start = hv_clock_seconds();
+    hv_step_result result;
+    HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
+    hv_progress_step(&self->progress, trainer->step, &result, hv_clock_seconds() - start);
+    HV_TRY(check_skipped(self, &result));
+    *signal_number = hv_interrupt_signal(self->options->interrupt);
+    HV_TRY(after_step(self, &result, learning_rate, *signal_number != 0));
+  }
+  if (self->saved_step != trainer->step) return save(self);
+  return HV_OK;
+}
+
+hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
+  run self = {.config = config, .options = options};
+  *signal_number = 0;
+  hv_status status = open_run(&self, device);
+  if (!status) status = train(&self, signal_number);
+  close_run(&self);
+  return status;
+}

@@ -1,0 +1,186 @@
+#include "train/validation.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/hybridvla/policy.h"
+
+const char *hv_predictor_name(hv_predictor predictor) {
+  static const char *const names[] = {"diffusion", "autoregressive", "ensemble", "mean_action"};
+  return names[predictor];
+}
+
+/* Draws of validation differ from those of training by their seed. */
+static uint64_t validation_seed(uint64_t seed) {
+  return seed ^ 0x76616c6964617465u;
+}
+
+typedef struct measurement {
+  hv_trainer *trainer;
+  const hv_run_data *data;
+  const hv_config *model;
+  hv_policy *policy;
+  hv_loader *loader;
+  int64_t stride, seen;      /* every stride-th frame is predicted; frames seen so far */
+  int64_t averaged, counted; /* predictions where the ensemble averaged; action steps compared */
+  double loss[2], weight[2]; /* sums over values, and the numbers of values */
+  double *action;            /* [H A]: scratch */
+  bool *gripper;             /* [A] */
+  double *mean_action;       /* [A] */
+} measurement;
+
+/* What a robot would do with the model's output. */
+static double as_executed(const measurement *m, int32_t dim, double value) {
+  if (m->gripper[dim]) return value >= 0.5 ? 1.0 : 0.0;
+  return fmin(fmax(value, -1.0), 1.0);
+}
+
+static void add_errors(const measurement *m, hv_predictor predictor, const double *predicted, const hv_batch *batch,
+                       int32_t sample, hv_validation *out) {
+  int32_t chunk = m->model->action_chunk, dims = m->model->action_dim;
+  out->present[predictor] = true;
+  for (int32_t h = 0; h < chunk; h++) {
+    if (batch->action_mask && !batch->action_mask[sample * chunk + h]) continue;
+    const float *truth = batch->actions + ((int64_t)sample * chunk + h) * dims;
+    for (int32_t d = 0; d < dims; d++) out->dims[predictor][d] += fabs(predicted[h * dims + d] - (double)truth[d]);
+  }
+}
+
+static void execute(const measurement *m, const float *output, double *out) {
+  int32_t dims = m->model->action_dim;
+  for (int32_t i = 0; i < m->model->action_chunk * dims; i++) out[i] = as_executed(m, i % dims, (double)output[i]);
+}
+
+static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t sample, hv_validation *out) {
+  const hv_batch *batch = &loaded->batch;
+  const hv_config *model = m->model;
+  int32_t chunk = model->action_chunk, dims = model->action_dim, values = chunk * dims;
+  int64_t pixels = (int64_t)model->num_cameras * model->vision[0].image_size * model->vision[0].image_size * 3;
+  hv_observation observation = {.images = batch->images + sample * pixels,
+                                .prompt_ids = batch->prompt_ids + (int64_t)sample * batch->prompt_stride,
+                                .state = model->state_dim ? batch->state + (int64_t)sample * model->state_dim : NULL};
+  while (observation.prompt_count < batch->prompt_stride && observation.prompt_ids[observation.prompt_count] >= 0) {
+    observation.prompt_count++;
+  }
+  hv_policy_draws draws = {.seed = validation_seed(m->trainer->seed), .step = (uint64_t)loaded->frames[sample]};
+  hv_policy_result result;
+  HV_TRY(hv_policy_predict(m->policy, &observation, &draws, &result));
+
+  double *diffusion = m->action, *autoregressive = m->action + values, *other = m->action + 2 * values;
+  if (result.diffusion) {
+    execute(m, result.diffusion, diffusion);
+    add_errors(m, HV_PREDICT_DIFFUSION, diffusion, batch, sample, out);
+  }
+  if (result.autoregressive) {
+    execute(m, result.autoregressive, autoregressive);
+    add_errors(m, HV_PREDICT_AUTOREGRESSIVE, autoregressive, batch, sample, out);
+  }
+  if (result.diffusion && result.autoregressive) {
+    m->averaged += hv_ensemble(diffusion, autoregressive, result.confidence, m->data->config->validation.theta, chunk,
+                               dims, m->gripper, other);
+    add_errors(m, HV_PREDICT_ENSEMBLE, other, batch, sample, out);
+  }
+  for (int32_t i = 0; i < values; i++) other[i] = m->mean_action[i % dims];
+  add_errors(m, HV_PREDICT_MEAN_ACTION, other, batch, sample, out);
+  for (int32_t h = 0; h < chunk; h++) m->counted += !batch->action_mask || batch->action_mask[sample * chunk + h];
+  out->predictions++;
+  return HV_OK;
+}
+
+/* Adds one batch's losses, as sums over the values they are means of. */
+static hv_status measure_loss(measurement *m, const hv_loader_batch *loaded) {
+  hv_trainer *trainer = m->trainer;
+  hv_batch batch = loaded->batch;
+  hv_model_activations activations;
+  double count[2];
+  float loss[2] = {0};
+  batch.sample_ids = loaded->frames; /* the same draws for a frame every time */
+  hv_batch_count(m->model, &batch, trainer->limits.branches, &count[0], &count[1]);
+  hv_sequence *sequence = hv_trainer_idle_sequence(trainer);
+  HV_TRY(hv_sequence_build(sequence, &batch, validation_seed(trainer->seed), 0));
+  hv_arena_release(&trainer->arena, 0);
+  hv_sequence_upload(sequence, trainer->stream);
+  hv_model_forward(trainer->model, sequence, &trainer->weights, false, &trainer->arena, trainer->stream, &activations);
+  hv_tensor losses[2] = {activations.loss_diffusion, activations.loss_ce};
+  for (int i = 0; i < 2; i++) {
+    if (hv_present(losses[i])) hv_download(trainer->stream, &loss[i], losses[i].data, sizeof loss[i]);
+  }
+  HV_TRY(hv_stream_synchronize(trainer->stream));
+  for (int i = 0; i < 2; i++) {
+    m->loss[i] += (double)loss[i] * count[i];
+    m->weight[i] += count[i];
+  }
+  return HV_OK;
+}
+
+static hv_status measure_batches(measurement *m, hv_validation *out) {
+  for (;;) {
+    const hv_loader_batch *loaded;
+    HV_TRY(hv_loader_next(m->loader, &loaded));
+    if (!loaded) return HV_OK;
+    hv_status status = loaded->batch.samples > 0 ? measure_loss(m, loaded) : HV_OK;
+    for (int32_t s = 0; s < loaded->batch.samples && !status; s++) {
+      if (m->seen++ % m->stride == 0) status = predict(m, loaded, s, out);
+    }
+    out->frames += loaded->batch.samples;
+    hv_loader_release(m->loader, loaded);
+    if (status) return status;
+  }
+}
+
+static hv_status open_measurement(measurement *m) {
+  const hv_config *model = m->model;
+  int64_t frames = hv_demonstrations_frames(m->data->valid), wanted = m->data->config->validation.samples;
+  m->stride = wanted > 0 && wanted < frames ? (frames + wanted - 1) / wanted : 1;
+  size_t dims = (size_t)model->action_dim;
+  m->action = calloc(3 * dims * (size_t)model->action_chunk, sizeof *m->action);
+  m->gripper = calloc(dims, sizeof *m->gripper);
+  m->mean_action = calloc(dims, sizeof *m->mean_action);
+  if (!m->action || !m->gripper || !m->mean_action) return hv_error_memory("the validation");
+  const hv_value_statistics *statistics = &m->data->statistics.action;
+  for (int32_t d = 0; d < model->action_dim; d++) {
+    m->gripper[d] = !statistics->mask[d];
+    double mean = hv_normalize_value(statistics, d, statistics->mean[d]);
+    m->mean_action[d] = m->gripper[d] ? mean : fmin(fmax(mean, -1.0), 1.0);
+  }
+  hv_policy_options options = hv_policy_default_options(model);
+  options.ddim_steps = (int32_t)m->data->config->validation.ddim_steps;
+  options.max_prompt = m->data->valid_prompts.stride;
+  HV_TRY(hv_policy_open(m->trainer->model, &options, &m->policy));
+  return hv_run_data_open_validation(m->data, &m->loader);
+}
+
+static void finish(const measurement *m, hv_validation *out) {
+  const hv_loss_weights *weights = &m->trainer->weights;
+  out->loss_diffusion = m->weight[0] > 0 ? m->loss[0] / m->weight[0] : 0;
+  out->loss_ce = m->weight[1] > 0 ? m->loss[1] / m->weight[1] : 0;
+  out->loss = weights->diffusion * out->loss_diffusion + weights->ce * out->loss_ce;
+  out->ensemble_rate = out->predictions > 0 ? (double)m->averaged / (double)out->predictions : 0;
+  for (int p = 0; p < HV_PREDICTORS; p++) {
+    for (int32_t d = 0; d < out->action_dim; d++) {
+      out->dims[p][d] /= (double)(m->counted > 0 ? m->counted : 1);
+      out->error[p] += out->dims[p][d] / out->action_dim;
+    }
+  }
+}
+
+hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_validation *out) {
+  hv_status status = HV_OK;
+  measurement m = {.trainer = trainer, .data = data, .model = &data->model};
+  *out = (hv_validation){.action_dim = data->model.action_dim};
+  if (data->model.action_dim > HV_MAX_ERROR_DIMS) {
+    return hv_error(HV_ERR_INPUT, "validation measures at most %d action dimensions, the model has %d",
+                    HV_MAX_ERROR_DIMS, data->model.action_dim);
+  }
+  HV_CHECK(open_measurement(&m));
+  HV_CHECK(measure_batches(&m, out));
+  finish(&m, out);
+done:
+  hv_loader_close(m.loader);
+  hv_policy_close(m.policy);
+  free(m.action);
+  free(m.gripper);
+  free(m.mean_action);
+  return status;
+}

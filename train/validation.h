@@ -1,0 +1,38 @@
+/* How well a model in training does on episodes it has not seen. Deterministic: the same parameters give the same
+ * figures, whatever the step. */
+#ifndef HV_TRAIN_VALIDATION_H
+#define HV_TRAIN_VALIDATION_H
+
+#include "train/run_data.h"
+
+enum { HV_MAX_ERROR_DIMS = 64 };
+
+/* Who is measured. */
+typedef enum hv_predictor {
+  HV_PREDICT_DIFFUSION,
+  HV_PREDICT_AUTOREGRESSIVE,
+  HV_PREDICT_ENSEMBLE,
+  HV_PREDICT_MEAN_ACTION, /* always the mean action of the training split */
+  HV_PREDICTORS,
+} hv_predictor;
+
+/* "diffusion", "autoregressive", "ensemble", "mean_action". */
+const char *hv_predictor_name(hv_predictor predictor);
+
+/* Mean absolute errors in normalised units, of what a robot would do: values clipped to [−1, 1], grippers snapped;
+ * steps past an episode's end are left out. */
+typedef struct hv_validation {
+  int64_t frames;                       /* of the loss */
+  int64_t predictions;                  /* frames of the errors */
+  double loss, loss_diffusion, loss_ce; /* means over the split, with K draws of noise a frame */
+  bool present[HV_PREDICTORS];          /* a model without a head has no figures for it */
+  double error[HV_PREDICTORS];          /* mean over all dimensions */
+  double dims[HV_PREDICTORS][HV_MAX_ERROR_DIMS];
+  int32_t action_dim;
+  double ensemble_rate; /* how often the ensemble averaged both heads */
+} hv_validation;
+
+/* Measures the held-out split of `data`, which must have one. */
+HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_validation *out);
+
+#endif
