@@ -508,6 +508,7 @@ hv_status hv_model_plan_step(const hv_config *config, hv_dtype dtype, const hv_s
   hv_model_forward(model, sequence, &weights, training, &arena, stream, &activations);
   if (training) hv_model_backward(model, sequence, &activations, &arena, stream);
   HV_CHECK(hv_stream_synchronize(stream));
+  HV_CHECK(hv_params_order_status(hv_model_params(model)));
   *arena_bytes = arena.peak;
   if (counts) {
     hv_plan_device_counts(plan, counts);

@@ -13,6 +13,7 @@ typedef struct group_state {
   int64_t value_start;    /* elements from the start of the values */
   int64_t gradient_start; /* elements from the start of the gradients */
   hv_param_id first, end; /* its parameters */
+  bool in_use;
 } group_state;
 
 struct hv_params {
@@ -26,6 +27,8 @@ struct hv_params {
   hv_status declaration_error;
   char *values, *gradients;
   int64_t gradient_elements;
+  const char *breach; /* of the order of use, done, gradients_ready; NULL: none */
+  hv_group_id breach_group;
 };
 
 hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out) {
@@ -235,6 +238,35 @@ int64_t hv_params_total(const hv_params *params) {
   int64_t total = 0;
   for (int32_t i = 0; i < params->count; i++) total += params->params[i].rows * params->params[i].cols;
   return total;
+}
+
+static void expect_use(hv_params *params, hv_group_id group, bool in_use, const char *breach) {
+  if (params->breach || params->groups[group].in_use == in_use) return;
+  params->breach = breach;
+  params->breach_group = group;
+}
+
+void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
+  (void)stream;
+  expect_use(params, group, false, "used while in use");
+  params->groups[group].in_use = true;
+}
+
+void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
+  (void)stream;
+  expect_use(params, group, true, "done without use");
+  params->groups[group].in_use = false;
+}
+
+void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {
+  (void)stream;
+  expect_use(params, group, true, "ready with its gradients without use");
+}
+
+hv_status hv_params_order_status(const hv_params *params) {
+  if (!params->breach) return HV_OK;
+  return hv_error(HV_ERR_INTERNAL, "parameter group %s was %s", params->groups[params->breach_group].info.name,
+                  params->breach);
 }
 
 static hv_tensor view(char *base, hv_dtype dtype, int64_t start, int64_t rows, int64_t cols) {

@@ -93,6 +93,10 @@ void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream);
 
+/* The first breach of the order of these calls since the store was opened: a group used twice, done or ready without
+ * use. HV_ERR_INTERNAL names the group. */
+HV_NODISCARD hv_status hv_params_order_status(const hv_params *params);
+
 /* Views. An absent tensor for a negative id; the gradient is absent too where the parameter is frozen. */
 hv_tensor hv_param_value(const hv_params *params, hv_param_id id);
 hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id);

@@ -1,0 +1,276 @@
+/* The whole model in double: shared prefixes equal whole sequences, gradients equal differences, parts can be frozen,
+ * micro-batches add up, the plan knows what a step takes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/hybridvla/tiny_model.h"
+
+enum { SAMPLES = 3, BRANCHES = 3 };
+
+/* ‖a − b‖ / ‖b‖ */
+static double relative_error(const double *a, const double *b, int64_t count) {
+  double difference = 0, size = 0;
+  for (int64_t i = 0; i < count; i++) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    size += b[i] * b[i];
+  }
+  return size > 0 ? sqrt(difference / size) : sqrt(difference);
+}
+
+static void assert_same_gradients(tiny_run *a, tiny_run *b, double tolerance) {
+  hv_params *params = hv_model_params(a->model);
+  for (hv_param_id id = 0; id < hv_params_count(params); id++) {
+    const hv_param *param = hv_params_get(params, id);
+    if (!param->trainable) continue;
+    double *left = tiny_run_gradient(a, id), *right = tiny_run_gradient(b, id);
+    double error = relative_error(left, right, param->rows * param->cols);
+    if (!(error <= tolerance)) fail_msg("gradient of %s differs by %g", param->name, error);
+    free(left);
+    free(right);
+  }
+}
+
+static void check_shared_prefix(hv_objective objective, bool clip) {
+  hv_config config = tiny_config(objective, clip);
+  int32_t branches = objective == HV_AUTOREGRESSIVE ? 1 : BRANCHES;
+  tiny_batch shared = tiny_batch_make(&config, SAMPLES, branches, 11);
+  tiny_batch whole = tiny_batch_repeat(&config, &shared, branches);
+  tiny_run a = tiny_run_open(&config, HV_F64, SAMPLES, branches, NULL, 0);
+  tiny_run b = tiny_run_open(&config, HV_F64, SAMPLES * branches, 1, NULL, 0);
+  double loss = tiny_run_step(&a, &shared.batch, true, false);
+  double expected = tiny_run_step(&b, &whole.batch, true, false);
+  assert_true(expected > 1);
+  assert_true(fabs(loss - expected) < 1e-12 * expected);
+  assert_same_gradients(&a, &b, 1e-10);
+  tiny_run_close(&a);
+  tiny_run_close(&b);
+  tiny_batch_free(&shared);
+  tiny_batch_free(&whole);
+}
+
+static void shared_prefix_equals_whole_sequences(void **state) {
+  (void)state;
+  check_shared_prefix(HV_HYBRID, false);
+  check_shared_prefix(HV_HYBRID, true);
+  check_shared_prefix(HV_DIFFUSION, false);
+}
+
+/* The loss at a parameter's element moved by `step`. */
+static double moved_loss(tiny_run *run, const hv_batch *batch, hv_param_id id, double *values, int64_t element,
+                         double step) {
+  double original = values[element];
+  values[element] = original + step;
+  hv_status status = hv_param_write(hv_model_params(run->model), id, HV_F64, values, run->stream);
+  assert_null(status);
+  double loss = tiny_run_step(run, batch, false, false);
+  values[element] = original;
+  status = hv_param_write(hv_model_params(run->model), id, HV_F64, values, run->stream);
+  assert_null(status);
+  return loss;
+}
+
+/* The element of the largest gradient: where a wrong factor shows best. */
+static int64_t largest_element(const double *gradient, int64_t count) {
+  int64_t largest = 0;
+  for (int64_t i = 1; i < count; i++) {
+    if (fabs(gradient[i]) > fabs(gradient[largest])) largest = i;
+  }
+  return largest;
+}
+
+static void check_differences(hv_objective objective, bool clip) {
+  hv_config config = tiny_config(objective, clip);
+  tiny_batch b = tiny_batch_make(&config, 2, 2, 5);
+  tiny_run run = tiny_run_open(&config, HV_F64, 2, 2, NULL, 0);
+  tiny_run_step(&run, &b.batch, true, false);
+  hv_params *params = hv_model_params(run.model);
+  for (hv_param_id id = 0; id < hv_params_count(params); id++) {
+    const hv_param *param = hv_params_get(params, id);
+    int64_t count = param->rows * param->cols;
+    if (!param->trainable) continue; /* the vocabulary head of a model that only denoises */
+    double *values = tiny_run_values(&run, id), *gradient = tiny_run_gradient(&run, id);
+    int64_t elements[2] = {largest_element(gradient, count), count / 2};
+    if (gradient[elements[0]] == 0) fail_msg("%s has no gradient", param->name);
+    for (int i = 0; i < 2; i++) {
+      int64_t e = elements[i];
+      double step = 1e-5;
+      double difference =
+          (moved_loss(&run, &b.batch, id, values, e, step) - moved_loss(&run, &b.batch, id, values, e, -step)) /
+          (2 * step);
+      if (!(fabs(difference - gradient[e]) <= 1e-6 * fabs(difference) + 1e-8)) {
+        fail_msg("%s[%lld]: gradient %.12g, difference %.12g", param->name, (long long)e, gradient[e], difference);
+      }
+    }
+    free(values);
+    free(gradient);
+  }
+  tiny_run_close(&run);
+  tiny_batch_free(&b);
+}
+
+static void gradients_equal_differences(void **state) {
+  (void)state;
+  check_differences(HV_HYBRID, false);
+  check_differences(HV_HYBRID, true);
+  check_differences(HV_DIFFUSION, false);
+  check_differences(HV_AUTOREGRESSIVE, false);
+}
+
+/* What is frozen gets no gradient; what is not gets the same as before. */
+static void frozen_parts_change_nothing_else(void **state) {
+  (void)state;
+  static const char *const patterns[][3] = {
+      {"vision_backbone.*", NULL},
+      {"vision_backbone.*", "projector.*", NULL},
+      {"vision_backbone.dino_featurizer.*", "llm_backbone.llm.model.embed_tokens.*", NULL},
+      {"llm_backbone.*", "*embedder.*", NULL},
+      {"vision_backbone.siglip_featurizer.blocks.0.*", "llm_backbone.llm.model.layers.0.*", NULL},
+  };
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 21);
+  tiny_run all = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  double loss = tiny_run_step(&all, &b.batch, true, false);
+  for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
+    int count = 0;
+    while (patterns[i][count]) count++;
+    tiny_run part = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, patterns[i], count);
+    assert_true(tiny_run_step(&part, &b.batch, true, false) == loss);
+    assert_same_gradients(&part, &all, 1e-12);
+    hv_params *params = hv_model_params(part.model);
+    hv_param_id frozen = hv_params_find(params, "vision_backbone.dino_featurizer.pos_embed");
+    if (i < 3) assert_false(hv_present(hv_param_gradient(params, frozen)));
+    tiny_run_close(&part);
+  }
+  tiny_run_close(&all);
+  tiny_batch_free(&b);
+}
+
+static void micro_batches_add_up(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 31);
+  tiny_run whole = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  tiny_run parts = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  double loss = tiny_run_step(&whole, &b.batch, true, false);
+  hv_batch first = tiny_batch_part(&config, &b, BRANCHES, 0, 2), second = tiny_batch_part(&config, &b, BRANCHES, 2, 1);
+  double sum = tiny_run_step(&parts, &first, true, false);
+  sum += tiny_run_step(&parts, &second, true, true);
+  assert_true(fabs(sum - loss) < 1e-6 * loss); /* the divisors are single-precision numbers */
+  assert_same_gradients(&parts, &whole, 1e-6);
+  tiny_run_close(&whole);
+  tiny_run_close(&parts);
+  tiny_batch_free(&b);
+}
+
+/* Branches are drawn from (seed, step, sample): the same numbers whether the batch brings them or not. */
+static void draws_depend_on_the_sample_alone(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 41);
+  b.batch.noise = NULL;
+  b.batch.timesteps = NULL;
+  tiny_run run = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  tiny_run_step(&run, &b.batch, false, false);
+  const hv_sequence_tables *tables = hv_sequence_get_tables(run.sequence);
+  int64_t values = SAMPLES * BRANCHES * 6;
+  float together[SAMPLES * BRANCHES * 6], alone[BRANCHES * 6];
+  hv_download(run.stream, together, tables->noise.data, (size_t)values * sizeof(float));
+  assert_null(hv_stream_synchronize(run.stream));
+  hv_batch last = tiny_batch_part(&config, &b, BRANCHES, 2, 1);
+  last.noise = NULL;
+  last.timesteps = NULL;
+  tiny_run_step(&run, &last, false, false);
+  hv_download(run.stream, alone, tables->noise.data, sizeof alone);
+  assert_null(hv_stream_synchronize(run.stream));
+  assert_memory_equal(alone, together + 2 * BRANCHES * 6, sizeof alone);
+  tiny_run_close(&run);
+  tiny_batch_free(&b);
+}
+
+static void plan_is_what_a_step_takes(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  hv_sequence_limits limits = {.samples = 1, .branches = BRANCHES, .prompt = 6};
+  tiny_batch b = tiny_batch_make(&config, 1, BRANCHES, 51);
+  for (int training = 0; training < 2; training++) {
+    size_t planned = 0;
+    assert_null(hv_model_plan_step(&config, HV_F32, &limits, NULL, 0, training, &planned, NULL));
+    tiny_run run = tiny_run_open(&config, HV_F32, 1, BRANCHES, NULL, 0);
+    tiny_run_step(&run, &b.batch, training, false);
+    assert_int_equal(run.arena.peak, planned);
+    tiny_run_close(&run);
+  }
+  tiny_batch_free(&b);
+}
+
+/* Single and half precision stay close to double on the same weights. */
+static void precisions_agree(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 61);
+  tiny_run exact = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  tiny_run single = tiny_run_open(&config, HV_F32, SAMPLES, BRANCHES, NULL, 0);
+  tiny_run half = tiny_run_open(&config, HV_BF16, SAMPLES, BRANCHES, NULL, 0);
+  double loss = tiny_run_step(&exact, &b.batch, true, false);
+  assert_true(fabs(tiny_run_step(&single, &b.batch, true, false) - loss) < 1e-5 * loss);
+  assert_true(fabs(tiny_run_step(&half, &b.batch, true, false) - loss) < 2e-2 * loss);
+  assert_same_gradients(&single, &exact, 1e-4);
+  tiny_run_close(&exact);
+  tiny_run_close(&single);
+  tiny_run_close(&half);
+  tiny_batch_free(&b);
+}
+
+static void assert_refused(tiny_run *run, const hv_batch *batch, const char *part) {
+  hv_status status = hv_sequence_build(run->sequence, batch, 0, 0);
+  assert_non_null(status);
+  assert_int_equal(hv_status_code(status), HV_ERR_INPUT);
+  if (!strstr(hv_status_message(status), part)) fail_msg("\"%s\" lacks \"%s\"", hv_status_message(status), part);
+  hv_status_free(status);
+}
+
+static void wrong_batches_are_refused(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 71);
+  tiny_run run = tiny_run_open(&config, HV_F32, SAMPLES, BRANCHES, NULL, 0);
+  b.timesteps[4] = 100;
+  assert_refused(&run, &b.batch, "timesteps of sample 1, branch 1, is 100; expected 0 to 99");
+  b.timesteps[4] = 99;
+  b.prompt_ids[1] = 300;
+  assert_refused(&run, &b.batch, "prompt_ids of sample 0, token 1, is 300");
+  b.prompt_ids[1] = 3;
+  b.prompt_ids[0] = 3;
+  assert_refused(&run, &b.batch, "expected <s>, which is 1");
+  b.prompt_ids[0] = 1;
+  b.actions[7] = NAN;
+  assert_refused(&run, &b.batch, "actions of sample 1, value 1, is nan");
+  b.actions[7] = 0;
+  b.state[0] = INFINITY;
+  assert_refused(&run, &b.batch, "state of sample 0");
+  b.state[0] = 0;
+  b.batch.samples = SAMPLES + 1;
+  assert_refused(&run, &b.batch, "expected 1 to 3");
+  tiny_run_close(&run);
+  tiny_batch_free(&b);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(shared_prefix_equals_whole_sequences),
+      cmocka_unit_test(gradients_equal_differences),
+      cmocka_unit_test(frozen_parts_change_nothing_else),
+      cmocka_unit_test(micro_batches_add_up),
+      cmocka_unit_test(draws_depend_on_the_sample_alone),
+      cmocka_unit_test(plan_is_what_a_step_takes),
+      cmocka_unit_test(precisions_agree),
+      cmocka_unit_test(wrong_batches_are_refused),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
