@@ -62,7 +62,7 @@ hv_status hv_error_errno(int errnum, const char *format, ...) {
   char *message = format_text(format, args);
   va_end(args);
   char reason[128];
-  const char *text = strerror_r(errnum, reason, sizeof reason) == 0 ? reason : "unknown error";
+  const char *text = strerror_r(errnum, reason, sizeof reason); /* the GNU form, which always gives a text */
   return make_error(HV_ERR_IO, join_text(message, text));
 }
 
