@@ -25,7 +25,7 @@ static const hv_option stats_table[] = {
      .type = HV_OPTION_STRING_LIST,
      .offset = offsetof(hv_stats_options, state_keys),
      .fallback = "[]",
-     .unit = "A,B,…",
+     .unit = "A,B,...",
      .doc = "Observations that make the robot's state, in this order. By default each robot's eef_pos, eef_quat and "
             "gripper_qpos, as far as the file has them."},
     {.key = "split",
@@ -39,7 +39,7 @@ static const hv_option stats_table[] = {
      .offset = offsetof(hv_stats_options, gripper),
      .fallback = "[]",
      .max = 4095,
-     .unit = "[I,…]",
+     .unit = "[I,...]",
      .doc = "Action dimensions that are passed through unscaled (mask false). By default dimension 6, and 13 of two "
             "arms, where the data hold 0 and 1 and nothing else."},
 };

@@ -1,0 +1,36 @@
+/* Small robomimic files for tests, made with the HDF5 library, and the means to damage them. */
+#ifndef HV_TESTS_DATA_DEMO_FILE_H
+#define HV_TESTS_DATA_DEMO_FILE_H
+
+#include <hdf5.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { DEMO_COUNT = 3, DEMO_WIDTH = 10, DEMO_HEIGHT = 8, DEMO_FRAME = DEMO_WIDTH * DEMO_HEIGHT * 3 };
+
+/* A folder of the test's own under the system's temporary one. */
+void make_folder(char out[64]);
+
+/* demo_0, demo_1 and demo_2 of 5, 6 and 7 steps with actions (T, 7), a state of 9 numbers, obs/front_image,
+ * num_samples, the instruction "Pick up the cube", and the masks train (demo_0, demo_2) and valid (demo_1). */
+void write_demo_file(const char *path);
+int64_t demo_frames(int demo);
+uint8_t demo_pixel(int demo, int64_t frame, size_t byte);
+
+/* Creators fail the test when the library refuses; missing groups on the way are made. */
+void put_f64(hid_t file, const char *path, int rank, const hsize_t *shape, const double *values);
+void put_u8(hid_t file, const char *path, int rank, const hsize_t *shape, const uint8_t *values, hid_t properties);
+void put_names(hid_t file, const char *path, const char *const *names, size_t count);
+void put_text_attribute(hid_t file, const char *object, const char *name, const char *text);
+void put_integer_attribute(hid_t file, const char *object, const char *name, int64_t value);
+void remove_object(hid_t file, const char *path);
+/* Replaces a data set by zeros of another type and shape. */
+void replace(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape);
+
+/* Runs hvla-data with these arguments; standard output and error on the heap. Returns the exit code, −1 for a signal.
+ */
+int run_hvla_data(const char *folder, const char *arguments, char **out, char **error);
+char *read_all(const char *path, size_t *size); /* on the heap, NUL-terminated */
+void write_all(const char *path, const void *data, size_t size);
+
+#endif
