@@ -110,13 +110,12 @@ static hv_status make_passes(hv_policy *policy) {
   return HV_OK;
 }
 
-/* Takes what lives as long as the policy; on a plan arena this measures it. */
-static hv_status take_memory(hv_policy *policy) {
+/* Takes what lives as long as the policy. */
+static void take_memory(hv_policy *policy, hv_arena *memory) {
   const hv_model_parts *parts = policy->parts;
   const hv_config *config = &parts->config;
   const hv_llm_config *llm = &config->llm;
   int64_t key_width = (int64_t)llm->num_key_value_heads * hv_llm_head_dim(llm);
-  hv_arena *memory = &policy->memory;
   policy->block = hv_arena_take(memory, HV_U8, 1, (int64_t)policy->at.bytes);
   for (int32_t i = 0; i < llm->num_hidden_layers; i++) {
     policy->cache[i].k = hv_arena_take(memory, parts->dtype, hv_branch_cache_rows(&policy->shape), key_width);
@@ -131,7 +130,6 @@ static hv_status take_memory(hv_policy *policy) {
     if (policy->passes[i].rows > rows) rows = policy->passes[i].rows;
   policy->rows_a = hv_arena_take(memory, parts->dtype, rows, llm->hidden_size);
   policy->rows_b = hv_arena_take(memory, parts->dtype, rows, llm->hidden_size);
-  return hv_arena_status(memory);
 }
 
 static void fill_constants(hv_policy *policy) {
@@ -149,17 +147,15 @@ static void fill_constants(hv_policy *policy) {
   markers[1] = config->token_empty;
 }
 
-/* `memory_bytes` and `scratch_bytes` are what a policy of the same options took on a plan device; 0: this is that one.
- */
-static hv_status construct(hv_model *model, const hv_policy_options *options, size_t memory_bytes, size_t scratch_bytes,
-                           hv_policy **out) {
+/* `scratch_bytes` are what a policy of the same options took on a plan device; 0: this is that one. */
+static hv_status construct(hv_model *model, const hv_policy_options *options, size_t scratch_bytes, hv_policy **out) {
   hv_status status = HV_OK;
   hv_policy *policy = calloc(1, sizeof *policy);
   if (!policy) return hv_error_memory("a policy");
   hv_device *device = hv_model_device(model);
   policy->parts = hv_model_get_parts(model);
   policy->options = *options;
-  policy->planning = memory_bytes == 0;
+  policy->planning = scratch_bytes == 0;
   const hv_config *config = &policy->parts->config;
   policy->decodes = options->mode != HV_MODE_DIFFUSION;
   policy->denoises = options->mode != HV_MODE_AUTOREGRESSIVE ||
@@ -171,21 +167,22 @@ static hv_status construct(hv_model *model, const hv_policy_options *options, si
     status = hv_error_memory("a key-value cache");
     goto done;
   }
+  hv_arena measure = hv_arena_for_plan(device);
+  take_memory(policy, &measure);
+  HV_CHECK(hv_arena_open(device, measure.peak, "the key-value cache and tables of a policy", &policy->memory));
+  take_memory(policy, &policy->memory);
+  HV_CHECK(hv_arena_status(&policy->memory));
   if (policy->planning) {
-    policy->memory = policy->scratch = hv_arena_for_plan(device);
+    policy->scratch = hv_arena_for_plan(device);
   } else {
-    HV_CHECK(hv_arena_open(device, memory_bytes, "the key-value cache and tables of a policy", &policy->memory));
     HV_CHECK(hv_arena_open(device, scratch_bytes, "the activations of a prediction", &policy->scratch));
   }
-  HV_CHECK(take_memory(policy));
   HV_CHECK(hv_stream_open(device, &policy->stream));
   void *host;
   HV_CHECK(hv_device_allocate_host(device, policy->at.bytes, "the inputs of a prediction", &host));
   policy->host = host;
-  if (!policy->planning) {
-    memset(policy->host, 0, policy->at.bytes);
-    fill_constants(policy);
-  }
+  memset(policy->host, 0, policy->at.bytes);
+  fill_constants(policy);
   HV_CHECK(
       hv_model_prepare(model, hv_policy_positions(config, options->max_prompt), config->num_cameras, policy->stream));
   HV_CHECK(hv_policy_refresh(policy));
@@ -203,10 +200,8 @@ void hv_policy_close(hv_policy *policy) {
   hv_device *device = policy->parts->device;
   hv_stream_close(policy->stream);
   hv_device_release_host(device, policy->host);
-  if (!policy->planning) {
-    hv_arena_close(&policy->scratch);
-    hv_arena_close(&policy->memory);
-  }
+  if (!policy->planning) hv_arena_close(&policy->scratch);
+  hv_arena_close(&policy->memory);
   free(policy->cache);
   free(policy->decoded);
   free(policy->work);
@@ -393,9 +388,8 @@ hv_status hv_policy_predict(hv_policy *policy, const hv_observation *observation
   return HV_OK;
 }
 
-/* Runs a policy of these options on a plan device: the bytes it takes, and the work of each step. */
-static hv_status plan(hv_model *model, const hv_policy_options *options, size_t *memory_bytes, size_t *scratch_bytes,
-                      hv_policy_work **work) {
+/* Runs a policy of these options on a plan device: the bytes of its activations, and the work of each step. */
+static hv_status plan(hv_model *model, const hv_policy_options *options, size_t *scratch_bytes, hv_policy_work **work) {
   const hv_model_parts *parts = hv_model_get_parts(model);
   hv_status status;
   hv_device *device = NULL;
@@ -404,11 +398,10 @@ static hv_status plan(hv_model *model, const hv_policy_options *options, size_t 
   HV_CHECK(hv_plan_device_open(&device));
   HV_CHECK(hv_model_open(&parts->config, device, parts->dtype, &twin));
   HV_CHECK(hv_params_allocate(hv_model_params(twin)));
-  HV_CHECK(construct(twin, options, 0, 0, &policy));
+  HV_CHECK(construct(twin, options, 0, &policy));
   hv_plan_device_reset(device);
   hv_policy_result result = {0};
   HV_CHECK(run(policy, (given_draws){0}, &result));
-  *memory_bytes = policy->memory.peak;
   *scratch_bytes = policy->scratch.peak;
   *work = policy->work;
   policy->work = NULL;
@@ -422,11 +415,11 @@ done:
 hv_status hv_policy_open(hv_model *model, const hv_policy_options *options, hv_policy **out) {
   const hv_model_parts *parts = hv_model_get_parts(model);
   HV_TRY(check_options(&parts->config, options));
-  size_t memory_bytes = 0, scratch_bytes = 0;
+  size_t scratch_bytes = 0;
   hv_policy_work *work = NULL;
   hv_policy *policy = NULL;
-  HV_TRY(plan(model, options, &memory_bytes, &scratch_bytes, &work));
-  hv_status status = construct(model, options, memory_bytes, scratch_bytes, &policy);
+  HV_TRY(plan(model, options, &scratch_bytes, &work));
+  hv_status status = construct(model, options, scratch_bytes, &policy);
   if (status) {
     free(work);
     return status;

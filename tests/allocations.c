@@ -1,0 +1,67 @@
+#include "tests/allocations.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+static atomic_long count;
+
+long allocations_count(void) {
+  return atomic_load(&count);
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+
+bool allocations_counted(void) {
+  return false;
+}
+
+#else
+
+/* glibc's own names of what is replaced here. */
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t members, size_t size);
+extern void *__libc_realloc(void *memory, size_t size);
+extern void *__libc_memalign(size_t alignment, size_t size);
+
+void *malloc(size_t size);
+void *calloc(size_t members, size_t size);
+void *realloc(void *memory, size_t size);
+void *memalign(size_t alignment, size_t size);
+void *aligned_alloc(size_t alignment, size_t size);
+int posix_memalign(void **out, size_t alignment, size_t size);
+
+bool allocations_counted(void) {
+  return true;
+}
+
+void *malloc(size_t size) {
+  atomic_fetch_add(&count, 1);
+  return __libc_malloc(size);
+}
+
+void *calloc(size_t members, size_t size) {
+  atomic_fetch_add(&count, 1);
+  return __libc_calloc(members, size);
+}
+
+void *realloc(void *memory, size_t size) {
+  atomic_fetch_add(&count, 1);
+  return __libc_realloc(memory, size);
+}
+
+void *memalign(size_t alignment, size_t size) {
+  atomic_fetch_add(&count, 1);
+  return __libc_memalign(alignment, size);
+}
+
+void *aligned_alloc(size_t alignment, size_t size) {
+  return memalign(alignment, size);
+}
+
+int posix_memalign(void **out, size_t alignment, size_t size) {
+  *out = memalign(alignment, size);
+  return *out ? 0 : ENOMEM;
+}
+
+#endif
