@@ -411,6 +411,15 @@ char *hv_train_config_tokenizer(const hv_train_config *config) {
   return config->init_from ? hv_model_directory_tokenizer(config->init_from) : NULL;
 }
 
+void hv_train_config_list(hv_text *out) {
+  hv_text_add(out, "\nKeys of the configuration (docs/configuration.md says more):\n");
+  for (int i = 0; i < TABLE_COUNT; i++) {
+    const char *stop = strpbrk(table[i].doc, ".;");
+    int length = stop ? (int)(stop - table[i].doc) : (int)strlen(table[i].doc);
+    hv_text_add(out, "  %-26s %.*s [%s]\n", table[i].key, length, table[i].doc, table[i].fallback);
+  }
+}
+
 void hv_train_config_document(hv_text *out) {
   hv_text_add(out, "# Configuration of a training run\n\n"
                    "A run is one YAML file, given to `hvla-train run --config FILE`; `--set key=value` overrides a key "
