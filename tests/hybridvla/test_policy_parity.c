@@ -1,0 +1,192 @@
+/* Predictions beside PyTorch's: tests/fixtures/parity/<case>/predict.safetensors (its README says what is in it). */
+#include <math.h>
+
+#include "core/cpu/cpu.h"
+#include "core/hybridvla/action_tokens.h"
+#include "core/hybridvla/policy.h"
+#include "core/io/dataset_statistics.h"
+#include "core/io/model_directory.h"
+#include "tests/check.h"
+
+static const double TOLERANCE = 1e-4;
+
+typedef struct parity {
+  char folder[512];
+  hv_device *device;
+  hv_stream *stream;
+  hv_model *model;
+  hv_config config;
+  hv_safetensors *file;
+  int32_t values;
+  hv_observation observation;
+  hv_policy_draws draws; /* all that the file has, but ar_timestep */
+  const int32_t *ar_timestep;
+} parity;
+
+static const void *data(const parity *p, const char *name) {
+  const hv_file_tensor *tensor = hv_safetensors_find(p->file, name);
+  return tensor ? tensor->data : NULL;
+}
+
+static parity parity_open(const char *name) {
+  parity p = {0};
+  hv_model_directory directory;
+  char path[600];
+  snprintf(p.folder, sizeof p.folder, "%s/tests/fixtures/parity/%s", HVLA_SOURCE_DIR, name);
+  assert_ok(hv_cpu_device_open(NULL, &p.device));
+  assert_ok(hv_stream_open(p.device, &p.stream));
+  assert_ok(hv_model_directory_open(p.folder, &directory));
+  p.config = directory.model.config;
+  assert_ok(hv_model_open(&p.config, p.device, HV_F32, &p.model));
+  assert_ok(hv_params_allocate(hv_model_params(p.model)));
+  assert_ok(hv_model_directory_fill(&directory, hv_model_params(p.model), p.stream, NULL));
+  hv_model_directory_close(&directory);
+  snprintf(path, sizeof path, "%s/predict.safetensors", p.folder);
+  assert_ok(hv_safetensors_open(path, &p.file));
+  p.values = p.config.action_chunk * p.config.action_dim;
+  p.observation = (hv_observation){.images = data(&p, "images"),
+                                   .prompt_ids = data(&p, "prompt_ids"),
+                                   .prompt_count = (int32_t)hv_safetensors_find(p.file, "prompt_ids")->count,
+                                   .state = data(&p, "state")};
+  p.draws = (hv_policy_draws){
+      .noise = data(&p, "noise"), .ar_noise = data(&p, "ar_noise"), .step_noise = data(&p, "step_noise")};
+  p.ar_timestep = data(&p, "ar_timestep");
+  return p;
+}
+
+static void parity_close(parity *p) {
+  hv_safetensors_close(p->file);
+  hv_model_close(p->model);
+  hv_stream_close(p->stream);
+  hv_device_close(p->device);
+}
+
+static void assert_near(const parity *p, const char *name, const float *found) {
+  const float *expected = data(p, name);
+  double difference = 0, size = 0;
+  assert_non_null(expected);
+  for (int32_t i = 0; i < p->values; i++) {
+    difference += pow((double)found[i] - expected[i], 2);
+    size += pow(expected[i], 2);
+  }
+  double error = sqrt(difference / size);
+  if (!(error <= TOLERANCE)) fail_msg("%s: %s differs by %g", p->folder, name, error);
+}
+
+static void check_tokens(const parity *p, const char *condition, const hv_policy_result *result) {
+  char name[64];
+  snprintf(name, sizeof name, "confidences.%s", condition);
+  assert_near(p, name, result->confidences);
+  snprintf(name, sizeof name, "tokens.%s", condition);
+  assert_memory_equal(result->tokens, data(p, name), (size_t)p->values * sizeof(int32_t));
+}
+
+/* Robot units of a chunk, as a caller makes them. */
+static void unnormalize(const parity *p, const hv_dataset_statistics *statistics, const float *values, double *out) {
+  int32_t dim = p->config.action_dim;
+  for (int32_t h = 0; h < p->config.action_chunk; h++)
+    hv_unnormalize(&statistics->action, values + h * dim, out + h * dim);
+}
+
+static void check_action(const parity *p, const char *name, const double *action) {
+  float found[64];
+  assert_true(p->values <= 64);
+  for (int32_t i = 0; i < p->values; i++) found[i] = (float)action[i];
+  assert_near(p, name, found);
+}
+
+static void check_robot_units(const parity *p, const hv_policy_result *result) {
+  hv_dataset_statistics statistics;
+  char path[600];
+  double diffusion[64], tokens[64], ensemble[64];
+  bool gripper[64];
+  snprintf(path, sizeof path, "%s/dataset_statistics.json", p->folder);
+  assert_ok(hv_dataset_statistics_load(path, NULL, &statistics));
+  for (int32_t d = 0; d < p->config.action_dim; d++) gripper[d] = !statistics.action.mask[d];
+  if (result->diffusion) {
+    unnormalize(p, &statistics, result->diffusion, diffusion);
+    check_action(p, "action.diffusion", diffusion);
+  }
+  if (result->autoregressive) {
+    unnormalize(p, &statistics, result->autoregressive, tokens);
+    check_action(p, "action.autoregressive", tokens);
+  }
+  if (result->diffusion && result->autoregressive) {
+    double theta = *(const float *)data(p, "theta");
+    assert_true(hv_ensemble(diffusion, tokens, result->confidence, theta, p->config.action_chunk, p->config.action_dim,
+                            gripper, ensemble));
+    check_action(p, "action.ensemble", ensemble);
+    assert_false(hv_ensemble(diffusion, tokens, result->confidence, 0.96, p->config.action_chunk, p->config.action_dim,
+                             gripper, ensemble));
+    check_action(p, "action.diffusion", ensemble);
+  }
+  hv_dataset_statistics_free(&statistics);
+}
+
+/* Opens a policy, predicts with the file's draws and hands the result to the checks. */
+static void with_policy(const parity *p, const hv_policy_options *options, const int32_t *ar_timestep,
+                        const char *sampled, const char *condition) {
+  hv_policy *policy;
+  hv_policy_result result;
+  hv_policy_draws draws = p->draws;
+  draws.ar_timestep = ar_timestep;
+  assert_ok(hv_policy_open(p->model, options, &policy));
+  assert_ok(hv_policy_predict(policy, &p->observation, &draws, &result));
+  assert_true((result.diffusion != NULL) == (sampled != NULL));
+  assert_true((result.tokens != NULL) == (condition != NULL));
+  if (sampled) assert_near(p, sampled, result.diffusion);
+  if (condition) check_tokens(p, condition, &result);
+  bool first_condition = !condition || !strcmp(condition, "noise") || !strcmp(condition, "prefix");
+  if ((!sampled || !strcmp(sampled, "ddim4")) && first_condition) check_robot_units(p, &result);
+  hv_policy_close(policy);
+}
+
+static void check_diffusion(const parity *p) {
+  static const int32_t steps[] = {1, 4, 10};
+  static const char *const names[] = {"ddim1", "ddim4", "ddim10"};
+  hv_policy_options options = hv_policy_default_options(&p->config);
+  options.mode = HV_MODE_DIFFUSION;
+  for (int i = 0; i < 3; i++) {
+    options.ddim_steps = steps[i];
+    with_policy(p, &options, NULL, names[i], NULL);
+  }
+  options.sampler = HV_SAMPLER_DDPM;
+  with_policy(p, &options, NULL, "ddpm", NULL);
+}
+
+static void check_hybrid(const parity *p) {
+  static const char *const names[] = {"noise", "random", "denoised"};
+  hv_policy_options options = hv_policy_default_options(&p->config);
+  for (hv_ar_condition condition = HV_AR_NOISE; condition <= HV_AR_DENOISED; condition++) {
+    const int32_t *timestep = condition == HV_AR_RANDOM ? p->ar_timestep : NULL;
+    options.ar_condition = condition;
+    options.mode = HV_MODE_ENSEMBLE;
+    with_policy(p, &options, timestep, "ddim4", names[condition]);
+    options.mode = HV_MODE_AUTOREGRESSIVE;
+    with_policy(p, &options, timestep, condition == HV_AR_DENOISED ? "ddim4" : NULL, names[condition]);
+  }
+  /* A given timestep wins over that of the condition. */
+  options.ar_condition = HV_AR_NOISE;
+  with_policy(p, &options, p->ar_timestep, NULL, "random");
+}
+
+static void check_case(void **state) {
+  parity p = parity_open(*state);
+  if (p.config.objective == HV_AUTOREGRESSIVE) {
+    hv_policy_options options = hv_policy_default_options(&p.config);
+    with_policy(&p, &options, NULL, NULL, "prefix");
+  } else {
+    check_diffusion(&p);
+  }
+  if (p.config.objective == HV_HYBRID) check_hybrid(&p);
+  parity_close(&p);
+}
+
+int main(void) {
+#define CASE(name)                                                                                                     \
+  { #name, check_case, NULL, NULL, #name }
+  const struct CMUnitTest tests[] = {
+      CASE(one_arm), CASE(two_arms), CASE(chunk), CASE(clip), CASE(linear), CASE(diffusion), CASE(autoregressive),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
