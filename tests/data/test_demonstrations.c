@@ -1,0 +1,187 @@
+/* Demonstrations as training opens them: natural order, splits, state, instructions, and what is refused. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/file.h"
+#include "data/demonstrations.h"
+#include "tests/data/demo_file.h"
+
+static const char *const lift[] = {HVLA_SOURCE_DIR "/data/demos/lift.hdf5"};
+static const char *const cameras[] = {"robot0_eye_in_hand_image", "agentview_image"};
+
+static hv_demonstrations_options lift_options(void) {
+  return (hv_demonstrations_options){.files = lift,
+                                     .num_files = 1,
+                                     .cameras = cameras,
+                                     .num_cameras = 2,
+                                     .default_state = true,
+                                     .instruction = "lift the cube",
+                                     .action_dim = -1,
+                                     .state_dim = -1};
+}
+
+static hv_demonstrations *open_all(const hv_demonstrations_options *options) {
+  hv_demonstrations *d;
+  hv_status status = hv_demonstrations_open(options, &d);
+  if (status) fail_msg("%s", hv_status_message(status));
+  return d;
+}
+
+static void opens_the_shipped_file(void **state) {
+  (void)state;
+  hv_demonstrations_options options = lift_options();
+  hv_demonstrations *d = open_all(&options);
+  assert_int_equal(hv_demonstrations_frames(d), 523);
+  assert_int_equal(hv_demonstrations_episodes(d), 12);
+  assert_int_equal(hv_demonstrations_action_dim(d), 7);
+  assert_int_equal(hv_demonstrations_state_dim(d), 9);
+  assert_int_equal(hv_demonstrations_instructions(d), 1);
+  assert_string_equal(hv_demonstrations_instruction(d, 0), "lift the cube");
+  int64_t first = 0;
+  for (int64_t i = 0; i < 12; i++) {
+    const hv_episode *episode = hv_demonstrations_episode(d, i);
+    char name[16];
+    snprintf(name, sizeof name, "demo_%d", (int)i);
+    assert_string_equal(episode->name, name);
+    assert_int_equal(episode->first, first);
+    assert_int_equal(episode->cameras[0]->count, episode->frames);
+    assert_ptr_equal(hv_demonstrations_episode_of(d, first), episode);
+    assert_ptr_equal(hv_demonstrations_episode_of(d, first + episode->frames - 1), episode);
+    first += episode->frames;
+  }
+  const float *actions = hv_demonstrations_actions(d);
+  for (int64_t i = 0; i < 523; i++) assert_true(actions[i * 7 + 6] == -1.0f || actions[i * 7 + 6] == 1.0f);
+  hv_demonstrations_close(d);
+}
+
+static void splits_keep_natural_order(void **state) {
+  (void)state;
+  hv_demonstrations_options options = lift_options();
+  options.split = "train";
+  hv_demonstrations *train = open_all(&options);
+  options.split = "valid";
+  hv_demonstrations *valid = open_all(&options);
+  assert_int_equal(hv_demonstrations_episodes(train), 10);
+  assert_int_equal(hv_demonstrations_episodes(valid), 2);
+  assert_int_equal(hv_demonstrations_frames(train) + hv_demonstrations_frames(valid), 523);
+  for (int64_t i = 1; i < 10; i++) {
+    assert_true(atoi(hv_demonstrations_episode(train, i - 1)->name + 5) <
+                atoi(hv_demonstrations_episode(train, i)->name + 5));
+  }
+  hv_demonstrations_close(train);
+  hv_demonstrations_close(valid);
+}
+
+/* The state's columns are the keys in the order asked for. */
+static void state_is_concatenated(void **state) {
+  (void)state;
+  static const char *const keys[] = {"robot0_gripper_qpos", "robot0_eef_pos"};
+  hv_demonstrations_options options = lift_options();
+  hv_demonstrations *whole = open_all(&options);
+  options.default_state = false;
+  options.state_keys = keys;
+  options.num_state_keys = 2;
+  hv_demonstrations *chosen = open_all(&options);
+  assert_int_equal(hv_demonstrations_state_dim(chosen), 5);
+  const float *a = hv_demonstrations_state(whole), *b = hv_demonstrations_state(chosen);
+  for (int64_t i = 0; i < 523; i++) {
+    assert_memory_equal(b + i * 5, a + i * 9 + 7, 2 * sizeof *a);
+    assert_memory_equal(b + i * 5 + 2, a + i * 9, 3 * sizeof *a);
+  }
+  options.num_state_keys = 0;
+  hv_demonstrations_close(chosen);
+  chosen = open_all(&options);
+  assert_int_equal(hv_demonstrations_state_dim(chosen), 0);
+  assert_null(hv_demonstrations_state(chosen));
+  hv_demonstrations_close(chosen);
+  hv_demonstrations_close(whole);
+}
+
+static void instructions_come_from_file_or_configuration(void **state) {
+  (void)state;
+  char folder[64], path[128];
+  make_folder(folder);
+  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  put_text_attribute(file, "/data/demo_1", "ep_meta", "{\"lang\": \" \"}");
+  H5Fclose(file);
+  const char *const paths[] = {path, lift[0]};
+  hv_demonstrations_options options = {
+      .files = paths, .num_files = 1, .need_instruction = true, .action_dim = 7, .state_dim = -1};
+
+  hv_demonstrations *d = NULL;
+  hv_status status = hv_demonstrations_open(&options, &d);
+  assert_non_null(status);
+  assert_null(d);
+  assert_non_null(strstr(hv_status_message(status), "demo_1: has no instruction"));
+  assert_int_equal(hv_status_exit_code(status), 2);
+  hv_status_free(status);
+
+  options.instruction = "lift the cube";
+  options.num_files = 2;
+  d = open_all(&options);
+  assert_int_equal(hv_demonstrations_instructions(d), 2);
+  assert_string_equal(hv_demonstrations_instruction(d, 0), "Pick up the cube");
+  assert_string_equal(hv_demonstrations_instruction(d, 1), "lift the cube");
+  assert_int_equal(hv_demonstrations_episode(d, 1)->instruction, 1);
+  assert_int_equal(hv_demonstrations_episode(d, 14)->instruction, 1);
+  assert_int_equal(hv_demonstrations_frames(d), 18 + 523);
+  hv_demonstrations_close(d);
+
+  options.override_instruction = true;
+  d = open_all(&options);
+  assert_int_equal(hv_demonstrations_instructions(d), 1);
+  hv_demonstrations_close(d);
+  status = hv_remove_tree(folder);
+  assert_null(status);
+}
+
+static void expect_refusal(const hv_demonstrations_options *options, const char *first, const char *second) {
+  hv_demonstrations *d;
+  hv_status status = hv_demonstrations_open(options, &d);
+  assert_non_null(status);
+  const char *message = hv_status_message(status);
+  if (!strstr(message, "lift.hdf5") || !strstr(message, first) || !strstr(message, second)) {
+    fail_msg("no \"%s\" or \"%s\": %s", first, second, message);
+  }
+  assert_int_equal(hv_status_exit_code(status), 2);
+  hv_status_free(status);
+}
+
+static void what_does_not_fit_is_refused(void **state) {
+  (void)state;
+  static const char *const misnamed[] = {"agentview_imag"}, *const numeric[] = {"robot0_eef_pos"};
+  hv_demonstrations_options options = lift_options();
+  options.num_cameras = 1;
+  options.cameras = misnamed;
+  expect_refusal(&options, "no camera \"agentview_imag\"; present: agentview_image, robot0_eye_in_hand_image",
+                 "did you mean agentview_image?");
+  options.cameras = numeric;
+  expect_refusal(&options, "/data/demo_0/obs/robot0_eef_pos: is f64 (43, 3)", "u8 (frames, height, width, 3)");
+  options = lift_options();
+  options.action_dim = 14;
+  expect_refusal(&options, "actions have 7 dimensions", "14 are expected (the model's action_dim)");
+  options = lift_options();
+  options.state_dim = 7;
+  expect_refusal(&options, "robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos) have 9 numbers", "state_dim is 7");
+  options = lift_options();
+  options.split = "test";
+  expect_refusal(&options, "/mask/test", "present: train, valid");
+}
+
+int main(void) {
+  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(opens_the_shipped_file),       cmocka_unit_test(splits_keep_natural_order),
+      cmocka_unit_test(state_is_concatenated),        cmocka_unit_test(instructions_come_from_file_or_configuration),
+      cmocka_unit_test(what_does_not_fit_is_refused),
+  };
+  return cmocka_run_group_tests_name("demonstrations", tests, NULL, NULL);
+}

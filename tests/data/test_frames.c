@@ -1,0 +1,183 @@
+/* Frames read back the same however a file stores them, from several threads, and within the cache's limit. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/file.h"
+#include "core/base/thread_pool.h"
+#include "data/hdf5_file.h"
+#include "tests/data/demo_file.h"
+
+enum { FRAMES = 20 };
+
+static char folder[64], path[128];
+
+static uint8_t pixel(int64_t frame, size_t byte) {
+  return demo_pixel(3, frame, byte);
+}
+
+typedef struct storage {
+  const char *name; /* of the data set */
+  hsize_t chunk[4]; /* 0: not chunked */
+  bool compact, deflate, shuffle, checksum;
+} storage;
+
+static const storage storages[] = {
+    {.name = "contiguous"},
+    {.name = "compact", .compact = true},
+    {.name = "frame_chunks", .chunk = {1, DEMO_HEIGHT, DEMO_WIDTH, 3}},
+    {.name = "frame_chunks_gzip", .chunk = {1, DEMO_HEIGHT, DEMO_WIDTH, 3}, .deflate = true},
+    {.name = "frame_chunks_shuffle", .chunk = {1, DEMO_HEIGHT, DEMO_WIDTH, 3}, .shuffle = true, .deflate = true},
+    {.name = "frame_chunks_checksum", .chunk = {1, DEMO_HEIGHT, DEMO_WIDTH, 3}, .deflate = true, .checksum = true},
+    {.name = "parts_of_frames", .chunk = {1, 3, 4, 3}, .deflate = true},
+    {.name = "guessed", .chunk = {7, 3, 4, 2}, .deflate = true},
+    {.name = "whole_episode", .chunk = {FRAMES, DEMO_HEIGHT, DEMO_WIDTH, 3}, .deflate = true},
+};
+enum { STORAGES = sizeof storages / sizeof *storages };
+
+static void write_storage(hid_t file, const storage *s, const uint8_t *pixels) {
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+  if (s->compact) H5Pset_layout(properties, H5D_COMPACT);
+  if (s->chunk[0]) H5Pset_chunk(properties, 4, s->chunk);
+  if (s->shuffle) H5Pset_shuffle(properties);
+  if (s->deflate) H5Pset_deflate(properties, 4);
+  if (s->checksum) H5Pset_fletcher32(properties);
+  put_u8(file, s->name, 4, (hsize_t[]){FRAMES, DEMO_HEIGHT, DEMO_WIDTH, 3}, pixels, properties);
+  H5Pclose(properties);
+}
+
+/* A file with a user block in front, which shifts every address. */
+static int enter(void **state) {
+  (void)state;
+  make_folder(folder);
+  snprintf(path, sizeof path, "%s/frames.hdf5", folder);
+  uint8_t *pixels = malloc((size_t)FRAMES * DEMO_FRAME);
+  for (size_t i = 0; i < (size_t)FRAMES * DEMO_FRAME; i++) {
+    pixels[i] = pixel((int64_t)(i / DEMO_FRAME), i % DEMO_FRAME);
+  }
+  hid_t creation = H5Pcreate(H5P_FILE_CREATE);
+  H5Pset_userblock(creation, 512);
+  hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, creation, H5P_DEFAULT);
+  for (size_t i = 0; i < STORAGES; i++) write_storage(file, &storages[i], pixels);
+  H5Pclose(creation);
+  free(pixels);
+  return H5Fclose(file) < 0;
+}
+
+static int leave(void **state) {
+  (void)state;
+  hv_status status = hv_remove_tree(folder);
+  assert_null(status);
+  return 0;
+}
+
+static hv_hdf5 *open_file(void) {
+  hv_hdf5 *file;
+  hv_status status = hv_hdf5_open(path, &file);
+  if (status) fail_msg("%s", hv_status_message(status));
+  return file;
+}
+
+static hv_frames *open_frames(hv_hdf5 *file, const char *name) {
+  char object[64];
+  snprintf(object, sizeof object, "/%s", name);
+  hv_frames *frames;
+  hv_status status = hv_hdf5_open_frames(file, object, &frames);
+  if (status) fail_msg("%s", hv_status_message(status));
+  return frames;
+}
+
+static bool frame_is_right(hv_frames *frames, int64_t index) {
+  uint8_t rgb[DEMO_FRAME];
+  hv_status status = frames->read(frames, index, rgb);
+  bool right = !status;
+  for (size_t i = 0; right && i < DEMO_FRAME; i++) right = rgb[i] == pixel(index, i);
+  hv_status_free(status);
+  return right;
+}
+
+static void all_storages_read_the_same(void **state) {
+  (void)state;
+  hv_hdf5 *file = open_file();
+  for (size_t s = 0; s < STORAGES; s++) {
+    hv_frames *frames = open_frames(file, storages[s].name);
+    assert_int_equal(frames->count, FRAMES);
+    assert_int_equal(frames->width, DEMO_WIDTH);
+    assert_int_equal(frames->height, DEMO_HEIGHT);
+    for (int64_t i = FRAMES - 1; i >= 0; i--) {
+      if (!frame_is_right(frames, i)) fail_msg("%s: frame %d is wrong", storages[s].name, (int)i);
+    }
+    uint8_t rgb[DEMO_FRAME];
+    hv_status status = frames->read(frames, FRAMES, rgb);
+    assert_non_null(status);
+    assert_non_null(strstr(hv_status_message(status), "frame 20"));
+    hv_status_free(status);
+    hv_frames_close(frames);
+  }
+  hv_hdf5_close(file);
+}
+
+/* Two data sets that must be read whole, and room for less than one: they push each other out. */
+static void cache_gives_way(void **state) {
+  (void)state;
+  hv_hdf5 *file = open_file();
+  hv_hdf5_set_cache(file, 1);
+  hv_frames *first = open_frames(file, "guessed"), *second = open_frames(file, "whole_episode");
+  for (int64_t i = 0; i < FRAMES; i++) {
+    assert_true(frame_is_right(first, i));
+    assert_true(frame_is_right(second, FRAMES - 1 - i));
+  }
+  hv_frames_close(first);
+  assert_true(frame_is_right(second, 3));
+  hv_frames_close(second);
+  hv_hdf5_close(file);
+}
+
+typedef struct reader {
+  hv_job job;
+  hv_frames **frames;
+  int wrong;
+} reader;
+
+static void read_all_frames(hv_job *job, int worker) {
+  (void)worker;
+  reader *self = (reader *)job;
+  for (int64_t i = 0; i < FRAMES; i++) {
+    for (size_t s = 0; s < STORAGES; s++) self->wrong += !frame_is_right(self->frames[s], i);
+  }
+}
+
+static void threads_read_at_once(void **state) {
+  (void)state;
+  enum { READERS = 8 };
+  hv_hdf5 *file = open_file();
+  hv_frames *frames[STORAGES];
+  for (size_t s = 0; s < STORAGES; s++) frames[s] = open_frames(file, storages[s].name);
+  hv_thread_pool *pool;
+  assert_null(hv_thread_pool_open(4, &pool));
+  assert_int_equal(hv_thread_pool_threads(pool), 4);
+  reader readers[READERS] = {0};
+  for (int i = 0; i < READERS; i++) {
+    readers[i] = (reader){.job = {.run = read_all_frames}, .frames = frames};
+    hv_thread_pool_submit(pool, &readers[i].job);
+  }
+  hv_thread_pool_close(pool);
+  for (int i = 0; i < READERS; i++) assert_int_equal(readers[i].wrong, 0);
+  for (size_t s = 0; s < STORAGES; s++) hv_frames_close(frames[s]);
+  hv_hdf5_close(file);
+}
+
+int main(void) {
+  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, leave),
+      cmocka_unit_test_setup_teardown(cache_gives_way, enter, leave),
+      cmocka_unit_test_setup_teardown(threads_read_at_once, enter, leave),
+  };
+  return cmocka_run_group_tests_name("frames", tests, NULL, NULL);
+}
