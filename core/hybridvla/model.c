@@ -23,6 +23,7 @@ struct hv_model_saved {
 
 struct hv_model {
   hv_model_parts parts;
+  hv_recompute recompute;
   struct hv_model_saved saved;
 };
 
@@ -80,6 +81,10 @@ hv_model_parts *hv_model_get_parts(hv_model *model) {
 
 hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_images, hv_stream *stream) {
   return hv_model_parts_prepare(&model->parts, max_positions, max_images, stream);
+}
+
+void hv_model_set_recompute(hv_model *model, hv_recompute recompute) {
+  model->recompute = recompute;
 }
 
 static bool group_trainable(const hv_model_parts *parts, hv_group_id group) {
@@ -222,9 +227,18 @@ static hv_decoder_rows decoder_rows(const hv_model_parts *parts, const hv_sequen
   return rows;
 }
 
+/* Rows that leave a layer. */
+static int64_t layer_rows(const hv_sequence_counts *counts, bool last) {
+  return last ? counts->branch_rows : counts->rows;
+}
+
+static hv_recompute layer_recompute(const hv_model_parts *parts, hv_recompute recompute, int32_t layer) {
+  return layer + 1 == parts->config.llm.num_hidden_layers ? HV_RECOMPUTE_NONE : recompute;
+}
+
 static void run_decoder(hv_model_parts *parts, struct hv_model_saved *saved, const hv_sequence_counts *counts,
-                        const hv_sequence_tables *tables, bool training, hv_tensor x, hv_arena *arena,
-                        hv_stream *stream) {
+                        const hv_sequence_tables *tables, bool training, hv_recompute recompute, hv_tensor x,
+                        hv_arena *arena, hv_stream *stream) {
   const hv_llm_config *llm = &parts->config.llm;
   saved->last = take(parts, arena, counts->branch_rows, llm->hidden_size);
   for (int32_t i = 0; i < llm->num_hidden_layers; i++) {
@@ -233,12 +247,19 @@ static void run_decoder(hv_model_parts *parts, struct hv_model_saved *saved, con
     hv_tensor y = saved->last;
     /* Without a backward pass each layer works in the same scratch and overwrites its input. */
     if (!last) y = training ? take(parts, arena, counts->rows, llm->hidden_size) : x;
+    int64_t leaving = layer_rows(counts, last);
+    hv_recompute level = layer_recompute(parts, recompute, i);
+    hv_decoder_saved *layer = &saved->layers[i];
+    if (training) hv_decoder_take_kept(llm, arena, parts->dtype, counts->rows, leaving, level, layer);
     size_t mark = hv_arena_mark(arena);
-    hv_decoder_take_saved(llm, arena, parts->dtype, counts->rows, last ? counts->branch_rows : counts->rows, training,
-                          &saved->layers[i]);
+    if (training) {
+      hv_decoder_take_rest(llm, arena, parts->dtype, counts->rows, leaving, level, layer);
+    } else {
+      hv_decoder_take_saved(llm, arena, parts->dtype, counts->rows, leaving, false, layer);
+    }
     saved->x[i] = x;
-    hv_decoder_layer_forward(llm, &parts->layers[i], parts->params, &rows, NULL, x, &saved->layers[i], y, stream);
-    if (!training) hv_arena_release(arena, mark);
+    hv_decoder_layer_forward(llm, &parts->layers[i], parts->params, &rows, NULL, x, layer, y, stream);
+    hv_arena_release(arena, mark);
     x = y;
   }
 }
@@ -320,7 +341,7 @@ void hv_model_forward(hv_model *model, const hv_sequence *sequence, const hv_los
 
   encode_vision(parts, saved, tables, training, arena, stream);
   hv_tensor x = embed_sequence(parts, saved, counts, tables, training, arena, stream);
-  run_decoder(parts, saved, counts, tables, training, x, arena, stream);
+  run_decoder(parts, saved, counts, tables, training, model->recompute, x, arena, stream);
   hv_params_use(parts->params, parts->head_group, stream);
   norm_head_rows(parts, saved, counts, tables, training, arena, stream);
   if (counts->noise_rows) {
@@ -469,8 +490,14 @@ void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_mo
   for (int32_t i = llm->num_hidden_layers - 1; i >= first; i--) {
     bool last = i + 1 == llm->num_hidden_layers;
     hv_decoder_rows rows = decoder_rows(parts, counts, tables, last);
-    hv_decoder_layer_backward(llm, &parts->layers[i], parts->params, &rows, saved->x[i], &saved->layers[i],
-                              last ? dlast : dx, dx, arena, stream);
+    hv_recompute level = layer_recompute(parts, model->recompute, i);
+    hv_decoder_saved layer = saved->layers[i];
+    size_t layer_mark = hv_arena_mark(arena);
+    hv_decoder_take_rest(llm, arena, parts->dtype, counts->rows, layer_rows(counts, last), level, &layer);
+    hv_decoder_layer_recompute(llm, &parts->layers[i], parts->params, &rows, saved->x[i], level, &layer, stream);
+    hv_decoder_layer_backward(llm, &parts->layers[i], parts->params, &rows, saved->x[i], &layer, last ? dlast : dx, dx,
+                              arena, stream);
+    hv_arena_release(arena, layer_mark);
   }
   if (first == 0) {
     embedders_backward(parts, saved, tables, dx, arena, stream);

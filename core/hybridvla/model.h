@@ -26,6 +26,10 @@ hv_dtype hv_model_dtype(const hv_model *model);
  * device. Called once after allocation, before the first pass; waits for the stream. */
 HV_NODISCARD hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_images, hv_stream *stream);
 
+/* How much of a decoder layer a training step works out twice instead of keeping it; HV_RECOMPUTE_NONE at the start.
+ * The last layer, whose backward pass comes next, is always kept. */
+void hv_model_set_recompute(hv_model *model, hv_recompute recompute);
+
 typedef struct hv_loss_weights {
   double diffusion, ce; /* hybridvla.md §7: 1 and 1 */
 } hv_loss_weights;

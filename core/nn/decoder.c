@@ -46,29 +46,57 @@ void hv_decoder_layer_declare(const hv_llm_config *llm, hv_params *params, int32
   out->down = hv_params_declare(params, &specs[DOWN]);
 }
 
-void hv_decoder_take_saved(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
-                           bool training, hv_decoder_saved *out) {
-  int64_t hidden = llm->hidden_size, inner = llm->intermediate_size;
+/* Norms and SwiGLU outputs: little work to make again. */
+static void take_cheap(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
+                       hv_decoder_saved *out) {
+  int64_t hidden = llm->hidden_size;
+  out->norm1 = hv_arena_take(arena, dtype, n, hidden);
+  if (m != n) {
+    out->query_norm = hv_arena_take(arena, dtype, m, hidden);
+    out->query_x = hv_arena_take(arena, dtype, m, hidden);
+  }
+  out->norm2 = hv_arena_take(arena, dtype, m, hidden);
+  out->hidden = hv_arena_take(arena, dtype, m, llm->intermediate_size);
+}
+
+/* Results of matrix products and attention, and row statistics. */
+static void take_costly(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m, bool training,
+                        hv_decoder_saved *out) {
   hv_dtype real = dtype == HV_F64 ? HV_F64 : HV_F32;
-  *out = (hv_decoder_saved){.norm1 = hv_arena_take(arena, dtype, n, hidden)};
   if (m == n) {
     out->qkv = hv_arena_take(arena, dtype, n, query_width(llm) + 2 * key_width(llm));
     out->q = hv_tensor_cols(out->qkv, 0, query_width(llm));
   } else {
-    out->query_norm = hv_arena_take(arena, dtype, m, hidden);
-    out->query_x = hv_arena_take(arena, dtype, m, hidden);
     out->qkv = hv_arena_take(arena, dtype, n, 2 * key_width(llm));
     out->q = hv_arena_take(arena, dtype, m, query_width(llm));
   }
   out->attention = hv_arena_take(arena, dtype, m, query_width(llm));
-  out->sum = hv_arena_take(arena, dtype, m, hidden);
-  out->norm2 = hv_arena_take(arena, dtype, m, hidden);
-  out->gate_up = hv_arena_take(arena, dtype, m, 2 * inner);
-  out->hidden = hv_arena_take(arena, dtype, m, inner);
+  out->sum = hv_arena_take(arena, dtype, m, llm->hidden_size);
+  out->gate_up = hv_arena_take(arena, dtype, m, 2 * (int64_t)llm->intermediate_size);
   if (!training) return;
   out->stats1 = hv_arena_take(arena, real, n, 2);
   out->lse = hv_arena_take(arena, real, m, llm->num_attention_heads);
   out->stats2 = hv_arena_take(arena, real, m, 2);
+}
+
+void hv_decoder_take_saved(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
+                           bool training, hv_decoder_saved *out) {
+  *out = (hv_decoder_saved){0};
+  take_cheap(llm, arena, dtype, n, m, out);
+  take_costly(llm, arena, dtype, n, m, training, out);
+}
+
+void hv_decoder_take_kept(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
+                          hv_recompute recompute, hv_decoder_saved *out) {
+  *out = (hv_decoder_saved){0};
+  if (recompute == HV_RECOMPUTE_NONE) take_cheap(llm, arena, dtype, n, m, out);
+  if (recompute != HV_RECOMPUTE_BLOCK) take_costly(llm, arena, dtype, n, m, true, out);
+}
+
+void hv_decoder_take_rest(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
+                          hv_recompute recompute, hv_decoder_saved *out) {
+  if (recompute != HV_RECOMPUTE_NONE) take_cheap(llm, arena, dtype, n, m, out);
+  if (recompute == HV_RECOMPUTE_BLOCK) take_costly(llm, arena, dtype, n, m, true, out);
 }
 
 /* Keys and values of the rows of this call: the last columns of qkv. */
@@ -85,6 +113,22 @@ static bool has_query_rows(const hv_decoder_rows *rows) {
 
 static void gather(hv_tensor src, hv_tensor rows, hv_tensor dst, hv_stream *stream) {
   hv_gather_rows(stream, &(hv_gather_rows_args){.src = src, .src_rows = rows, .dst = dst, .count = dst.rows});
+}
+
+/* What the rows that leave the layer had when they entered. */
+static void gather_queries(const hv_decoder_rows *rows, hv_tensor x, const hv_decoder_saved *saved, hv_stream *stream) {
+  gather(saved->norm1, rows->query_rows, saved->query_norm, stream);
+  gather(x, rows->query_rows, saved->query_x, stream);
+}
+
+static void norm(const hv_llm_config *llm, const hv_params *params, hv_param_id weight, hv_tensor x, hv_tensor y,
+                 hv_tensor stats, hv_stream *stream) {
+  hv_norm(stream, &(hv_norm_args){.kind = HV_NORM_RMS,
+                                  .eps = llm->rms_norm_eps,
+                                  .x = x,
+                                  .weight = hv_param_value(params, weight),
+                                  .y = y,
+                                  .stats = stats});
 }
 
 /* Queries, keys and values, rotated and in their places: keys and values in the cache if there is one. */
@@ -113,8 +157,7 @@ static void project_qkv(const hv_llm_config *llm, const hv_decoder_layer *layer,
     hv_rotary(stream, &rotary);
     return;
   }
-  gather(saved->norm1, rows->query_rows, saved->query_norm, stream);
-  gather(x, rows->query_rows, saved->query_x, stream);
+  gather_queries(rows, x, saved, stream);
   hv_linear(stream, &(hv_linear_args){
                         .x = saved->query_norm, .weight = hv_tensor_rows(weight, 0, query_width(llm)), .y = saved->q});
   hv_linear(stream, &(hv_linear_args){.x = saved->norm1,
@@ -152,12 +195,7 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
                               const hv_decoder_rows *rows, const hv_kv_cache_layer *cache, hv_tensor x,
                               const hv_decoder_saved *saved, hv_tensor y, hv_stream *stream) {
   hv_params_use(params, layer->group, stream);
-  hv_norm(stream, &(hv_norm_args){.kind = HV_NORM_RMS,
-                                  .eps = llm->rms_norm_eps,
-                                  .x = x,
-                                  .weight = hv_param_value(params, layer->input_norm),
-                                  .y = saved->norm1,
-                                  .stats = saved->stats1});
+  norm(llm, params, layer->input_norm, x, saved->norm1, saved->stats1, stream);
   project_qkv(llm, layer, params, rows, cache, x, saved, stream);
   hv_attention_args attention = attention_args(llm, rows, cache, saved);
   hv_attention(stream, &attention);
@@ -165,12 +203,7 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
                                       .weight = hv_param_value(params, layer->o),
                                       .residual = has_query_rows(rows) ? saved->query_x : x,
                                       .y = saved->sum});
-  hv_norm(stream, &(hv_norm_args){.kind = HV_NORM_RMS,
-                                  .eps = llm->rms_norm_eps,
-                                  .x = saved->sum,
-                                  .weight = hv_param_value(params, layer->post_norm),
-                                  .y = saved->norm2,
-                                  .stats = saved->stats2});
+  norm(llm, params, layer->post_norm, saved->sum, saved->norm2, saved->stats2, stream);
   hv_linear(stream, &(hv_linear_args){.x = saved->norm2,
                                       .weight = hv_param_stacked_value(params, layer->gate_up, 2),
                                       .y = saved->gate_up});

@@ -59,10 +59,31 @@ typedef struct hv_decoder_saved {
 /* Declares one layer, in a group of its own, under "llm_backbone.llm.model.layers.<index>". */
 void hv_decoder_layer_declare(const hv_llm_config *llm, hv_params *params, int32_t index, hv_decoder_layer *out);
 
+/* What the forward pass does not keep and the backward pass works out again. */
+typedef enum hv_recompute {
+  HV_RECOMPUTE_NONE,
+  HV_RECOMPUTE_CHEAP, /* norms and SwiGLU: no matrix product runs twice */
+  HV_RECOMPUTE_BLOCK, /* the whole layer but its last product */
+} hv_recompute;
+
+/* Takes everything; without `training`, what only the backward pass reads is absent. */
 void hv_decoder_take_saved(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
                            bool training, hv_decoder_saved *out);
 
-/* y [m, D] from x [n, D]. `cache` is NULL where rows see rows of the same call. */
+/* The same in two parts, for training: first what stays for the backward pass, then what is scratch of either pass and
+ * may be given back after it. */
+void hv_decoder_take_kept(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
+                          hv_recompute recompute, hv_decoder_saved *out);
+void hv_decoder_take_rest(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
+                          hv_recompute recompute, hv_decoder_saved *out);
+
+/* Fills what hv_decoder_take_rest took, from x and from what was kept. */
+void hv_decoder_layer_recompute(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
+                                const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute,
+                                const hv_decoder_saved *saved, hv_stream *stream);
+
+/* y [m, D] from x [n, D]; an absent y leaves out the last product. `cache` is NULL where rows see rows of the same
+ * call. */
 void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
                               const hv_decoder_rows *rows, const hv_kv_cache_layer *cache, hv_tensor x,
                               const hv_decoder_saved *saved, hv_tensor y, hv_stream *stream);

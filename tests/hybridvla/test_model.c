@@ -209,6 +209,28 @@ static void plan_is_what_a_step_takes(void **state) {
   tiny_batch_free(&b);
 }
 
+/* Working activations out again gives the same bytes with less memory. */
+static void recomputation_changes_nothing(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  config.llm.num_hidden_layers = 3;
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 81);
+  tiny_run kept = tiny_run_open(&config, HV_F32, SAMPLES, BRANCHES, NULL, 0);
+  double loss = tiny_run_step(&kept, &b.batch, true, false);
+  size_t peak = kept.arena.peak;
+  for (hv_recompute level = HV_RECOMPUTE_CHEAP; level <= HV_RECOMPUTE_BLOCK; level++) {
+    tiny_run again = tiny_run_open(&config, HV_F32, SAMPLES, BRANCHES, NULL, 0);
+    hv_model_set_recompute(again.model, level);
+    assert_true(tiny_run_step(&again, &b.batch, true, false) == loss);
+    assert_same_gradients(&again, &kept, 0);
+    assert_true(again.arena.peak < peak);
+    peak = again.arena.peak;
+    tiny_run_close(&again);
+  }
+  tiny_run_close(&kept);
+  tiny_batch_free(&b);
+}
+
 /* Single and half precision stay close to double on the same weights. */
 static void precisions_agree(void **state) {
   (void)state;
@@ -269,6 +291,7 @@ int main(void) {
       cmocka_unit_test(micro_batches_add_up),
       cmocka_unit_test(draws_depend_on_the_sample_alone),
       cmocka_unit_test(plan_is_what_a_step_takes),
+      cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
       cmocka_unit_test(wrong_batches_are_refused),
   };
