@@ -21,18 +21,18 @@ char *hv_model_directory_tokenizer(const char *path);
 char *hv_model_directory_statistics(const char *path);
 
 /* Values of every parameter from the file (params allocated before). Missing tensors, wrong shapes and dtypes that are
- * no floating point are all listed in one error, and nothing is written then. Missing parameters that the model does
- * not use are no error. Tensors that no parameter asks for are listed in `unexpected`, one a line, if it is not NULL.
- */
+ * no floating point are all listed in one error, and nothing is written then. Tensors that no parameter asks for are
+ * listed in `unexpected`, one a line, if it is not NULL. */
 HV_NODISCARD hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params,
                                                hv_stream *stream, hv_text *unexpected);
 
 typedef struct hv_model_save {
   const hv_model_config *model;
   const hv_params *params;
-  hv_dtype dtype;             /* of the file: HV_F32, HV_BF16 or HV_F16 */
-  const char *tokenizer_path; /* copied as tokenizer.model; NULL: none */
-  const json_t *statistics;   /* the whole dataset_statistics.json; NULL: none */
+  hv_dtype dtype;              /* of the file: HV_F32, HV_BF16 or HV_F16 */
+  const hv_safetensors *carry; /* tensors of it that are no parameters are copied as they are; NULL: none */
+  const char *tokenizer_path;  /* copied as tokenizer.model; NULL: none */
+  const json_t *statistics;    /* the whole dataset_statistics.json; NULL: none */
 } hv_model_save;
 
 /* Writes a complete model directory beside `path`, syncs it and puts it in place of what was there. Readers see the old
