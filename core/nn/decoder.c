@@ -208,9 +208,27 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
                                       .weight = hv_param_stacked_value(params, layer->gate_up, 2),
                                       .y = saved->gate_up});
   hv_swiglu(stream, &(hv_swiglu_args){.gate_up = saved->gate_up, .y = saved->hidden});
-  hv_linear(stream,
-            &(hv_linear_args){
-                .x = saved->hidden, .weight = hv_param_value(params, layer->down), .residual = saved->sum, .y = y});
+  if (hv_present(y)) {
+    hv_linear(stream,
+              &(hv_linear_args){
+                  .x = saved->hidden, .weight = hv_param_value(params, layer->down), .residual = saved->sum, .y = y});
+  }
+  hv_params_done(params, layer->group, stream);
+}
+
+void hv_decoder_layer_recompute(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
+                                const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute,
+                                const hv_decoder_saved *saved, hv_stream *stream) {
+  if (recompute == HV_RECOMPUTE_NONE) return;
+  if (recompute == HV_RECOMPUTE_BLOCK) {
+    hv_decoder_layer_forward(llm, layer, params, rows, NULL, x, saved, (hv_tensor){0}, stream);
+    return;
+  }
+  hv_params_use(params, layer->group, stream);
+  norm(llm, params, layer->input_norm, x, saved->norm1, saved->stats1, stream);
+  if (has_query_rows(rows)) gather_queries(rows, x, saved, stream);
+  norm(llm, params, layer->post_norm, saved->sum, saved->norm2, saved->stats2, stream);
+  hv_swiglu(stream, &(hv_swiglu_args){.gate_up = saved->gate_up, .y = saved->hidden});
   hv_params_done(params, layer->group, stream);
 }
 
