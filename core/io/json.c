@@ -6,6 +6,9 @@
 
 #include "core/base/file.h"
 
+/* Fifteen digits name any decimal number that a person writes; 17 any double. */
+enum { SHORTEST = 15 };
+
 hv_status hv_json_parse(const char *text, size_t size, const char *where, json_t **out) {
   json_error_t error;
   *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
@@ -25,7 +28,7 @@ hv_status hv_json_load(const char *path, json_t **out) {
 }
 
 void hv_format_real(double value, char *out, size_t size) {
-  for (int digits = 1; digits <= 17; digits++) {
+  for (int digits = SHORTEST; digits <= 17; digits++) {
     snprintf(out, size, "%.*g", digits, value);
     if (strtod(out, NULL) == value) break;
   }
@@ -60,7 +63,7 @@ static int append_bytes(const char *bytes, size_t size, void *text) {
 }
 
 static hv_status format(const json_t *document, size_t flags, hv_text *out) {
-  flags |= JSON_REAL_PRECISION(real_precision(document, 1)) | JSON_ENCODE_ANY;
+  flags |= JSON_REAL_PRECISION(real_precision(document, SHORTEST)) | JSON_ENCODE_ANY;
   if (json_dump_callback(document, append_bytes, out, flags) != 0) return hv_error_memory("a JSON document");
   return HV_OK;
 }
