@@ -20,12 +20,12 @@ static void program_folder(char *out, size_t size) {
 /* Opens the library where it lies, or leaves *out NULL where it is in none of the places. A file that is there and
  * cannot be loaded is an error: falling back to another one would hide it. */
 static hv_status open_library(const char *file, void **out) {
-  static const char *const places[] = {"%s/%s", "%s/../lib/%s"};
+  static const char *const places[] = {"", "/../lib"}; /* from the program's folder */
   char folder[PATH_MAX], path[2 * PATH_MAX];
   program_folder(folder, sizeof folder);
   *out = NULL;
   for (size_t i = 0; folder[0] && i < sizeof places / sizeof places[0]; i++) {
-    snprintf(path, sizeof path, i == 0 ? "%s/%s" : "%s/../lib/%s", folder, file);
+    snprintf(path, sizeof path, "%s%s/%s", folder, places[i], file);
     if (!hv_file_exists(path)) continue;
     *out = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     return *out ? HV_OK : hv_error(HV_ERR_DEVICE, "cannot load %s: %s", path, dlerror());

@@ -1,0 +1,280 @@
+#include <math.h>
+
+#include "core/base/random.h"
+#include "tests/check.h"
+#include "tests/cpu/op_cases.h"
+
+static int32_t *random_ints(op_env *env, int64_t count, int64_t limit) {
+  int32_t *values = (int32_t *)op_array(env, count);
+  for (int64_t i = 0; i < count; i++) values[i] = (int32_t)op_below(env, limit);
+  return values;
+}
+
+static op_operand scalar(op_env *env, op_kind kind, double value) {
+  return op_values(env, kind, 1, 1, &value);
+}
+
+static void q_sample(op_env *env) {
+  enum { STEPS = 100 };
+  int64_t samples = 1 + op_below(env, 9), branches = 1 + op_below(env, 5), m = op_size(env), rows = samples * branches;
+  op_operand actions = op_random(env, OP_S, samples, m, 1, 0), noise = op_random(env, OP_S, rows, m, 1, 0);
+  double *table = op_array(env, STEPS);
+  for (int i = 0; i < STEPS; i++) table[i] = op_uniform(env, 0, 1);
+  op_operand alpha_bar = op_values(env, OP_S, 1, STEPS, table), y = op_result(env, OP_T, rows, m);
+  int32_t *timesteps = random_ints(env, rows, STEPS);
+  op_operand list = op_ints(env, 1, rows, timesteps);
+  double *expected = op_array(env, rows * m);
+  for (int64_t i = 0; i < rows * m; i++) {
+    int64_t row = i / m;
+    double ab = alpha_bar.host[timesteps[row]];
+    expected[i] = sqrt(ab) * actions.host[row / branches * m + i % m] + sqrt(1 - ab) * noise.host[i];
+  }
+  OP_RUN(env, q_sample, .actions = actions.at[side], .noise = noise.at[side], .timesteps = list.at[side],
+         .alpha_bar = alpha_bar.at[side], .branches = (int32_t)branches, .y = y.at[side]);
+  op_compare(env, "y", &y, expected);
+}
+
+static void sampler_step(op_env *env) {
+  int64_t n = op_size(env), m = op_size(env);
+  op_operand eps = op_random(env, OP_T_OR_F32, n, m, 1, 0), x = op_random(env, OP_F32, n, m, 1, 0);
+  op_operand noise = op_coin(env) ? op_random(env, OP_F32, n, m, 1, 0) : op_absent();
+  op_operand coefficients = op_random(env, OP_F32, 1, 3, 1, 0);
+  op_operand cast = op_coin(env) ? op_result(env, OP_T, n, m) : op_absent();
+  double *expected = op_array(env, n * m);
+  for (int64_t i = 0; i < n * m; i++) {
+    expected[i] = coefficients.host[0] * x.host[i] + coefficients.host[1] * eps.host[i];
+    if (noise.host) expected[i] += coefficients.host[2] * noise.host[i];
+  }
+  OP_RUN(env, sampler_step, .eps = eps.at[side], .noise = noise.at[side], .coefficients = coefficients.at[side],
+         .x = x.at[side], .x_cast = cast.at[side]);
+  op_compare_within(env, "x", &x, expected, 1e-6); /* F32 whatever T is */
+  if (hv_present(cast.at[0])) op_compare_within(env, "x_cast", &cast, expected, env->dtype == HV_BF16 ? 1e-2 : 1e-6);
+}
+
+static void diffusion_loss(op_env *env) {
+  int64_t n = op_size(env), a = op_size(env);
+  double weight = op_uniform(env, 0.2, 2), divisor_value = op_uniform(env, 1, 50);
+  op_operand pred = op_random(env, OP_T_OR_F32, n, a, 1, 0), noise = op_random(env, OP_S, n, a, 1, 0);
+  double *mask_values = op_array(env, n);
+  for (int64_t i = 0; i < n; i++) mask_values[i] = op_coin(env) ? 1 : 0;
+  mask_values[0] = 1;
+  op_operand mask = op_coin(env) ? op_values(env, OP_F32, 1, n, mask_values) : op_absent();
+  op_operand divisor = scalar(env, OP_F32, divisor_value), loss = scalar(env, OP_S, 0.25);
+  bool in_place = pred.at[0].dtype == env->dtype && op_coin(env);
+  op_operand dpred = in_place ? pred : op_coin(env) ? op_result(env, OP_T, n, a) : op_absent();
+  double *expected = op_array(env, n * a), total = 0;
+  for (int64_t i = 0; i < n * a; i++) {
+    double difference = (mask.host ? mask.host[i / a] : 1) * (pred.host[i] - noise.host[i]);
+    total += difference * difference;
+    expected[i] = weight * 2 * difference / divisor.host[0];
+  }
+  total = 0.25 + total / divisor.host[0];
+  OP_RUN(env, diffusion_loss, .pred = pred.at[side], .noise = noise.at[side], .mask = mask.at[side],
+         .divisor = divisor.at[side], .weight = weight, .loss = loss.at[side], .dpred = dpred.at[side]);
+  op_compare(env, "loss", &loss, &total);
+  if (hv_present(dpred.at[0])) op_compare(env, "dpred", &dpred, expected);
+}
+
+/* A vocabulary that is now and then wider than any buffer. */
+static int64_t vocabulary_size(op_env *env) {
+  return op_coin(env) ? op_size(env) + 1 : 1000 + op_below(env, 5 * env->max_size);
+}
+
+static void cross_entropy(op_env *env) {
+  int64_t n = op_size(env), vocabulary = vocabulary_size(env);
+  double weight = op_uniform(env, 0.2, 2), divisor_value = op_uniform(env, 1, 50);
+  op_operand logits = op_random(env, OP_T_OR_F32, n, vocabulary, 4, op_uniform(env, -30, 30));
+  int32_t *label_values = random_ints(env, n, vocabulary);
+  op_operand labels = op_ints(env, 1, n, label_values);
+  op_operand divisor = scalar(env, OP_F32, divisor_value), loss = scalar(env, OP_S, 0.5);
+  bool in_place = logits.at[0].dtype == env->dtype && op_coin(env);
+  op_operand dlogits = in_place ? logits : op_coin(env) ? op_result(env, OP_T, n, vocabulary) : op_absent();
+  double *expected = op_array(env, n * vocabulary), total = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const double *row = logits.host + i * vocabulary;
+    double sum = 0;
+    for (int64_t j = 0; j < vocabulary; j++) sum += exp(row[j]);
+    total += log(sum) - row[label_values[i]];
+    for (int64_t j = 0; j < vocabulary; j++) {
+      expected[i * vocabulary + j] = weight * (exp(row[j]) / sum - (j == label_values[i])) / divisor.host[0];
+    }
+  }
+  total = 0.5 + total / divisor.host[0];
+  OP_RUN(env, cross_entropy, .logits = logits.at[side], .labels = labels.at[side], .divisor = divisor.at[side],
+         .weight = weight, .loss = loss.at[side], .dlogits = dlogits.at[side]);
+  op_compare(env, "loss", &loss, &total);
+  if (hv_present(dlogits.at[0])) op_compare(env, "dlogits", &dlogits, expected);
+}
+
+static void best_of_range(op_env *env) {
+  int64_t n = op_size(env), vocabulary = vocabulary_size(env);
+  int32_t first = (int32_t)op_below(env, vocabulary), count = (int32_t)(1 + op_below(env, vocabulary - first));
+  op_operand logits = op_random(env, OP_T_OR_F32, n, vocabulary, 2, 0);
+  op_operand ids = op_int_result(env, 1, n), probability = op_result(env, OP_F32, 1, n);
+  double *expected_ids = op_array(env, n), *expected = op_array(env, n);
+  for (int64_t i = 0; i < n; i++) {
+    const double *row = logits.host + i * vocabulary;
+    double sum = 0;
+    int64_t best = first;
+    for (int64_t j = 0; j < vocabulary; j++) sum += exp(row[j]);
+    for (int64_t j = first; j < first + count; j++) best = row[j] > row[best] ? j : best;
+    expected_ids[i] = (double)best;
+    expected[i] = exp(row[best]) / sum;
+  }
+  OP_RUN(env, best_of_range, .logits = logits.at[side], .first = first, .count = count, .ids = ids.at[side],
+         .probability = probability.at[side]);
+  op_compare_within(env, "ids", &ids, expected_ids, 0);
+  op_compare_within(env, "probability", &probability, expected, 1e-5); /* F32 whatever T is */
+}
+
+typedef struct drawing {
+  int64_t seed_step[2], samples[64];
+  int64_t count, branches, rows;
+} drawing;
+
+static drawing random_drawing(op_env *env) {
+  drawing d = {.count = 1 + op_below(env, 60), .branches = 1 + op_below(env, 5)};
+  d.rows = d.count * d.branches;
+  d.seed_step[0] = op_below(env, 1 << 30) - (1 << 29);
+  d.seed_step[1] = op_below(env, 1 << 30) << 8;
+  for (int64_t i = 0; i < d.count; i++) d.samples[i] = op_below(env, 1 << 30) << op_below(env, 20);
+  return d;
+}
+
+static void draw_normal(op_env *env) {
+  drawing d = random_drawing(env);
+  int64_t m = op_size(env);
+  op_operand seed_step = op_longs(env, 1, 2, d.seed_step), samples = op_longs(env, 1, d.count, d.samples);
+  op_operand y = op_result(env, OP_S, d.rows, m);
+  double *expected = op_array(env, d.rows * m);
+  for (int64_t i = 0; i < d.rows * m; i++) {
+    int64_t row = i / m;
+    expected[i] = (double)hv_random_normal((uint64_t)d.seed_step[0], HV_RANDOM_NOISE, (uint64_t)d.seed_step[1],
+                                           (uint64_t)d.samples[row / d.branches], (uint32_t)(row % d.branches),
+                                           (uint32_t)(i % m));
+  }
+  OP_RUN(env, draw_normal, .seed_step = seed_step.at[side], .samples = samples.at[side],
+         .branches = (int32_t)d.branches, .domain = HV_RANDOM_NOISE, .y = y.at[side]);
+  op_compare_within(env, "y", &y, expected, 0);
+}
+
+static void draw_below(op_env *env) {
+  drawing d = random_drawing(env);
+  int32_t limit = (int32_t)(1 + op_below(env, 1000));
+  op_operand seed_step = op_longs(env, 1, 2, d.seed_step), samples = op_longs(env, 1, d.count, d.samples);
+  op_operand y = op_int_result(env, 1, d.rows);
+  double *expected = op_array(env, d.rows);
+  for (int64_t i = 0; i < d.rows; i++) {
+    expected[i] = hv_random_below((uint64_t)d.seed_step[0], HV_RANDOM_TIMESTEP, (uint64_t)d.seed_step[1],
+                                  (uint64_t)d.samples[i / d.branches], (uint32_t)(i % d.branches), 0, (uint32_t)limit);
+  }
+  OP_RUN(env, draw_below, .seed_step = seed_step.at[side], .samples = samples.at[side], .branches = (int32_t)d.branches,
+         .domain = HV_RANDOM_TIMESTEP, .limit = limit, .y = y.at[side]);
+  op_compare_within(env, "y", &y, expected, 0);
+}
+
+static void sum_squares(op_env *env) {
+  int64_t n = op_coin(env) ? op_size(env) : 1000 * op_size(env);
+  op_operand x = op_random(env, OP_T_OR_F32, 1, n, 1, 0), y = scalar(env, OP_S, 2);
+  double expected = 2;
+  for (int64_t i = 0; i < n; i++) expected += x.host[i] * x.host[i];
+  OP_RUN(env, sum_squares, .x = x.at[side], .y = y.at[side]);
+  op_compare(env, "y", &y, &expected);
+}
+
+static void clip_factor(op_env *env) {
+  static const double limits[] = {0, 1, 100};
+  double values[] = {op_uniform(env, 0.01, 400), INFINITY, NAN};
+  double squares = values[op_below(env, 4) % 3], max_norm = limits[op_below(env, 3)];
+  op_operand sum = scalar(env, OP_S, squares), norm = op_result(env, OP_S, 1, 1);
+  op_operand dynamic = op_values(env, OP_S, 1, 4, (const double[]){1, 2, 3, 4});
+  double expected_norm = sqrt(sum.host[0]), expected[4] = {1, 2, 3, 1};
+  if (max_norm > 0 && expected_norm > max_norm) expected[3] = max_norm / (expected_norm + 1e-6);
+  if (!isfinite(expected_norm)) expected[3] = -1;
+  OP_RUN(env, clip_factor, .sum_squares = sum.at[side], .max_norm = max_norm, .norm = norm.at[side],
+         .dynamic = dynamic.at[side]);
+  if (isfinite(expected_norm)) op_compare(env, "norm", &norm, &expected_norm);
+  op_compare(env, "dynamic", &dynamic, expected);
+}
+
+/* Ranges over n elements: gaps before, between and behind. */
+static int64_t random_ranges(op_env *env, int64_t n, int64_t (*ranges)[3], int64_t most) {
+  int64_t count = 0, at = op_below(env, 3);
+  while (at < n && count < most) {
+    int64_t end = at + 1 + op_below(env, n);
+    ranges[count][0] = at;
+    ranges[count][1] = end < n ? end : n;
+    ranges[count][2] = op_below(env, 2);
+    count++;
+    at = end + op_below(env, 3);
+  }
+  return count;
+}
+
+/* The update in double, of values that end up rounded to how they are stored. */
+static void adamw(op_env *env) {
+  int64_t n = op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000), ranges[8][3];
+  int64_t count = random_ranges(env, n, ranges, 8);
+  bool skip = op_below(env, 5) == 0;
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, decay = 0.1, lr = 0.01;
+  double settings[4] = {lr, 1 - pow(beta1, 3), 1 - pow(beta2, 3), skip ? -1 : 0.5};
+  op_operand param = op_random(env, OP_T, 1, n, 1, 0), grad = op_random(env, OP_T_OR_F32, 1, n, 1, 0);
+  op_operand moment1 = op_random(env, OP_S, 1, n, 0.1, 0), moment2 = op_random(env, OP_S, 1, n, 0.001, 1);
+  op_operand list = op_longs(env, count, 3, ranges[0]), dynamic = op_values(env, OP_S, 1, 4, settings);
+  op_operand remainder = op_absent();
+  double *p = op_array(env, n), *m = op_array(env, n), *v = op_array(env, n);
+  memcpy(p, param.host, (size_t)n * sizeof *p);
+  memcpy(m, moment1.host, (size_t)n * sizeof *m);
+  memcpy(v, moment2.host, (size_t)n * sizeof *v);
+  for (int64_t r = 0; r < count && !skip; r++) {
+    for (int64_t i = ranges[r][0]; i < ranges[r][1]; i++) {
+      double g = 0.5 * grad.host[i];
+      m[i] = beta1 * m[i] + (1 - beta1) * g;
+      v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+      p[i] = p[i] * (ranges[r][2] ? 1 - lr * decay : 1) - lr * (m[i] / settings[1]) / (sqrt(v[i] / settings[2]) + eps);
+    }
+  }
+  hv_tensor remainders[OP_SIDES] = {{.data = NULL}, {.data = NULL}};
+  if (env->dtype == HV_BF16) {
+    remainder = op_int_result(env, 1, (n + 1) / 2);
+    int32_t *zeros = (int32_t *)op_array(env, n);
+    remainder = op_ints(env, 1, (n + 1) / 2, zeros);
+    remainders[0] = hv_tensor_make(remainder.at[0].data, HV_I16, 1, n);
+  }
+  OP_RUN(env, adamw, .param = param.at[side], .remainder = remainders[side], .grad = grad.at[side],
+         .moment1 = moment1.at[side], .moment2 = moment2.at[side], .ranges = list.at[side], .dynamic = dynamic.at[side],
+         .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = decay);
+  double tolerance = env->dtype == HV_F64 ? 1e-12 : 1e-6;
+  op_compare_within(env, "param", &param, p, env->dtype == HV_BF16 ? 1e-2 : tolerance);
+  op_compare_within(env, "moment1", &moment1, m, tolerance);
+  op_compare_within(env, "moment2", &moment2, v, tolerance);
+  if (env->dtype != HV_BF16 || env->before_second) return;
+  /* High part and remainder together are the F32 value. */
+  op_operand low = {.at = {remainders[0], remainders[0]}};
+  const double *high_values = op_read(env, 0, &param), *low_values = op_read(env, 0, &low);
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < n; i++) {
+    float high = (float)high_values[i], master;
+    uint32_t bits;
+    memcpy(&bits, &high, sizeof bits);
+    bits += (uint32_t)(int32_t)low_values[i];
+    memcpy(&master, &bits, sizeof master);
+    difference += ((double)master - p[i]) * ((double)master - p[i]);
+    norm += p[i] * p[i];
+  }
+  assert_true(sqrt(difference / norm) < 1e-6);
+}
+
+const op_case op_head_cases[] = {
+    {"q_sample", q_sample},
+    {"sampler_step", sampler_step},
+    {"diffusion_loss", diffusion_loss},
+    {"cross_entropy", cross_entropy},
+    {"best_of_range", best_of_range},
+    {"draw_normal", draw_normal},
+    {"draw_below", draw_below},
+    {"sum_squares", sum_squares},
+    {"clip_factor", clip_factor},
+    {"adamw", adamw},
+    {NULL, NULL},
+};

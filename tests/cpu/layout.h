@@ -1,0 +1,28 @@
+/* Random segment tables for attention. */
+#ifndef HV_TESTS_CPU_LAYOUT_H
+#define HV_TESTS_CPU_LAYOUT_H
+
+#include "tests/cpu/op_env.h"
+
+typedef enum layout_kind {
+  LAYOUT_IMAGES,        /* each segment sees itself, both ways */
+  LAYOUT_PACKED,        /* samples one behind the other: a prefix and branches that share it */
+  LAYOUT_BRANCHES_ONLY, /* the same keys, queries on the branches alone */
+  LAYOUT_CACHED,        /* few new queries over many own rows, and branches over a cached prefix */
+} layout_kind;
+
+enum { LAYOUT_MAX_SEGMENTS = 64 };
+
+typedef struct layout {
+  hv_segment segment[LAYOUT_MAX_SEGMENTS];
+  hv_key_group group[LAYOUT_MAX_SEGMENTS];
+  int32_t segments, groups;
+  int32_t query_rows, key_rows; /* of the matrices, with some rows that nobody uses */
+  int32_t max_q_rows, max_key_rows, max_group_rows;
+  bool causal;
+} layout;
+
+/* Every key row is in one key group, the unused ones in a group without segments. */
+void make_layout(op_env *env, layout_kind kind, layout *out);
+
+#endif

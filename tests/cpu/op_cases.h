@@ -1,0 +1,25 @@
+/* The cases of the op table, which every device runs: test_ops.c takes the device's name. A case is one operation with
+ * random operands; run it with several seeds. */
+#ifndef HV_TESTS_CPU_OP_CASES_H
+#define HV_TESTS_CPU_OP_CASES_H
+
+#include "tests/cpu/op_env.h"
+
+typedef struct op_case {
+  const char *name;
+  void (*run)(op_env *env);
+} op_case;
+
+/* Each list ends with a NULL name. */
+extern const op_case op_layer_cases[];     /* linear, norms, residuals, SwiGLU, rotary */
+extern const op_case op_attention_cases[]; /* attention and its gradient */
+extern const op_case op_token_cases[];     /* rows, patches, vision tokens, conversions */
+extern const op_case op_head_cases[];      /* diffusion, losses, decoding, random numbers, optimizer */
+
+/* Every list. */
+extern const op_case *const op_case_lists[4];
+
+/* Runs every case whose name contains `filter` (NULL: all) `repeats` times, with seeds that start at `seed`. */
+void op_run_cases(op_env *env, const char *filter, int repeats, uint64_t seed);
+
+#endif

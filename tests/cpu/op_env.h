@@ -1,0 +1,92 @@
+/* A bench for operations: a case makes random operands, runs one operation on the device under test and, with the same
+ * operands in F64, on the CPU device, and compares results as ‖a − b‖ / ‖b‖ with a plain computation or with the CPU's.
+ *
+ * Every operand exists twice: at[0] on the device under test, in dtype T of the run, at[1] on the CPU in F64 (`side`).
+ * Rows of matrices lie apart by random gaps of poison that no operation may read or write.
+ */
+#ifndef HV_TESTS_CPU_OP_ENV_H
+#define HV_TESTS_CPU_OP_ENV_H
+
+#include "core/tensor/ops.h"
+
+enum { OP_MAX_ALLOCATIONS = 128, OP_SIDES = 2 };
+
+typedef struct op_env {
+  hv_device *device[OP_SIDES];
+  hv_stream *stream[OP_SIDES];
+  hv_dtype dtype;   /* T of the device under test */
+  int64_t max_size; /* of a random dimension */
+  uint64_t seed, draws;
+  const char *name; /* of the case, for messages */
+  uint64_t digest;  /* of all results of the device under test so far */
+  /* Where set, every operation runs a second time on the device under test, between these two calls; results that are
+   * added to are then wrong, and nothing is compared. */
+  void (*before_second)(void), (*after_second)(const char *op);
+
+  int allocations;
+  struct {
+    hv_device *device;
+    void *device_memory, *host_memory;
+  } allocation[OP_MAX_ALLOCATIONS];
+} op_env;
+
+/* What an operand is stored as: T; S (F32, or F64 where T is); T or F32, by chance (gradients of parameters, logits);
+ * F32 always; F64 on the reference side in all but the last. */
+typedef enum op_kind { OP_T, OP_S, OP_T_OR_F32, OP_F32 } op_kind;
+
+typedef struct op_operand {
+  hv_tensor at[OP_SIDES];
+  const double *host; /* what was put in, as the device under test stores it: [rows, cols] without gaps */
+} op_operand;
+
+/* The devices are borrowed; device[1] is a CPU device. */
+void op_env_open(op_env *env, hv_device *under_test, hv_device *cpu, hv_dtype dtype, uint64_t seed);
+void op_env_clear(op_env *env); /* frees all operands, for the next case */
+void op_env_close(op_env *env);
+
+/* Random numbers of the case. */
+double op_uniform(op_env *env, double low, double high);
+double op_normal(op_env *env);
+int64_t op_below(op_env *env, int64_t limit);
+bool op_coin(op_env *env);
+int64_t op_size(op_env *env); /* an awkward dimension: 1, odd, just beside a power of two; at most max_size */
+hv_activation op_activation(op_env *env, bool none);
+
+/* Operands: random normals times `scale` plus `offset`, or given values, which are rounded to how they are stored. */
+op_operand op_random(op_env *env, op_kind kind, int64_t rows, int64_t cols, double scale, double offset);
+op_operand op_values(op_env *env, op_kind kind, int64_t rows, int64_t cols, const double *values);
+op_operand op_bytes(op_env *env, int64_t rows, int64_t cols); /* U8 */
+op_operand op_ints(op_env *env, int64_t rows, int64_t cols, const int32_t *values);
+op_operand op_longs(op_env *env, int64_t rows, int64_t cols, const int64_t *values);
+/* A result: poison before the operation. */
+op_operand op_result(op_env *env, op_kind kind, int64_t rows, int64_t cols);
+op_operand op_int_result(op_env *env, int64_t rows, int64_t cols);
+op_operand op_absent(void);
+
+/* Compares a result with plain values, or with the reference side. */
+void op_compare(op_env *env, const char *what, const op_operand *result, const double *expected);
+void op_compare_within(op_env *env, const char *what, const op_operand *result, const double *expected,
+                       double tolerance);
+void op_compare_sides(op_env *env, const char *what, const op_operand *result);
+/* The result's values on one side, until op_env_clear; checks that the gaps between rows still hold poison. */
+double *op_read(op_env *env, int side, const op_operand *result);
+
+double *op_array(op_env *env, int64_t count); /* zeros, until op_env_clear */
+
+void op_synchronize(op_env *env, int side, const char *op);
+
+/* Runs one operation on both sides; `side` is the side's number in the arguments:
+ *   OP_RUN(env, linear, .x = x.at[side], …) */
+#define OP_RUN(env, op, ...)                                                                                           \
+  for (int side = 0; side < OP_SIDES; side++) {                                                                        \
+    hv_##op##_args op_args = {__VA_ARGS__};                                                                            \
+    hv_##op((env)->stream[side], &op_args);                                                                            \
+    if (side == 0 && (env)->before_second) {                                                                           \
+      (env)->before_second();                                                                                          \
+      hv_##op((env)->stream[side], &op_args);                                                                          \
+      (env)->after_second(#op);                                                                                        \
+    }                                                                                                                  \
+    op_synchronize(env, side, #op);                                                                                    \
+  }
+
+#endif

@@ -1,0 +1,59 @@
+/* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 12 300. */
+#include "core/cpu/cpu.h"
+#include "tests/check.h"
+#include "tests/cpu/op_cases.h"
+
+static struct {
+  const char *device;
+  int repeats;
+  int64_t max_size;
+} settings = {"cpu", 12, 300};
+
+static hv_device *open_device(const char *name) {
+  hv_device *device;
+  if (strcmp(name, "cpu") == 0) {
+    assert_ok(hv_cpu_device_open(NULL, &device));
+  } else {
+    assert_ok(hv_device_load(name, &(hv_device_options){.index = 0}, &device));
+  }
+  return device;
+}
+
+static void run(hv_dtype dtype) {
+  hv_device *device = open_device(settings.device), *cpu = open_device("cpu");
+  op_env env;
+  op_env_open(&env, device, cpu, dtype, 1);
+  env.max_size = settings.max_size;
+  op_run_cases(&env, getenv("HVLA_OP"), settings.repeats, 1);
+  op_env_close(&env);
+  hv_device_close(device);
+  hv_device_close(cpu);
+}
+
+static void fp32(void **state) {
+  (void)state;
+  run(HV_F32);
+}
+
+static void bf16(void **state) {
+  (void)state;
+  run(HV_BF16);
+}
+
+static void fp64(void **state) {
+  (void)state;
+  if (strcmp(settings.device, "cpu") != 0) skip();
+  run(HV_F64);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1) settings.device = argv[1];
+  if (argc > 2) settings.repeats = atoi(argv[2]);
+  if (argc > 3) settings.max_size = atoi(argv[3]);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(fp64),
+      cmocka_unit_test(fp32),
+      cmocka_unit_test(bf16),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
