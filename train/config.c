@@ -16,8 +16,8 @@ static const hv_option table[] = {
      .type = HV_OPTION_OPAQUE,
      AT(model),
      .fallback = "null",
-     .doc = "The architecture, with exactly the keys of a model directory's config.json. With `init_from`, only those "
-            "that change."},
+     .doc = "The architecture, with the keys of a model directory's config.json. With `init_from`, only those that "
+            "change."},
     {.key = "init_from",
      .type = HV_OPTION_PATH,
      AT(init_from),
@@ -123,7 +123,7 @@ static const hv_option table[] = {
      .fallback = "[]",
      .min = 0,
      .max = 4096,
-     .doc = "Action dimensions that hold targets instead of changes: past an episode's end they repeat the last one."},
+     .doc = "Action dimensions that hold targets, not changes. Past an episode's end they repeat the last one."},
     {.key = "data.cache_bytes",
      .type = HV_OPTION_INT,
      AT(data.cache_bytes),
@@ -411,12 +411,17 @@ char *hv_train_config_tokenizer(const hv_train_config *config) {
   return config->init_from ? hv_model_directory_tokenizer(config->init_from) : NULL;
 }
 
+/* Length of the first clause: up to a colon, a semicolon or a full stop before a space or the end. */
+static int first_clause(const char *doc) {
+  const char *at = doc;
+  while ((at = strpbrk(at, ".;:")) != NULL && at[1] != ' ' && at[1] != '\0') at++;
+  return at ? (int)(at - doc) : (int)strlen(doc);
+}
+
 void hv_train_config_list(hv_text *out) {
-  hv_text_add(out, "\nKeys of the configuration (docs/configuration.md says more):\n");
+  hv_text_add(out, "\nKeys of the configuration and their defaults (docs/configuration.md says more):\n");
   for (int i = 0; i < TABLE_COUNT; i++) {
-    const char *stop = strpbrk(table[i].doc, ".;");
-    int length = stop ? (int)(stop - table[i].doc) : (int)strlen(table[i].doc);
-    hv_text_add(out, "  %-26s %.*s [%s]\n", table[i].key, length, table[i].doc, table[i].fallback);
+    hv_text_add(out, "  %-26s %.*s [%s]\n", table[i].key, first_clause(table[i].doc), table[i].doc, table[i].fallback);
   }
 }
 

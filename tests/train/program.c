@@ -1,0 +1,148 @@
+#include "tests/train/program.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "tests/check.h"
+
+#define PROGRAM HVLA_BINARY_DIR "/train/hvla-train"
+
+static int exit_code_of(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int run_train(const char *prefix, const char *arguments, char **output) {
+  char command[4096];
+  int length = snprintf(command, sizeof command, "exec 2>&1; %s '%s' %s", prefix, PROGRAM, arguments);
+  assert_true(length < (int)sizeof command);
+  FILE *pipe = popen(command, "r");
+  assert_non_null(pipe);
+  size_t size = 0, capacity = 1 << 20;
+  char *text = malloc(capacity);
+  assert_non_null(text);
+  for (size_t got; (got = fread(text + size, 1, capacity - 1 - size, pipe)) > 0;) size += got;
+  text[size] = '\0';
+  int code = exit_code_of(pclose(pipe));
+  if (output) {
+    *output = text;
+  } else {
+    free(text);
+  }
+  return code;
+}
+
+void expect_train(int code, const char *arguments, ...) {
+  char *output;
+  int found = run_train("", arguments, &output);
+  if (found != code) fail_msg("hvla-train %s ended with %d, not %d:\n%s", arguments, found, code, output);
+  va_list words;
+  va_start(words, arguments);
+  for (const char *word; (word = va_arg(words, const char *)) != NULL;) {
+    if (!strstr(output, word)) fail_msg("hvla-train %s says nothing of \"%s\":\n%s", arguments, word, output);
+  }
+  va_end(words);
+  free(output);
+}
+
+pid_t start_train(const char *arguments, const char *log) {
+  char command[4096];
+  int length = snprintf(command, sizeof command, "exec '%s' %s > '%s' 2>&1", PROGRAM, arguments, log);
+  assert_true(length < (int)sizeof command);
+  pid_t process = fork();
+  assert_true(process >= 0);
+  if (process == 0) {
+    execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+    _exit(127);
+  }
+  return process;
+}
+
+void wait_for_text(const char *path, const char *text) {
+  for (int tries = 0; tries < 600; tries++) {
+    char *content = NULL;
+    hv_status status = hv_read_text(path, 1 << 24, &content, NULL);
+    bool found = !status && strstr(content, text);
+    hv_status_free(status);
+    free(content);
+    if (found) return;
+    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+  }
+  fail_msg("%s never held \"%s\"", path, text);
+}
+
+int wait_for_exit(pid_t process) {
+  int status;
+  assert_int_equal(waitpid(process, &status, 0), process);
+  return exit_code_of(status);
+}
+
+static const char tiny_config[] =
+    "model:\n"
+    "  model_type: hybridvla\n"
+    "  action_dim: 7\n"
+    "  action_chunk: 1\n"
+    "  state_dim: 9\n"
+    "  cameras: [front]\n"
+    "  projector: gelu-mlp\n"
+    "  vision:\n"
+    "    - {prefix: vision_backbone.featurizer, width: 16, depth: 2, num_heads: 2, mlp_width: 32, patch_size: 14,\n"
+    "       image_size: 28, layer_norm_eps: 1e-6, class_token: false, register_tokens: 0, layer_scale: false,\n"
+    "       pre_norm: false, activation: gelu, image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5]}\n"
+    "  llm: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2,\n"
+    "        num_key_value_heads: 1, rms_norm_eps: 1e-5, rope_theta: 10000.0, vocab_size: 32064, hidden_act: silu}\n"
+    "  diffusion: {steps: 100, schedule: squaredcos_cap_v2}\n"
+    "  action_tokens: {base: 32000, bins: 256}\n"
+    "  special_tokens: {bos: 1, eos: 2, pad: 32000, bod: 32001, eod: 32002, empty: 29871}\n"
+    "tokenizer: " HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model\n"
+    "output: %s\n"
+    "threads: 1\n"
+    "log_interval: 1\n"
+    "data:\n"
+    "  files: " DEMONSTRATIONS "\n"
+    "  train_split: train\n"
+    "  cameras: {front: agentview_image}\n"
+    "  state_keys: [robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos]\n"
+    "  instruction: lift the cube\n"
+    "train: {steps: 6, batch_size: 4, branches: 2, freeze: []}\n"
+    "optimizer: {learning_rate: 3e-3, weight_decay: 0.01}\n"
+    "checkpoint: {interval: 3}\n";
+
+const char *write_tiny_config(const char *folder, const char *output) {
+  static char path[512];
+  char text[sizeof tiny_config + 512];
+  snprintf(path, sizeof path, "%s/tiny.yaml", folder);
+  snprintf(text, sizeof text, tiny_config, output);
+  write_text(path, text);
+  return path;
+}
+
+json_t *last_metrics(const char *run, const char *key) {
+  char *text = NULL;
+  json_t *last = NULL;
+  assert_ok(hv_read_text(in_folder(run, "metrics.jsonl"), 1 << 24, &text, NULL));
+  char *rest = NULL;
+  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    json_error_t problem;
+    json_t *object = json_loads(line, 0, &problem);
+    if (!object) fail_msg("a line of metrics is no JSON: %s: %s", line, problem.text);
+    if (json_object_get(object, key)) {
+      json_decref(last);
+      last = object;
+    } else {
+      json_decref(object);
+    }
+  }
+  free(text);
+  return last;
+}
+
+int same_bytes(const char *a, const char *b) {
+  hv_mapping x, y;
+  assert_ok(hv_map_file(a, &x));
+  assert_ok(hv_map_file(b, &y));
+  int same = x.size == y.size && x.size > 0 && memcmp(x.data, y.data, x.size) == 0;
+  hv_unmap(&x);
+  hv_unmap(&y);
+  return same;
+}

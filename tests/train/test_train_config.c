@@ -1,0 +1,120 @@
+/* Run configurations from outside: what is refused and how it is said, what is resolved, and the page that documents
+ * the keys. */
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+static char arguments[2048];
+
+static const char *with(const char *format, const char *config, const char *rest) {
+  snprintf(arguments, sizeof arguments, format, config, rest);
+  return arguments;
+}
+
+static void names_the_nearest_key(void **state) {
+  const char *config = write_tiny_config(*state, "x");
+  expect_train(2, with("config --config '%s' --set %s", config, "optimizer.learning_rat=1"), "optimizer.learning_rate",
+               "optimizer.learning_rat", NULL);
+  expect_train(2, with("config --config '%s' --set %s", config, "trian.steps=1"), "train.steps", NULL);
+  const char *typo = in_folder(*state, "typo.yaml");
+  write_text(typo, "model: {}\noptimizer:\n  weight_deacy: 0.1\n");
+  expect_train(2, with("config --config '%s'%s", typo, ""), "typo.yaml", "weight_deacy", "optimizer.weight_decay",
+               NULL);
+}
+
+static void names_the_nearest_key_of_a_model(void **state) {
+  const char *config = write_tiny_config(*state, in_folder(*state, "run"));
+  expect_train(2, with("run --config '%s' --set %s", config, "model.llm.hidden_sise=32"), "hidden_sise", "hidden_size",
+               NULL);
+  assert_false(hv_file_exists(in_folder(*state, "run")));
+}
+
+static void refuses_wrong_types_and_ranges(void **state) {
+  static const char *const cases[][2] = {
+      {"train.steps=many", "train.steps"},          {"train.steps=1.5", "train.steps"},
+      {"train.batch_size=0", "train.batch_size"},   {"optimizer.learning_rate=fast", "optimizer.learning_rate"},
+      {"optimizer.beta1=1.5", "optimizer.beta1"},   {"dtype=fp8", "fp32"},
+      {"optimizer.schedule=cosin", "cosine"},       {"data.override_instruction=maybe", "data.override_instruction"},
+      {"data.gripper_dims=[1, x]", "gripper_dims"}, {"checkpoint.keep=-1", "checkpoint.keep"},
+  };
+  const char *config = write_tiny_config(*state, "x");
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char set[128];
+    snprintf(set, sizeof set, "'%s'", cases[i][0]);
+    expect_train(2, with("config --config '%s' --set %s", config, set), cases[i][1], NULL);
+  }
+  expect_train(2, with("config --config '%s' --set %s", config, "train.steps"), "key=value", NULL);
+}
+
+static void refuses_contradictions(void **state) {
+  const char *config = write_tiny_config(*state, "x");
+  expect_train(2, with("config --config '%s' --set %s", config, "train.epochs=2"), "train.steps", "train.epochs", NULL);
+  expect_train(2, with("config --config '%s' --set %s", config, "train.micro_batch=3"), "train.micro_batch",
+               "train.batch_size", NULL);
+  expect_train(2, with("config --config '%s' --set train.ce_weight=0 --set %s", config, "train.diffusion_weight=0"),
+               "nothing would be trained", NULL);
+}
+
+static void says_what_a_run_needs(void **state) {
+  const char *config = write_tiny_config(*state, "x");
+  expect_train(2, with("run --config '%s' --set %s", config, "output=null"), "output", NULL);
+  expect_train(2, with("run --config '%s' --set %s", config, "'data.files=[]'"), "data.files", NULL);
+  expect_train(2, with("run --config '%s' --set %s", config, "tokenizer=null"), "tokenizer", NULL);
+  expect_train(2, with("run --config '%s' --set %s", config, "train.steps=0"), "train.epochs", NULL);
+}
+
+static void resolves_to_a_configuration_of_its_own(void **state) {
+  char *first, *second;
+  const char *config = write_tiny_config(*state, "x");
+  assert_int_equal(run_train("", with("config --config '%s' --set %s", config, "optimizer.beta1=0.95"), &first), 0);
+  assert_non_null(strstr(first, "beta1: 0.95"));
+  assert_non_null(strstr(first, "max_grad_norm: 1"));
+  const char *resolved = in_folder(*state, "resolved.yaml");
+  write_text(resolved, first);
+  assert_int_equal(run_train("", with("config --config '%s'%s", resolved, ""), &second), 0);
+  assert_string_equal(first, second);
+  free(first);
+  free(second);
+}
+
+static void documents_every_key(void **state) {
+  (void)state;
+  char *printed, *page;
+  assert_int_equal(run_train("", "config --document", &printed), 0);
+  assert_ok(hv_read_text(HVLA_SOURCE_DIR "/docs/configuration.md", 1 << 20, &page, NULL));
+  if (strcmp(printed, page) != 0)
+    fail_msg("docs/configuration.md is out of date: hvla-train config --document writes it");
+  free(printed);
+  free(page);
+}
+
+static void teaches(void **state) {
+  (void)state;
+  expect_train(0, "--help", "run", "check", "config", "bench", NULL);
+  expect_train(0, "run --help", "--resume", "optimizer.learning_rate", "metrics.jsonl", NULL);
+  expect_train(0, "check --help", "--batch", "--steps", NULL);
+  expect_train(2, "trian", "run", NULL);
+  expect_train(2, "run --confg x", "--config", NULL);
+  expect_train(2, "config", "--config FILE", NULL);
+}
+
+static void shipped_configurations_are_valid(void **state) {
+  (void)state;
+  expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/lift-tiny.yaml'", "lift the cube", NULL);
+  expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/bench-cpu.yaml'", "1376", NULL);
+  expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/7b.yaml'", "11008", NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(names_the_nearest_key, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(names_the_nearest_key_of_a_model, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_wrong_types_and_ranges, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_contradictions, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(says_what_a_run_needs, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(resolves_to_a_configuration_of_its_own, make_folder, remove_folder),
+      cmocka_unit_test(documents_every_key),
+      cmocka_unit_test(teaches),
+      cmocka_unit_test(shipped_configurations_are_valid),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
