@@ -90,8 +90,8 @@ hv_status hv_command_stats(const hv_stats_options *options) {
   char *stem = NULL;
   size_t count = 0;
   hv_dataset_statistics *entries = calloc(options->files.count, sizeof *entries);
-  hv_status status = entries ? HV_OK : hv_error_memory("statistics");
-  if (status) goto done;
+  if (!entries) return hv_error_memory("statistics");
+  hv_status status = HV_OK;
   HV_CHECK(split_keys(&options->state_keys, &keys));
   if (options->key) {
     HV_CHECK(compute(options, &keys, options->files.items, options->files.count, options->key, &entries[count++]));

@@ -190,7 +190,11 @@ hv_status hv_demonstrations_open(const hv_demonstrations_options *options, hv_de
   if (!d) return hv_error_memory("demonstrations");
   d->num_cameras = (int32_t)options->num_cameras;
   d->files = calloc(options->num_files, sizeof *d->files);
-  hv_status status = d->files ? HV_OK : hv_error_memory("a list of files");
+  if (!d->files) {
+    free(d);
+    return hv_error_memory("a list of files");
+  }
+  hv_status status = HV_OK;
   for (size_t i = 0; i < options->num_files && !status; i++) status = add_file(d, options, options->files[i]);
   if (status) {
     hv_demonstrations_close(d);

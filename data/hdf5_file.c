@@ -12,7 +12,7 @@
 #include "core/base/text.h"
 #include "data/hdf5_internal.h"
 
-enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX };
+enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX, WHAT_SIZE = 512 /* of an error's middle part */ };
 
 static pthread_mutex_t library_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -31,36 +31,28 @@ static herr_t keep_innermost(unsigned depth, const H5E_error2_t *error, void *ar
   return 0;
 }
 
-static void add_formatted(hv_text *text, const char *format, va_list args) {
-  char buffer[512];
-  vsnprintf(buffer, sizeof buffer, format, args);
-  hv_text_add(text, "%s", buffer);
-}
-
 hv_status hv_hdf5_error(const hv_hdf5 *file, const char *object, const char *format, ...) {
-  hv_text reason = {0}, what = {0};
+  hv_text reason = {0};
+  char what[WHAT_SIZE];
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &reason);
   H5Eclear2(H5E_DEFAULT);
   va_list args;
   va_start(args, format);
-  add_formatted(&what, format, args);
+  vsnprintf(what, sizeof what, format, args);
   va_end(args);
-  hv_status status = hv_error(HV_ERR_INPUT, "%s: %s: %s%s%s", file->path, object, hv_text_string(&what),
-                              reason.length ? ": " : "", hv_text_string(&reason));
+  hv_status status = hv_error(HV_ERR_INPUT, "%s: %s: %s%s%s", file->path, object, what, reason.length ? ": " : "",
+                              hv_text_string(&reason));
   hv_text_free(&reason);
-  hv_text_free(&what);
   return status;
 }
 
 hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *format, ...) {
-  hv_text what = {0};
+  char what[WHAT_SIZE];
   va_list args;
   va_start(args, format);
-  add_formatted(&what, format, args);
+  vsnprintf(what, sizeof what, format, args);
   va_end(args);
-  hv_status status = hv_error(HV_ERR_INPUT, "%s: %s: %s", file->path, object, hv_text_string(&what));
-  hv_text_free(&what);
-  return status;
+  return hv_error(HV_ERR_INPUT, "%s: %s: %s", file->path, object, what);
 }
 
 /* What stands in a file's place, told by its first bytes. */
@@ -89,12 +81,15 @@ static hv_status open_descriptor(hv_hdf5 *file) {
   return HV_OK;
 }
 
+/* The type is the library's, so `flags` cannot be const. */
+/* NOLINTBEGIN(readability-non-const-parameter) */
 static herr_t refuse_external(const char *parent_file, const char *parent_group, const char *child_file,
                               const char *child_object, unsigned *flags, hid_t access, void *argument) {
   (void)parent_file, (void)parent_group, (void)child_file, (void)child_object;
   (void)flags, (void)access, (void)argument;
   return -1;
 }
+/* NOLINTEND(readability-non-const-parameter) */
 
 static hv_status open_in_library(hv_hdf5 *file) {
   hv_status status = HV_OK;

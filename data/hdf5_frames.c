@@ -61,9 +61,13 @@ static hv_status read_slab(hv_dataset_frames *frames, int64_t index, uint8_t *rg
   return status;
 }
 
-/* The bytes of the frame's chunk as stored, on the heap. */
-static hv_status read_chunk(hv_dataset_frames *frames, int64_t index, uint8_t **out, size_t *size, bool *deflated) {
-  *out = NULL;
+/* The most bytes that a frame's chunk may have as stored: deflate adds little to what it cannot compress. */
+static size_t chunk_limit(const hv_dataset_frames *frames) {
+  return 2 * frames->frame_bytes + 4096;
+}
+
+/* The frame's chunk as stored, at most chunk_limit bytes. */
+static hv_status read_chunk(hv_dataset_frames *frames, int64_t index, uint8_t *out, size_t *size, bool *deflated) {
   hv_status status = HV_OK;
   hsize_t at[4] = {(hsize_t)index, 0, 0, 0}, stored = 0;
   uint32_t skipped = 0;
@@ -73,16 +77,11 @@ static hv_status read_chunk(hv_dataset_frames *frames, int64_t index, uint8_t **
     status = frame_error(frames, index, "was never written");
     goto done;
   }
-  if (stored > 2 * (uint64_t)frames->frame_bytes + 4096) {
+  if (stored > chunk_limit(frames)) {
     status = frame_error(frames, index, "its stored size is larger than any deflated frame; the file is damaged");
     goto done;
   }
-  *out = malloc(stored);
-  if (!*out) {
-    status = hv_error_memory("a stored frame");
-    goto done;
-  }
-  if (H5Dread_chunk(frames->dataset, H5P_DEFAULT, at, &skipped, *out) < 0) {
+  if (H5Dread_chunk(frames->dataset, H5P_DEFAULT, at, &skipped, out) < 0) {
     status = hv_hdf5_error(frames->file, frames->object, "frame %lld cannot be read", (long long)index);
   }
   *size = (size_t)stored;
@@ -93,10 +92,11 @@ done:
 }
 
 static hv_status read_frame_chunk(hv_dataset_frames *frames, int64_t index, uint8_t *rgb) {
-  uint8_t *stored;
+  uint8_t *stored = malloc(chunk_limit(frames));
+  if (!stored) return hv_error_memory("a stored frame");
   size_t size = 0;
   bool deflated = false;
-  hv_status status = read_chunk(frames, index, &stored, &size, &deflated);
+  hv_status status = read_chunk(frames, index, stored, &size, &deflated);
   if (status) goto done;
   uLongf inflated = frames->frame_bytes;
   if (!deflated) {
@@ -170,7 +170,7 @@ static hv_status read_whole(hv_dataset_frames *frames, int64_t index, uint8_t *r
   } else {
     status = fill_cache(frames);
   }
-  if (!status) memcpy(rgb, frames->pixels + (size_t)index * frames->frame_bytes, frames->frame_bytes);
+  if (frames->pixels) memcpy(rgb, frames->pixels + (size_t)index * frames->frame_bytes, frames->frame_bytes);
   pthread_mutex_unlock(&frames->file->cache_mutex);
   return status;
 }

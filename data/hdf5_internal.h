@@ -26,9 +26,11 @@ void hv_hdf5_enter(void);
 void hv_hdf5_leave(void);
 
 /* "<file>: <object>: <formatted>: <what the library says>". Called before leave. */
-hv_status hv_hdf5_error(const hv_hdf5 *file, const char *object, const char *format, ...) HV_PRINTF(3, 4);
+hv_status hv_hdf5_error(const hv_hdf5 *file, const char *object, const char *format, ...)
+    HV_PRINTF(3, 4) HV_NONNULL_RESULT;
 /* "<file>: <object>: <formatted>", HV_ERR_INPUT. */
-hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *format, ...) HV_PRINTF(3, 4);
+hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *format, ...)
+    HV_PRINTF(3, 4) HV_NONNULL_RESULT;
 
 /* Between enter and leave. The data set is closed by the caller, with H5Dclose. */
 HV_NODISCARD hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out);

@@ -17,7 +17,7 @@ typedef struct string_block {
 } string_block;
 
 static hv_status prepare_block(hv_hdf5 *file, const char *object, hid_t stored, hid_t space, string_block *block) {
-  *block = (string_block){.type = -1, .space = space};
+  *block = (string_block){.type = -1, .space = space, .size = 1};
   if (H5Tget_class(stored) != H5T_STRING) return hv_hdf5_bad(file, object, "is not text; strings are expected");
   hssize_t count = H5Sget_simple_extent_npoints(space);
   if (count < 0 || count > MAX_STRINGS) return hv_hdf5_bad(file, object, "holds too many strings");
@@ -26,8 +26,7 @@ static hv_status prepare_block(hv_hdf5 *file, const char *object, hid_t stored, 
   block->type = H5Tcopy(stored);
   block->size = block->variable ? sizeof(char *) : H5Tget_size(stored);
   if (block->type < 0 || block->size == 0) return hv_hdf5_error(file, object, "its string type cannot be read");
-  block->data = calloc(block->count + 1, block->size);
-  return block->data ? HV_OK : hv_error_memory(object);
+  return HV_OK;
 }
 
 static void free_block(string_block *block, bool filled) {
@@ -64,6 +63,11 @@ static hv_status read_strings(hv_hdf5 *file, const char *object, hid_t dataset, 
     goto done;
   }
   HV_CHECK(prepare_block(file, object, type, space, &block));
+  block.data = calloc(block.count + 1, block.size);
+  if (!block.data) {
+    status = hv_error_memory(object);
+    goto done;
+  }
   if (H5Dread(dataset, block.type, H5S_ALL, H5S_ALL, H5P_DEFAULT, block.data) < 0) {
     status = hv_hdf5_error(file, object, "cannot be read");
     goto done;
@@ -131,6 +135,11 @@ hv_status hv_hdf5_attribute_text(hv_hdf5 *file, const char *object, const char *
     goto done;
   }
   HV_CHECK(prepare_block(file, object, attr.type, attr.space, &block));
+  block.data = calloc(1, block.size);
+  if (!block.data) {
+    status = hv_error_memory(name);
+    goto done;
+  }
   if (H5Aread(attr.id, block.type, block.data) < 0) {
     status = hv_hdf5_error(file, object, "attribute %s cannot be read", name);
     goto done;

@@ -6,7 +6,7 @@
 
 #include "core/base/text.h"
 
-static const hv_layout *const layouts[] = {&hv_layout_robomimic};
+static const hv_layout *const layouts[] = {&hv_layout_robomimic, NULL};
 
 const char *hv_encoding_name(hv_encoding encoding) {
   switch (encoding) {
@@ -31,14 +31,14 @@ hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out) {
   hv_string_list members = {0};
   char *found = NULL;
   hv_status status = HV_OK;
-  for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+  for (const hv_layout *const *layout = layouts; *layout; layout++) {
     bool mine = false;
-    HV_CHECK(layouts[i]->probe(file, &mine));
+    HV_CHECK((*layout)->probe(file, &mine));
     if (mine) {
-      *out = layouts[i];
+      *out = *layout;
       goto done;
     }
-    hv_text_add(&known, "%s%s (%s)", i ? ", " : "", layouts[i]->name, layouts[i]->looks_like);
+    hv_text_add(&known, "%s%s (%s)", known.length ? ", " : "", (*layout)->name, (*layout)->looks_like);
   }
   HV_CHECK(hv_hdf5_children(file, "/", &members));
   found = hv_string_list_join(&members, 8);

@@ -273,13 +273,16 @@ static hv_status normalize_all(const hv_value_statistics *statistics, const floa
   int32_t dims = statistics->dims;
   double *row = malloc((size_t)dims * sizeof *row);
   *out = malloc((size_t)n * (size_t)dims * sizeof **out);
-  hv_status status = row && *out ? HV_OK : hv_error_memory("normalised data");
-  for (int64_t i = 0; i < n && !status; i++) {
+  if (!row || !*out) {
+    free(row);
+    return hv_error_memory("normalised data");
+  }
+  for (int64_t i = 0; i < n; i++) {
     for (int32_t d = 0; d < dims; d++) row[d] = values[i * dims + d];
     hv_normalize(statistics, row, *out + i * dims);
   }
   free(row);
-  return status;
+  return HV_OK;
 }
 
 static hv_status prepare_numbers(hv_loader *loader, const hv_loader_options *options) {

@@ -21,8 +21,11 @@ static hv_status draw_row(hv_frames *frames, hv_image *sheet, int row) {
   hv_resizer *resizer = NULL;
   uint8_t *stored = malloc((size_t)frames->width * (size_t)frames->height * 3);
   uint8_t *cell = malloc((size_t)CELL * CELL * 3);
-  hv_status status = stored && cell ? HV_OK : hv_error_memory("a frame");
-  if (status) goto done;
+  hv_status status = HV_OK;
+  if (!stored || !cell) {
+    status = hv_error_memory("a frame");
+    goto done;
+  }
   HV_CHECK(hv_resizer_open_frame(frames->width, frames->height, CELL, HV_RESIZE_LETTERBOX, gray, &resizer));
   for (int column = 0; column < COLUMNS; column++) {
     HV_CHECK(frames->read(frames, column * (frames->count - 1) / (COLUMNS - 1), stored));

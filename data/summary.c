@@ -90,13 +90,16 @@ static hv_status add_episode(const hv_layout *layout, hv_hdf5 *file, const char 
   hv_episode_facts facts;
   HV_TRY(layout->describe(file, episode, &facts));
   hv_status status = HV_OK;
-  if (out->episodes == 0) HV_CHECK(start_summary(layout, &facts, out));
+  if (out->episodes == 0) {
+    HV_CHECK(start_summary(layout, &facts, out));
+  } else {
+    HV_CHECK(compare_cameras(out, &facts, episode, warnings));
+  }
   if (facts.action_dim != out->action_dim) {
     status = hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", hv_hdf5_path(file),
                       episode, facts.action_dim, out->action_dim);
     goto done;
   }
-  HV_CHECK(compare_cameras(out, &facts, episode, warnings));
   HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, &out->state));
   if (facts.frames < out->shortest) out->shortest = facts.frames;
   if (facts.frames > out->longest) out->longest = facts.frames;

@@ -60,6 +60,10 @@ static void opens_the_shipped_file(void **state) {
   hv_demonstrations_close(d);
 }
 
+static long number_of(const hv_episode *episode) {
+  return strtol(episode->name + strlen("demo_"), NULL, 10);
+}
+
 static void splits_keep_natural_order(void **state) {
   (void)state;
   hv_demonstrations_options options = lift_options();
@@ -71,8 +75,7 @@ static void splits_keep_natural_order(void **state) {
   assert_int_equal(hv_demonstrations_episodes(valid), 2);
   assert_int_equal(hv_demonstrations_frames(train) + hv_demonstrations_frames(valid), 523);
   for (int64_t i = 1; i < 10; i++) {
-    assert_true(atoi(hv_demonstrations_episode(train, i - 1)->name + 5) <
-                atoi(hv_demonstrations_episode(train, i)->name + 5));
+    assert_true(number_of(hv_demonstrations_episode(train, i - 1)) < number_of(hv_demonstrations_episode(train, i)));
   }
   hv_demonstrations_close(train);
   hv_demonstrations_close(valid);
