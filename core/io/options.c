@@ -68,19 +68,21 @@ static const char *last_word(const char *key) {
   return dot ? dot + 1 : key;
 }
 
-/* A section or key of the same depth that is spelled nearly so, else a key of that name in another section. */
+/* A key of that very name in another section, else a section or key of the same depth that is spelled nearly so. */
 static void suggest(const parser *p, const char *key, char out[KEY_SIZE]) {
+  out[0] = '\0';
+  for (size_t i = 0; i < p->count; i++) {
+    if (strcmp(last_word(p->table[i].key), last_word(key)) != 0) continue;
+    snprintf(out, KEY_SIZE, "%s", p->table[i].key);
+    return;
+  }
   char candidate[KEY_SIZE];
   hv_nearest nearest = {.name = key};
-  out[0] = '\0';
   for (size_t i = 0; i < p->count; i++) {
     same_depth(p->table[i].key, key, candidate);
     int before = nearest.best ? nearest.distance : INT_MAX;
     hv_nearest_offer(&nearest, candidate);
     if (nearest.best && nearest.distance < before) strcpy(out, candidate);
-  }
-  for (size_t i = 0; i < p->count && !*out; i++) {
-    if (strcmp(last_word(p->table[i].key), last_word(key)) == 0) snprintf(out, KEY_SIZE, "%s", p->table[i].key);
   }
 }
 

@@ -1,0 +1,161 @@
+/* Command lines: options, operands, help, and what a mistyped one is told. */
+#include "core/io/options.h"
+#include "tests/check.h"
+
+typedef struct settings {
+  char *model;
+  hv_string_list images, files;
+  int64_t steps;
+  double theta;
+  int32_t mode;
+  bool json;
+} settings;
+
+static const char *const modes[] = {"ensemble", "diffusion", NULL};
+
+static const hv_option options[] = {
+    {"model", HV_OPTION_PATH, offsetof(settings, model), NULL, 0, 0, NULL, "DIR", "Model directory."},
+    {"image", HV_OPTION_STRING_LIST, offsetof(settings, images), "[]", 0, 0, NULL, "NAME=FILE", "A camera's picture."},
+    {"ddim-steps", HV_OPTION_INT, offsetof(settings, steps), "4", 1, 100, NULL, "N", "Steps of the sampler."},
+    {"theta", HV_OPTION_FLOAT, offsetof(settings, theta), "0.96", 0, 1, NULL, "X",
+     "Confidence above which both heads are averaged, "
+     "which is the paper's value and rarely needs another one, whatever the robot."},
+    {"mode", HV_OPTION_ENUM, offsetof(settings, mode), "ensemble", 0, 0, modes, "MODE", "Which head acts."},
+    {"json", HV_OPTION_BOOL, offsetof(settings, json), "false", 0, 0, NULL, NULL, "Print one JSON object."},
+};
+static const hv_command commands[] = {
+    {.name = "predict",
+     .summary = "one action",
+     .help = "Example:\n  hvla-infer predict --model DIR\n",
+     .options = options,
+     .num_options = sizeof options / sizeof *options},
+    {.name = "inspect",
+     .summary = "what files hold",
+     .options = options + 5,
+     .num_options = 1,
+     .operands = "FILE…",
+     .operands_offset = offsetof(settings, files),
+     .min_operands = 1,
+     .max_operands = 2},
+};
+static const hv_program program = {"hvla-infer", "Predicts actions.", commands, 2};
+
+/* Parses a command line of words separated by blanks. */
+static hv_status parse(const char *line, settings *out, hv_request *request) {
+  static char copy[512];
+  const char *argv[32];
+  int argc = 0;
+  snprintf(copy, sizeof copy, "%s", line);
+  for (char *word = strtok(copy, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+  memset(out, 0xa5, sizeof *out);
+  size_t command;
+  hv_status status = hv_program_select(&program, argc, argv, &command, request);
+  if (status || command == program.num_commands) return status;
+  return hv_command_parse(&program, &commands[command], argc, argv, out, request);
+}
+
+static void options_are_read(void **state) {
+  (void)state;
+  settings s;
+  hv_request request;
+  assert_ok(
+      parse("hvla-infer predict --model m --image front=a.png --theta=0.5 --image wrist=b.jpg --mode diffusion --json",
+            &s, &request));
+  assert_int_equal(request, HV_REQUEST_RUN);
+  assert_string_equal(s.model, "m");
+  assert_int_equal(s.images.count, 2);
+  assert_string_equal(s.images.items[1], "wrist=b.jpg");
+  assert_int_equal(s.steps, 4);
+  assert_float_equal(s.theta, 0.5, 0);
+  assert_int_equal(s.mode, 1);
+  assert_true(s.json);
+  hv_command_free(&commands[0], &s);
+  assert_ok(parse("hvla-infer predict --model null_model --json=false", &s, &request));
+  assert_false(s.json);
+  hv_command_free(&commands[0], &s);
+}
+
+static void operands_are_read(void **state) {
+  (void)state;
+  settings s;
+  hv_request request;
+  assert_ok(parse("hvla-infer inspect a.hdf5 --json -- --odd-name", &s, &request));
+  assert_int_equal(s.files.count, 2);
+  assert_string_equal(s.files.items[0], "a.hdf5");
+  assert_string_equal(s.files.items[1], "--odd-name");
+  assert_true(s.json);
+  hv_command_free(&commands[1], &s);
+}
+
+static void mistakes_are_explained(void **state) {
+  (void)state;
+  static const struct {
+    const char *line, *message;
+  } cases[] = {
+      {"hvla-infer", "a command is needed: predict, inspect"},
+      {"hvla-infer perdict", "no command perdict; did you mean predict?"},
+      {"hvla-infer wibble", "it has predict, inspect"},
+      {"hvla-infer predict", "missing: --model DIR"},
+      {"hvla-infer predict --modle m", "unknown option --modle; did you mean --model?"},
+      {"hvla-infer predict --modle=m", "unknown option --modle; did you mean --model?"},
+      {"hvla-infer predict --model", "--model needs a value: DIR"},
+      {"hvla-infer predict --model m --model n", "--model: is given twice"},
+      {"hvla-infer predict --model m --ddim-steps 0", "--ddim-steps: must be an integer from 1 to 100, not 0"},
+      {"hvla-infer predict --model m --ddim-steps few", "--ddim-steps: must be an integer"},
+      {"hvla-infer predict --model m --mode ensembl", "did you mean ensemble?"},
+      {"hvla-infer predict --model m --json=maybe", "true or false"},
+      {"hvla-infer predict --model m extra", "unexpected argument extra"},
+      {"hvla-infer inspect --json", "missing: FILE…"},
+      {"hvla-infer inspect a b c", "unexpected argument c"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    settings s;
+    hv_request request;
+    assert_error(parse(cases[i].line, &s, &request), cases[i].message);
+  }
+}
+
+static void help_is_given_wherever_it_stands(void **state) {
+  (void)state;
+  settings s;
+  hv_request request;
+  assert_ok(parse("hvla-infer --help", &s, &request));
+  assert_int_equal(request, HV_REQUEST_HELP);
+  assert_ok(parse("hvla-infer --version", &s, &request));
+  assert_int_equal(request, HV_REQUEST_VERSION);
+  assert_ok(parse("hvla-infer predict --modle m --help", &s, &request));
+  assert_int_equal(request, HV_REQUEST_HELP);
+  hv_command_free(&commands[0], &s);
+}
+
+static void help_names_every_option(void **state) {
+  (void)state;
+  hv_text text = {0};
+  hv_command_help(&program, &commands[0], &text);
+  static const char *const parts[] = {"Usage: hvla-infer predict [options]\n",
+                                      "--model DIR",
+                                      "Required.",
+                                      "May be given several times.",
+                                      "From 1 to 100. Default: 4.",
+                                      "One of ensemble, diffusion. Default: ensemble.",
+                                      "--json ",
+                                      "Example:\n"};
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+    if (!strstr(text.data, parts[i])) fail_msg("\"%s\" is not in\n%s", parts[i], text.data);
+  }
+  for (const char *line = text.data; *line; line += strcspn(line, "\n") + 1) assert_true(strcspn(line, "\n") <= 100);
+  hv_text_free(&text);
+  hv_program_help(&program, &text);
+  assert_non_null(strstr(text.data, "Predicts actions."));
+  assert_non_null(strstr(text.data, "  inspect"));
+  hv_text_free(&text);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(options_are_read),        cmocka_unit_test(operands_are_read),
+      cmocka_unit_test(mistakes_are_explained),  cmocka_unit_test(help_is_given_wherever_it_stands),
+      cmocka_unit_test(help_names_every_option),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
