@@ -1,0 +1,154 @@
+/* dataset_statistics.json: read, merged, refused; and the scaling of hybridvla.md §1. */
+#include <math.h>
+
+#include "core/io/dataset_statistics.h"
+#include "core/io/json.h"
+#include "tests/check.h"
+
+/* Dimensions: an ordinary one, a gripper, a constant, a constant gripper. */
+static const char file[] =
+    "{\"lift\": {\"action\": {\"mean\": [0.5, 0.5, 3, 1], \"std\": [1, 0.5, 0, 0], \"min\": [-2, 0, 3, 1],\n"
+    " \"max\": [4, 1, 3, 1], \"q01\": [-1, 0, 3, 1], \"q99\": [3, 1, 3, 1], \"mask\": [true, false, true, false]},\n"
+    " \"proprio\": {\"mean\": [0], \"std\": [1], \"min\": [-1], \"max\": [1], \"q01\": [-0.5], \"q99\": [0.5]},\n"
+    " \"num_transitions\": 523, \"num_trajectories\": 12, \"gripper\": {\"dims\": [1], \"open\": 0.04, \"closed\": "
+    "0}},\n"
+    " \"drawer\": {\"action\": {\"mean\": [0], \"std\": [1], \"min\": [-1], \"max\": [1], \"q01\": [-1], \"q99\": "
+    "[1]}}}\n";
+
+static hv_status read_text(const char *text, const char *key, hv_dataset_statistics *out) {
+  json_t *document;
+  assert_ok(hv_json_parse(text, strlen(text), "text", &document));
+  hv_status status = hv_dataset_statistics_from_json(document, "statistics.json", key, out);
+  json_decref(document);
+  return status;
+}
+
+static void an_entry_is_read(void **state) {
+  (void)state;
+  hv_dataset_statistics s;
+  assert_ok(read_text(file, "lift", &s));
+  assert_string_equal(s.key, "lift");
+  assert_int_equal(s.action.dims, 4);
+  assert_float_equal(s.action.q99[0], 3, 0);
+  assert_false(s.action.mask[1]);
+  assert_int_equal(s.proprio.dims, 1);
+  assert_true(s.proprio.mask[0]);
+  assert_int_equal(s.num_transitions, 523);
+  assert_int_equal(s.num_trajectories, 12);
+  hv_dataset_statistics_free(&s);
+  assert_ok(read_text(file, "drawer", &s));
+  assert_int_equal(s.proprio.dims, 0);
+  assert_int_equal(s.num_transitions, 0);
+  hv_dataset_statistics_free(&s);
+}
+
+static void the_key_is_never_guessed(void **state) {
+  (void)state;
+  hv_dataset_statistics s;
+  assert_error(read_text(file, "bridge", &s), "statistics.json has no key bridge; it has lift, drawer");
+  assert_error(read_text(file, NULL, &s), "several keys", "lift, drawer");
+  assert_error(read_text("{}", NULL, &s), "no key at all");
+  assert_error(read_text("[]", "lift", &s), "statistics.json must hold a mapping");
+}
+
+static void broken_entries_are_refused(void **state) {
+  (void)state;
+  static const struct {
+    const char *text, *message;
+  } cases[] = {
+      {"{\"a\": 3}", "must be a mapping"},
+      {"{\"a\": {}}", "\"action\" is missing"},
+      {"{\"a\": {\"action\": []}}", "action: must be a mapping"},
+      {"{\"a\": {\"action\": {}}}", "\"q01\" must be a list"},
+      {"{\"a\": {\"action\": {\"q01\": []}}}", "\"q01\" must be a list"},
+      {"{\"a\": {\"action\": {\"q01\": [1]}}}", "\"mean\" is missing"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1, 2]}}}", "\"mean\" must be a list of 1 numbers"},
+      {"{\"a\": {\"action\": {\"q01\": [\"x\"], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1]}}}",
+       "no number"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1], "
+       "\"mask\": [1]}}}",
+       "\"mask\"[0] must be true or false"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1], "
+       "\"mask\": []}}}",
+       "\"mask\" must be a list of 1"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
+       "\"num_transitions\": -1}}",
+       "\"num_transitions\" must be a count"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    hv_dataset_statistics s;
+    assert_error(read_text(cases[i].text, NULL, &s), "statistics.json: a", cases[i].message);
+    assert_null(s.key);
+  }
+}
+
+static void saving_keeps_other_keys_and_members(void **state) {
+  const char *path = in_folder(*state, "dataset_statistics.json");
+  hv_dataset_statistics s, back;
+  write_text(path, file);
+  assert_ok(hv_dataset_statistics_load(path, "lift", &s));
+  s.action.q01[0] = 1.0 / 3;
+  s.num_transitions = 600;
+  assert_ok(hv_dataset_statistics_save(path, &s));
+  assert_ok(hv_dataset_statistics_load(path, "lift", &back));
+  assert_memory_equal(s.action.mean, back.action.mean, 6 * 4 * sizeof(double));
+  assert_memory_equal(s.action.mask, back.action.mask, 4);
+  assert_int_equal(back.num_transitions, 600);
+  const json_t *gripper = json_object_get(back.document, "gripper");
+  assert_float_equal(json_number_value(json_object_get(gripper, "open")), 0.04, 0);
+  hv_dataset_statistics_free(&back);
+  assert_ok(hv_dataset_statistics_load(path, "drawer", &back));
+  hv_dataset_statistics_free(&back);
+
+  const char *fresh = in_folder(*state, "fresh.json");
+  assert_ok(hv_dataset_statistics_save(fresh, &s));
+  assert_ok(hv_dataset_statistics_load(fresh, NULL, &back));
+  assert_string_equal(back.key, "lift");
+  hv_dataset_statistics_free(&back);
+  write_text(fresh, "[1]");
+  assert_error(hv_dataset_statistics_save(fresh, &s), fresh, "mapping");
+  s.action.mean[0] = NAN;
+  assert_error(hv_dataset_statistics_save(path, &s), "lift");
+  hv_dataset_statistics_free(&s);
+}
+
+static void actions_are_scaled_as_the_contract_says(void **state) {
+  (void)state;
+  hv_dataset_statistics s;
+  assert_ok(read_text(file, "lift", &s));
+  float scaled[4];
+  hv_normalize(&s.action, (const double[]){2, 0.75, 5, 7}, scaled);
+  assert_float_equal(scaled[0], 2 * (2 - -1) / (4 + 1e-8) - 1, 1e-7);
+  assert_float_equal(scaled[1], 0.75, 0);
+  assert_float_equal(scaled[2], 0, 0);
+  assert_float_equal(scaled[3], 0, 0);
+  hv_normalize(&s.action, (const double[]){100, 5, 3, 1}, scaled);
+  assert_float_equal(scaled[0], 1, 0);
+  assert_float_equal(scaled[1], 5, 0);
+  hv_normalize(&s.action, (const double[]){-100, 0, 3, 1}, scaled);
+  assert_float_equal(scaled[0], -1, 0);
+  assert_float_equal(hv_normalize_value(&s.action, 0, 7), 2 * 8 / (4 + 1e-8) - 1, 1e-12);
+
+  double back[4];
+  hv_unnormalize(&s.action, (const float[]){0.5f, 0.5f, 1, 0.25f}, back);
+  assert_float_equal(back[0], 2, 1e-12);
+  assert_float_equal(back[1], 1, 0);
+  assert_float_equal(back[2], 3, 0);
+  assert_float_equal(back[3], 0, 0);
+  hv_unnormalize(&s.action, (const float[]){-3, 0.49f, -1, 9}, back);
+  assert_float_equal(back[0], -1, 0);
+  assert_float_equal(back[1], 0, 0);
+  assert_float_equal(back[3], 1, 0);
+  hv_dataset_statistics_free(&s);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(an_entry_is_read),
+      cmocka_unit_test(the_key_is_never_guessed),
+      cmocka_unit_test(broken_entries_are_refused),
+      cmocka_unit_test(saving_keeps_other_keys_and_members),
+      cmocka_unit_test(actions_are_scaled_as_the_contract_says),
+  };
+  return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
