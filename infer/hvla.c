@@ -11,10 +11,10 @@
 #include "infer/hvla_internal.h"
 
 int hvla_version(void) {
-  return HVLA_VERSION;
+  return HVLA_VERSION_NUMBER;
 }
 
-hvla_code hvla_report(hv_status status, hvla_error *error) {
+hvla_code hv_infer_report(hv_status status, hvla_error *error) {
   if (error) *error = (hvla_error){0};
   if (!status) return HVLA_OK;
   hvla_code code = hv_status_code(status) == HV_ERR_NO ? HVLA_ERROR_INPUT : (hvla_code)hv_status_code(status);
@@ -116,7 +116,7 @@ hvla_code hvla_load(const char *directory, const hvla_options *options, hvla_mod
   } else {
     *out = model;
   }
-  return hvla_report(status, error);
+  return hv_infer_report(status, error);
 }
 
 void hvla_free(hvla_model *model) {

@@ -37,7 +37,7 @@ extern "C" {
 #define HVLA_VERSION_MAJOR 0
 #define HVLA_VERSION_MINOR 1
 #define HVLA_VERSION_PATCH 0
-#define HVLA_VERSION (HVLA_VERSION_MAJOR * 10000 + HVLA_VERSION_MINOR * 100 + HVLA_VERSION_PATCH)
+#define HVLA_VERSION_NUMBER (HVLA_VERSION_MAJOR * 10000 + HVLA_VERSION_MINOR * 100 + HVLA_VERSION_PATCH)
 
 #if defined(__GNUC__)
 #define HVLA_API __attribute__((visibility("default")))
@@ -45,7 +45,7 @@ extern "C" {
 #define HVLA_API
 #endif
 
-/* The version of the library that runs, as HVLA_VERSION of the header counts it. */
+/* The version of the library that runs, as HVLA_VERSION_NUMBER of the header counts it. */
 HVLA_API int hvla_version(void);
 
 typedef enum hvla_code {

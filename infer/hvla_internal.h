@@ -40,6 +40,6 @@ struct hvla_model {
 };
 
 /* Moves an error into *error (which may be NULL) and frees it; HVLA_OK for HV_OK. */
-hvla_code hvla_report(hv_status status, hvla_error *error);
+hvla_code hv_infer_report(hv_status status, hvla_error *error);
 
 #endif

@@ -1,8 +1,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/base/clock.h"
 #include "core/base/text.h"
 #include "core/image/image.h"
 #include "infer/hvla.h"
@@ -10,12 +10,6 @@
 
 hvla_request hvla_default_request(void) {
   return (hvla_request){.ddim_steps = 4, .theta = 0.96};
-}
-
-static double now_ms(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec * 1e3 + (double)time.tv_nsec * 1e-6;
 }
 
 static hv_status policy_options(const hvla_model *model, const hvla_request *request, hv_policy_options *out) {
@@ -269,9 +263,9 @@ static hv_status finish(hvla_model *model, const hvla_request *request, const hv
 
 static hv_status predict(hvla_model *model, const hvla_request *request, hvla_result *out) {
   HV_TRY(select_policy(model, request));
-  double start = now_ms();
+  double start = 1e3 * hv_clock_seconds();
   HV_TRY(read_inputs(model, request));
-  out->input_ms = now_ms() - start;
+  out->input_ms = 1e3 * hv_clock_seconds() - start;
   hv_observation observation = {.images = model->images,
                                 .prompt_ids = model->prompt.ids,
                                 .prompt_count = (int32_t)model->prompt.count,
@@ -285,7 +279,7 @@ static hv_status predict(hvla_model *model, const hvla_request *request, hvla_re
   hv_policy_result result;
   HV_TRY(hv_policy_predict(model->policy, &observation, &draws, &result));
   HV_TRY(finish(model, request, &result, out));
-  out->total_ms = now_ms() - start;
+  out->total_ms = 1e3 * hv_clock_seconds() - start;
   return HV_OK;
 }
 
@@ -293,5 +287,5 @@ hvla_code hvla_predict(hvla_model *model, const hvla_request *request, hvla_resu
   *result = (hvla_result){0};
   hv_status status = predict(model, request, result);
   if (status) *result = (hvla_result){0};
-  return hvla_report(status, error);
+  return hv_infer_report(status, error);
 }

@@ -1,8 +1,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/base/clock.h"
 #include "core/base/random.h"
 #include "core/hybridvla/action_tokens.h"
 #include "core/hybridvla/policy_state.h"
@@ -320,12 +320,6 @@ static void draw(hv_policy *policy, given_draws given) {
                                         .y = hv_policy_in_block(policy, at->ar_timestep, HV_I32, 1, 1)});
 }
 
-static double now_ms(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec * 1e3 + (double)time.tv_nsec * 1e-6;
-}
-
 /* After a step: on a plan device, its work becomes entry `step`; with timing, its time is added. */
 static hv_status finish_step(hv_policy *policy, int32_t step, double *ms, double *since) {
   if (policy->planning) {
@@ -335,7 +329,7 @@ static hv_status finish_step(hv_policy *policy, int32_t step, double *ms, double
     hv_plan_device_reset(policy->parts->device);
   } else if (policy->options.timing) {
     HV_TRY(hv_stream_synchronize(policy->stream));
-    double now = now_ms();
+    double now = 1e3 * hv_clock_seconds();
     *ms += now - *since;
     *since = now;
   }
@@ -345,7 +339,7 @@ static hv_status finish_step(hv_policy *policy, int32_t step, double *ms, double
 /* Everything between the filled block and the results in it. */
 static hv_status run(hv_policy *policy, given_draws given, hv_policy_result *out) {
   const hv_policy_block *at = &policy->at;
-  double since = policy->options.timing ? now_ms() : 0;
+  double since = policy->options.timing ? 1e3 * hv_clock_seconds() : 0;
   hv_upload(policy->stream, policy->block.data, policy->host, at->bytes);
   draw(policy, given);
   if (policy->denoises)

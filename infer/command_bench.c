@@ -1,0 +1,242 @@
+/* hvla-infer bench: how long a prediction takes, and how much of that the machine needs at its best. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/hybridvla/policy.h"
+#include "core/io/json.h"
+#include "core/io/model_directory.h"
+#include "core/io/yaml.h"
+#include "core/tensor/rates.h"
+#include "infer/commands.h"
+#include "infer/device.h"
+#include "infer/hvla.h"
+
+enum { VISION, PREFILL, DENOISE, DECODE, STAGES, WARM_UP = 2, SEED = 1 };
+static const char *const stage_names[STAGES] = {"vision", "prefill", "denoise", "decode"};
+
+typedef struct bench {
+  const hv_bench_options *options;
+  hv_config config;
+  hv_device *device;
+  hv_dtype dtype;
+  hv_model *model;
+  hv_policy_options policy_options;
+  uint8_t *images;
+  int32_t *prompt;
+  float *state;
+  double *ms, *stages[STAGES]; /* [repeat] */
+  double bytes, flops, product_rate, read_rate, light_seconds;
+  size_t policy_memory;
+} bench;
+
+/* Fills in the parameters: a model directory's, or random ones. */
+static hv_status load_model(bench *self, hv_stream *stream) {
+  hv_status status;
+  hv_model_directory directory = {0};
+  hv_model_config model = {0};
+  json_t *document = NULL;
+  if (self->options->model) {
+    HV_CHECK(hv_model_directory_open(self->options->model, &directory));
+    self->config = directory.model.config;
+  } else {
+    HV_CHECK(hv_yaml_load(self->options->config, &document));
+    const json_t *mapping = json_object_get(document, "model");
+    if (!json_is_object(mapping)) {
+      status = hv_error(HV_ERR_INPUT, "%s: model is missing: the keys of a config.json are expected under it",
+                        self->options->config);
+      goto done;
+    }
+    HV_CHECK(hv_error_context(hv_model_config_from_json(mapping, "model", HV_UNKNOWN_REFUSE, &model), "%s",
+                              self->options->config));
+    self->config = model.config;
+  }
+  HV_CHECK(hv_model_open(&self->config, self->device, self->dtype, &self->model));
+  HV_CHECK(hv_params_allocate(hv_model_params(self->model)));
+  if (self->options->model) {
+    HV_CHECK(hv_model_directory_fill(&directory, hv_model_params(self->model), stream, NULL));
+  } else {
+    HV_CHECK(hv_params_initialize(hv_model_params(self->model), SEED, stream));
+    HV_CHECK(hv_stream_synchronize(stream));
+  }
+done:
+  json_decref(document);
+  hv_model_config_free(&model);
+  hv_model_directory_close(&directory);
+  return status;
+}
+
+/* A picture of stripes, words from the front of the vocabulary, a state of zeros: values do not change the time. */
+static hv_status make_observation(bench *self, hv_observation *out) {
+  const hv_config *config = &self->config;
+  size_t side = (size_t)config->vision[0].image_size, pixels = (size_t)config->num_cameras * side * side * 3;
+  int32_t count = (int32_t)self->options->prompt + 1;
+  self->images = malloc(pixels);
+  self->prompt = malloc((size_t)count * sizeof *self->prompt);
+  self->state = calloc((size_t)config->state_dim + 1, sizeof *self->state);
+  if (!self->images || !self->prompt || !self->state) return hv_error_memory("an observation");
+  for (size_t i = 0; i < pixels; i++) self->images[i] = (uint8_t)(i * 37);
+  for (int32_t i = 0; i < count; i++) self->prompt[i] = i ? 3 + i % 13 : config->token_bos;
+  *out = (hv_observation){.images = self->images,
+                          .prompt_ids = self->prompt,
+                          .prompt_count = count,
+                          .state = config->state_dim ? self->state : NULL};
+  return HV_OK;
+}
+
+static hv_status choose_policy(bench *self) {
+  static const hv_mode modes[] = {[HVLA_MODE_ENSEMBLE] = HV_MODE_ENSEMBLE,
+                                  [HVLA_MODE_DIFFUSION] = HV_MODE_DIFFUSION,
+                                  [HVLA_MODE_AUTOREGRESSIVE] = HV_MODE_AUTOREGRESSIVE};
+  const hv_bench_options *options = self->options;
+  hv_policy_options *policy = &self->policy_options;
+  *policy = hv_policy_default_options(&self->config);
+  policy->max_prompt = (int32_t)options->prompt + 1;
+  policy->ddim_steps = (int32_t)options->ddim_steps;
+  policy->sampler = (hv_sampler)options->sampler;
+  if (options->mode != HVLA_MODE_DEFAULT) policy->mode = modes[options->mode];
+  if (options->ar_condition != HVLA_AR_DEFAULT) policy->ar_condition = (hv_ar_condition)(options->ar_condition - 1);
+  return HV_OK;
+}
+
+/* Times `repeat` predictions, as a whole or by stages. */
+static hv_status time_predictions(bench *self, const hv_observation *observation, bool timing) {
+  hv_policy *policy;
+  hv_policy_options options = self->policy_options;
+  hv_policy_result result;
+  options.timing = timing;
+  HV_TRY(hv_policy_open(self->model, &options, &policy));
+  hv_status status = HV_OK;
+  for (int64_t i = -WARM_UP; i < self->options->repeat; i++) {
+    hv_policy_draws draws = {.seed = SEED, .step = (uint64_t)(i + WARM_UP)};
+    double start = hv_clock_seconds();
+    HV_CHECK(hv_policy_predict(policy, observation, &draws, &result));
+    double ms = 1e3 * (hv_clock_seconds() - start);
+    if (i < 0) continue;
+    if (!timing) self->ms[i] = ms;
+    if (!timing) continue;
+    const double parts[STAGES] = {result.vision_ms, result.prefill_ms, result.denoise_ms, result.decode_ms};
+    for (int s = 0; s < STAGES; s++) self->stages[s][i] = parts[s];
+  }
+  self->policy_memory = hv_policy_memory(policy);
+done:
+  hv_policy_close(policy);
+  return status;
+}
+
+/* The time that the necessary work takes at the measured rates: for each step the longer of reading and computing. */
+static hv_status measure_light(bench *self) {
+  const hv_llm_config *llm = &self->config.llm;
+  hv_policy *policy;
+  int32_t count;
+  int64_t rows = hv_policy_positions(&self->config, (int32_t)self->options->prompt + 1);
+  HV_TRY(hv_measure_cube(self->device, self->dtype, &self->product_rate));
+  HV_TRY(hv_measure_product(self->device, self->dtype, rows, llm->hidden_size, 2 * (int64_t)llm->intermediate_size,
+                            &self->product_rate));
+  HV_TRY(hv_measure_product(self->device, self->dtype, rows, llm->intermediate_size, llm->hidden_size,
+                            &self->product_rate));
+  HV_TRY(hv_measure_read(self->device, self->dtype, &self->read_rate));
+  HV_TRY(hv_policy_open(self->model, &self->policy_options, &policy));
+  const hv_policy_work *work = hv_policy_get_work(policy, &count);
+  for (int32_t i = 0; i < count; i++) {
+    double reading = work[i].weight_bytes / self->read_rate, computing = work[i].matrix_flops / self->product_rate;
+    self->bytes += work[i].weight_bytes;
+    self->flops += work[i].matrix_flops;
+    self->light_seconds += reading > computing ? reading : computing;
+  }
+  hv_policy_close(policy);
+  return HV_OK;
+}
+
+static int compare(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* Sorts; the median of an even count is the mean of the middle two. */
+static double median(double *values, int64_t count) {
+  qsort(values, (size_t)count, sizeof *values, compare);
+  return (values[(count - 1) / 2] + values[count / 2]) / 2;
+}
+
+static hv_status report(bench *self, hv_text *out) {
+  int64_t count = self->options->repeat;
+  double middle = median(self->ms, count), light = 1e3 * self->light_seconds / middle;
+  size_t memory = (size_t)hv_params_total(hv_model_params(self->model)) * hv_dtype_size(self->dtype);
+  memory += self->policy_memory;
+  json_t *stages = json_object();
+  for (int s = 0; s < STAGES; s++)
+    json_object_set_new(stages, stage_names[s], json_real(median(self->stages[s], count)));
+  if (!self->options->json) {
+    hv_text_add(out, "%s on %s, %s\n", hv_mode_choices[self->policy_options.mode + 1], self->device->name,
+                hv_dtype_name(self->dtype));
+    hv_text_add(out, "  ms a prediction  %.2f (min %.2f, max %.2f), %.2f Hz\n", middle, self->ms[0],
+                self->ms[count - 1], 1e3 / middle);
+    for (int s = 0; s < STAGES; s++)
+      hv_text_add(out, "    %-9s      %.2f ms\n", stage_names[s], median(self->stages[s], count));
+    hv_text_add(out, "  weights read     %.1f MB at %.1f GB/s; %.2f GFLOP at %.1f GFLOP/s: speed of light %.2f\n",
+                1e-6 * self->bytes, 1e-9 * self->read_rate, 1e-9 * self->flops, 1e-9 * self->product_rate, light);
+    hv_text_add(out, "  device memory    %.1f MB\n", 1e-6 * (double)memory);
+    json_decref(stages);
+    return HV_OK;
+  }
+  json_t *object =
+      json_pack("{s:{s:f, s:f, s:f}, s:f, s:I, s:f, s:I, s:o, s:s, s:s, s:s, s:f, s:f, s:f}", "ms", "min", self->ms[0],
+                "median", middle, "max", self->ms[count - 1], "hz", 1e3 / middle, "bytes_read", (json_int_t)self->bytes,
+                "speed_of_light", light, "peak_memory_bytes", (json_int_t)memory, "stages", stages, "mode",
+                hv_mode_choices[self->policy_options.mode + 1], "device", self->device->name, "dtype",
+                hv_dtype_name(self->dtype), "matrix_gflop", 1e-9 * self->flops, "matrix_product_gflops",
+                1e-9 * self->product_rate, "read_gb_per_s", 1e-9 * self->read_rate);
+  if (!object) return hv_error_memory("the benchmark's result");
+  hv_status status = hv_json_format_line(object, out);
+  hv_text_add(out, "\n");
+  json_decref(object);
+  return status;
+}
+
+static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
+  const hv_bench_options *options = self->options;
+  hv_observation observation;
+  size_t repeat = (size_t)options->repeat;
+  if (!options->config == !options->model)
+    return hv_error(HV_ERR_INPUT, "a model is needed: --config FILE --random-weights, or --model DIR");
+  if (options->config && !options->random_weights)
+    return hv_error(HV_ERR_INPUT,
+                    "--config %s: a configuration has no weights; add --random-weights, or measure a "
+                    "model directory with --model DIR",
+                    options->config);
+  if (options->model && options->random_weights)
+    return hv_error(HV_ERR_INPUT, "--random-weights goes with --config; --model %s has its own", options->model);
+  self->ms = calloc(repeat, sizeof *self->ms);
+  if (!self->ms) return hv_error_memory("the measured times");
+  for (int s = 0; s < STAGES; s++) {
+    self->stages[s] = calloc(repeat, sizeof **self->stages);
+    if (!self->stages[s]) return hv_error_memory("the measured times");
+  }
+  HV_TRY(hv_infer_open_device(options->device, (int)options->threads, &self->device));
+  HV_TRY(hv_infer_parse_dtype(hv_dtype_choices[options->dtype], self->device, &self->dtype));
+  HV_TRY(hv_stream_open(self->device, stream));
+  HV_TRY(load_model(self, *stream));
+  HV_TRY(choose_policy(self));
+  HV_TRY(make_observation(self, &observation));
+  HV_TRY(time_predictions(self, &observation, false));
+  HV_TRY(time_predictions(self, &observation, true));
+  HV_TRY(measure_light(self));
+  return report(self, out);
+}
+
+hv_status hv_command_bench(const hv_bench_options *options, hv_text *out) {
+  bench self = {.options = options};
+  hv_stream *stream = NULL;
+  hv_status status = run(&self, &stream, out);
+  hv_stream_close(stream);
+  hv_model_close(self.model);
+  hv_device_close(self.device);
+  for (int s = 0; s < STAGES; s++) free(self.stages[s]);
+  free(self.ms);
+  free(self.images);
+  free(self.prompt);
+  free(self.state);
+  if (!status && out->failed) status = hv_error_memory("the benchmark's result");
+  return status;
+}

@@ -1,0 +1,254 @@
+/* hvla-infer predict: a thin client of the library (hvla.h). */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/io/json.h"
+#include "core/io/safetensors.h"
+#include "infer/commands.h"
+#include "infer/hvla.h"
+
+const char *const hv_mode_choices[] = {"auto", "ensemble", "diffusion", "autoregressive", NULL};
+const char *const hv_sampler_choices[] = {"ddim", "ddpm", NULL};
+const char *const hv_ar_condition_choices[] = {"auto", "noise", "random", "denoised", NULL};
+const char *const hv_dtype_choices[] = {"auto", "fp32", "bf16", NULL};
+
+/* What one call of the command owns. */
+typedef struct inputs {
+  hv_mapping *files; /* [images] */
+  char **cameras;    /* [images] */
+  hvla_image *images;
+  size_t count;
+  double *state;
+  float *noise, *ar_noise, *step_noise;
+  int32_t ar_timestep;
+  hvla_model *model;
+  hvla_error error;
+} inputs;
+
+static void inputs_free(inputs *in) {
+  for (size_t i = 0; i < in->count; i++) {
+    hv_unmap(&in->files[i]);
+    free(in->cameras[i]);
+  }
+  free(in->files);
+  free(in->cameras);
+  free(in->images);
+  free(in->state);
+  free(in->noise);
+  free(in->ar_noise);
+  free(in->step_noise);
+  hvla_free(in->model);
+}
+
+/* The library's error as a status of the project's own. */
+static hv_status from_library(const inputs *in, hvla_code code) {
+  return code ? hv_error((hv_code)code, "%s", in->error.message) : HV_OK;
+}
+
+static hv_status read_images(const hv_string_list *list, inputs *in) {
+  in->files = calloc(list->count + 1, sizeof *in->files);
+  in->cameras = calloc(list->count + 1, sizeof *in->cameras);
+  in->images = calloc(list->count + 1, sizeof *in->images);
+  if (!in->files || !in->cameras || !in->images) return hv_error_memory("the pictures");
+  for (size_t i = 0; i < list->count; i++) {
+    const char *text = list->items[i], *equals = strchr(text, '=');
+    if (!equals || equals == text || !equals[1])
+      return hv_error(HV_ERR_INPUT, "--image %s: a camera and a file are expected: --image front=picture.png", text);
+    in->cameras[i] = strndup(text, (size_t)(equals - text));
+    if (!in->cameras[i]) return hv_error_memory("the pictures");
+    in->count = i + 1;
+    HV_TRY(hv_error_context(hv_map_file(equals + 1, &in->files[i]), "--image %s", in->cameras[i]));
+    if (!in->files[i].size) return hv_error(HV_ERR_INPUT, "--image %s: %s is empty", in->cameras[i], equals + 1);
+    in->images[i] = (hvla_image){
+        .camera = in->cameras[i], .data = in->files[i].data, .size = in->files[i].size, .source = equals + 1};
+  }
+  return HV_OK;
+}
+
+/* "0.1, -2, 3e-1" */
+static hv_status read_state(const char *text, inputs *in, size_t *count) {
+  size_t values = 1;
+  for (const char *c = text; *c; c++) values += *c == ',';
+  in->state = calloc(values, sizeof *in->state);
+  if (!in->state) return hv_error_memory("the state");
+  const char *at = text;
+  for (size_t i = 0; i < values; i++) {
+    char *end;
+    errno = 0;
+    in->state[i] = strtod(at, &end);
+    bool read = end != at && isfinite(in->state[i]);
+    end += strspn(end, " \t");
+    if (!read || *end != (i + 1 < values ? ',' : '\0'))
+      return hv_error(HV_ERR_INPUT, "--state \"%s\": value %zu is no number; numbers with commas between are expected",
+                      text, i);
+    at = end + 1;
+  }
+  *count = values;
+  return HV_OK;
+}
+
+/* A draw of the file as floats on the heap; *out stays NULL where the file lacks it. */
+static hv_status read_draw(const hv_safetensors *file, const char *name, int rank, const int64_t *shape, float **out) {
+  const hv_file_tensor *tensor = hv_safetensors_find(file, name);
+  if (!tensor) return HV_OK;
+  char found[128], wanted[128];
+  bool fits = tensor->known && tensor->dtype == HV_F32 && tensor->rank == rank;
+  for (int i = 0; fits && i < rank; i++) fits = tensor->shape[i] == shape[i];
+  if (!fits) {
+    hv_format_shape(tensor->dtype_name, tensor->shape, tensor->rank, found, sizeof found);
+    hv_format_shape("F32", shape, rank, wanted, sizeof wanted);
+    return hv_error(HV_ERR_INPUT, "%s: %s is %s; %s is expected", tensor->file, name, found, wanted);
+  }
+  *out = malloc((size_t)tensor->count * sizeof **out);
+  if (!*out) return hv_error_memory(name);
+  hv_file_tensor_read_f32(tensor, 0, tensor->count, *out);
+  return HV_OK;
+}
+
+static hv_status read_timestep(const hv_safetensors *file, inputs *in, hvla_request *request) {
+  const hv_file_tensor *tensor = hv_safetensors_find(file, "ar_timestep");
+  if (!tensor) return HV_OK;
+  if (!tensor->known || tensor->dtype != HV_I32 || tensor->rank != 1 || tensor->shape[0] != 1) {
+    char found[128];
+    hv_format_shape(tensor->dtype_name, tensor->shape, tensor->rank, found, sizeof found);
+    return hv_error(HV_ERR_INPUT, "%s: ar_timestep is %s; I32 [1] is expected", tensor->file, found);
+  }
+  memcpy(&in->ar_timestep, tensor->data, sizeof in->ar_timestep);
+  request->ar_timestep = &in->ar_timestep;
+  return HV_OK;
+}
+
+static hv_status read_draws(const char *path, inputs *in, hvla_request *request) {
+  hv_safetensors *file;
+  HV_TRY(hv_safetensors_open(path, &file));
+  hv_status status = HV_OK;
+  int64_t shape[] = {hvla_diffusion_steps(in->model), hvla_action_chunk(in->model), hvla_action_dim(in->model)};
+  HV_CHECK(read_draw(file, "noise", 2, shape + 1, &in->noise));
+  HV_CHECK(read_draw(file, "ar_noise", 2, shape + 1, &in->ar_noise));
+  HV_CHECK(read_draw(file, "step_noise", 3, shape, &in->step_noise));
+  HV_CHECK(read_timestep(file, in, request));
+  request->noise = in->noise;
+  request->ar_noise = in->ar_noise;
+  request->step_noise = in->step_noise;
+  if (!in->noise && !in->ar_noise && !in->step_noise && !request->ar_timestep)
+    status = hv_error(HV_ERR_INPUT, "%s holds none of noise, ar_noise, ar_timestep, step_noise", path);
+done:
+  hv_safetensors_close(file);
+  return status;
+}
+
+/* [[…] …], [chunk][dim] */
+static json_t *matrix(const hvla_result *result, const double *doubles, const float *floats) {
+  json_t *rows = json_array();
+  for (int h = 0; h < result->action_chunk; h++) {
+    json_t *row = json_array();
+    for (int d = 0; d < result->action_dim; d++) {
+      int i = h * result->action_dim + d;
+      json_array_append_new(row, json_real(doubles ? doubles[i] : (double)floats[i]));
+    }
+    json_array_append_new(rows, row);
+  }
+  return rows;
+}
+
+static hv_status print_json(const hvla_result *result, hv_text *out) {
+  json_t *object = json_object();
+  json_object_set_new(object, "action", matrix(result, result->action, NULL));
+  if (result->diffusion) {
+    json_object_set_new(object, "diffusion", matrix(result, result->diffusion, NULL));
+    json_object_set_new(object, "diffusion_normalized", matrix(result, NULL, result->diffusion_normalized));
+  }
+  if (result->autoregressive) {
+    json_t *tokens = json_array(), *confidences = json_array();
+    for (int i = 0; i < result->action_chunk * result->action_dim; i++) {
+      json_array_append_new(tokens, json_integer(result->tokens[i]));
+      json_array_append_new(confidences, json_real((double)result->confidences[i]));
+    }
+    json_object_set_new(object, "autoregressive", matrix(result, result->autoregressive, NULL));
+    json_object_set_new(object, "tokens", tokens);
+    json_object_set_new(object, "confidences", confidences);
+    json_object_set_new(object, "confidence", json_real(result->confidence));
+  }
+  json_object_set_new(object, "used", json_string(hv_mode_choices[result->used]));
+  json_object_set_new(object, "timing_ms",
+                      json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "total", result->total_ms, "input", result->input_ms,
+                                "vision", result->vision_ms, "prefill", result->prefill_ms, "denoise",
+                                result->denoise_ms, "decode", result->decode_ms));
+  hv_status status = object ? hv_json_format_line(object, out) : hv_error_memory("the answer");
+  hv_text_add(out, "\n");
+  json_decref(object);
+  return status;
+}
+
+static void print_rows(const char *name, const double *values, const hvla_result *result, hv_text *out) {
+  for (int h = 0; h < result->action_chunk; h++) {
+    hv_text_add(out, "%-15s", h ? "" : name);
+    for (int d = 0; d < result->action_dim; d++) hv_text_add(out, " %10.5f", values[h * result->action_dim + d]);
+    hv_text_add(out, "\n");
+  }
+}
+
+static void print_table(const hvla_result *result, const hv_predict_options *options, hv_text *out) {
+  print_rows("action", result->action, result, out);
+  if (result->diffusion) print_rows("diffusion", result->diffusion, result, out);
+  if (result->autoregressive) {
+    print_rows("autoregressive", result->autoregressive, result, out);
+    hv_text_add(out, "%-15s", "confidence");
+    for (int i = 0; i < result->action_chunk * result->action_dim; i++)
+      hv_text_add(out, "%s %10.5f", i && i % result->action_dim == 0 ? "\n               " : "",
+                  result->confidences[i]);
+    hv_text_add(out, "\n");
+  }
+  hv_text_add(out, "\nin the robot's units; one row an action step");
+  if (result->diffusion && result->autoregressive && options->mode <= HVLA_MODE_ENSEMBLE) {
+    bool mean = result->used == HVLA_MODE_ENSEMBLE;
+    hv_text_add(out, "; the action is %s, as the mean confidence %.4f is %s theta %g",
+                mean ? "the mean of both heads" : "the diffusion head's", result->confidence,
+                mean ? "above" : "not above", options->theta);
+  }
+  hv_text_add(out,
+              "\n%.1f ms: pictures and words %.1f, image encoders %.1f, prefill with first steps %.1f, denoising "
+              "%.1f, token steps %.1f\n",
+              result->total_ms, result->input_ms, result->vision_ms, result->prefill_ms, result->denoise_ms,
+              result->decode_ms);
+}
+
+static hv_status predict(const hv_predict_options *options, inputs *in, hv_text *out) {
+  hvla_request request = hvla_default_request();
+  hvla_options load = {.device = options->device,
+                       .dtype = hv_dtype_choices[options->dtype],
+                       .threads = (int)options->threads,
+                       .max_prompt = (int)options->max_prompt};
+  hvla_result result;
+  HV_TRY(read_images(&options->images, in));
+  if (options->state) HV_TRY(read_state(options->state, in, &request.state_dim));
+  HV_TRY(from_library(in, hvla_load(options->model, &load, &in->model, &in->error)));
+  if (options->noise) HV_TRY(read_draws(options->noise, in, &request));
+  request.images = in->images;
+  request.num_images = in->count;
+  request.instruction = options->instruction;
+  request.state = in->state;
+  request.unnorm_key = options->unnorm_key;
+  request.mode = (hvla_mode)options->mode;
+  request.sampler = (hvla_sampler)options->sampler;
+  request.ddim_steps = (int)options->ddim_steps;
+  request.theta = options->theta;
+  request.ar_condition = (hvla_ar_condition)options->ar_condition;
+  request.seed = (uint64_t)options->seed;
+  request.timing = 1;
+  HV_TRY(from_library(in, hvla_predict(in->model, &request, &result, &in->error)));
+  if (options->json) return print_json(&result, out);
+  print_table(&result, options, out);
+  return HV_OK;
+}
+
+hv_status hv_command_predict(const hv_predict_options *options, hv_text *out) {
+  inputs in = {0};
+  hv_status status = predict(options, &in, out);
+  inputs_free(&in);
+  if (!status && out->failed) status = hv_error_memory("the answer");
+  return status;
+}
