@@ -161,6 +161,13 @@ void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes) {
   pthread_mutex_unlock(&file->cache_mutex);
 }
 
+size_t hv_hdf5_cached_bytes(hv_hdf5 *file) {
+  pthread_mutex_lock(&file->cache_mutex);
+  size_t bytes = file->cached_bytes;
+  pthread_mutex_unlock(&file->cache_mutex);
+  return bytes;
+}
+
 /* ABSENT where there is no link, OTHER stands for "there is one". */
 static hv_status find_link(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
   *out = HV_HDF5_ABSENT;

@@ -57,6 +57,7 @@ HV_NODISCARD hv_status hv_hdf5_attribute_integer(hv_hdf5 *file, const char *obje
  * Contiguous data are read past the library, without its lock; data with one frame a chunk are inflated outside the
  * lock; other chunkings are read whole, once, and kept by the file, at most `hv_hdf5_set_cache` bytes of them. */
 HV_NODISCARD hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **out);
-void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB at the start */
+void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB at the start; one data set is always kept */
+size_t hv_hdf5_cached_bytes(hv_hdf5 *file);
 
 #endif

@@ -122,16 +122,27 @@ static void all_storages_read_the_same(void **state) {
   hv_hdf5_close(file);
 }
 
-/* Two data sets that must be read whole, and room for less than one: they push each other out. */
-static void cache_gives_way(void **state) {
+/* Two data sets that must be read whole: with room for both they stay, with less they push each other out. */
+static void cache_keeps_to_its_limit(void **state) {
   (void)state;
+  const size_t one = (size_t)FRAMES * DEMO_FRAME;
   hv_hdf5 *file = open_file();
-  hv_hdf5_set_cache(file, 1);
   hv_frames *first = open_frames(file, "guessed"), *second = open_frames(file, "whole_episode");
+  hv_hdf5_set_cache(file, 2 * one);
+  assert_true(frame_is_right(first, 0) && frame_is_right(second, 0));
+  assert_int_equal(hv_hdf5_cached_bytes(file), 2 * one);
+  hv_frames_close(second);
+  assert_int_equal(hv_hdf5_cached_bytes(file), one);
+  second = open_frames(file, "whole_episode");
+  hv_hdf5_set_cache(file, 2 * one - 1);
   for (int64_t i = 0; i < FRAMES; i++) {
     assert_true(frame_is_right(first, i));
     assert_true(frame_is_right(second, FRAMES - 1 - i));
+    assert_int_equal(hv_hdf5_cached_bytes(file), one);
   }
+  hv_hdf5_set_cache(file, 1);
+  assert_true(frame_is_right(first, 1));
+  assert_int_equal(hv_hdf5_cached_bytes(file), one);
   hv_frames_close(first);
   assert_true(frame_is_right(second, 3));
   hv_frames_close(second);
@@ -176,7 +187,7 @@ int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, leave),
-      cmocka_unit_test_setup_teardown(cache_gives_way, enter, leave),
+      cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, leave),
       cmocka_unit_test_setup_teardown(threads_read_at_once, enter, leave),
   };
   return cmocka_run_group_tests_name("frames", tests, NULL, NULL);

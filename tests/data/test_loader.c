@@ -183,6 +183,7 @@ static void every_frame_comes_once_an_epoch(void **state) {
   options.batch = 1;
   hv_loader *loader;
   must(hv_loader_open(f->demonstrations, &options, &loader));
+  int64_t *order = malloc((size_t)f->n * sizeof *order), same = 0, sequential = 0;
   for (int epoch = 0; epoch < 2; epoch++) {
     uint8_t *seen = calloc((size_t)f->n, 1);
     for (int64_t i = 0; i < f->n; i++) {
@@ -190,10 +191,15 @@ static void every_frame_comes_once_an_epoch(void **state) {
       must(hv_loader_next(loader, &batch));
       assert_int_equal(seen[batch->frames[0]]++, 0);
       assert_int_equal(batch->batch.sample_ids[0], epoch * f->n + i);
+      same += epoch > 0 && order[i] == batch->frames[0];
+      sequential += batch->frames[0] == i;
+      order[i] = batch->frames[0];
       hv_loader_release(loader, batch);
     }
     free(seen);
   }
+  assert_true(same < f->n / 4 && sequential < f->n / 4);
+  free(order);
   hv_loader_close(loader);
 }
 
