@@ -1,0 +1,32 @@
+# Sourced by the lint tests, which run in the root of the source tree: what is tracked, and how to end.
+# shellcheck shell=bash
+
+# skip REASON: CTest reads 77 as skipped.
+skip() {
+  echo "skipped: $*"
+  exit 77
+}
+
+fail() {
+  echo "$*" >&2
+  exit 1
+}
+
+need() {
+  command -v "$1" >/dev/null || skip "$1 is not installed (scripts/setup.sh --tests installs it)"
+}
+
+need git
+git rev-parse --is-inside-work-tree >/dev/null 2>&1 || skip "not a checkout: the tracked files are not known"
+
+# tracked PATTERN…: tracked files that exist, one a line.
+tracked() {
+  local path
+  git ls-files -- "$@" | while IFS= read -r path; do
+    if [[ -f $path ]]; then echo "$path"; fi
+  done
+}
+
+tracked_sources() {
+  tracked '*.c' '*.h' '*.cc' '*.cu' '*.cuh'
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# headers.sh BUILD-DIRECTORY: every header compiles alone; the public one as plain C99 and as C++ too.
+set -euo pipefail
+source tests/lint/common.sh
+build=$1
+
+# Every include directory and definition that some room is built with.
+mapfile -t flags < <(grep -ohE -- '-(I|isystem )[^ "\\]+' "$build/compile_commands.json" |
+  sort -u | sed 's/^-isystem /-isystem\n/; s/\\//g')
+flags+=(-I. -D_GNU_SOURCE -march=x86-64-v3 -fopenmp -Wall -Wextra -Werror -fsyntax-only)
+if [[ $(uname -m) != x86_64 ]]; then flags=("${flags[@]/-march=x86-64-v3/-O0}"); fi
+
+failed=0 count=0
+check() {
+  count=$((count + 1))
+  echo "#include \"$1\"" | "${@:2}" "${flags[@]}" - || {
+    echo "$1 does not compile alone" >&2
+    failed=$((failed + 1))
+  }
+}
+while IFS= read -r header; do
+  case $header in
+    cuda/*) check "$header" g++ -std=c++17 -x c++ ;;
+    infer/hvla.h)
+      check "$header" gcc -std=c99 -pedantic -x c
+      check "$header" g++ -std=c++11 -pedantic -x c++
+      ;;
+    *) check "$header" gcc -std=gnu17 -x c ;;
+  esac
+done < <(tracked '*.h')
+((failed == 0)) || fail "$failed of $count checks failed"
+echo "$count checks passed"
