@@ -1,0 +1,279 @@
+/* Model directories: opened, filled, written whole or not at all. */
+#include <dirent.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "core/cpu/cpu.h"
+#include "core/io/json.h"
+#include "core/io/model_directory.h"
+#include "tests/check.h"
+
+#define PARITY HVLA_SOURCE_DIR "/tests/fixtures/parity/"
+
+/* A fixture's model, and a store that declares its tensors. */
+typedef struct store {
+  hv_model_directory directory;
+  hv_device *device;
+  hv_stream *stream;
+  hv_params *params;
+} store;
+
+static hv_param_spec spec_of(const hv_file_tensor *tensor) {
+  hv_param_spec spec = {.name = tensor->name, .rank = tensor->rank, .init = HV_INIT_ZERO};
+  for (int32_t i = 0; i < tensor->rank; i++) spec.shape[i] = tensor->shape[i];
+  return spec;
+}
+
+/* Declares all tensors but the last `left_out`. */
+static store open_store(const char *path, int32_t left_out) {
+  store s;
+  assert_ok(hv_model_directory_open(path, &s.directory));
+  assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 1}, &s.device));
+  assert_ok(hv_stream_open(s.device, &s.stream));
+  assert_ok(hv_params_open(s.device, HV_F32, &s.params));
+  hv_params_begin_group(s.params, "all");
+  for (int32_t i = 0; i < hv_safetensors_count(s.directory.tensors) - left_out; i++) {
+    hv_param_spec spec = spec_of(hv_safetensors_get(s.directory.tensors, i));
+    hv_params_declare(s.params, &spec);
+  }
+  assert_ok(hv_params_allocate(s.params));
+  return s;
+}
+
+static void close_store(store *s) {
+  hv_params_close(s->params);
+  hv_stream_close(s->stream);
+  hv_device_close(s->device);
+  hv_model_directory_close(&s->directory);
+}
+
+static void assert_same_values(store *s, const hv_safetensors *file, double tolerance) {
+  for (hv_param_id id = 0; id < hv_params_count(s->params); id++) {
+    const hv_param *param = hv_params_get(s->params, id);
+    const hv_file_tensor *tensor;
+    assert_ok(hv_safetensors_require(file, param->name, &tensor));
+    float *a = malloc((size_t)tensor->count * sizeof *a), *b = malloc((size_t)tensor->count * sizeof *b);
+    assert_true(a && b);
+    hv_file_tensor_read_f32(tensor, 0, tensor->count, a);
+    assert_ok(hv_param_read(s->params, id, HV_F32, b, s->stream));
+    for (int64_t i = 0; i < tensor->count; i++) {
+      double scale = a[i] < 0 ? -a[i] : a[i];
+      assert_float_equal(a[i], b[i], (float)(tolerance * (scale + 1e-4)));
+    }
+    free(a);
+    free(b);
+  }
+}
+
+static void the_file_says_what_the_config_does_not(void **state) {
+  (void)state;
+  hv_model_directory directory;
+  assert_ok(hv_model_directory_open(PARITY "clip", &directory));
+  assert_false(directory.model.config.vision[0].patch_bias);
+  assert_true(directory.model.config.vision[0].class_position);
+  hv_model_directory_close(&directory);
+  assert_ok(hv_model_directory_open(PARITY "one_arm", &directory));
+  for (int i = 0; i < directory.model.config.num_towers; i++) {
+    assert_true(directory.model.config.vision[i].patch_bias);
+    assert_false(directory.model.config.vision[i].class_position);
+  }
+  hv_model_directory_close(&directory);
+}
+
+static void parameters_are_filled_from_the_file(void **state) {
+  (void)state;
+  store s = open_store(PARITY "one_arm", 2);
+  hv_text unexpected = {0};
+  assert_ok(hv_model_directory_fill(&s.directory, s.params, s.stream, &unexpected));
+  assert_same_values(&s, s.directory.tensors, 0);
+  int32_t count = hv_safetensors_count(s.directory.tensors);
+  char expected[512];
+  snprintf(expected, sizeof expected, "%s\n%s\n", hv_safetensors_get(s.directory.tensors, count - 2)->name,
+           hv_safetensors_get(s.directory.tensors, count - 1)->name);
+  assert_string_equal(unexpected.data, expected);
+  hv_text_free(&unexpected);
+  close_store(&s);
+}
+
+static void all_misfits_are_told_at_once(void **state) {
+  (void)state;
+  store s = open_store(PARITY "one_arm", 0);
+  hv_params *params;
+  assert_ok(hv_params_open(s.device, HV_F32, &params));
+  hv_params_begin_group(params, "all");
+  hv_param_spec spec = spec_of(hv_safetensors_find(s.directory.tensors, "x_embedder.mlp.fc1.weight"));
+  char found[64], expected[64];
+  hv_format_shape("F32", spec.shape, spec.rank, found, sizeof found);
+  spec.shape[0] += 3;
+  hv_format_shape("", spec.shape, spec.rank, expected, sizeof expected);
+  hv_params_declare(params, &spec);
+  hv_params_declare(params, &(hv_param_spec){.name = "not.there", .rank = 2, .shape = {4, 5}});
+  hv_params_declare(params, &(hv_param_spec){.name = "nor.this", .rank = 1, .shape = {6}});
+  assert_ok(hv_params_allocate(params));
+  assert_error(hv_model_directory_fill(&s.directory, params, s.stream, NULL), "3 of 3 parameters",
+               "x_embedder.mlp.fc1.weight is ", found, expected, "not.there is missing; [4, 5]", "nor.this is missing",
+               "one_arm");
+  hv_params_close(params);
+  close_store(&s);
+}
+
+static void a_folder_without_a_model_is_named(void **state) {
+  hv_model_directory directory;
+  assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent", "is no directory");
+  assert_error(hv_model_directory_open(*state, &directory), "config.json");
+}
+
+/* Names in a folder besides "." and "..". */
+static int count_entries(const char *folder) {
+  DIR *open = opendir(folder);
+  assert_non_null(open);
+  int count = 0;
+  while (readdir(open)) count++;
+  closedir(open);
+  return count - 2;
+}
+
+static void a_saved_model_opens_the_same(void **state) {
+  static const struct {
+    hv_dtype dtype;
+    double tolerance;
+  } cases[] = {{HV_F32, 0}, {HV_BF16, 0x1p-8}, {HV_F16, 0x1p-10}};
+  char parent[256], path[300];
+  snprintf(parent, sizeof parent, "%s/saved", (const char *)*state);
+  snprintf(path, sizeof path, "%s/model/", parent);
+  assert_ok(hv_make_directories(parent));
+  json_t *statistics = json_pack("{s:{s:i}}", "lift", "num_transitions", 3), *config;
+  store s = open_store(PARITY "one_arm", 3);
+  assert_ok(hv_model_config_to_json(&s.directory.model, &config));
+  assert_ok(hv_model_directory_fill(&s.directory, s.params, s.stream, NULL));
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    hv_model_save save = {.model = &s.directory.model,
+                          .params = s.params,
+                          .dtype = cases[i].dtype,
+                          .carry = i == 0 ? s.directory.tensors : NULL,
+                          .tokenizer_path = HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model",
+                          .statistics = statistics};
+    assert_ok(hv_model_directory_save(path, &save, s.stream));
+    assert_int_equal(count_entries(parent), 1);
+    assert_int_equal(count_entries(path), 4);
+    hv_model_directory back;
+    assert_ok(hv_model_directory_open(path, &back));
+    assert_memory_equal(&back.model.config, &s.directory.model.config, sizeof back.model.config);
+    assert_true(json_equal(back.model.document, config));
+    int32_t all = hv_safetensors_count(s.directory.tensors);
+    assert_int_equal(hv_safetensors_count(back.tensors), i == 0 ? all : all - 3);
+    assert_int_equal(hv_safetensors_get(back.tensors, 0)->dtype, cases[i].dtype);
+    assert_same_values(&s, back.tensors, cases[i].tolerance);
+    hv_model_directory_close(&back);
+    char *file = hv_model_directory_statistics(path);
+    json_t *read;
+    assert_ok(hv_json_load(file, &read));
+    assert_true(json_equal(read, statistics));
+    json_decref(read);
+    free(file);
+  }
+  json_decref(statistics);
+  json_decref(config);
+  close_store(&s);
+}
+
+static hv_status save_plain(store *s, const char *path) {
+  hv_model_save save = {.model = &s->directory.model, .params = s->params, .dtype = HV_F32};
+  return hv_model_directory_save(path, &save, s->stream);
+}
+
+/* A limit on the size of files stands in for a disk that is full: the write fails half-way. */
+static void a_full_disk_leaves_the_old_model(void **state) {
+  char parent[256], path[300];
+  snprintf(parent, sizeof parent, "%s/full", (const char *)*state);
+  snprintf(path, sizeof path, "%s/model", parent);
+  store s = open_store(PARITY "one_arm", 0);
+  assert_ok(hv_model_directory_fill(&s.directory, s.params, s.stream, NULL));
+  assert_ok(hv_make_directories(parent));
+  assert_ok(save_plain(&s, path));
+  signal(SIGXFSZ, SIG_IGN);
+  struct rlimit old, small;
+  assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+  small = (struct rlimit){.rlim_cur = 20000, .rlim_max = old.rlim_max};
+  assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+  hv_status status = save_plain(&s, path);
+  assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+  assert_error(status, "cannot save the model", "model.safetensors", "File too large");
+  assert_int_equal(count_entries(parent), 1);
+  hv_model_directory back;
+  assert_ok(hv_model_directory_open(path, &back));
+  assert_same_values(&s, back.tensors, 0);
+  hv_model_directory_close(&back);
+  close_store(&s);
+}
+
+/* What the child of the next test does until it is killed. */
+static int save_for_ever(const char *path) {
+  store s = open_store(PARITY "one_arm", 0);
+  assert_ok(hv_model_directory_fill(&s.directory, s.params, s.stream, NULL));
+  while (!save_plain(&s, path)) continue;
+  return 1;
+}
+
+static void a_killed_save_leaves_a_whole_model(void **state) {
+  char path[256];
+  snprintf(path, sizeof path, "%s/killed", (const char *)*state);
+  store s = open_store(PARITY "one_arm", 0);
+  assert_ok(hv_model_directory_fill(&s.directory, s.params, s.stream, NULL));
+  assert_ok(save_plain(&s, path));
+  unsigned random = 1;
+  for (int round = 0; round < 12; round++) {
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+      execl("/proc/self/exe", "test_model_directory", path, (char *)NULL);
+      _exit(127);
+    }
+    random = random * 1103515245u + 12345u;
+    usleep(20000 + random / 65536 % 60000);
+    kill(child, SIGKILL);
+    int result;
+    assert_int_equal(waitpid(child, &result, 0), child);
+    assert_true(WIFSIGNALED(result));
+    hv_model_directory back;
+    assert_ok(hv_model_directory_open(path, &back));
+    assert_same_values(&s, back.tensors, 0);
+    hv_model_directory_close(&back);
+  }
+  assert_ok(save_plain(&s, path));
+  char partial[300];
+  snprintf(partial, sizeof partial, "%s.partial", path);
+  assert_false(hv_file_exists(partial));
+  close_store(&s);
+}
+
+static void a_directory_takes_anothers_place(void **state) {
+  char fresh[256], path[256];
+  snprintf(fresh, sizeof fresh, "%s/fresh", (const char *)*state);
+  snprintf(path, sizeof path, "%s/place", (const char *)*state);
+  for (int round = 0; round < 2; round++) {
+    assert_ok(hv_make_directories(fresh));
+    write_text(in_folder(fresh, round ? "second" : "first"), "x");
+    assert_ok(hv_replace_directory(fresh, path));
+    assert_false(hv_file_exists(fresh));
+    assert_int_equal(count_entries(path), 1);
+    assert_true(hv_file_exists(in_folder(path, round ? "second" : "first")));
+  }
+  assert_error(hv_replace_directory(fresh, path), "cannot rename", fresh);
+  assert_true(hv_file_exists(in_folder(path, "second")));
+  write_text(fresh, "a file");
+  assert_error(hv_replace_directory(path, fresh), fresh, "is not a directory");
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1) return save_for_ever(argv[1]);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(the_file_says_what_the_config_does_not), cmocka_unit_test(parameters_are_filled_from_the_file),
+      cmocka_unit_test(all_misfits_are_told_at_once),           cmocka_unit_test(a_folder_without_a_model_is_named),
+      cmocka_unit_test(a_saved_model_opens_the_same),           cmocka_unit_test(a_full_disk_leaves_the_old_model),
+      cmocka_unit_test(a_killed_save_leaves_a_whole_model),     cmocka_unit_test(a_directory_takes_anothers_place),
+  };
+  return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
