@@ -1,0 +1,305 @@
+/* `hvla-train check` from outside: PyTorch's numbers in the fixtures of tests/fixtures/parity, and batches that are
+ * wrong. */
+#include <math.h>
+
+#include "core/io/safetensors.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+#define FIXTURES HVLA_SOURCE_DIR "/tests/fixtures/parity/"
+
+static const char *const cases[] = {"one_arm", "two_arms", "chunk", "clip", "linear", "diffusion", "autoregressive"};
+enum { CASES = sizeof cases / sizeof cases[0] };
+
+static hv_safetensors *open_tensors(const char *path) {
+  hv_safetensors *tensors;
+  assert_ok(hv_safetensors_open(path, &tensors));
+  return tensors;
+}
+
+static float *floats_of(const hv_file_tensor *tensor) {
+  float *values = malloc((size_t)tensor->count * sizeof *values);
+  assert_non_null(values);
+  hv_file_tensor_read_f32(tensor, 0, tensor->count, values);
+  return values;
+}
+
+/* ‖found − expected‖ / ‖expected‖; shapes and dtype must agree. */
+static double relative_error(const hv_file_tensor *found, const hv_file_tensor *expected) {
+  assert_int_equal(found->rank, expected->rank);
+  assert_memory_equal(found->shape, expected->shape, (size_t)found->rank * sizeof found->shape[0]);
+  assert_string_equal(found->dtype_name, "F32");
+  float *a = floats_of(found), *b = floats_of(expected);
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < found->count; i++) {
+    difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+    norm += (double)b[i] * (double)b[i];
+  }
+  free(a);
+  free(b);
+  return sqrt(difference) / fmax(sqrt(norm), 1e-30);
+}
+
+static bool starts_with(const char *text, const char *start) {
+  return strncmp(text, start, strlen(start)) == 0;
+}
+
+static double tolerance_of(const char *name) {
+  return starts_with(name, "grad.") || starts_with(name, "param.") || strcmp(name, "losses") == 0 ? 1e-3 : 1e-4;
+}
+
+static void run_check(const char *case_name, const char *out, const char *rest) {
+  char arguments[2048];
+  snprintf(arguments, sizeof arguments,
+           "check --model '" FIXTURES "%s' --batch '" FIXTURES "%s/batch.safetensors' --out '%s' %s", case_name,
+           case_name, out, rest);
+  expect_train(0, arguments, NULL);
+}
+
+static void equals_pytorch(void **state) {
+  for (int c = 0; c < CASES; c++) {
+    char path[512];
+    const char *out = in_folder(*state, "out.safetensors");
+    run_check(cases[c], out, "--steps 10 --lr 1e-3");
+    snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", cases[c]);
+    hv_safetensors *found = open_tensors(out), *expected = open_tensors(path);
+    int compared = 0;
+    for (int32_t i = 0; i < hv_safetensors_count(expected); i++) {
+      const hv_file_tensor *want = hv_safetensors_get(expected, i);
+      if (strcmp(want->name, "logits") == 0 || starts_with(want->name, "objective.")) continue;
+      const hv_file_tensor *got = hv_safetensors_find(found, want->name);
+      if (!got) fail_msg("%s: %s is not written", cases[c], want->name);
+      double error = relative_error(got, want);
+      if (!(error < tolerance_of(want->name))) fail_msg("%s: %s is off by %g", cases[c], want->name, error);
+      compared++;
+    }
+    assert_true(compared >= 5);
+    hv_safetensors_close(found);
+    hv_safetensors_close(expected);
+  }
+}
+
+static bool has_gradients(const hv_safetensors *tensors) {
+  for (int32_t i = 0; i < hv_safetensors_count(tensors); i++) {
+    if (starts_with(hv_safetensors_get(tensors, i)->name, "grad.")) return true;
+  }
+  return false;
+}
+
+/* Every gradient that is written is one that PyTorch has, where the fixture lists gradients, and none is vision's. */
+static void writes_no_other_gradients(void **state) {
+  for (int c = 0; c < CASES; c++) {
+    char path[512];
+    const char *out = in_folder(*state, "out.safetensors");
+    run_check(cases[c], out, "");
+    snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", cases[c]);
+    hv_safetensors *found = open_tensors(out), *expected = open_tensors(path);
+    for (int32_t i = 0; i < hv_safetensors_count(found); i++) {
+      const char *name = hv_safetensors_get(found, i)->name;
+      assert_false(starts_with(name, "grad.vision") || starts_with(name, "param.") || strcmp(name, "losses") == 0);
+      if (!starts_with(name, "grad.") || !has_gradients(expected)) continue;
+      if (!hv_safetensors_find(expected, name)) fail_msg("%s: %s is written, PyTorch has none", cases[c], name);
+    }
+    hv_safetensors_close(found);
+    hv_safetensors_close(expected);
+  }
+}
+
+static double loss_of(const char *path, const char *name) {
+  hv_safetensors *tensors = open_tensors(path);
+  const hv_file_tensor *tensor;
+  float loss;
+  assert_ok(hv_safetensors_require(tensors, name, &tensor));
+  hv_file_tensor_read_f32(tensor, 0, 1, &loss);
+  hv_safetensors_close(tensors);
+  return (double)loss;
+}
+
+static void bf16_loss_is_close(void **state) {
+  for (int c = 0; c < CASES; c++) {
+    char path[512];
+    const char *out = in_folder(*state, "out.safetensors");
+    run_check(cases[c], out, "--dtype bf16");
+    snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", cases[c]);
+    double expected = loss_of(path, "loss"), found = loss_of(out, "loss");
+    if (!(fabs(found - expected) < 0.002 * expected)) fail_msg("%s: %g, expected %g", cases[c], found, expected);
+  }
+}
+
+static void serves_each_objective_of_a_hybrid_model(void **state) {
+  static const char *const hybrid[] = {"one_arm", "two_arms", "chunk", "clip", "linear"};
+  static const char *const objectives[] = {"diffusion", "autoregressive"};
+  for (int c = 0; c < 5; c++) {
+    for (int o = 0; o < 2; o++) {
+      char path[512], option[64], name[64];
+      const char *out = in_folder(*state, "out.safetensors");
+      snprintf(option, sizeof option, "--objective %s", objectives[o]);
+      snprintf(name, sizeof name, "objective.%s.loss", objectives[o]);
+      run_check(hybrid[c], out, option);
+      snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", hybrid[c]);
+      double expected = loss_of(path, name), found = loss_of(out, "loss");
+      if (!(fabs(found - expected) < 1e-4 * expected)) fail_msg("%s: %g, expected %g", hybrid[c], found, expected);
+      hv_safetensors *tensors = open_tensors(out);
+      assert_true((hv_safetensors_find(tensors, "noise_pred") != NULL) == (o == 0));
+      assert_true((hv_safetensors_find(tensors, "loss_ce") != NULL) == (o == 1));
+      hv_safetensors_close(tensors);
+    }
+  }
+}
+
+static void refuses_an_objective_that_the_model_lacks(void **state) {
+  char arguments[2048];
+  const char *out = in_folder(*state, "out.safetensors");
+  snprintf(arguments, sizeof arguments,
+           "check --model '" FIXTURES "diffusion' --batch '" FIXTURES
+           "diffusion/batch.safetensors' --out '%s' --objective hybrid",
+           out);
+  expect_train(2, arguments, "diffusion", "hybrid", NULL);
+  assert_false(hv_file_exists(out));
+}
+
+/* How one tensor of a batch is spoiled. */
+typedef struct spoiling {
+  const char *tensor;
+  hv_dtype dtype;      /* it gets */
+  int32_t drop_rank;   /* dimensions left out in front */
+  int32_t longer_axis; /* this axis is one longer; −1: none */
+  int64_t index;       /* this value … */
+  double value;        /* … becomes this one; index −1: none */
+  bool leave_out;
+  const char *words[3];
+} spoiling;
+
+enum { KEEP = -1 };
+
+static void set_value(hv_dtype dtype, void *data, int64_t index, double value) {
+  if (dtype == HV_F32) ((float *)data)[index] = (float)value;
+  if (dtype == HV_I32) ((int32_t *)data)[index] = (int32_t)value;
+  if (dtype == HV_U8) ((uint8_t *)data)[index] = (uint8_t)value;
+}
+
+/* Copies a batch with one tensor spoiled; `add_mask` adds an action mask of ones first. */
+static void write_spoiled(const char *from, const char *to, const spoiling *how) {
+  hv_safetensors *tensors = open_tensors(from);
+  hv_safetensors_writer *writer;
+  assert_ok(hv_safetensors_writer_open(to, &writer));
+  void *data[16];
+  size_t sizes[16];
+  int written = 0;
+  for (int32_t i = 0; i < hv_safetensors_count(tensors); i++) {
+    const hv_file_tensor *tensor = hv_safetensors_get(tensors, i);
+    bool spoil = strcmp(tensor->name, how->tensor) == 0;
+    if (spoil && how->leave_out) continue;
+    int64_t shape[HV_FILE_MAX_RANK], count = 1;
+    int32_t rank = 0;
+    for (int32_t d = spoil ? how->drop_rank : 0; d < tensor->rank; d++) {
+      shape[rank] = tensor->shape[d] + (spoil && how->longer_axis == d);
+      count *= shape[rank++];
+    }
+    hv_dtype dtype = spoil ? how->dtype : tensor->dtype;
+    sizes[written] = (size_t)count * hv_dtype_size(dtype);
+    data[written] = calloc(1, sizes[written] + 1);
+    memcpy(data[written], tensor->data, sizes[written] < tensor->size ? sizes[written] : tensor->size);
+    if (spoil && how->index >= 0) set_value(dtype, data[written], how->index, how->value);
+    assert_ok(hv_safetensors_writer_declare(writer, tensor->name, dtype, rank, shape));
+    written++;
+  }
+  for (int i = 0; i < written; i++) {
+    assert_ok(hv_safetensors_writer_write(writer, data[i], sizes[i]));
+    free(data[i]);
+  }
+  assert_ok(hv_safetensors_writer_commit(writer));
+  hv_safetensors_close(tensors);
+}
+
+static void refuses_spoiled_batches(void **state) {
+  static const spoiling spoilings[] = {
+      {"images", HV_F32, 0, KEEP, KEEP, 0, false, {"images", "F32", "U8"}},
+      {"images", HV_U8, 1, KEEP, KEEP, 0, false, {"images", "expected U8"}},
+      {"images", HV_U8, 0, 2, KEEP, 0, false, {"images", "expected U8"}},
+      {"images", HV_U8, 0, KEEP, KEEP, 0, true, {"images is missing", "U8 [B, "}},
+      {"prompt_ids", HV_I64, 0, KEEP, KEEP, 0, false, {"prompt_ids", "I64", "I32"}},
+      {"prompt_ids", HV_I32, 0, KEEP, 1, 280, false, {"prompt_ids", "280", "279"}},
+      {"prompt_ids", HV_I32, 0, KEEP, 1, -1, false, {"prompt_ids", "-1"}},
+      {"prompt_ids", HV_I32, 0, KEEP, 1, -7, false, {"prompt_ids", "-7"}},
+      {"prompt_ids", HV_I32, 0, KEEP, 0, 5, false, {"prompt_ids", "<s>", "5"}},
+      {"state", HV_F32, 0, 1, KEEP, 0, false, {"state", "expected F32"}},
+      {"state", HV_F32, 0, KEEP, 2, NAN, false, {"state", "nan", "finite"}},
+      {"state", HV_F32, 0, KEEP, KEEP, 0, true, {"state is missing", "F32 ["}},
+      {"actions", HV_F64, 0, KEEP, KEEP, 0, false, {"actions", "F64", "F32"}},
+      {"actions", HV_F32, 0, KEEP, 3, INFINITY, false, {"actions", "inf", "finite"}},
+      {"actions", HV_F32, 0, 0, KEEP, 0, false, {"actions", "expected F32"}},
+      {"noise", HV_F32, 0, 3, KEEP, 0, false, {"noise", "expected F32"}},
+      {"noise", HV_F32, 0, KEEP, 0, NAN, false, {"noise", "nan"}},
+      {"noise", HV_F32, 0, KEEP, KEEP, 0, true, {"noise is missing"}},
+      {"timesteps", HV_I32, 0, KEEP, 0, 50, false, {"timesteps", "50", "49"}},
+      {"timesteps", HV_I32, 0, KEEP, 0, -1, false, {"timesteps", "-1"}},
+      {"timesteps", HV_I32, 0, 1, KEEP, 0, false, {"timesteps", "expected I32"}},
+      {"timesteps", HV_I32, 0, KEEP, KEEP, 0, true, {"timesteps is missing"}},
+      {"action_mask", HV_U8, 0, KEEP, 1, 2, false, {"action_mask", "expected 0 or 1"}},
+      {"action_mask", HV_U8, 0, 1, KEEP, 0, false, {"action_mask", "expected U8"}},
+  };
+  for (size_t i = 0; i < sizeof spoilings / sizeof spoilings[0]; i++) {
+    char arguments[2048];
+    const char *bad = in_folder(*state, "bad.safetensors"), *out = in_folder(*state, "out.safetensors");
+    write_spoiled(FIXTURES "diffusion/batch.safetensors", bad, &spoilings[i]);
+    snprintf(arguments, sizeof arguments, "check --model '" FIXTURES "diffusion' --batch '%s' --out '%s'", bad, out);
+    expect_train(2, arguments, "bad.safetensors", spoilings[i].words[0], spoilings[i].words[1],
+                 spoilings[i].words[1] ? spoilings[i].words[2] : NULL, NULL);
+    assert_false(hv_file_exists(out));
+  }
+}
+
+static void reports_all_shapes_together(void **state) {
+  char arguments[2048];
+  const char *out = in_folder(*state, "out.safetensors");
+  snprintf(arguments, sizeof arguments,
+           "check --model '" FIXTURES "two_arms' --batch '" FIXTURES "chunk/batch.safetensors' --out '%s'", out);
+  expect_train(2, arguments, "images", "actions", "noise", NULL);
+  assert_false(hv_file_exists(out));
+}
+
+static void refuses_files_that_are_none(void **state) {
+  char arguments[2048];
+  const char *out = in_folder(*state, "out.safetensors"), *text = in_folder(*state, "text.safetensors");
+  write_text(text, "this is no safetensors file");
+  const char *const batches[] = {text, in_folder(*state, "absent.safetensors")};
+  for (int i = 0; i < 2; i++) {
+    snprintf(arguments, sizeof arguments, "check --model '" FIXTURES "one_arm' --batch '%s' --out '%s'", batches[i],
+             out);
+    expect_train(2, arguments, batches[i], NULL);
+    assert_false(hv_file_exists(out));
+  }
+  snprintf(arguments, sizeof arguments, "check --model '%s' --batch '" FIXTURES "one_arm/batch.safetensors' --out '%s'",
+           text, out);
+  expect_train(2, arguments, "text.safetensors", NULL);
+  snprintf(arguments, sizeof arguments,
+           "check --model '" FIXTURES "one_arm' --batch '" FIXTURES
+           "one_arm/batch.safetensors' --out '%s' --device nowhere",
+           out);
+  expect_train(2, arguments, "nowhere", NULL);
+  assert_false(hv_file_exists(out));
+}
+
+/* Parameters after --steps are those of the same steps in one go, whatever the number of threads. */
+static void does_not_depend_on_threads(void **state) {
+  const char *one = in_folder(*state, "one.safetensors"), *two = in_folder(*state, "two.safetensors");
+  run_check("one_arm", one, "--steps 3 --lr 1e-3 --threads 1");
+  run_check("one_arm", two, "--steps 3 --lr 1e-3 --threads 2");
+  assert_true(same_bytes(one, two));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(equals_pytorch, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(writes_no_other_gradients, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(bf16_loss_is_close, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(serves_each_objective_of_a_hybrid_model, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_an_objective_that_the_model_lacks, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_spoiled_batches, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(reports_all_shapes_together, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_files_that_are_none, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_depend_on_threads, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
