@@ -105,6 +105,10 @@ typedef struct hv_device_options {
   int threads; /* of the CPU; 0: as many as there are processors */
 } hv_device_options;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 HV_NODISCARD hv_status hv_device_load(const char *name, const hv_device_options *options, hv_device **out);
 
 /* A device that runs nothing: operations check their operands and count work, allocations count bytes and hand out
@@ -122,5 +126,9 @@ typedef struct hv_plan_counts {
 HV_NODISCARD hv_status hv_plan_device_open(hv_device **out);
 void hv_plan_device_counts(const hv_device *plan, hv_plan_counts *out);
 void hv_plan_device_reset(hv_device *plan); /* zeroes the work, keeps allocations; the peak becomes what is live */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

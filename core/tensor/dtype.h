@@ -43,11 +43,19 @@ static inline uint16_t hv_bf16_from_float(float value) {
   return (uint16_t)((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
 }
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 float hv_f16_to_float(uint16_t bits);
 uint16_t hv_f16_from_float(float value); /* round to nearest even, overflow to infinity */
 
 /* Host arrays: converts `count` elements between F32, BF16, F16 and F64, rounding to nearest even; other dtypes only to
  * themselves. */
 void hv_dtype_convert(hv_dtype to, void *dst, hv_dtype from, const void *src, int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

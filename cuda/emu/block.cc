@@ -1,0 +1,445 @@
+#include "cuda/emu/block.h"
+
+#include <omp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda/emu/fiber.h"
+#include "cuda/emu/shadow.h"
+
+enum { STACK_BYTES = 256 << 10, POISON = 0xff /* NaN in every floating-point type */ };
+
+enum thread_state { READY, AT_BARRIER, AT_MEETING, FINISHED };
+
+/* An asynchronous copy that has not landed. */
+struct pending_copy {
+  void *to;
+  const void *from;
+  size_t bytes;
+  int group;
+};
+
+struct worker;
+
+struct emu_thread {
+  hv_emu_indices indices; /* first: hv_emu_here points at it */
+  struct worker *worker;
+  hv_fiber *fiber;
+  thread_state state;
+  int index, warp, lane;
+  pending_copy *copies;
+  int copy_count, copy_capacity;
+  int open_group; /* the group that copies join until the next commit */
+};
+
+/* Lanes of a warp on their way to one warp-wide operation. */
+struct meeting {
+  uint32_t mask, arrived;
+  hv_emu_combine combine;
+  void *operands[HV_EMU_WARP];
+};
+
+struct worker {
+  hv_fiber scheduler;
+  emu_thread threads[HV_EMU_MAX_THREADS];
+  hv_fiber fibers[HV_EMU_MAX_THREADS]; /* stacks; those not in use are listed in free_fibers */
+  int free_fibers[HV_EMU_MAX_THREADS], free_count, fiber_count;
+  meeting meetings[HV_EMU_MAX_THREADS / HV_EMU_WARP][HV_EMU_WARP]; /* by the lowest lane of the mask */
+  const hv_emu_launch *launch;
+  int thread_count, at_barrier, finished;
+  unsigned char *shared;
+  hv_shadow shadow;
+  hv_status fault;
+};
+
+struct hv_emu_workers {
+  int count;
+  worker *workers[]; /* made when first used */
+};
+
+static thread_local emu_thread *self;
+
+const hv_emu_indices *hv_emu_here(void) {
+  return &self->indices;
+}
+
+int hv_emu_lane(void) {
+  return self->lane;
+}
+
+unsigned char *hv_emu_shared_base(void) {
+  return self->worker->shared;
+}
+
+static void report(const emu_thread *thread, const char *text) {
+  worker *w = thread->worker;
+  if (w->fault) return;
+  const uint3 *b = &thread->indices.block, *t = &thread->indices.thread;
+  w->fault = hv_error(HV_ERR_DEVICE, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s", w->launch->name, b->x,
+                      b->y, b->z, t->x, t->y, t->z, text);
+}
+
+void hv_emu_fault(const char *format, ...) {
+  char text[512];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  report(self, text);
+}
+
+static void yield_to_scheduler(void) {
+  hv_fiber_switch(self->fiber, &self->worker->scheduler);
+}
+
+/* Gives up the running thread for good, after a fault that leaves nothing sensible to do. */
+static void stop_thread(void) {
+  self->state = FINISHED;
+  self->worker->finished++;
+  for (;;) yield_to_scheduler();
+}
+
+static bool inside_shared(const void *address, size_t bytes) {
+  const unsigned char *base = self->worker->shared, *at = (const unsigned char *)address;
+  return at >= base && at + bytes <= base + self->worker->launch->shared_bytes;
+}
+
+static bool check_access(const void *address, size_t bytes, bool write) {
+  worker *w = self->worker;
+  if (!inside_shared(address, bytes)) {
+    hv_emu_fault("%s %zu bytes at offset %td, outside its %zu bytes of shared memory", write ? "writes" : "reads",
+                 bytes, (const unsigned char *)address - w->shared, w->launch->shared_bytes);
+    return false;
+  }
+  size_t offset = (size_t)((const unsigned char *)address - w->shared);
+  hv_shadow_access access = {self->index, self->warp, offset, bytes};
+  char text[256];
+  bool clean = write ? hv_shadow_write(&w->shadow, &access, text, sizeof text)
+                     : hv_shadow_read(&w->shadow, &access, text, sizeof text);
+  if (!clean) report(self, text);
+  return true;
+}
+
+bool hv_emu_shared_read(const void *address, size_t bytes) {
+  return check_access(address, bytes, false);
+}
+
+bool hv_emu_shared_write(void *address, size_t bytes) {
+  return check_access(address, bytes, true);
+}
+
+void hv_emu_barrier(void) {
+  worker *w = self->worker;
+  self->state = AT_BARRIER;
+  w->at_barrier++;
+  if (w->at_barrier == w->thread_count) {
+    for (int i = 0; i < w->thread_count; i++) w->threads[i].state = READY;
+    w->at_barrier = 0;
+    hv_shadow_barrier(&w->shadow);
+  }
+  yield_to_scheduler();
+}
+
+void hv_emu_meet(uint32_t mask, hv_emu_combine combine, void *operand, bool orders_memory) {
+  worker *w = self->worker;
+  if (!(mask >> self->lane & 1u)) {
+    hv_emu_fault("takes part in a warp-wide operation whose mask 0x%08x lacks its lane %d", mask, self->lane);
+    stop_thread();
+  }
+  meeting *m = &w->meetings[self->warp][__builtin_ctz(mask)];
+  if (m->arrived == 0) {
+    m->mask = mask;
+    m->combine = combine;
+  } else if (m->mask != mask || m->combine != combine) {
+    hv_emu_fault("and another lane of its warp are at different warp-wide operations (masks 0x%08x and 0x%08x)", mask,
+                 m->mask);
+    stop_thread();
+  }
+  m->operands[self->lane] = operand;
+  m->arrived |= 1u << self->lane;
+  if (m->arrived != mask) {
+    self->state = AT_MEETING;
+    yield_to_scheduler();
+    return;
+  }
+  m->arrived = 0;
+  combine(m->operands, mask);
+  if (orders_memory && mask == 0xffffffffu) hv_shadow_warp_barrier(&w->shadow, self->warp);
+  emu_thread *first = &w->threads[self->warp * HV_EMU_WARP];
+  for (uint32_t rest = mask; rest; rest &= rest - 1) first[__builtin_ctz(rest)].state = READY;
+}
+
+void hv_emu_copy_issue(void *to, const void *from, size_t bytes) {
+  worker *w = self->worker;
+  if (!inside_shared(to, bytes)) {
+    hv_emu_fault("copies %zu bytes to offset %td, outside its %zu bytes of shared memory", bytes,
+                 (unsigned char *)to - w->shared, w->launch->shared_bytes);
+    return;
+  }
+  if (((uintptr_t)to | (uintptr_t)from) % bytes != 0) {
+    hv_emu_fault("copies %zu bytes asynchronously between addresses that are not multiples of %zu", bytes, bytes);
+  }
+  if (self->copy_count == self->copy_capacity) {
+    int capacity = self->copy_capacity ? 2 * self->copy_capacity : 32;
+    void *grown = realloc(self->copies, (size_t)capacity * sizeof *self->copies);
+    if (!grown) {
+      hv_emu_fault("no memory to remember an asynchronous copy");
+      stop_thread();
+    }
+    self->copies = (pending_copy *)grown;
+    self->copy_capacity = capacity;
+  }
+  self->copies[self->copy_count++] = {to, from, bytes, self->open_group};
+  /* From now on nobody may touch the target: as a write it must be ordered with earlier accesses of other threads. */
+  check_access(to, bytes, true);
+  hv_shadow_flight(&w->shadow, (size_t)((unsigned char *)to - w->shared), bytes, true);
+}
+
+void hv_emu_copy_commit(void) {
+  self->open_group++;
+}
+
+void hv_emu_copy_wait(int groups_left) {
+  worker *w = self->worker;
+  int landed = 0;
+  while (landed < self->copy_count && self->copies[landed].group < self->open_group - groups_left) {
+    const pending_copy *c = &self->copies[landed++];
+    hv_shadow_flight(&w->shadow, (size_t)((unsigned char *)c->to - w->shared), c->bytes, false);
+    check_access(c->to, c->bytes, true);
+    if (c->from) {
+      memcpy(c->to, c->from, c->bytes);
+    } else {
+      memset(c->to, 0, c->bytes);
+    }
+  }
+  self->copy_count -= landed;
+  memmove(self->copies, self->copies + landed, (size_t)self->copy_count * sizeof *self->copies);
+}
+
+static void thread_main(void *argument) {
+  hv_fiber_entered();
+  emu_thread *thread = (emu_thread *)argument;
+  worker *w = thread->worker;
+  w->launch->run(w->launch->arguments);
+  thread->state = FINISHED;
+  w->finished++;
+  w->free_fibers[w->free_count++] = (int)(thread->fiber - w->fibers);
+  yield_to_scheduler();
+  abort(); /* never resumed */
+}
+
+/* A stack for a thread that starts. */
+static hv_fiber *take_fiber(worker *w) {
+  if (w->free_count == 0) {
+    hv_status status = hv_fiber_open(STACK_BYTES, &w->fibers[w->fiber_count]);
+    if (status) {
+      w->fault = hv_status_first(w->fault, status);
+      return nullptr;
+    }
+    w->free_fibers[w->free_count++] = w->fiber_count++;
+  }
+  return &w->fibers[w->free_fibers[--w->free_count]];
+}
+
+/* Runs one thread until it stops. False: there is no memory to start it. */
+static bool resume(worker *w, emu_thread *thread) {
+  if (!thread->fiber) {
+    thread->fiber = take_fiber(w);
+    if (!thread->fiber) return false;
+    hv_fiber_start(thread->fiber, thread_main, thread);
+  }
+  self = thread;
+  hv_fiber_switch(&w->scheduler, thread->fiber);
+  return true;
+}
+
+static uint64_t next_random(uint64_t *state) {
+  uint64_t z = *state += 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
+/* A seeded order of 0 … count − 1: start, start + stride, … modulo count. */
+struct order {
+  unsigned start, stride, count;
+};
+
+static unsigned common_divisor(unsigned a, unsigned b) {
+  while (b) {
+    unsigned rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+static order make_order(unsigned count, uint64_t *seed) {
+  uint64_t random = next_random(seed);
+  order o = {(unsigned)(random % count), (unsigned)(random >> 32) % count, count};
+  while (common_divisor(o.stride, count) != 1) o.stride = (o.stride + 1) % count;
+  return o;
+}
+
+static unsigned at(const order *o, unsigned i) {
+  return (unsigned)((o->start + (uint64_t)i * o->stride) % o->count);
+}
+
+/* No thread can go on, though some have not finished. */
+static void report_stuck(worker *w) {
+  int stuck = 0, at_barrier = 0;
+  for (int i = w->thread_count - 1; i >= 0; i--) {
+    if (w->threads[i].state != FINISHED) stuck = i;
+    if (w->threads[i].state == AT_BARRIER) at_barrier++;
+  }
+  char text[160];
+  if (w->threads[stuck].state == AT_BARRIER) {
+    snprintf(text, sizeof text, "waits at a barrier that only %d of %d threads reach (%d have returned)", at_barrier,
+             w->thread_count, w->finished);
+  } else {
+    snprintf(text, sizeof text, "waits at a warp-wide operation that not all lanes of its mask reach");
+  }
+  report(&w->threads[stuck], text);
+}
+
+/* Every stack is free again, also those of threads that a fault left in the middle. */
+static void reclaim_fibers(worker *w) {
+  w->free_count = 0;
+  for (int i = w->fiber_count - 1; i >= 0; i--) w->free_fibers[w->free_count++] = i;
+}
+
+static void begin_block(worker *w, uint3 block) {
+  const hv_emu_launch *launch = w->launch;
+  w->at_barrier = w->finished = 0;
+  if (w->free_count != w->fiber_count) reclaim_fibers(w);
+  memset(w->shared, POISON, launch->shared_bytes);
+  memset(w->meetings, 0, sizeof w->meetings[0] * (size_t)((w->thread_count + HV_EMU_WARP - 1) / HV_EMU_WARP));
+  hv_shadow_begin(&w->shadow);
+  for (int i = 0; i < w->thread_count; i++) {
+    emu_thread *t = &w->threads[i];
+    unsigned x = (unsigned)i % launch->block.x, rest = (unsigned)i / launch->block.x;
+    t->indices = {{x, rest % launch->block.y, rest / launch->block.y}, block, launch->block, launch->grid};
+    t->worker = w;
+    t->fiber = nullptr;
+    t->state = READY;
+    t->index = i;
+    t->warp = i / HV_EMU_WARP;
+    t->lane = i % HV_EMU_WARP;
+    t->copy_count = t->open_group = 0;
+  }
+}
+
+static void run_block(worker *w, uint3 block, uint64_t seed) {
+  begin_block(w, block);
+  while (w->finished < w->thread_count) {
+    order o = make_order((unsigned)w->thread_count, &seed);
+    bool progress = false;
+    for (unsigned i = 0; i < o.count; i++) {
+      emu_thread *thread = &w->threads[at(&o, i)];
+      if (thread->state != READY) continue;
+      progress = true;
+      if (!resume(w, thread)) return;
+    }
+    if (progress) continue;
+    report_stuck(w);
+    return;
+  }
+}
+
+static hv_status open_worker(worker **out) {
+  if (*out) return HV_OK;
+  worker *w = (worker *)calloc(1, sizeof *w);
+  void *shared = nullptr;
+  if (!w || posix_memalign(&shared, 1024, HV_EMU_SHARED_BYTES) != 0) {
+    free(w);
+    return hv_error_memory("the emulated device's shared memory");
+  }
+  w->shared = (unsigned char *)shared;
+  hv_status status = hv_shadow_open(HV_EMU_SHARED_BYTES, HV_EMU_MAX_THREADS / HV_EMU_WARP, &w->shadow);
+  if (status) {
+    free(shared);
+    free(w);
+    return status;
+  }
+  *out = w;
+  return HV_OK;
+}
+
+static void close_worker(worker *w) {
+  if (!w) return;
+  for (int i = 0; i < w->fiber_count; i++) hv_fiber_close(&w->fibers[i]);
+  for (int i = 0; i < HV_EMU_MAX_THREADS; i++) free(w->threads[i].copies);
+  hv_shadow_close(&w->shadow);
+  free(w->shared);
+  free(w);
+}
+
+hv_status hv_emu_workers_open(int count, hv_emu_workers **out) {
+  *out = nullptr;
+  if (count <= 0) count = omp_get_max_threads();
+  hv_emu_workers *workers = (hv_emu_workers *)calloc(1, sizeof *workers + (size_t)count * sizeof workers->workers[0]);
+  if (!workers) return hv_error_memory("the emulated device");
+  workers->count = count;
+  *out = workers;
+  return HV_OK;
+}
+
+void hv_emu_workers_close(hv_emu_workers *workers) {
+  if (!workers) return;
+  for (int i = 0; i < workers->count; i++) close_worker(workers->workers[i]);
+  free(workers);
+}
+
+static uint3 block_at(const hv_emu_launch *launch, uint64_t index) {
+  uint64_t rest = index / launch->grid.x;
+  return {(unsigned)(index % launch->grid.x), (unsigned)(rest % launch->grid.y), (unsigned)(rest / launch->grid.y)};
+}
+
+static hv_status check_launch(const hv_emu_launch *launch) {
+  uint64_t threads = (uint64_t)launch->block.x * launch->block.y * launch->block.z;
+  uint64_t blocks = (uint64_t)launch->grid.x * launch->grid.y * launch->grid.z;
+  if (threads == 0 || threads > HV_EMU_MAX_THREADS || launch->block.z > 64) {
+    return hv_error(HV_ERR_DEVICE, "kernel %s: a block of %u × %u × %u threads; a device takes 1 to %d", launch->name,
+                    launch->block.x, launch->block.y, launch->block.z, HV_EMU_MAX_THREADS);
+  }
+  if (launch->shared_bytes > HV_EMU_SHARED_BYTES) {
+    return hv_error(HV_ERR_DEVICE, "kernel %s: %zu bytes of shared memory; the smallest card offers %d", launch->name,
+                    launch->shared_bytes, HV_EMU_SHARED_BYTES);
+  }
+  if (blocks == 0 || launch->grid.x > 0x7fffffffu || launch->grid.y > 65535 || launch->grid.z > 65535) {
+    return hv_error(HV_ERR_DEVICE,
+                    "kernel %s: a grid of %u × %u × %u blocks; a device takes 1 to 2147483647 × 65535 × "
+                    "65535",
+                    launch->name, launch->grid.x, launch->grid.y, launch->grid.z);
+  }
+  return HV_OK;
+}
+
+hv_status hv_emu_run(hv_emu_workers *workers, const hv_emu_launch *launch) {
+  HV_TRY(check_launch(launch));
+  uint64_t blocks = (uint64_t)launch->grid.x * launch->grid.y * launch->grid.z, seed = launch->seed;
+  bool few = blocks == 1 || workers->count == 1;
+  int used = few ? 1 : workers->count;
+  for (int i = 0; i < used; i++) HV_TRY(open_worker(&workers->workers[i]));
+  /* Blocks by a multiplicative order as well; the grid may exceed 32 bits, so strides are kept below 2^31. */
+  unsigned window = blocks < 0x40000000u ? (unsigned)blocks : 0x40000000u;
+  order o = make_order(window, &seed);
+#pragma omp parallel for schedule(dynamic) num_threads(used) if (!few)
+  for (uint64_t i = 0; i < blocks; i++) {
+    worker *w = workers->workers[omp_get_thread_num()];
+    uint64_t index = i < window ? at(&o, (unsigned)i) : i;
+    if (w->fault) continue;
+    w->launch = launch;
+    w->thread_count = (int)(launch->block.x * launch->block.y * launch->block.z);
+    uint64_t block_seed = seed ^ index * 0x9e3779b97f4a7c15u;
+    run_block(w, block_at(launch, index), block_seed);
+  }
+  hv_status fault = HV_OK;
+  for (int i = 0; i < used; i++) {
+    fault = hv_status_first(fault, workers->workers[i]->fault);
+    workers->workers[i]->fault = HV_OK;
+  }
+  return fault;
+}

@@ -1,0 +1,311 @@
+#include "cuda/emu/runtime.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cuda/device.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
+enum { POISON = 0xff /* NaN in every floating-point type, −1 in every integer */, GUARD = 16 << 10, ALIGNMENT = 256 };
+
+/* Memory handed out: guard, contents, guard. */
+struct allocation {
+  allocation *next;
+  unsigned char *memory; /* the contents */
+  size_t bytes, total;   /* of the contents; of the whole */
+  char what[64];
+};
+
+struct task {
+  task *next;
+  uint64_t place; /* in its queue, from 1 on */
+  hv_emu_work work;
+  alignas(16) unsigned char payload[];
+};
+
+struct hv_queue {
+  hv_queue *next;
+  hv_runtime *runtime;
+  uint64_t identity;
+  task *first, *last;
+  uint64_t queued; /* tasks so far */
+  hv_status error;
+};
+
+struct hv_mark {
+  uint64_t queue; /* identity; 0: never recorded */
+  uint64_t place;
+};
+
+struct hv_runtime {
+  hv_card card;
+  hv_emu_workers *workers;
+  allocation *allocations;
+  hv_queue *queues;
+  uint64_t queues_made, seed, launches;
+};
+
+hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
+  *out = nullptr;
+  hv_runtime *runtime = (hv_runtime *)calloc(1, sizeof *runtime);
+  if (!runtime) return hv_error_memory("the emulated device");
+  hv_status status = hv_emu_workers_open(options ? options->threads : 0, &runtime->workers);
+  if (status) {
+    free(runtime);
+    return status;
+  }
+  const char *seed = getenv("HVLA_EMU_SEED");
+  runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
+  size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+  runtime->card = hv_card{"emulated card", 8, 9, 1, memory};
+  *out = runtime;
+  return HV_OK;
+}
+
+static void drain(hv_runtime *runtime);
+
+void hv_runtime_close(hv_runtime *runtime) {
+  if (!runtime) return;
+  hv_emu_workers_close(runtime->workers);
+  free(runtime);
+}
+
+const hv_card *hv_runtime_card(const hv_runtime *runtime) {
+  return &runtime->card;
+}
+
+static unsigned char *guard_before(const allocation *a) {
+  return a->memory - GUARD;
+}
+static size_t guard_bytes_after(const allocation *a) {
+  return a->total - GUARD - a->bytes;
+}
+
+hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
+  *out = nullptr;
+  size_t padded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, total = padded + 2 * GUARD;
+  allocation *a = (allocation *)calloc(1, sizeof *a);
+  void *memory = total > bytes ? aligned_alloc(ALIGNMENT, total) : nullptr;
+  if (!a || !memory) {
+    free(a);
+    free(memory);
+    return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the emulated card", what, bytes);
+  }
+  memset(memory, POISON, total);
+  *a = allocation{runtime->allocations, (unsigned char *)memory + GUARD, bytes, total, ""};
+  snprintf(a->what, sizeof a->what, "%s", what);
+  runtime->allocations = a;
+  ASAN_POISON_MEMORY_REGION(guard_before(a), GUARD);
+  ASAN_POISON_MEMORY_REGION(a->memory + bytes, guard_bytes_after(a));
+  *out = a->memory;
+  return HV_OK;
+}
+
+/* Where a guard zone was written to, or NULL. AddressSanitizer finds that itself, and may not be read past. */
+static const unsigned char *damage(const unsigned char *zone, size_t bytes) {
+#ifndef __SANITIZE_ADDRESS__
+  for (size_t i = 0; i < bytes; i++) {
+    if (zone[i] != POISON) return zone + i;
+  }
+#endif
+  (void)zone, (void)bytes;
+  return nullptr;
+}
+
+static hv_status check_guards(allocation *a) {
+  const unsigned char *at = damage(guard_before(a), GUARD);
+  if (!at) at = damage(a->memory + a->bytes, guard_bytes_after(a));
+  if (!at) return HV_OK;
+  ptrdiff_t offset = at - a->memory;
+  memset(guard_before(a), POISON, GUARD);
+  memset(a->memory + a->bytes, POISON, guard_bytes_after(a));
+  return hv_error(HV_ERR_DEVICE, "device memory was written outside an allocation: at byte %td of %s, which has %zu",
+                  offset, a->what, a->bytes);
+}
+
+void hv_runtime_release(hv_runtime *runtime, void *memory) {
+  if (!memory) return;
+  drain(runtime);
+  for (allocation **link = &runtime->allocations; *link; link = &(*link)->next) {
+    allocation *a = *link;
+    if (a->memory != memory) continue;
+    hv_status status = check_guards(a);
+    if (status && runtime->queues) {
+      runtime->queues->error = hv_status_first(runtime->queues->error, status);
+    } else {
+      hv_status_free(status);
+    }
+    *link = a->next;
+    ASAN_UNPOISON_MEMORY_REGION(guard_before(a), a->total);
+    free(guard_before(a));
+    free(a);
+    return;
+  }
+}
+
+hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
+  (void)runtime;
+  *out = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+  if (*out) return HV_OK;
+  return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the host", what, bytes);
+}
+
+void hv_runtime_release_host(hv_runtime *runtime, void *memory) {
+  if (!memory) return;
+  drain(runtime);
+  free(memory);
+}
+
+hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out) {
+  hv_queue *queue = (hv_queue *)calloc(1, sizeof *queue);
+  *out = queue;
+  if (!queue) return hv_error_memory("a queue of the emulated device");
+  queue->runtime = runtime;
+  queue->identity = ++runtime->queues_made;
+  queue->next = runtime->queues;
+  runtime->queues = queue;
+  return HV_OK;
+}
+
+/* Runs a queue's tasks up to and including `place`. */
+static void run_until(hv_queue *queue, uint64_t place) {
+  while (queue->first && queue->first->place <= place) {
+    task *t = queue->first;
+    queue->first = t->next;
+    if (!queue->first) queue->last = nullptr;
+    if (!queue->error) queue->error = t->work(queue->runtime, t->payload);
+    free(t);
+  }
+}
+
+static void drain(hv_runtime *runtime) {
+  for (hv_queue *queue = runtime->queues; queue; queue = queue->next) run_until(queue, queue->queued);
+}
+
+void hv_queue_close(hv_queue *queue) {
+  if (!queue) return;
+  run_until(queue, queue->queued);
+  hv_queue **link = &queue->runtime->queues;
+  while (*link != queue) link = &(*link)->next;
+  *link = queue->next;
+  hv_status_free(queue->error);
+  free(queue);
+}
+
+hv_status hv_queue_synchronize(hv_queue *queue) {
+  run_until(queue, queue->queued);
+  hv_status status = queue->error;
+  queue->error = HV_OK;
+  for (allocation *a = queue->runtime->allocations; a; a = a->next) {
+    status = hv_status_first(status, check_guards(a));
+  }
+  return status;
+}
+
+hv_status hv_emu_enqueue(hv_queue *queue, hv_emu_work work, const void *payload, size_t bytes) {
+  task *t = (task *)malloc(sizeof *t + bytes);
+  if (!t) return hv_error_memory("work for the emulated device");
+  t->next = nullptr;
+  t->place = ++queue->queued;
+  t->work = work;
+  if (bytes) memcpy(t->payload, payload, bytes);
+  if (queue->last) {
+    queue->last->next = t;
+  } else {
+    queue->first = t;
+  }
+  queue->last = t;
+  return HV_OK;
+}
+
+struct copy_payload {
+  void *to;
+  const void *from;
+  size_t bytes;
+};
+
+static hv_status run_copy(hv_runtime *, const void *payload) {
+  const copy_payload *c = (const copy_payload *)payload;
+  memcpy(c->to, c->from, c->bytes);
+  return HV_OK;
+}
+
+hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes) {
+  copy_payload c = {to, from, bytes};
+  return hv_emu_enqueue(queue, run_copy, &c, sizeof c);
+}
+
+struct set_payload {
+  void *to;
+  int byte;
+  size_t bytes;
+};
+
+static hv_status run_set(hv_runtime *, const void *payload) {
+  const set_payload *s = (const set_payload *)payload;
+  memset(s->to, s->byte, s->bytes);
+  return HV_OK;
+}
+
+hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
+  set_payload s = {to, byte, bytes};
+  return hv_emu_enqueue(queue, run_set, &s, sizeof s);
+}
+
+hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out) {
+  (void)runtime;
+  *out = (hv_mark *)calloc(1, sizeof **out);
+  return *out ? HV_OK : hv_error_memory("an event of the emulated device");
+}
+
+void hv_mark_close(hv_mark *mark) {
+  free(mark);
+}
+
+hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
+  *mark = hv_mark{queue->identity, queue->queued};
+  return HV_OK;
+}
+
+/* A queue that was closed has finished its work. */
+static hv_status run_wait(hv_runtime *runtime, const void *payload) {
+  const hv_mark *mark = (const hv_mark *)payload;
+  for (hv_queue *queue = runtime->queues; queue; queue = queue->next) {
+    if (queue->identity == mark->queue) run_until(queue, mark->place);
+  }
+  return HV_OK;
+}
+
+hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
+  if (mark->queue == 0) return HV_OK;
+  return hv_emu_enqueue(queue, run_wait, mark, sizeof *mark);
+}
+
+/* A launch in a queue; its arguments follow. */
+struct alignas(16) launch_payload {
+  hv_emu_launch launch;
+};
+
+static hv_status run_launch(hv_runtime *runtime, const void *payload) {
+  hv_emu_launch launch = ((const launch_payload *)payload)->launch;
+  launch.arguments = (const launch_payload *)payload + 1;
+  launch.seed = runtime->seed * 0x9e3779b97f4a7c15u + ++runtime->launches;
+  return hv_emu_run(runtime->workers, &launch);
+}
+
+enum { MOST_ARGUMENT_BYTES = 4096 };
+
+hv_status hv_emu_queue_launch(hv_queue *queue, const hv_emu_launch *launch, size_t argument_bytes) {
+  alignas(16) unsigned char payload[sizeof(launch_payload) + MOST_ARGUMENT_BYTES];
+  ((launch_payload *)payload)->launch = *launch;
+  memcpy(payload + sizeof(launch_payload), launch->arguments, argument_bytes);
+  return hv_emu_enqueue(queue, run_launch, payload, sizeof(launch_payload) + argument_bytes);
+}

@@ -1,0 +1,162 @@
+/* The device: its methods and its table of operations, over runtime.h. The same source makes libhvla-cuda.so and
+ * libhvla-emu.so. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda/kernels.h"
+#include "cuda/runtime.h"
+
+struct cuda_device {
+  hv_device head;
+  hv_runtime *runtime;
+};
+
+static cuda_device *device_of(hv_device *device) {
+  return (cuda_device *)device;
+}
+
+static void close_device(hv_device *device) {
+  hv_runtime_close(device_of(device)->runtime);
+  free(device);
+}
+
+static hv_status allocate(hv_device *device, size_t bytes, const char *what, void **out) {
+  return hv_runtime_allocate(device_of(device)->runtime, bytes, what, out);
+}
+
+static void release(hv_device *device, void *memory) {
+  hv_runtime_release(device_of(device)->runtime, memory);
+}
+
+static hv_status allocate_host(hv_device *device, size_t bytes, const char *what, void **out) {
+  return hv_runtime_allocate_host(device_of(device)->runtime, bytes, what, out);
+}
+
+static void release_host(hv_device *device, void *memory) {
+  hv_runtime_release_host(device_of(device)->runtime, memory);
+}
+
+static hv_status stream_open(hv_device *device, hv_stream **out) {
+  *out = nullptr;
+  hv_cuda_stream *stream = (hv_cuda_stream *)calloc(1, sizeof *stream);
+  if (!stream) return hv_error_memory("a stream");
+  stream->head.device = device;
+  hv_status status = hv_queue_open(device_of(device)->runtime, &stream->queue);
+  if (status) {
+    free(stream);
+    return status;
+  }
+  *out = &stream->head;
+  return HV_OK;
+}
+
+static void stream_close(hv_stream *stream) {
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  hv_runtime *runtime = device_of(stream->device)->runtime;
+  hv_queue_close(own->queue);
+  hv_runtime_release(runtime, own->scratch);
+  hv_status_free(own->error);
+  free(own);
+}
+
+static hv_status stream_synchronize(hv_stream *stream) {
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  hv_status first = own->error;
+  own->error = HV_OK;
+  return hv_status_first(first, hv_queue_synchronize(own->queue));
+}
+
+void hv_stream_fail(hv_stream *stream, hv_status error) {
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  own->error = hv_status_first(own->error, error);
+}
+
+hv_runtime *hv_stream_runtime(hv_stream *stream) {
+  return device_of(stream->device)->runtime;
+}
+
+void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  if (bytes <= own->scratch_bytes) return own->scratch;
+  hv_runtime_release(hv_stream_runtime(stream), own->scratch);
+  own->scratch = nullptr;
+  own->scratch_bytes = 0;
+  hv_status status = hv_runtime_allocate(hv_stream_runtime(stream), bytes, "scratch of operations", &own->scratch);
+  if (!status) own->scratch_bytes = bytes;
+  hv_stream_fail(stream, status);
+  return own->scratch;
+}
+
+static hv_status event_open(hv_device *device, hv_event **out) {
+  return hv_mark_open(device_of(device)->runtime, (hv_mark **)out);
+}
+
+static void event_close(hv_event *event) {
+  hv_mark_close((hv_mark *)event);
+}
+
+static void event_record(hv_stream *stream, hv_event *event) {
+  hv_stream_fail(stream, hv_mark_record(hv_stream_queue(stream), (hv_mark *)event));
+}
+
+static void event_wait(hv_stream *stream, hv_event *event) {
+  hv_stream_fail(stream, hv_mark_wait(hv_stream_queue(stream), (hv_mark *)event));
+}
+
+static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
+  hv_stream_fail(stream, hv_queue_copy(hv_stream_queue(stream), to, from, bytes));
+}
+
+static const hv_device_methods methods = {
+    .close = close_device,
+    .allocate = allocate,
+    .release = release,
+    .allocate_host = allocate_host,
+    .release_host = release_host,
+    .stream_open = stream_open,
+    .stream_close = stream_close,
+    .stream_synchronize = stream_synchronize,
+    .event_open = event_open,
+    .event_close = event_close,
+    .event_record = event_record,
+    .event_wait = event_wait,
+    .upload = copy,
+    .download = copy,
+};
+
+#define WEAK(name) extern __attribute__((weak)) void hv_cuda_##name(hv_stream *stream, const hv_##name##_args *args);
+HV_OPS(WEAK)
+
+/* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */
+#define RUN(name)                                                                                                      \
+  static void run_##name(hv_stream *stream, const hv_##name##_args *args) {                                            \
+    hv_status status = hv_check_##name(args);                                                                          \
+    hv_stream_fail(stream, status);                                                                                    \
+    if (!status && !hv_cuda_##name)                                                                                    \
+      hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, #name " is not there yet"));                                      \
+    else if (!status)                                                                                                  \
+      hv_cuda_##name(stream, args);                                                                                    \
+  }
+HV_OPS(RUN)
+#undef RUN
+
+#define ENTRY(name) .name = run_##name,
+static const hv_op_table operations = {HV_OPS(ENTRY)};
+#undef ENTRY
+
+extern "C" __attribute__((visibility("default"))) hv_status hv_device_module_open(const hv_device_options *options,
+                                                                                  hv_device **out) {
+  *out = nullptr;
+  cuda_device *device = (cuda_device *)calloc(1, sizeof *device);
+  if (!device) return hv_error_memory("the device");
+  device->head.name = HV_MODULE_NAME;
+  device->head.methods = &methods;
+  device->head.ops = &operations;
+  hv_status status = hv_runtime_open(options, &device->runtime);
+  if (status) {
+    free(device);
+    return status;
+  }
+  *out = &device->head;
+  return HV_OK;
+}

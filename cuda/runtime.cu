@@ -1,0 +1,163 @@
+/* hv_runtime, hv_queue and hv_mark on CUDA. A queue is a cudaStream_t and a mark is a cudaEvent_t behind another name.
+ */
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cuda/runtime.h"
+
+enum { OLDEST_CAPABILITY = 80 /* asynchronous copies and bf16 tensor cores */ };
+
+struct hv_runtime {
+  hv_card card;
+  int index;
+};
+
+static hv_status check(cudaError_t error, const char *doing) {
+  if (error == cudaSuccess) return HV_OK;
+  return hv_error(HV_ERR_DEVICE, "CUDA, %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+static hv_status check_driver(void) {
+  int driver = 0, toolkit = 0, cards = 0;
+  cudaError_t error = cudaDriverGetVersion(&driver);
+  if (error != cudaSuccess || driver == 0) {
+    return hv_error(HV_ERR_DEVICE,
+                    "no CUDA driver is installed on this machine; --device cpu runs everything without one");
+  }
+  HV_TRY(check(cudaRuntimeGetVersion(&toolkit), "asking for the runtime's version"));
+  if (driver / 1000 < toolkit / 1000) {
+    return hv_error(HV_ERR_DEVICE,
+                    "the CUDA driver is for CUDA %d.%d, this build needs %d.%d or newer; --device cpu runs "
+                    "everything without it",
+                    driver / 1000, driver % 1000 / 10, toolkit / 1000, toolkit % 1000 / 10);
+  }
+  error = cudaGetDeviceCount(&cards);
+  if (error != cudaSuccess || cards == 0) {
+    return hv_error(HV_ERR_DEVICE, "no CUDA card is visible (%s); --device cpu runs everything without one",
+                    error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
+  }
+  return HV_OK;
+}
+
+static hv_status describe_card(int index, hv_card *card) {
+  int cards = 0;
+  HV_TRY(check(cudaGetDeviceCount(&cards), "counting cards"));
+  if (index < 0 || index >= cards) {
+    return hv_error(HV_ERR_INPUT, "CUDA card %d was asked for; this machine has 0 … %d", index, cards - 1);
+  }
+  cudaDeviceProp properties;
+  HV_TRY(check(cudaGetDeviceProperties(&properties, index), "asking for a card's properties"));
+  snprintf(card->name, sizeof card->name, "%.127s", properties.name);
+  card->major = properties.major;
+  card->minor = properties.minor;
+  card->multiprocessors = properties.multiProcessorCount;
+  card->memory_bytes = properties.totalGlobalMem;
+  if (10 * card->major + card->minor < OLDEST_CAPABILITY) {
+    return hv_error(HV_ERR_DEVICE,
+                    "CUDA card %d (%s) has compute capability %d.%d; 8.0 or newer is needed, or --device cpu", index,
+                    card->name, card->major, card->minor);
+  }
+  return HV_OK;
+}
+
+hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
+  *out = nullptr;
+  HV_TRY(check_driver());
+  hv_runtime *runtime = (hv_runtime *)calloc(1, sizeof *runtime);
+  if (!runtime) return hv_error_memory("the CUDA device");
+  runtime->index = options ? options->index : 0;
+  hv_status status = describe_card(runtime->index, &runtime->card);
+  if (!status) status = check(cudaSetDevice(runtime->index), "choosing a card");
+  if (status) {
+    free(runtime);
+    return status;
+  }
+  *out = runtime;
+  return HV_OK;
+}
+
+void hv_runtime_close(hv_runtime *runtime) {
+  free(runtime);
+}
+
+const hv_card *hv_runtime_card(const hv_runtime *runtime) {
+  return &runtime->card;
+}
+
+hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
+  *out = nullptr;
+  cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
+  if (error != cudaErrorMemoryAllocation) return check(error, "allocating memory");
+  (void)cudaGetLastError(); /* it has been taken note of */
+  size_t left = 0, all = 0;
+  (void)cudaMemGetInfo(&left, &all);
+  return hv_error(HV_ERR_MEMORY, "out of memory on CUDA card %d (%s): %s needs %.2f GB, %.2f of %.2f GB are free",
+                  runtime->index, runtime->card.name, what, (double)bytes * 1e-9, (double)left * 1e-9,
+                  (double)all * 1e-9);
+}
+
+void hv_runtime_release(hv_runtime *runtime, void *memory) {
+  (void)runtime;
+  (void)cudaFree(memory);
+}
+
+hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
+  (void)runtime;
+  *out = nullptr;
+  cudaError_t error = cudaMallocHost(out, bytes ? bytes : 1);
+  if (error != cudaErrorMemoryAllocation) return check(error, "allocating page-locked memory");
+  (void)cudaGetLastError();
+  return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes of page-locked host memory", what, bytes);
+}
+
+void hv_runtime_release_host(hv_runtime *runtime, void *memory) {
+  (void)runtime;
+  (void)cudaFreeHost(memory);
+}
+
+hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out) {
+  (void)runtime;
+  cudaStream_t stream = nullptr;
+  hv_status status = check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  *out = (hv_queue *)stream;
+  return status;
+}
+
+void hv_queue_close(hv_queue *queue) {
+  if (!queue) return;
+  (void)cudaStreamSynchronize((cudaStream_t)queue);
+  (void)cudaStreamDestroy((cudaStream_t)queue);
+}
+
+hv_status hv_queue_synchronize(hv_queue *queue) {
+  return check(cudaStreamSynchronize((cudaStream_t)queue), "waiting for a stream");
+}
+
+hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes) {
+  return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)queue), "copying");
+}
+
+hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
+  return check(cudaMemsetAsync(to, byte, bytes, (cudaStream_t)queue), "setting memory");
+}
+
+hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out) {
+  (void)runtime;
+  cudaEvent_t event = nullptr;
+  hv_status status = check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  *out = (hv_mark *)event;
+  return status;
+}
+
+void hv_mark_close(hv_mark *mark) {
+  if (mark) (void)cudaEventDestroy((cudaEvent_t)mark);
+}
+
+hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
+  return check(cudaEventRecord((cudaEvent_t)mark, (cudaStream_t)queue), "recording an event");
+}
+
+hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
+  return check(cudaStreamWaitEvent((cudaStream_t)queue, (cudaEvent_t)mark, 0), "waiting for an event");
+}

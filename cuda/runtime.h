@@ -1,0 +1,75 @@
+/* The few runtime services that the device needs, thin over CUDA (runtime.cu) and made again for the emulator
+ * (emu/runtime.cc): memory, queues of work, marks that order queues.
+ *
+ * The emulator's are hostile. Memory starts as NaN between guard zones, which are looked at when a queue is waited for
+ * (with AddressSanitizer, touching one ends the process). A queue runs nothing until it must: when it is waited for,
+ * when memory is released, or when a queue that runs has to wait for a mark in it. The order of blocks and threads
+ * comes from a seed, the environment's HVLA_EMU_SEED.
+ */
+#ifndef HV_CUDA_RUNTIME_H
+#define HV_CUDA_RUNTIME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+#include "core/tensor/device.h"
+
+typedef struct hv_runtime hv_runtime; /* a card in use */
+typedef struct hv_queue hv_queue;     /* work in order: a CUDA stream */
+typedef struct hv_mark hv_mark;       /* a place in a queue: a CUDA event */
+
+typedef struct hv_card {
+  char name[128];
+  int major, minor; /* compute capability */
+  int multiprocessors;
+  size_t memory_bytes;
+} hv_card;
+
+/* Errors say in one line what is missing: driver, card, a new enough one. */
+HV_NODISCARD hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out);
+void hv_runtime_close(hv_runtime *runtime);
+const hv_card *hv_runtime_card(const hv_runtime *runtime);
+
+/* Device memory and page-locked host memory, aligned to 256 bytes. `what` is for the message. Releasing waits for all
+ * work of the card; NULL is allowed. */
+HV_NODISCARD hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out);
+void hv_runtime_release(hv_runtime *runtime, void *memory);
+HV_NODISCARD hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char *what, void **out);
+void hv_runtime_release_host(hv_runtime *runtime, void *memory);
+
+HV_NODISCARD hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out);
+void hv_queue_close(hv_queue *queue); /* finishes its work first */
+HV_NODISCARD hv_status hv_queue_synchronize(hv_queue *queue);
+HV_NODISCARD hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes);
+HV_NODISCARD hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes);
+
+HV_NODISCARD hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out);
+void hv_mark_close(hv_mark *mark);
+HV_NODISCARD hv_status hv_mark_record(hv_queue *queue, hv_mark *mark);
+HV_NODISCARD hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark); /* a mark never recorded is no obstacle */
+
+/* A stream of this device: the operations' view of a queue. */
+typedef struct hv_cuda_stream {
+  hv_stream head;
+  hv_queue *queue;
+  hv_status error; /* the first met while queueing, until the next synchronisation */
+  void *scratch;   /* device memory of operations in this stream */
+  size_t scratch_bytes;
+} hv_cuda_stream;
+
+static inline hv_queue *hv_stream_queue(hv_stream *stream) {
+  return ((hv_cuda_stream *)stream)->queue;
+}
+
+/* Keeps the first error for the stream's next synchronisation; takes ownership, HV_OK is allowed. */
+void hv_stream_fail(hv_stream *stream, hv_status error);
+
+/* Device memory for the launches of one operation, undefined, valid until the stream's next operation asks. It grows
+ * when needed and never shrinks, so a repeated sequence of operations allocates nothing. NULL (the stream then has an
+ * error, and the operation gives up) without memory. */
+void *hv_stream_scratch(hv_stream *stream, size_t bytes);
+
+hv_runtime *hv_stream_runtime(hv_stream *stream);
+
+#endif
