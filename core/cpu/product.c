@@ -1,9 +1,14 @@
 #include <cblas.h>
 
-#include "core/cpu/kernel.h"
+#include "core/cpu/small_product.h"
 
 static void gemm(real alpha, const real *a, int64_t lda, bool transpose_a, const real *b, int64_t ldb, bool transpose_b,
                  int64_t m, int64_t n, int64_t k, real beta, real *c, int64_t ldc) {
+  if (HV_KERNEL(is_small_product)(m, n, k)) {
+    HV_KERNEL(small_product)
+    (alpha, (hv_matrix){a, lda, transpose_a}, (hv_matrix){b, ldb, transpose_b}, m, n, k, beta, c, ldc);
+    return;
+  }
   enum CBLAS_TRANSPOSE ta = transpose_a ? CblasTrans : CblasNoTrans, tb = transpose_b ? CblasTrans : CblasNoTrans;
 #ifdef HV_CPU_DOUBLE
   cblas_dgemm(CblasRowMajor, ta, tb, (blasint)m, (blasint)n, (blasint)k, alpha, a, (blasint)lda, b, (blasint)ldb, beta,

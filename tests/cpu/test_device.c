@@ -1,0 +1,144 @@
+/* The CPU device beyond its numbers: the same bytes with any number of threads, no allocation in a repeated call, and
+ * errors that surface. */
+#include "core/cpu/cpu.h"
+#include "tests/check.h"
+#include "tests/cpu/op_cases.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define COUNTS_ALLOCATIONS 0
+#else
+#define COUNTS_ALLOCATIONS 1
+
+/* Every allocation of the process, whichever library makes it, comes through here. */
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *memory, size_t size);
+void *__libc_memalign(size_t alignment, size_t size);
+
+static int allocations;
+
+void *malloc(size_t size) {
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
+  return __libc_malloc(size);
+}
+void *calloc(size_t count, size_t size) {
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
+  return __libc_calloc(count, size);
+}
+void *realloc(void *memory, size_t size) {
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
+  return __libc_realloc(memory, size);
+}
+void *aligned_alloc(size_t alignment, size_t size) {
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
+  return __libc_memalign(alignment, size);
+}
+int posix_memalign(void **out, size_t alignment, size_t size) {
+  __atomic_add_fetch(&allocations, 1, __ATOMIC_RELAXED);
+  *out = __libc_memalign(alignment, size);
+  return *out ? 0 : 12;
+}
+
+static int before, repeated;
+
+static void start_counting(void) {
+  before = allocations;
+}
+
+static void stop_counting(const char *op) {
+  if (allocations != before) fail_msg("a repeated %s allocates %d times", op, allocations - before);
+  repeated++;
+}
+#endif
+
+static hv_device *open_cpu(int threads) {
+  hv_device *device;
+  assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = threads}, &device));
+  return device;
+}
+
+static void allocates_nothing(void **state) {
+  (void)state;
+#if COUNTS_ALLOCATIONS
+  static const hv_dtype dtypes[] = {HV_F32, HV_BF16, HV_F64};
+  void *volatile block = malloc(1);
+  assert_true(allocations > 0);
+  free(block);
+  for (int threads = 1; threads <= 2; threads++) {
+    for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++) {
+      hv_device *device = open_cpu(threads), *other = open_cpu(threads);
+      op_env env;
+      op_env_open(&env, device, other, dtypes[i], 1);
+      env.before_second = start_counting;
+      env.after_second = stop_counting;
+      op_run_cases(&env, NULL, 3, 1);
+      op_env_close(&env);
+      hv_device_close(device);
+      hv_device_close(other);
+    }
+  }
+  assert_true(repeated > 100);
+#else
+  skip();
+#endif
+}
+
+static uint64_t digest_of(hv_dtype dtype, int threads) {
+  hv_device *device = open_cpu(threads), *other = open_cpu(1);
+  op_env env;
+  op_env_open(&env, device, other, dtype, 1);
+  op_run_cases(&env, NULL, 4, 100);
+  uint64_t digest = env.digest;
+  op_env_close(&env);
+  hv_device_close(device);
+  hv_device_close(other);
+  return digest;
+}
+
+static void same_bytes_with_any_number_of_threads(void **state) {
+  (void)state;
+  static const hv_dtype dtypes[] = {HV_F32, HV_BF16, HV_F64};
+  for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++) {
+    uint64_t one = digest_of(dtypes[i], 1);
+    assert_true(one == digest_of(dtypes[i], 1));
+    assert_true(one == digest_of(dtypes[i], 2));
+    assert_true(one == digest_of(dtypes[i], 3));
+  }
+}
+
+static void wrong_operands_surface(void **state) {
+  (void)state;
+  hv_device *device = open_cpu(1);
+  hv_stream *stream;
+  assert_ok(hv_stream_open(device, &stream));
+  float x[6] = {0}, y[4] = {9, 9, 9, 9};
+  hv_linear_args args = {.x = hv_tensor_make(x, HV_F32, 2, 3), .weight = hv_tensor_make(x, HV_F32, 2, 2)};
+  args.y = hv_tensor_make(y, HV_F32, 2, 2);
+  hv_linear(stream, &args);
+  hv_fill(stream, &(hv_fill_args){.dst = {.dtype = HV_F32, .rows = 1, .cols = 1, .row_stride = 1}});
+  assert_error(hv_stream_synchronize(stream), "linear", "weight", "[2, 2]", "[2, 3]");
+  assert_true(y[0] == 9);
+  assert_ok(hv_stream_synchronize(stream));
+  hv_stream_close(stream);
+  hv_device_close(device);
+}
+
+static void impossible_memory_is_refused(void **state) {
+  (void)state;
+  hv_device *device = open_cpu(1);
+  void *memory;
+  assert_error(hv_device_allocate(device, SIZE_MAX / 4, "the weights", &memory), "out of memory", "the weights");
+  assert_error(hv_device_allocate(device, SIZE_MAX, "the weights", &memory), "out of memory", "the weights");
+  hv_device_close(device);
+  assert_error(hv_cpu_device_open(&(hv_device_options){.threads = -1}, &device), "-1 threads");
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(allocates_nothing),
+      cmocka_unit_test(same_bytes_with_any_number_of_threads),
+      cmocka_unit_test(wrong_operands_surface),
+      cmocka_unit_test(impossible_memory_is_refused),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
