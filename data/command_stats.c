@@ -13,7 +13,7 @@ static char *stem_of(const char *path) {
   return dot && dot > name ? strndup(name, (size_t)(dot - name)) : strdup(name);
 }
 
-static hv_status split_keys(const hv_string_list *given, hv_string_list *out) {
+hv_status hv_split_state_keys(const hv_string_list *given, hv_string_list *out) {
   for (size_t i = 0; i < given->count; i++) {
     char *copy = strdup(given->items[i]), *rest = copy;
     if (!copy) return hv_error_memory("state keys");
@@ -92,7 +92,7 @@ hv_status hv_command_stats(const hv_stats_options *options) {
   hv_dataset_statistics *entries = calloc(options->files.count, sizeof *entries);
   if (!entries) return hv_error_memory("statistics");
   hv_status status = HV_OK;
-  HV_CHECK(split_keys(&options->state_keys, &keys));
+  HV_CHECK(hv_split_state_keys(&options->state_keys, &keys));
   if (options->key) {
     HV_CHECK(compute(options, &keys, options->files.items, options->files.count, options->key, &entries[count++]));
   } else {

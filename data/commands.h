@@ -17,6 +17,15 @@ typedef struct hv_inspect_options {
   char *picture; /* NULL: none */
 } hv_inspect_options;
 
+typedef struct hv_frame_options {
+  hv_string_list files; /* exactly one */
+  char *episode;
+  int64_t frame;
+  char *camera, *out;        /* both, or both NULL: no picture */
+  hv_string_list state_keys; /* as in hv_stats_options */
+  bool json;
+} hv_frame_options;
+
 typedef struct hv_validate_options {
   hv_string_list files;
   bool json;
@@ -24,7 +33,11 @@ typedef struct hv_validate_options {
 
 HV_NODISCARD hv_status hv_command_stats(const hv_stats_options *options);
 HV_NODISCARD hv_status hv_command_inspect(const hv_inspect_options *options);
+HV_NODISCARD hv_status hv_command_frame(const hv_frame_options *options);
 HV_NODISCARD hv_status hv_command_validate(const hv_validate_options *options);
+
+/* The names in "--state-keys a,b --state-keys c", appended to *out, which the caller frees after an error too. */
+HV_NODISCARD hv_status hv_split_state_keys(const hv_string_list *given, hv_string_list *out);
 
 /* Writes to standard output; a full disk or a closed pipe is an error. */
 HV_NODISCARD hv_status hv_print(const char *text, size_t size);

@@ -59,6 +59,44 @@ static const hv_option inspect_table[] = {
             "right?"},
 };
 
+static const hv_option frame_table[] = {
+    {.key = "episode",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(hv_frame_options, episode),
+     .unit = "NAME",
+     .doc = "The episode, as the file calls it."},
+    {.key = "frame",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(hv_frame_options, frame),
+     .fallback = "0",
+     .max = 1e15,
+     .unit = "N",
+     .doc = "Which of its frames, counted from 0."},
+    {.key = "camera",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(hv_frame_options, camera),
+     .fallback = "null",
+     .unit = "NAME",
+     .doc = "The camera whose picture goes to --out."},
+    {.key = "out",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(hv_frame_options, out),
+     .fallback = "null",
+     .unit = "FILE.png",
+     .doc = "Where the picture goes, in the size that the file has."},
+    {.key = "state-keys",
+     .type = HV_OPTION_STRING_LIST,
+     .offset = offsetof(hv_frame_options, state_keys),
+     .fallback = "[]",
+     .unit = "A,B,...",
+     .doc = "As of `hvla-data stats`."},
+    {.key = "json",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(hv_frame_options, json),
+     .fallback = "false",
+     .doc = "Print one JSON object instead of lines."},
+};
+
 static const hv_option validate_table[] = {
     {.key = "json",
      .type = HV_OPTION_BOOL,
@@ -96,6 +134,21 @@ static const hv_command commands[] = {
      .operands_offset = offsetof(hv_inspect_options, files),
      .min_operands = 1,
      .max_operands = 1},
+    {.name = "frame",
+     .summary = "one frame as hvla-infer takes it: a camera's picture, state, action",
+     .help =
+         "Writes a camera's picture as PNG and prints the robot's state, as `hvla-infer predict --state` wants it,\n"
+         "and the action that was demonstrated, to compare with the predicted one.\n"
+         "\n"
+         "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12\n"
+         "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12 --camera agentview_image --out f.png\n"
+         "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --json | jq -r '.state | join(\",\")'\n",
+     .options = frame_table,
+     .num_options = sizeof frame_table / sizeof *frame_table,
+     .operands = "FILE",
+     .operands_offset = offsetof(hv_frame_options, files),
+     .min_operands = 1,
+     .max_operands = 1},
     {.name = "validate",
      .summary = "reads everything and names every bad episode",
      .help = "Checks of each episode that its arrays are equally long, its numbers finite, its images readable,\n"
@@ -122,6 +175,7 @@ static const hv_program program = {
 typedef union options {
   hv_stats_options stats;
   hv_inspect_options inspect;
+  hv_frame_options frame;
   hv_validate_options validate;
 } options;
 
@@ -129,6 +183,7 @@ static hv_status run(size_t command, const options *values) {
   switch (command) {
   case 0: return hv_command_stats(&values->stats);
   case 1: return hv_command_inspect(&values->inspect);
+  case 2: return hv_command_frame(&values->frame);
   default: return hv_command_validate(&values->validate);
   }
 }

@@ -538,6 +538,50 @@ static void every_bad_episode_is_listed(void **state) {
   json_decref(found);
 }
 
+static void shows_one_frame(void **state) {
+  (void)state;
+  char arguments[512], demos[128], path[128];
+  snprintf(demos, sizeof demos, "%s/demos.hdf5", folder);
+  snprintf(path, sizeof path, "%s/frame.png", folder);
+  write_demo_file(demos);
+  snprintf(arguments, sizeof arguments, "frame '%s' --episode demo_1 --frame 3 --camera front_image --out '%s' --json",
+           demos, path);
+  json_t *found = json_of(arguments, 0);
+  assert_string_equal(json_string_value(json_object_get(found, "episode")), "demo_1");
+  assert_string_equal(json_string_value(json_object_get(found, "instruction")), "Pick up the cube");
+  assert_int_equal(json_integer_value(json_object_get(found, "frame")), 3);
+  assert_int_equal(json_integer_value(json_object_get(found, "frames")), demo_frames(1));
+  assert_int_equal(json_array_size(json_object_get(found, "action")), 7);
+  assert_int_equal(json_array_size(json_object_get(found, "state")), 9);
+  json_decref(found);
+  hv_image image;
+  assert_null(hv_image_load(path, &image));
+  assert_int_equal(image.width, DEMO_WIDTH);
+  assert_int_equal(image.height, DEMO_HEIGHT);
+  for (size_t i = 0; i < DEMO_FRAME; i++) assert_int_equal(image.rgb[i], demo_pixel(1, 3, i));
+  hv_image_free(&image);
+}
+
+static void shows_state_and_action_of_lift(void **state) {
+  (void)state;
+  /* Read with h5py from data/demo_4, step 12. */
+  static const double eef_pos[] = {-0.000452380278, 0.00143382885, 0.905207276};
+  static const double action[] = {0.182689264, 0.0196625777, -0.167933047, 0.00691437256, -0.0127372621, 0.0163473953,
+                                  -1};
+  json_t *found = json_of("frame " LIFT " --episode demo_4 --frame 12 --state-keys robot0_eef_pos --json", 0);
+  const json_t *values = json_object_get(found, "state");
+  assert_int_equal(json_array_size(values), 3);
+  for (size_t i = 0; i < 3; i++) {
+    assert_true(fabs(json_number_value(json_array_get(values, i)) - eef_pos[i]) < 1e-8);
+  }
+  values = json_object_get(found, "action");
+  assert_int_equal(json_array_size(values), 7);
+  for (size_t i = 0; i < 7; i++) {
+    assert_true(fabs(json_number_value(json_array_get(values, i)) - action[i]) < 1e-8);
+  }
+  json_decref(found);
+}
+
 static void command_line_mistakes_are_explained(void **state) {
   (void)state;
   static const struct {
@@ -551,6 +595,11 @@ static void command_line_mistakes_are_explained(void **state) {
       {"stats --key", "--key needs a value"},
       {"stats --gripper '[9]' " LIFT, "gripper dimension 9"},
       {"stats " LIFT " " LIFT, "--key"},
+      {"frame " LIFT, "--episode"},
+      {"frame " LIFT " --episode demo_44", "no episode demo_44 among its 12"},
+      {"frame " LIFT " --episode demo_4 --frame 43", "frames are 0 to 42"},
+      {"frame " LIFT " --episode demo_4 --camera agentview_image", "--camera and --out belong together"},
+      {"frame " LIFT " --episode demo_4 --camera agentview --out x.png", "agentview_image, robot0_eye_in_hand_image"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     char *out, *error;
@@ -580,6 +629,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(foreign_files_are_refused, enter, leave),
       cmocka_unit_test_setup_teardown(random_damage_never_crashes, enter, leave),
       cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, enter, leave),
+      cmocka_unit_test_setup_teardown(shows_one_frame, enter, leave),
+      cmocka_unit_test_setup_teardown(shows_state_and_action_of_lift, enter, leave),
       cmocka_unit_test_setup_teardown(command_line_mistakes_are_explained, enter, leave),
   };
   return cmocka_run_group_tests_name("hvla-data", tests, NULL, NULL);
