@@ -1,0 +1,184 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "tests/check.h"
+
+static void assert_text(const char *path, const char *expected) {
+  char *text;
+  size_t length;
+  assert_ok(hv_read_text(path, 1 << 20, &text, &length));
+  assert_string_equal(text, expected);
+  assert_int_equal(length, strlen(expected));
+  free(text);
+}
+
+static int entries(const char *folder) {
+  DIR *directory = opendir(folder);
+  assert_non_null(directory);
+  int count = 0;
+  while (readdir(directory)) count++;
+  closedir(directory);
+  return count - 2;
+}
+
+static void writes_replace_whole_files(void **state) {
+  const char *path = in_folder(*state, "a.txt");
+  assert_ok(hv_write_file_atomic(path, "one", 3));
+  assert_text(path, "one");
+  assert_ok(hv_write_file_atomic(path, "another", 7));
+  assert_text(path, "another");
+  assert_ok(hv_write_file_atomic(path, "", 0));
+  assert_text(path, "");
+  assert_int_equal(entries(*state), 1);
+  assert_error(hv_write_file_atomic(in_folder(*state, "absent/a.txt"), "x", 1), "absent/a.txt");
+}
+
+static void a_writer_shows_nothing_before_its_commit(void **state) {
+  const char *path = in_folder(*state, "a.bin");
+  write_text(path, "old");
+  hv_file_writer *writer;
+  assert_ok(hv_file_writer_open(path, &writer));
+  for (int i = 0; i < 1000; i++) assert_ok(hv_file_writer_write(writer, "0123456789", 10));
+  assert_text(path, "old");
+  assert_ok(hv_file_writer_commit(writer));
+  struct stat info;
+  assert_int_equal(stat(path, &info), 0);
+  assert_int_equal(info.st_size, 10000);
+  assert_ok(hv_file_writer_open(path, &writer));
+  assert_ok(hv_file_writer_write(writer, "new", 3));
+  hv_file_writer_abort(writer);
+  hv_file_writer_abort(NULL);
+  assert_int_equal(stat(path, &info), 0);
+  assert_int_equal(info.st_size, 10000);
+  assert_int_equal(entries(*state), 1);
+}
+
+/* A child is killed while it writes: the old file is whole. */
+static void a_killed_writer_leaves_the_old_file(void **state) {
+  const char *path = in_folder(*state, "a.bin");
+  write_text(path, "old");
+  for (int attempt = 0; attempt < 5; attempt++) {
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+      hv_file_writer *writer;
+      static char block[1 << 16];
+      if (hv_file_writer_open(path, &writer)) _exit(1);
+      for (;;) {
+        if (hv_file_writer_write(writer, block, sizeof block)) _exit(1);
+        usleep(1000);
+      }
+    }
+    usleep(5000 * (useconds_t)(attempt + 1));
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    assert_text(path, "old");
+  }
+  write_text(path, "new");
+  assert_text(path, "new");
+}
+
+/* A limit on file sizes stands in for a full disk. */
+static void a_full_disk_leaves_the_old_file(void **state) {
+  const char *path = in_folder(*state, "a.bin");
+  write_text(path, "old");
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    static char block[1 << 16];
+    struct rlimit limit = {.rlim_cur = sizeof block / 2, .rlim_max = sizeof block / 2};
+    signal(SIGXFSZ, SIG_IGN);
+    if (setrlimit(RLIMIT_FSIZE, &limit) != 0) _exit(3);
+    hv_status status = hv_write_file_atomic(path, block, sizeof block);
+    bool named = status && hv_status_code(status) == HV_ERR_IO && strstr(hv_status_message(status), path);
+    _exit(named ? 0 : 4);
+  }
+  int result;
+  assert_int_equal(waitpid(child, &result, 0), child);
+  assert_true(WIFEXITED(result));
+  assert_int_equal(WEXITSTATUS(result), 0);
+  assert_text(path, "old");
+  assert_int_equal(entries(*state), 1);
+}
+
+static void maps_read_whole_files(void **state) {
+  const char *path = in_folder(*state, "a.bin");
+  hv_mapping mapping;
+  write_text(path, "mapped");
+  assert_ok(hv_map_file(path, &mapping));
+  assert_int_equal(mapping.size, 6);
+  assert_memory_equal(mapping.data, "mapped", 6);
+  hv_unmap(&mapping);
+  hv_unmap(&mapping);
+  write_text(path, "");
+  assert_ok(hv_map_file(path, &mapping));
+  assert_null(mapping.data);
+  assert_int_equal(mapping.size, 0);
+  hv_unmap(&mapping);
+  assert_error(hv_map_file(in_folder(*state, "absent"), &mapping), "absent");
+  assert_error(hv_map_file(*state, &mapping), *state);
+}
+
+static void reads_are_limited(void **state) {
+  const char *path = in_folder(*state, "a.txt");
+  char *text = NULL;
+  size_t length;
+  write_text(path, "0123456789");
+  assert_ok(hv_read_text(path, 10, &text, &length));
+  free(text);
+  assert_error(hv_read_text(path, 9, &text, &length), "a.txt", "10 bytes");
+  assert_null(text);
+}
+
+static void directories_are_made_and_removed(void **state) {
+  const char *deep = in_folder(*state, "a/b/c"), *top = in_folder(*state, "a");
+  assert_ok(hv_make_directories(deep));
+  assert_ok(hv_make_directories(deep));
+  assert_true(hv_file_exists(deep));
+  write_text(in_folder(*state, "a/b/file"), "x");
+  assert_error(hv_make_directories(in_folder(*state, "a/b/file/d")), "a/b/file");
+  assert_ok(hv_sync_directory(deep));
+  assert_ok(hv_remove_tree(top));
+  assert_false(hv_file_exists(top));
+  assert_ok(hv_remove_tree(top));
+  assert_error(hv_sync_directory(top), top);
+}
+
+/* What a link points at is not part of the tree. */
+static void removal_does_not_follow_links(void **state) {
+  const char *kept = in_folder(*state, "kept"), *tree = in_folder(*state, "tree");
+  assert_ok(hv_make_directories(kept));
+  assert_ok(hv_make_directories(tree));
+  write_text(in_folder(*state, "kept/file"), "x");
+  assert_int_equal(symlink(kept, in_folder(*state, "tree/link")), 0);
+  assert_ok(hv_remove_tree(tree));
+  assert_text(in_folder(*state, "kept/file"), "x");
+}
+
+static void paths_join(void **state) {
+  (void)state;
+  char *path = hv_path_join("a", "b");
+  assert_string_equal(path, "a/b");
+  free(path);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(writes_replace_whole_files),
+      TEST(a_writer_shows_nothing_before_its_commit),
+      TEST(a_killed_writer_leaves_the_old_file),
+      TEST(a_full_disk_leaves_the_old_file),
+      TEST(maps_read_whole_files),
+      TEST(reads_are_limited),
+      TEST(directories_are_made_and_removed),
+      TEST(removal_does_not_follow_links),
+      cmocka_unit_test(paths_join),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
