@@ -1,0 +1,315 @@
+/* hvla-infer from outside: what it prints, and how it refuses. */
+#include <jansson.h>
+#include <math.h>
+#include <sys/wait.h>
+
+#include "core/image/image.h"
+#include "core/io/safetensors.h"
+#include "tests/check.h"
+#include "tests/infer/tiny_directory.h"
+
+#define PROGRAM HVLA_BINARY_DIR "/infer/hvla-infer"
+#define STATE "--state=0.3,-1.5,0.2,0.9,2.5"
+#define PICTURES "--image front=front.png --image wrist=wrist.jpg"
+#define GOOD "predict --model hybrid " PICTURES " --instruction 'Pick up the Red cube' " STATE " "
+
+static char *folder;
+
+/* A file of the image fixtures, as a file of its own. */
+static void write_picture(const hv_safetensors *file, const char *name, const char *to) {
+  const hv_file_tensor *bytes = hv_safetensors_find(file, name);
+  assert_non_null(bytes);
+  assert_ok(hv_write_file_atomic(in_folder(folder, to), bytes->data, bytes->size));
+}
+
+static void write_draws(const char *name, int values, int timestep_count) {
+  hv_safetensors_writer *writer;
+  float draws[2 * TINY_ACTIONS] = {0.5f, -1.0f, 0.25f};
+  int32_t timestep[2] = {37, 0};
+  assert_ok(hv_safetensors_writer_open(in_folder(folder, name), &writer));
+  assert_ok(hv_safetensors_writer_declare(writer, "noise", HV_F32, 2, (int64_t[]){2, values}));
+  assert_ok(hv_safetensors_writer_declare(writer, "ar_noise", HV_F32, 2, (int64_t[]){2, TINY_ACTIONS}));
+  assert_ok(hv_safetensors_writer_declare(writer, "ar_timestep", HV_I32, 1, (int64_t[]){timestep_count}));
+  assert_ok(hv_safetensors_writer_write(writer, draws, (size_t)values * 2 * sizeof *draws));
+  assert_ok(hv_safetensors_writer_write(writer, draws, sizeof draws));
+  assert_ok(hv_safetensors_writer_write(writer, timestep, (size_t)timestep_count * sizeof *timestep));
+  assert_ok(hv_safetensors_writer_commit(writer));
+}
+
+static int enter(void **state) {
+  hv_safetensors *file;
+  if (make_folder(state)) return -1;
+  folder = *state;
+  write_tiny_directory(in_folder(folder, "hybrid"), &(tiny_directory_options){.keys = 2});
+  write_tiny_directory(in_folder(folder, "tokens"),
+                       &(tiny_directory_options){.objective = "autoregressive", .keys = 1, .no_state = 1});
+  assert_ok(hv_safetensors_open(HVLA_SOURCE_DIR "/tests/fixtures/image/pictures.safetensors", &file));
+  write_picture(file, "file.rgba8.png", "front.png");
+  write_picture(file, "file.yuv420_q75.jpg", "wrist.jpg");
+  hv_safetensors_close(file);
+  write_text(in_folder(folder, "broken.png"), "\x89PNG\r\n\x1a\nand then nothing");
+  write_text(in_folder(folder, "empty.png"), "");
+  write_draws("draws.safetensors", TINY_ACTIONS, 1);
+  write_draws("narrow.safetensors", TINY_ACTIONS - 1, 1);
+  write_draws("steps.safetensors", TINY_ACTIONS, 2);
+  return 0;
+}
+
+static char *read_file(const char *name) {
+  char *text;
+  assert_ok(hv_read_text(in_folder(folder, name), 1 << 24, &text, NULL));
+  return text;
+}
+
+/* Runs hvla-infer in the folder; standard output and error on the heap. Returns the exit code. */
+static int run(const char *arguments, char **out, char **errors) {
+  char command[4096];
+  int length = snprintf(command, sizeof command, "cd '%s' && '%s' %s > out 2> errors", folder, PROGRAM, arguments);
+  assert_true(length < (int)sizeof command);
+  int status = system(command);
+  *out = read_file("out");
+  *errors = read_file("errors");
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static json_t *json_of(const char *arguments) {
+  char *out, *errors;
+  json_error_t problem;
+  int code = run(arguments, &out, &errors);
+  if (code) fail_msg("hvla-infer %s: exit code %d: %s", arguments, code, errors);
+  assert_string_equal(errors, "");
+  json_t *document = json_loads(out, 0, &problem); /* the whole output is one value */
+  if (!document) fail_msg("hvla-infer %s printed no JSON: %s\n%s", arguments, problem.text, out);
+  free(out);
+  free(errors);
+  return document;
+}
+
+static void refuse_words(const char *arguments, const char *const *words) {
+  char *out, *errors;
+  int code = run(arguments, &out, &errors);
+  if (code != 2) fail_msg("hvla-infer %s: exit code %d, not 2: %s", arguments, code, errors);
+  assert_string_equal(out, "");
+  for (; *words; words++)
+    if (!strstr(errors, *words)) fail_msg("hvla-infer %s: \"%s\" lacks \"%s\"", arguments, errors, *words);
+  free(out);
+  free(errors);
+}
+#define refuse(arguments, ...) refuse_words(arguments, (const char *const[]){__VA_ARGS__, NULL})
+
+static void assert_chunk(const json_t *document, const char *key) {
+  const json_t *rows = json_object_get(document, key);
+  if (json_array_size(rows) != TINY_CHUNK) fail_msg("%s has no %d rows", key, TINY_CHUNK);
+  for (size_t h = 0; h < TINY_CHUNK; h++) {
+    assert_int_equal(json_array_size(json_array_get(rows, h)), TINY_ACTIONS);
+    for (size_t d = 0; d < TINY_ACTIONS; d++) assert_true(json_is_real(json_array_get(json_array_get(rows, h), d)));
+  }
+}
+
+static void predicts_with_both_heads(void **state) {
+  (void)state;
+  json_t *found = json_of(GOOD "--unnorm-key lift --json");
+  assert_chunk(found, "action");
+  assert_chunk(found, "diffusion");
+  assert_chunk(found, "diffusion_normalized");
+  assert_chunk(found, "autoregressive");
+  assert_int_equal(json_array_size(json_object_get(found, "tokens")), TINY_VALUES);
+  assert_int_equal(json_array_size(json_object_get(found, "confidences")), TINY_VALUES);
+  assert_string_equal(json_string_value(json_object_get(found, "used")), "diffusion");
+  assert_true(json_equal(json_object_get(found, "action"), json_object_get(found, "diffusion")));
+  double sum = 0;
+  for (size_t i = 0; i < TINY_VALUES; i++) {
+    json_int_t id = json_integer_value(json_array_get(json_object_get(found, "tokens"), i));
+    assert_in_range(id, 32000 - 256, 31999);
+    sum += json_real_value(json_array_get(json_object_get(found, "confidences"), i)) / TINY_VALUES;
+  }
+  double confidence = json_real_value(json_object_get(found, "confidence"));
+  assert_true(fabs(confidence - sum) < 1e-6 && confidence > 0 && confidence < 0.96);
+  static const char *const times[] = {"total", "input", "vision", "prefill", "denoise", "decode"};
+  for (int i = 0; i < 6; i++)
+    assert_true(json_real_value(json_object_get(json_object_get(found, "timing_ms"), times[i])) > 0);
+
+  json_t *mean = json_of(GOOD "--unnorm-key lift --json --theta 0");
+  assert_string_equal(json_string_value(json_object_get(mean, "used")), "ensemble");
+  assert_true(json_equal(json_object_get(mean, "diffusion"), json_object_get(found, "diffusion")));
+  for (size_t i = 0; i < TINY_ACTIONS - 1; i++) {
+    double both = json_real_value(json_array_get(json_array_get(json_object_get(mean, "diffusion"), 1), i)) +
+                  json_real_value(json_array_get(json_array_get(json_object_get(mean, "autoregressive"), 1), i));
+    double action = json_real_value(json_array_get(json_array_get(json_object_get(mean, "action"), 1), i));
+    assert_true(fabs(action - both / 2) < 1e-9);
+  }
+  json_decref(mean);
+  json_decref(found);
+}
+
+static void leaves_out_what_a_mode_does_not_compute(void **state) {
+  (void)state;
+  json_t *found = json_of(GOOD "--unnorm-key lift --json --mode diffusion");
+  assert_non_null(json_object_get(found, "diffusion"));
+  assert_null(json_object_get(found, "autoregressive"));
+  assert_null(json_object_get(found, "tokens"));
+  assert_null(json_object_get(found, "confidence"));
+  json_decref(found);
+  found = json_of(GOOD "--unnorm-key lift --json --mode autoregressive");
+  assert_string_equal(json_string_value(json_object_get(found, "used")), "autoregressive");
+  assert_null(json_object_get(found, "diffusion"));
+  assert_null(json_object_get(found, "diffusion_normalized"));
+  json_decref(found);
+  found = json_of("predict --model tokens " PICTURES " --instruction go --json");
+  assert_string_equal(json_string_value(json_object_get(found, "used")), "autoregressive");
+  json_decref(found);
+}
+
+/* Each option changes what it should, and nothing else decides the answer. */
+static void options_reach_the_policy(void **state) {
+  (void)state;
+  static const char *const variants[] = {"",
+                                         "--seed 1",
+                                         "--sampler ddpm",
+                                         "--ddim-steps 10",
+                                         "--noise draws.safetensors",
+                                         "--dtype bf16",
+                                         "--unnorm-key drawer"};
+  enum { COUNT = sizeof variants / sizeof *variants };
+  json_t *found[COUNT];
+  for (int i = 0; i < COUNT; i++) {
+    char arguments[512];
+    const char *key = strstr(variants[i], "--unnorm-key") ? "" : "--unnorm-key lift";
+    snprintf(arguments, sizeof arguments, GOOD "%s --mode diffusion --json %s", key, variants[i]);
+    json_t *document = json_of(arguments), *again = json_of(arguments);
+    found[i] = json_incref(json_object_get(document, "action"));
+    assert_true(json_equal(found[i], json_object_get(again, "action")));
+    for (int k = 0; k < i; k++) assert_false(json_equal(found[i], found[k]));
+    json_decref(document);
+    json_decref(again);
+  }
+  for (int i = 0; i < COUNT; i++) json_decref(found[i]);
+
+  json_t *noise = json_of(GOOD "--unnorm-key lift --json --mode autoregressive --seed 3");
+  json_t *random = json_of(GOOD "--unnorm-key lift --json --mode autoregressive --seed 3 --ar-condition random");
+  json_t *denoised = json_of(GOOD "--unnorm-key lift --json --mode autoregressive --seed 3 --ar-condition denoised");
+  assert_false(json_equal(json_object_get(noise, "confidences"), json_object_get(random, "confidences")));
+  assert_false(json_equal(json_object_get(noise, "confidences"), json_object_get(denoised, "confidences")));
+  assert_chunk(denoised, "diffusion_normalized");
+  json_decref(noise);
+  json_decref(random);
+  json_decref(denoised);
+}
+
+static void threads_do_not_change_the_answer(void **state) {
+  (void)state;
+  json_t *one = json_of(GOOD "--unnorm-key lift --json --threads 1");
+  json_t *two = json_of(GOOD "--unnorm-key lift --json --threads 2");
+  json_object_del(one, "timing_ms");
+  json_object_del(two, "timing_ms");
+  assert_true(json_equal(one, two));
+  json_decref(one);
+  json_decref(two);
+}
+
+static void prints_a_table_for_people(void **state) {
+  (void)state;
+  char *out, *errors;
+  assert_int_equal(run(GOOD "--unnorm-key lift", &out, &errors), 0);
+  static const char *const words[] = {"action ", "diffusion ", "autoregressive ", "confidence ", "theta 0.96", " ms: "};
+  for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+    if (!strstr(out, words[i])) fail_msg("the table lacks \"%s\":\n%s", words[i], out);
+  assert_string_equal(errors, "");
+  free(out);
+  free(errors);
+}
+
+static void helps(void **state) {
+  (void)state;
+  static const char *const calls[] = {"--help", "predict --help", "bench --help", "--version"};
+  static const char *const words[] = {"predict", "--ar-condition", "--random-weights", HVLA_VERSION};
+  for (int i = 0; i < 4; i++) {
+    char *out, *errors;
+    assert_int_equal(run(calls[i], &out, &errors), 0);
+    assert_non_null(strstr(out, words[i]));
+    assert_string_equal(errors, "");
+    free(out);
+    free(errors);
+  }
+}
+
+static void refuses_wrong_input(void **state) {
+  (void)state;
+#define WITHOUT_PICTURES "predict --model hybrid --unnorm-key lift --instruction go " STATE " "
+#define WITHOUT_STATE "predict --model hybrid --unnorm-key lift --instruction go " PICTURES " "
+  refuse("", "predict, bench");
+  refuse("serve", "serve", "predict, bench");
+  refuse("predict", "--model", "--instruction");
+  refuse(GOOD "--unnorm-kay lift", "--unnorm-kay", "did you mean --unnorm-key");
+  refuse(GOOD "--unnorm-key lfit", "lfit", "lift", "drawer", "dataset_statistics.json");
+  refuse(GOOD, "lift", "drawer");
+  refuse(GOOD "--unnorm-key lift --mode both", "both", "ensemble");
+  refuse(GOOD "--unnorm-key lift --ddim-steps 30", "DDIM with 30", "25 and 34");
+  refuse(WITHOUT_PICTURES, "front, wrist");
+  refuse(WITHOUT_PICTURES "--image front=front.png", "the camera wrist", "front, wrist");
+  refuse(WITHOUT_PICTURES PICTURES " --image top=front.png", "no camera top", "front, wrist");
+  refuse(WITHOUT_PICTURES "--image front.png", "--image front.png", "front=picture.png");
+  refuse(WITHOUT_PICTURES "--image front=nothing.png --image wrist=wrist.jpg", "nothing.png", "No such file");
+  refuse(WITHOUT_PICTURES "--image front=broken.png --image wrist=wrist.jpg", "broken.png");
+  refuse(WITHOUT_PICTURES "--image front=empty.png --image wrist=wrist.jpg", "empty.png", "empty");
+  refuse(WITHOUT_STATE, "0 values", "takes 5");
+  refuse(WITHOUT_STATE "--state 1,2,3", "3 values", "takes 5");
+  refuse(WITHOUT_STATE "--state 1,2,x,4,5", "value 2 is no number");
+  refuse(WITHOUT_STATE "--state 1,2,nan,4,5", "value 2 is no number");
+  refuse(WITHOUT_STATE "--state 1,2,3,4,", "value 4 is no number");
+  refuse(GOOD "--unnorm-key lift --noise narrow.safetensors", "narrow.safetensors: noise", "[2, 6]", "[2, 7]");
+  refuse(GOOD "--unnorm-key lift --noise steps.safetensors", "ar_timestep", "[2]", "[1]");
+  refuse(GOOD "--unnorm-key lift --noise front.png", "front.png");
+  refuse(GOOD "--unnorm-key lift --noise hybrid/model.safetensors", "none of noise");
+  refuse(GOOD "--unnorm-key lift --device abacus", "abacus");
+  refuse("predict --model nowhere " PICTURES " --instruction go", "nowhere");
+  refuse("predict --model tokens " PICTURES " --instruction go --mode ensemble", "autoregressive", "no noise head");
+  refuse("predict --model tokens " PICTURES " --instruction go --ar-condition noise", "no condition");
+  refuse("predict --model tokens " PICTURES " --instruction go --state 1", "1 values", "no state");
+  refuse("bench", "--config FILE --random-weights");
+  refuse("bench --config front.png --random-weights", "front.png");
+  refuse("bench --config front.png", "--random-weights");
+}
+
+static void measures(void **state) {
+  (void)state;
+  json_t *found = json_of("bench --model hybrid --repeat 3 --json");
+  const json_t *ms = json_object_get(found, "ms"), *stages = json_object_get(found, "stages");
+  double low = json_real_value(json_object_get(ms, "min")), middle = json_real_value(json_object_get(ms, "median"));
+  assert_true(low > 0 && low <= middle && middle <= json_real_value(json_object_get(ms, "max")));
+  assert_true(fabs(json_real_value(json_object_get(found, "hz")) * middle - 1000) < 1e-6);
+  static const char *const names[] = {"vision", "prefill", "denoise", "decode"};
+  for (int i = 0; i < 4; i++) assert_true(json_real_value(json_object_get(stages, names[i])) > 0);
+  /* At least every weight of the decoder once, and its vocabulary for each of the 14 tokens. */
+  assert_true(json_integer_value(json_object_get(found, "bytes_read")) > 14 * 32064 * 32 * 4);
+  assert_true(json_integer_value(json_object_get(found, "peak_memory_bytes")) > 2 * 32064 * 32 * 4);
+  double light = json_real_value(json_object_get(found, "speed_of_light"));
+  assert_true(light > 0);
+  assert_string_equal(json_string_value(json_object_get(found, "mode")), "ensemble");
+  json_decref(found);
+
+  write_text(
+      in_folder(folder, "run.yaml"),
+      "model: {model_type: hybridvla, action_dim: 2, action_chunk: 1, cameras: [a], projector: linear, vision: "
+      "[{prefix: vision_backbone.featurizer, width: 16, depth: 2, num_heads: 2, mlp_width: 16, patch_size: 14, "
+      "image_size: 14, layer_norm_eps: 1e-6, class_token: false, register_tokens: 0, layer_scale: false, "
+      "pre_norm: false, activation: gelu, image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5]}], llm: "
+      "{model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
+      "num_key_value_heads: 2, rms_norm_eps: 1e-5, rope_theta: 10000.0, vocab_size: 300, hidden_act: silu}, "
+      "diffusion: {steps: 100, schedule: squaredcos_cap_v2}, action_tokens: {base: 290, bins: 256}, "
+      "special_tokens: {bos: 1, eos: 2, pad: 297, bod: 298, eod: 299, empty: 5}}\ntrain: {batch_size: 1}\n");
+  found = json_of("bench --config run.yaml --random-weights --mode diffusion --repeat 2 --json");
+  assert_string_equal(json_string_value(json_object_get(found, "mode")), "diffusion");
+  assert_true(json_real_value(json_object_get(json_object_get(found, "stages"), "decode")) == 0);
+  json_decref(found);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(predicts_with_both_heads),  cmocka_unit_test(leaves_out_what_a_mode_does_not_compute),
+      cmocka_unit_test(options_reach_the_policy),  cmocka_unit_test(threads_do_not_change_the_answer),
+      cmocka_unit_test(prints_a_table_for_people), cmocka_unit_test(helps),
+      cmocka_unit_test(refuses_wrong_input),       cmocka_unit_test(measures),
+  };
+  return cmocka_run_group_tests(tests, enter, remove_folder);
+}
