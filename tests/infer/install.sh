@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# install.sh BUILD-DIRECTORY CC SANITIZERS: what `cmake --install` gives is enough to build and run a program with the
+# library, shared and static, and the library needs and shows no more than it should.
+set -euo pipefail
+build=$1 compiler=$2 sanitizers=$3
+work=$(mktemp -d "${TMPDIR:-/tmp}/hvla-install-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+fail() {
+  echo "$*" >&2
+  exit 1
+}
+
+cmake --install "$build" --prefix "$work/root" >"$work/install.log"
+mv "$work/root" "$work/moved" # nothing may remember where it was installed
+pc=$(find "$work/moved" -name hvla.pc)
+lib=$(dirname "$(dirname "$pc")")
+[[ -n $pc ]] || fail "hvla.pc is not installed"
+export PKG_CONFIG_PATH=$(dirname "$pc")
+export LD_LIBRARY_PATH=$lib
+export OMP_NUM_THREADS=1
+
+flags=(-std=c99 -Wall -Wextra -Werror)
+[[ -z $sanitizers ]] || flags+=("-fsanitize=$sanitizers")
+# Words of the two lists of flags are split on purpose.
+# shellcheck disable=SC2046
+"$compiler" "${flags[@]}" $(pkg-config --cflags hvla) -o "$work/shared" tests/infer/embed.c $(pkg-config --libs hvla)
+# shellcheck disable=SC2046
+"$compiler" "${flags[@]}" $(pkg-config --cflags hvla) -o "$work/static" tests/infer/embed.c \
+  -L"$lib" -l:libhvla.a $(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//') \
+  $(pkg-config --static --libs-only-other hvla)
+
+"$build/tests/infer/make_tiny_directory" "$work/model"
+"$work/shared" "$work/model" >"$work/shared.txt"
+"$work/static" "$work/model" >"$work/static.txt"
+[[ $(wc -l <"$work/shared.txt") == 14 ]] || fail "14 numbers were expected, not: $(cat "$work/shared.txt")"
+cmp "$work/shared.txt" "$work/static.txt"
+readelf -d "$work/shared" | grep -q 'NEEDED.*libhvla\.so\.' || fail "the shared program does not use libhvla.so"
+if readelf -d "$work/static" | grep -q libhvla; then fail "the static program uses libhvla.so"; fi
+
+wrong=$(nm -D --defined-only "$lib/libhvla.so" | awk '{print $3}' | grep -v '^hvla_' || true)
+[[ -z $wrong ]] || fail "libhvla.so shows more than hvla_*: $wrong"
+heavy=$(ldd "$lib/libhvla.so" "$work/moved/bin/hvla-infer" | grep -iE 'hdf5|libmpi|libpython|libtorch' || true)
+[[ -z $heavy ]] || fail "a robot's library needs what only training does: $heavy"
+
+"$work/moved/bin/hvla-infer" --version | grep -q '^hvla-infer [0-9]' || fail "hvla-infer does not start"
+count=$(find "$work/moved/include" -type f | wc -l)
+[[ $count == 1 ]] || fail "one header was expected, not $count"
+echo "the installed library serves a program, shared and static"
