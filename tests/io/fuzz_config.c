@@ -19,7 +19,8 @@ static void check_config(const json_t *document) {
   FUZZ_CHECK(!hv_model_config_to_json(&model, &written));
   FUZZ_CHECK(!hv_model_config_from_json(written, "written", HV_UNKNOWN_KEEP, &back));
   FUZZ_CHECK(memcmp(&model.config, &back.config, sizeof model.config) == 0);
-  hv_status_free(hv_model_config_from_json(document, "input", HV_UNKNOWN_REFUSE, &(hv_model_config){0}));
+  hv_model_config_free(&back);
+  hv_status_free(hv_model_config_from_json(document, "input", HV_UNKNOWN_REFUSE, &back));
   json_decref(written);
   hv_model_config_free(&model);
   hv_model_config_free(&back);
