@@ -383,6 +383,7 @@ hv_status hv_train_config_check_run(const hv_train_config *config) {
 hv_status hv_train_config_model(const hv_train_config *config, hv_model_config *model, hv_model_directory *directory) {
   hv_status status = HV_OK;
   hv_text where = {0};
+  json_t *changes = NULL;
   *model = (hv_model_config){0};
   *directory = (hv_model_directory){0};
   hv_text_add(&where, "%s: model", config->source);
@@ -394,9 +395,11 @@ hv_status hv_train_config_model(const hv_train_config *config, hv_model_config *
     status = hv_model_config_from_json(config->model, hv_text_string(&where), HV_UNKNOWN_REFUSE, model);
     goto done;
   }
+  changes = config->model ? json_incref(config->model) : json_object();
   HV_CHECK(hv_model_directory_open(config->init_from, directory));
-  status = hv_model_config_override(&directory->model, config->model, hv_text_string(&where), model);
+  status = hv_model_config_override(&directory->model, changes, hv_text_string(&where), model);
 done:
+  json_decref(changes);
   if (status) hv_model_directory_close(directory);
   hv_text_free(&where);
   return status;

@@ -1,0 +1,266 @@
+/* `hvla-train run` from outside: what a run leaves, resuming to the same bytes, a full disk, and wrong input. */
+#include <math.h>
+
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+static char arguments[4096];
+
+/* "run --config C --set output=<folder>/<name> <rest>" */
+static const char *run_of(const char *folder, const char *name, const char *rest) {
+  const char *config = write_tiny_config(folder, "unset");
+  snprintf(arguments, sizeof arguments, "run --config '%s' --set 'output=%s/%s' %s", config, folder, name, rest);
+  return arguments;
+}
+
+static const char *in_run(const char *folder, const char *name, const char *file) {
+  static char paths[4][1024];
+  static int next;
+  char *path = paths[next++ % 4];
+  snprintf(path, sizeof paths[0], "%s/%s/%s", folder, name, file);
+  return path;
+}
+
+static double number(const json_t *object, const char *key) {
+  const json_t *value = json_object_get(object, key);
+  if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
+  return json_number_value(value);
+}
+
+static void leaves_a_run_directory(void **state) {
+  static const char *const keys[] = {"step",
+                                     "loss",
+                                     "loss_diffusion",
+                                     "loss_ce",
+                                     "grad_norm",
+                                     "learning_rate",
+                                     "samples_per_s",
+                                     "time",
+                                     "epoch",
+                                     "held_out_loss",
+                                     "error_diffusion",
+                                     "error_autoregressive",
+                                     "error_ensemble",
+                                     "error_mean_action"};
+  expect_train(0,
+               run_of(*state, "run",
+                      "--set train.steps=30 --set optimizer.learning_rate=1e-2 --set data.valid_split=valid "
+                      "--set validation.samples=6 "
+                      "--set validation.interval=10"),
+               "held out", "done", NULL);
+  json_t *last = last_metrics(in_folder(*state, "run"), "held_out_loss");
+  assert_non_null(last);
+  assert_int_equal((int)number(last, "step"), 30);
+  for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) assert_true(isfinite(number(last, keys[i])));
+  assert_int_equal(json_array_size(json_object_get(last, "error_diffusion_dims")), 7);
+  assert_true(number(last, "loss") < 9.0); /* it begins at ln(32064) + 1 = 11.4 */
+  assert_true(fabs(number(last, "loss") - number(last, "loss_diffusion") - number(last, "loss_ce")) < 1e-6);
+  assert_true(number(last, "error_mean_action") > 0.3 && number(last, "error_mean_action") < 0.6);
+  json_decref(last);
+  static const char *const files[] = {"config.yaml",
+                                      "model/config.json",
+                                      "model/model.safetensors",
+                                      "model/tokenizer.model",
+                                      "model/dataset_statistics.json",
+                                      "checkpoints/step-30/state.json",
+                                      "checkpoints/step-30/training.safetensors",
+                                      "checkpoints/step-27/state.json"};
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    if (!hv_file_exists(in_run(*state, "run", files[i]))) fail_msg("%s is missing", files[i]);
+  }
+  assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-24"))); /* two are kept */
+}
+
+static void trains_each_objective(void **state) {
+  static const char *const objectives[] = {"diffusion", "autoregressive"};
+  for (int o = 0; o < 2; o++) {
+    char rest[256];
+    snprintf(rest, sizeof rest,
+             "--set model.objective=%s --set data.valid_split=valid --set validation.samples=3 --set train.steps=3",
+             objectives[o]);
+    expect_train(0, run_of(*state, objectives[o], rest), "held out", NULL);
+    json_t *last = last_metrics(in_folder(*state, objectives[o]), "held_out_loss");
+    assert_true((json_object_get(last, "error_diffusion") != NULL) == (o == 0));
+    assert_true((json_object_get(last, "error_autoregressive") != NULL) == (o == 1));
+    assert_null(json_object_get(last, "error_ensemble"));
+    assert_non_null(json_object_get(last, "error_mean_action"));
+    json_decref(last);
+  }
+}
+
+static void assert_same_state(const char *folder, const char *a, const char *b, int step) {
+  char file[128];
+  snprintf(file, sizeof file, "checkpoints/step-%d/training.safetensors", step);
+  if (!same_bytes(in_run(folder, a, file), in_run(folder, b, file))) fail_msg("%s and %s differ at %d", a, b, step);
+  assert_true(same_bytes(in_run(folder, a, "model/model.safetensors"), in_run(folder, b, "model/model.safetensors")));
+}
+
+/* Three steps, a second process with three more, beside six in one go; also with other threads, parts and read-ahead.
+ */
+static void resumes_to_the_same_bytes(void **state) {
+  static const char *const kinds[] = {"", "--set dtype=bf16", "--set train.micro_batch=2"};
+  for (int k = 0; k < 3; k++) {
+    char rest[256];
+    snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4", kinds[k]);
+    expect_train(0, run_of(*state, "whole", rest), NULL);
+    snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4 --set train.steps=3", kinds[k]);
+    expect_train(0, run_of(*state, "halves", rest), NULL);
+    snprintf(rest, sizeof rest,
+             "%s --set optimizer.warmup_steps=4 --resume --set threads=2 --set data.read_ahead=1 --set data.threads=2",
+             kinds[k]);
+    expect_train(0, run_of(*state, "halves", rest), "resumed from", "step-3", NULL);
+    assert_same_state(*state, "whole", "halves", 6);
+    assert_ok(hv_remove_tree(in_folder(*state, "whole")));
+    assert_ok(hv_remove_tree(in_folder(*state, "halves")));
+  }
+}
+
+static void cuts_metrics_back_to_the_resumed_step(void **state) {
+  expect_train(0, run_of(*state, "run", ""), NULL);
+  assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints/step-6")));
+  expect_train(0, run_of(*state, "run", "--resume"), "step-3", NULL);
+  char *text, *rest = NULL;
+  int expected = 1;
+  assert_ok(hv_read_text(in_run(*state, "run", "metrics.jsonl"), 1 << 20, &text, NULL));
+  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    json_t *object = json_loads(line, 0, NULL);
+    assert_int_equal((int)number(object, "step"), expected++);
+    json_decref(object);
+  }
+  assert_int_equal(expected, 7);
+  free(text);
+}
+
+static void passes_over_damaged_checkpoints(void **state) {
+  expect_train(0, run_of(*state, "whole", ""), NULL);
+  expect_train(0, run_of(*state, "run", ""), NULL);
+  assert_int_equal(truncate(in_run(*state, "run", "checkpoints/step-6/training.safetensors"), 1000000), 0);
+  expect_train(0, run_of(*state, "run", "--resume"), "damaged", "step-6/training.safetensors", "resumed from", "step-3",
+               NULL);
+  assert_same_state(*state, "whole", "run", 6);
+}
+
+/* What a process that died while writing leaves behind is not taken for a checkpoint, and is cleared away. */
+static void ignores_half_written_checkpoints(void **state) {
+  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
+  assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-9.tmp")));
+  write_text(in_run(*state, "run", "checkpoints/step-9.tmp/state.json"), "{");
+  expect_train(0, run_of(*state, "run", "--resume"), "step-3", NULL);
+  assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-9.tmp")));
+}
+
+static void does_not_overwrite_a_run(void **state) {
+  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(2, run_of(*state, "run", ""), "already holds checkpoints", "--resume", NULL);
+  expect_train(0, run_of(*state, "fresh", "--resume --set train.steps=3"), "starting anew", NULL);
+}
+
+static void resumes_only_what_fits(void **state) {
+  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(2, run_of(*state, "run", "--resume --set seed=1"), "seed 0, not 1", NULL);
+  expect_train(2, run_of(*state, "run", "--resume --set dtype=bf16"), "fp32", "bf16", NULL);
+  expect_train(2, run_of(*state, "run", "--resume --set train.batch_size=5"), "train.batch_size", NULL);
+  expect_train(2, run_of(*state, "run", "--resume --set model.llm.intermediate_size=48"), "does not fit",
+               "layers.0.moment1", "layers.1.moment1", NULL);
+  expect_train(0, run_of(*state, "run", "--resume --set optimizer.learning_rate=1e-4"), "has changed under `optimizer`",
+               NULL);
+}
+
+/* A limit on the size of files fails a write as a full disk does. */
+static void survives_a_full_disk(void **state) {
+  char *output;
+  expect_train(0, run_of(*state, "whole", ""), NULL);
+  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
+  int code = run_train("ulimit -f 4000;", run_of(*state, "run", "--resume"), &output);
+  if (code != 2 || !strstr(output, "step-6") || !strstr(output, "training.safetensors")) {
+    fail_msg("ended with %d: %s", code, output);
+  }
+  free(output);
+  assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-6")));
+  assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-6.tmp")));
+  assert_true(hv_file_exists(in_run(*state, "run", "model/model.safetensors")));
+  expect_train(0, run_of(*state, "run", "--resume"), "resumed from", "step-3", NULL);
+  assert_same_state(*state, "whole", "run", 6);
+}
+
+static void starts_from_a_model_directory(void **state) {
+  char rest[1024], *output;
+  expect_train(0, run_of(*state, "first", "--set train.steps=40 --set train.batch_size=8"), NULL);
+  const char *config = in_folder(*state, "second.yaml");
+  char text[2048];
+  snprintf(text, sizeof text,
+           "init_from: %s/first/model\noutput: %s/second\nthreads: 1\nlog_interval: 1\n"
+           "data: {files: " DEMONSTRATIONS ", train_split: train, cameras: {front: agentview_image}, statistics_key: "
+           "mine,\n       state_keys: [robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos], instruction: lift}\n"
+           "train: {steps: 1, batch_size: 8, branches: 2}\n",
+           (char *)*state, (char *)*state);
+  write_text(config, text);
+  snprintf(rest, sizeof rest, "run --config '%s'", config);
+  int code = run_train("", rest, &output);
+  if (code != 0) fail_msg("ended with %d: %s", code, output);
+  free(output);
+  json_t *before = last_metrics(in_folder(*state, "first"), "loss");
+  json_t *after = last_metrics(in_folder(*state, "second"), "loss");
+  assert_true(number(after, "loss") < 1.3 * number(before, "loss"));
+  json_decref(before);
+  json_decref(after);
+  char *statistics;
+  assert_ok(hv_read_text(in_run(*state, "second", "model/dataset_statistics.json"), 1 << 20, &statistics, NULL));
+  assert_non_null(strstr(statistics, "\"lift\""));
+  assert_non_null(strstr(statistics, "\"mine\""));
+  free(statistics);
+}
+
+static void refuses_bad_input(void **state) {
+  static const char *const bad[][3] = {
+      {"--set data.files=/nowhere/x.hdf5", "/nowhere/x.hdf5", NULL},
+      {"--set data.files=" HVLA_SOURCE_DIR "/CMakeLists.txt", "CMakeLists.txt", "HDF5"},
+      {"--set data.cameras.front=agent_view", "agent_view", "agentview_image"},
+      {"--set data.cameras.wrist=agentview_image", "wrist", "front"},
+      {"--set data.train_split=training", "training", "valid"},
+      {"--set data.state_keys=robot0_eef_pos", "state", "9"},
+      {"--set 'data.state_keys=[robot0_eef_poz]'", "robot0_eef_poz", "robot0_eef_pos"},
+      {"--set data.instruction=null", "instruction", NULL},
+      {"--set 'data.gripper_dims=[7]'", "data.gripper_dims", "7"},
+      {"--set 'data.absolute_dims=[3, 9]'", "data.absolute_dims", "9"},
+      {"--set model.action_dim=6", "action", "7"},
+      {"--set tokenizer=/nowhere/tokenizer.model", "/nowhere/tokenizer.model", NULL},
+      {"--set tokenizer=" HVLA_SOURCE_DIR "/CMakeLists.txt", "CMakeLists.txt", NULL},
+      {"--set model.llm.vocab_size=31000", "vocab", NULL},
+      {"--set init_from=/nowhere", "/nowhere", NULL},
+      {"--set 'train.freeze=[language.*]'", "language.*", NULL},
+      {"--set 'train.freeze=[\"*\"]'", "every parameter is frozen", NULL},
+      {"--set model.llm.num_attention_heads=3", "num_attention_heads", NULL},
+      {"--device nowhere", "nowhere", NULL},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    expect_train(2, run_of(*state, "run", bad[i][0]), bad[i][1], bad[i][1] ? bad[i][2] : NULL, NULL);
+    if (hv_file_exists(in_folder(*state, "run"))) fail_msg("%s left a run directory", bad[i][0]);
+  }
+}
+
+static void gives_up_on_gradients_that_are_not_finite(void **state) {
+  expect_train(2,
+               run_of(*state, "run",
+                      "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
+                      "--set train.diffusion_weight=1000000 --set train.steps=60"),
+               "not finite", NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(leaves_a_run_directory, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(trains_each_objective, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(cuts_metrics_back_to_the_resumed_step, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(passes_over_damaged_checkpoints, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ignores_half_written_checkpoints, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_overwrite_a_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(survives_a_full_disk, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(starts_from_a_model_directory, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_bad_input, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(gives_up_on_gradients_that_are_not_finite, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
