@@ -113,7 +113,11 @@ static hv_status open_in_library(hv_hdf5 *file) {
     goto done;
   }
   file->id = H5Fopen(file->path, H5F_ACC_RDONLY, properties);
-  if (file->id < 0) status = hv_hdf5_error(file, "/", "cannot be opened; it may be truncated or damaged");
+  if (file->id < 0) {
+    status = hv_hdf5_error(file, "/", "cannot be opened; it may be truncated or damaged");
+    goto done;
+  }
+  status = hv_hdf5_open_heap(file);
 done:
   if (properties >= 0) H5Pclose(properties);
   return status;
@@ -123,7 +127,8 @@ hv_status hv_hdf5_open(const char *path, hv_hdf5 **out) {
   *out = NULL;
   hv_hdf5 *file = calloc(1, sizeof *file);
   if (!file) return hv_error_memory("an HDF5 file");
-  *file = (hv_hdf5){.path = strdup(path), .fd = -1, .id = -1, .access = -1, .cache_limit = CACHE_BYTES};
+  *file =
+      (hv_hdf5){.path = strdup(path), .fd = -1, .id = -1, .access = -1, .reference = -1, .cache_limit = CACHE_BYTES};
   pthread_mutex_init(&file->cache_mutex, NULL);
   hv_status status = file->path ? open_descriptor(file) : hv_error_memory(path);
   if (!status) {
@@ -142,6 +147,7 @@ hv_status hv_hdf5_open(const char *path, hv_hdf5 **out) {
 void hv_hdf5_close(hv_hdf5 *file) {
   if (!file) return;
   hv_hdf5_enter();
+  if (file->reference >= 0) H5Tclose(file->reference);
   if (file->id >= 0) H5Fclose(file->id);
   if (file->access >= 0) H5Pclose(file->access);
   hv_hdf5_leave();

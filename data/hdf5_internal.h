@@ -16,6 +16,10 @@ struct hv_hdf5 {
   int fd; /* for data that are read past the library */
   hid_t id;
   hid_t access; /* link access: refuses links to other files */
+  /* Of the global heap: */
+  hid_t reference;                  /* the type as which a string of variable length is read */
+  size_t address_size, length_size; /* bytes of an address and of a length in the file */
+  uint64_t base;                    /* what addresses are relative to */
   pthread_mutex_t cache_mutex;
   hv_dataset_frames *newest, *oldest; /* whose pixels are kept, by last use */
   size_t cached_bytes, cache_limit;
@@ -35,5 +39,11 @@ hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *forma
 /* Between enter and leave. The data set is closed by the caller, with H5Dclose. */
 HV_NODISCARD hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out);
 HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, hid_t dataset, hv_hdf5_info *out);
+
+/* Between enter and leave, after the file is opened: fills in the heap's fields. */
+HV_NODISCARD hv_status hv_hdf5_open_heap(hv_hdf5 *file);
+size_t hv_hdf5_reference_size(const hv_hdf5 *file);
+/* The string that a reference points to; *out is freed by the caller. */
+HV_NODISCARD hv_status hv_hdf5_heap_text(const hv_hdf5 *file, const char *object, const uint8_t *reference, char **out);
 
 #endif

@@ -1,4 +1,5 @@
 /* Strings and integers in HDF5: whichever of its many forms a writer chose. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,49 +10,44 @@ enum { MAX_STRINGS = 1 << 24 };
 /* Strings of either kind in memory, as H5Dread and H5Aread fill them. */
 typedef struct string_block {
   hid_t type; /* in memory */
-  hid_t space;
   bool variable;
-  size_t size; /* of one fixed string */
+  size_t size; /* of one fixed string, or of a reference to one of variable length */
   size_t count;
-  void *data; /* char *[count], or count runs of `size` bytes */
+  uint8_t *data; /* [count, size] */
 } string_block;
 
 static hv_status prepare_block(hv_hdf5 *file, const char *object, hid_t stored, hid_t space, string_block *block) {
-  *block = (string_block){.type = -1, .space = space, .size = 1};
+  *block = (string_block){.type = -1, .size = 1};
   if (H5Tget_class(stored) != H5T_STRING) return hv_hdf5_bad(file, object, "is not text; strings are expected");
   hssize_t count = H5Sget_simple_extent_npoints(space);
   if (count < 0 || count > MAX_STRINGS) return hv_hdf5_bad(file, object, "holds too many strings");
   block->count = (size_t)count;
   block->variable = H5Tis_variable_str(stored) > 0;
-  block->type = H5Tcopy(stored);
-  block->size = block->variable ? sizeof(char *) : H5Tget_size(stored);
+  block->type = H5Tcopy(block->variable ? file->reference : stored);
+  block->size = block->variable ? hv_hdf5_reference_size(file) : H5Tget_size(stored);
   if (block->type < 0 || block->size == 0) return hv_hdf5_error(file, object, "its string type cannot be read");
   return HV_OK;
 }
 
-static void free_block(string_block *block, bool filled) {
-  if (filled && block->variable) H5Dvlen_reclaim(block->type, block->space, H5P_DEFAULT, block->data);
+static void free_block(string_block *block) {
   if (block->type >= 0) H5Tclose(block->type);
   free(block->data);
 }
 
-/* String i on the heap, without its padding; NULL without memory. */
-static char *copy_string(const string_block *block, size_t i) {
-  if (block->variable) {
-    const char *text = ((char **)block->data)[i];
-    return strdup(text ? text : "");
-  }
+/* String i, without its padding; *out is freed by the caller. */
+static hv_status copy_string(const hv_hdf5 *file, const char *object, const string_block *block, size_t i, char **out) {
+  if (block->variable) return hv_hdf5_heap_text(file, object, block->data + i * block->size, out);
   const char *text = (const char *)block->data + i * block->size;
   size_t length = strnlen(text, block->size);
   if (H5Tget_strpad(block->type) == H5T_STR_SPACEPAD) {
     while (length > 0 && text[length - 1] == ' ') length--;
   }
-  return strndup(text, length);
+  *out = strndup(text, length);
+  return *out ? HV_OK : hv_error_memory(object);
 }
 
 static hv_status read_strings(hv_hdf5 *file, const char *object, hid_t dataset, hv_string_list *out) {
   hv_status status = HV_OK;
-  bool filled = false;
   string_block block = {.type = -1};
   hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset);
   if (type < 0 || space < 0) {
@@ -72,14 +68,16 @@ static hv_status read_strings(hv_hdf5 *file, const char *object, hid_t dataset, 
     status = hv_hdf5_error(file, object, "cannot be read");
     goto done;
   }
-  filled = true;
   for (size_t i = 0; i < block.count && !status; i++) {
-    char *text = copy_string(&block, i);
-    status = text ? hv_string_list_append(out, text) : hv_error_memory(object);
-    free(text);
+    char *text;
+    status = copy_string(file, object, &block, i, &text);
+    if (!status) {
+      status = hv_string_list_append(out, text);
+      free(text);
+    }
   }
 done:
-  free_block(&block, filled);
+  free_block(&block);
   if (space >= 0) H5Sclose(space);
   if (type >= 0) H5Tclose(type);
   return status;
@@ -125,30 +123,29 @@ hv_status hv_hdf5_attribute_text(hv_hdf5 *file, const char *object, const char *
   *out = NULL;
   attribute attr;
   string_block block = {.type = -1};
-  bool filled = false;
+  char label[512]; /* for errors */
+  snprintf(label, sizeof label, "%s: attribute %s", object, name);
   hv_hdf5_enter();
   hv_status status = HV_OK;
   HV_CHECK(open_attribute(file, object, name, &attr));
   if (attr.id < 0) goto done;
   if (H5Tget_class(attr.type) != H5T_STRING || H5Sget_simple_extent_npoints(attr.space) != 1) {
-    status = hv_hdf5_bad(file, object, "attribute %s is not one string", name);
+    status = hv_hdf5_bad(file, label, "is not one string");
     goto done;
   }
-  HV_CHECK(prepare_block(file, object, attr.type, attr.space, &block));
+  HV_CHECK(prepare_block(file, label, attr.type, attr.space, &block));
   block.data = calloc(1, block.size);
   if (!block.data) {
     status = hv_error_memory(name);
     goto done;
   }
   if (H5Aread(attr.id, block.type, block.data) < 0) {
-    status = hv_hdf5_error(file, object, "attribute %s cannot be read", name);
+    status = hv_hdf5_error(file, label, "cannot be read");
     goto done;
   }
-  filled = true;
-  *out = copy_string(&block, 0);
-  if (!*out) status = hv_error_memory(name);
+  status = copy_string(file, label, &block, 0, out);
 done:
-  free_block(&block, filled);
+  free_block(&block);
   close_attribute(&attr);
   hv_hdf5_leave();
   return status;

@@ -172,3 +172,16 @@ int run_hvla_data(const char *folder, const char *arguments, char **out, char **
   *error = read_all(error_path, NULL);
   return WIFEXITED(result) ? WEXITSTATUS(result) : -1;
 }
+
+json_t *json_of(const char *folder, const char *arguments, int code) {
+  char *out, *error;
+  int found = run_hvla_data(folder, arguments, &out, &error);
+  if (found != code) fail_msg("hvla-data %s: exit code %d, not %d: %s", arguments, found, code, error);
+  if (code == 0) assert_string_equal(error, "");
+  json_error_t problem;
+  json_t *document = json_loads(out, 0, &problem);
+  if (!document) fail_msg("hvla-data %s printed no JSON: %s", arguments, problem.text);
+  free(out);
+  free(error);
+  return document;
+}

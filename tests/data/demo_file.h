@@ -3,6 +3,7 @@
 #define HV_TESTS_DATA_DEMO_FILE_H
 
 #include <hdf5.h>
+#include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,6 +31,8 @@ void replace(hid_t file, const char *path, hid_t type, int rank, const hsize_t *
 /* Runs hvla-data with these arguments; standard output and error on the heap. Returns the exit code, −1 for a signal.
  */
 int run_hvla_data(const char *folder, const char *arguments, char **out, char **error);
+/* The JSON that a call prints; the call must end with `code` and, at 0, say nothing on standard error. */
+json_t *json_of(const char *folder, const char *arguments, int code);
 char *read_all(const char *path, size_t *size); /* on the heap, NUL-terminated */
 void write_all(const char *path, const void *data, size_t size);
 

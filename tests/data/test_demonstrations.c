@@ -146,6 +146,88 @@ static void instructions_come_from_file_or_configuration(void **state) {
   assert_null(status);
 }
 
+/* Replaces /mask/train by the names of one type of string. */
+static void put_mask(const char *path, hid_t type, const void *names, hsize_t count) {
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  remove_object(file, "/mask/train");
+  hid_t space = H5Screate_simple(1, &count, NULL);
+  hid_t set = H5Dcreate2(file, "/mask/train", type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  assert_true(set >= 0 && H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, names) >= 0);
+  H5Dclose(set);
+  H5Sclose(space);
+  H5Tclose(type);
+  assert_true(H5Fclose(file) >= 0);
+}
+
+static void expect_train_episodes(const char *path, int64_t count) {
+  hv_demonstrations_options options = {
+      .files = &path, .num_files = 1, .split = "train", .action_dim = -1, .state_dim = -1};
+  hv_demonstrations *d = open_all(&options);
+  assert_int_equal(hv_demonstrations_episodes(d), count);
+  assert_string_equal(hv_demonstrations_episode(d, 0)->name, "demo_1");
+  assert_string_equal(hv_demonstrations_instruction(d, 0), "Pick up the cube");
+  hv_demonstrations_close(d);
+}
+
+static void strings_of_any_kind_are_read(void **state) {
+  (void)state;
+  char folder[64], path[128];
+  make_folder(folder);
+  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  write_demo_file(path);
+  hid_t type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, H5T_VARIABLE);
+  put_mask(path, type, (const char *const[]){"demo_2", "demo_1"}, 2);
+  expect_train_episodes(path, 2);
+  type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, 8);
+  H5Tset_strpad(type, H5T_STR_SPACEPAD);
+  put_mask(path, type, "demo_1  ", 1);
+  expect_train_episodes(path, 1);
+  type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, 6); /* without room for a NUL */
+  H5Tset_strpad(type, H5T_STR_NULLPAD);
+  put_mask(path, type, "demo_2demo_1", 2);
+  expect_train_episodes(path, 2);
+  hv_status status = hv_remove_tree(folder);
+  assert_null(status);
+}
+
+/* One byte of the heap that holds the instructions changed: a size, the signature, an index, an object's length. */
+static void damaged_heaps_are_refused(void **state) {
+  (void)state;
+  static const struct {
+    size_t at;
+    char value;
+  } damages[] = {{0, 'X'}, {15, 0x70}, {9, 0}, {16, 99}, {31, 0x7f}, {24, 3}};
+  char folder[64], path[128];
+  make_folder(folder);
+  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  write_demo_file(path);
+  size_t size;
+  char *bytes = read_all(path, &size);
+  char *heap = memmem(bytes, size, "GCOL", 4);
+  assert_non_null(heap);
+  for (size_t i = 0; i < sizeof damages / sizeof damages[0]; i++) {
+    char saved = heap[damages[i].at];
+    heap[damages[i].at] = damages[i].value;
+    write_all(path, bytes, size);
+    heap[damages[i].at] = saved;
+    const char *const paths[] = {path};
+    hv_demonstrations_options options = {.files = paths, .num_files = 1, .action_dim = -1, .state_dim = -1};
+    hv_demonstrations *d;
+    hv_status status = hv_demonstrations_open(&options, &d);
+    assert_non_null(status);
+    if (!strstr(hv_status_message(status), "/data/demo_0: attribute ep_meta")) {
+      fail_msg("damage %d: %s", (int)i, hv_status_message(status));
+    }
+    hv_status_free(status);
+  }
+  free(bytes);
+  hv_status status = hv_remove_tree(folder);
+  assert_null(status);
+}
+
 static void expect_refusal(const hv_demonstrations_options *options, const char *first, const char *second) {
   hv_demonstrations *d;
   hv_status status = hv_demonstrations_open(options, &d);
@@ -184,6 +266,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(opens_the_shipped_file),       cmocka_unit_test(splits_keep_natural_order),
       cmocka_unit_test(state_is_concatenated),        cmocka_unit_test(instructions_come_from_file_or_configuration),
+      cmocka_unit_test(strings_of_any_kind_are_read), cmocka_unit_test(damaged_heaps_are_refused),
       cmocka_unit_test(what_does_not_fit_is_refused),
   };
   return cmocka_run_group_tests_name("demonstrations", tests, NULL, NULL);

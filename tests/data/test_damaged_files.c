@@ -1,0 +1,406 @@
+/* hvla-data on files that are damaged in every way we know of: the right exit code, and a message that names file,
+ * object, what was found and what would be right. */
+#include <jansson.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "core/base/file.h"
+#include "tests/data/demo_file.h"
+
+#define LIFT "'" HVLA_SOURCE_DIR "/data/demos/lift.hdf5'"
+
+static char folder[64];
+
+static int enter(void **state) {
+  (void)state;
+  make_folder(folder);
+  return 0;
+}
+
+static int leave(void **state) {
+  (void)state;
+  hv_status status = hv_remove_tree(folder);
+  assert_null(status);
+  return 0;
+}
+
+/* One way to damage the small file, and what must be said about it. */
+typedef struct damage {
+  const char *name;
+  void (*apply)(hid_t file);
+  const char *command; /* with %s for the path */
+  int code;            /* of that command */
+  const char *object;  /* that the message names */
+  const char *says[3]; /* found, expected */
+  const char *episode; /* that validate reports; NULL: validate ends with 2, too; "" : validate finds nothing */
+} damage;
+
+#define ACTIONS "/data/demo_1/actions"
+#define POSITION "/data/demo_1/obs/robot0_eef_pos"
+#define IMAGE "/data/demo_1/obs/front_image"
+
+static void no_data(hid_t file) {
+  H5Lmove(file, "/data", file, "/other", H5P_DEFAULT, H5P_DEFAULT);
+}
+static void no_episodes(hid_t file) {
+  for (int i = 0; i < DEMO_COUNT; i++) {
+    char path[32];
+    snprintf(path, sizeof path, "/data/demo_%d", i);
+    remove_object(file, path);
+  }
+}
+static void name_without_number(hid_t file) {
+  H5Lmove(file, "/data/demo_1", file, "/data/demo_last", H5P_DEFAULT, H5P_DEFAULT);
+}
+static void name_twice(hid_t file) {
+  H5Lcreate_hard(file, "/data/demo_1", file, "/data/demo_01", H5P_DEFAULT, H5P_DEFAULT);
+}
+static void libero(hid_t file) {
+  put_text_attribute(file, "/data", "bddl_file_name", "x.bddl");
+}
+static void wrong_num_samples(hid_t file) {
+  put_integer_attribute(file, "/data/demo_1", "num_samples", 9);
+}
+static void text_num_samples(hid_t file) {
+  put_text_attribute(file, "/data/demo_1", "num_samples", "6");
+}
+static void empty_episode(hid_t file) {
+  replace(file, ACTIONS, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){0, 7});
+}
+static void no_actions(hid_t file) {
+  remove_object(file, ACTIONS);
+}
+static void short_state(hid_t file) {
+  replace(file, POSITION, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){5, 3});
+}
+static void short_images(hid_t file) {
+  replace(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){4, DEMO_HEIGHT, DEMO_WIDTH, 3});
+}
+static void long_dones(hid_t file) {
+  put_f64(file, "/data/demo_1/dones", 1, (hsize_t[]){7}, (double[7]){0});
+}
+static void put_bad_number(hid_t file, const char *path, int width, int at, double value) {
+  double values[6 * 8] = {0};
+  values[at] = value;
+  remove_object(file, path);
+  put_f64(file, path, 2, (hsize_t[]){6, (hsize_t)width}, values);
+}
+static void nan_action(hid_t file) {
+  put_bad_number(file, ACTIONS, 7, 3 * 7 + 2, NAN);
+}
+static void infinite_state(hid_t file) {
+  put_bad_number(file, POSITION, 3, 5 * 3 + 1, -INFINITY);
+}
+static void integer_actions(hid_t file) {
+  replace(file, ACTIONS, H5T_NATIVE_INT, 2, (hsize_t[]){6, 7});
+}
+static void flat_actions(hid_t file) {
+  replace(file, ACTIONS, H5T_NATIVE_DOUBLE, 1, (hsize_t[]){6});
+}
+static void narrow_actions(hid_t file) {
+  replace(file, ACTIONS, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){6, 6});
+}
+static void compound_actions(hid_t file) {
+  hid_t type = H5Tcreate(H5T_COMPOUND, 16);
+  H5Tinsert(type, "x", 0, H5T_NATIVE_DOUBLE);
+  H5Tinsert(type, "y", 8, H5T_NATIVE_DOUBLE);
+  replace(file, ACTIONS, type, 2, (hsize_t[]){6, 7});
+  H5Tclose(type);
+}
+static void float_images(hid_t file) {
+  replace(file, IMAGE, H5T_NATIVE_FLOAT, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3});
+}
+static void channel_first_images(hid_t file) {
+  replace(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){6, 3, DEMO_HEIGHT, DEMO_WIDTH});
+}
+static void four_channels(hid_t file) {
+  replace(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 4});
+}
+static void encoded_images(hid_t file) {
+  replace(file, IMAGE, H5T_NATIVE_UINT8, 2, (hsize_t[]){6, 100});
+}
+static void unwritten_actions(hid_t file) {
+  remove_object(file, ACTIONS);
+  put_f64(file, ACTIONS, 2, (hsize_t[]){6, 7}, NULL);
+}
+static void mask_of_absent(hid_t file) {
+  remove_object(file, "/mask/train");
+  put_names(file, "/mask/train", (const char *const[]){"demo_0", "demo_9"}, 2);
+}
+static void empty_mask(hid_t file) {
+  remove_object(file, "/mask/train");
+  put_names(file, "/mask/train", NULL, 0);
+}
+static void numeric_mask(hid_t file) {
+  remove_object(file, "/mask/train");
+  put_f64(file, "/mask/train", 1, (hsize_t[]){2}, (double[]){0, 2});
+}
+static void broken_json(hid_t file) {
+  put_text_attribute(file, "/data/demo_1", "ep_meta", "{\"lang\": ");
+}
+static void numeric_lang(hid_t file) {
+  put_text_attribute(file, "/data/demo_1", "ep_meta", "{\"lang\": 3}");
+}
+static void external_link(hid_t file) {
+  remove_object(file, ACTIONS);
+  H5Lcreate_external("other.hdf5", "/actions", file, ACTIONS, H5P_DEFAULT, H5P_DEFAULT);
+}
+static void dangling_link(hid_t file) {
+  remove_object(file, ACTIONS);
+  H5Lcreate_soft("/nowhere", file, ACTIONS, H5P_DEFAULT, H5P_DEFAULT);
+}
+static void cyclic_link(hid_t file) {
+  remove_object(file, ACTIONS);
+  H5Lcreate_soft(ACTIONS, file, ACTIONS, H5P_DEFAULT, H5P_DEFAULT);
+}
+static void set_as_episode(hid_t file) {
+  remove_object(file, "/data/demo_1");
+  put_f64(file, "/data/demo_1", 1, (hsize_t[]){3}, (double[3]){0});
+}
+static void external_storage(hid_t file) {
+  remove_object(file, IMAGE);
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+  H5Pset_external(properties, "/etc/passwd", 0, H5F_UNLIMITED);
+  put_u8(file, IMAGE, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, NULL, properties);
+  H5Pclose(properties);
+}
+static void unknown_filter(hid_t file) {
+  remove_object(file, IMAGE);
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+  H5Pset_chunk(properties, 4, (hsize_t[]){1, DEMO_HEIGHT, DEMO_WIDTH, 3});
+  H5Pset_filter(properties, 32001, H5Z_FLAG_OPTIONAL, 0, NULL);
+  put_u8(file, IMAGE, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, NULL, properties);
+  H5Pclose(properties);
+}
+/* Frames of one chunk each whose third holds `bytes` as its stored, supposedly deflated form. */
+static void put_raw_chunk(hid_t file, const void *bytes, size_t size) {
+  remove_object(file, IMAGE);
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+  H5Pset_chunk(properties, 4, (hsize_t[]){1, DEMO_HEIGHT, DEMO_WIDTH, 3});
+  H5Pset_deflate(properties, 4);
+  uint8_t pixels[6 * DEMO_FRAME] = {0};
+  put_u8(file, IMAGE, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, pixels, properties);
+  hid_t set = H5Dopen2(file, IMAGE, H5P_DEFAULT);
+  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (hsize_t[]){2, 0, 0, 0}, size, bytes) >= 0);
+  H5Dclose(set);
+  H5Pclose(properties);
+}
+static void corrupt_deflate(hid_t file) {
+  put_raw_chunk(file, "this is not deflate", 19);
+}
+static void short_chunk(hid_t file) {
+  /* zlib's form of three zero bytes. */
+  static const uint8_t three[] = {0x78, 0x9c, 0x63, 0x60, 0x60, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01};
+  put_raw_chunk(file, three, sizeof three);
+}
+static void sound(hid_t file) {
+  (void)file;
+}
+
+#define STATS "stats '%s'"
+#define INSPECT "inspect '%s' --json"
+#define TRAIN "stats --split train '%s'"
+
+static const damage damages[] = {
+    {"no /data", no_data, INSPECT, 2, "small.hdf5", {"none of the known layouts", "other", "robomimic"}, NULL},
+    {"zero demos", no_episodes, INSPECT, 2, "/data", {"no episode", "demo_0"}, NULL},
+    {"a name without a number", name_without_number, STATS, 2, "/data/demo_last", {"integer"}, NULL},
+    {"a number twice", name_twice, STATS, 2, "/data", {"demo_01", "demo_1", "same number"}, NULL},
+    {"LIBERO", libero, STATS, 2, "small.hdf5", {"none of the known layouts"}, NULL},
+    {"wrong num_samples", wrong_num_samples, STATS, 2, "/data/demo_1", {"num_samples is 9", "6 rows"}, "demo_1"},
+    {"num_samples of text", text_num_samples, STATS, 2, "/data/demo_1", {"num_samples", "integer"}, "demo_1"},
+    {"an empty episode", empty_episode, STATS, 2, ACTIONS, {"empty"}, "demo_1"},
+    {"no actions", no_actions, INSPECT, 2, ACTIONS, {"missing"}, "demo_1"},
+    {"a short state", short_state, INSPECT, 2, POSITION, {"5 rows", "6"}, "demo_1"},
+    {"too few images", short_images, STATS, 2, IMAGE, {"4 rows", "6"}, "demo_1"},
+    {"long dones", long_dones, STATS, 2, "/data/demo_1/dones", {"7 rows", "6"}, "demo_1"},
+    {"NaN actions", nan_action, STATS, 2, "demo_1", {"actions, step 3, dimension 2", "NaN"}, "demo_1"},
+    {"an infinite state", infinite_state, INSPECT, 2, "demo_1", {"robot0_eef_pos, step 5, dimension 1"}, "demo_1"},
+    {"integer actions", integer_actions, STATS, 2, ACTIONS, {"i32 (6, 7)", "floating-point"}, "demo_1"},
+    {"flat actions", flat_actions, STATS, 2, ACTIONS, {"f64 (6)", "(steps, dimensions)"}, "demo_1"},
+    {"narrow actions", narrow_actions, STATS, 2, "demo_1", {"6 dimensions", "7"}, "demo_1"},
+    {"compound actions", compound_actions, STATS, 2, ACTIONS, {"compound", "floating-point"}, "demo_1"},
+    {"float images", float_images, INSPECT, 2, IMAGE, {"f32 (6, 8, 10, 3)", "u8"}, "demo_1"},
+    {"channels first",
+     channel_first_images,
+     INSPECT,
+     2,
+     IMAGE,
+     {"(6, 3, 8, 10)", "(frames, height, width, 3)"},
+     "demo_1"},
+    {"four channels", four_channels, INSPECT, 2, IMAGE, {"(6, 8, 10, 4)", "(frames, height, width, 3)"}, "demo_1"},
+    {"encoded images", encoded_images, INSPECT, 2, IMAGE, {"u8 (6, 100)", "(frames, height, width, 3)"}, "demo_1"},
+    {"unwritten actions", unwritten_actions, STATS, 2, ACTIONS, {"never written"}, "demo_1"},
+    {"a mask of absent demos", mask_of_absent, TRAIN, 2, "/mask/train", {"demo_9", "not in /data"}, "train"},
+    {"an empty mask", empty_mask, TRAIN, 2, "/mask/train", {"no episode"}, "train"},
+    {"a mask of numbers", numeric_mask, TRAIN, 2, "/mask/train", {"strings are expected"}, "train"},
+    {"an unknown split", sound, "stats --split nope '%s'", 2, "/mask/nope", {"no such split", "train, valid"}, ""},
+    {"an unknown state key",
+     sound,
+     "stats --state-keys robot0_eef_po '%s'",
+     2,
+     "/data/demo_0/obs",
+     {"robot0_eef_po\"", "robot0_eef_quat", "did you mean robot0_eef_pos?"},
+     ""},
+    {"broken JSON", broken_json, STATS, 2, "/data/demo_1", {"ep_meta", "JSON"}, "demo_1"},
+    {"a number as instruction", numeric_lang, INSPECT, 2, "/data/demo_1", {"lang", "string"}, "demo_1"},
+    {"an external link", external_link, STATS, 2, ACTIONS, {"another file"}, "demo_1"},
+    {"a dangling link", dangling_link, STATS, 2, ACTIONS, {"leads to nothing"}, "demo_1"},
+    {"a cyclic link", cyclic_link, STATS, 2, ACTIONS, {"leads to nothing"}, "demo_1"},
+    {"a data set as episode", set_as_episode, INSPECT, 2, "/data/demo_1", {"a data set", "group"}, "demo_1"},
+    {"data in another file", external_storage, INSPECT, 2, IMAGE, {"other files"}, "demo_1"},
+    {"an unknown filter", unknown_filter, INSPECT, 2, IMAGE, {"32001", "blosc", "gzip"}, "demo_1"},
+    {"a corrupt deflate stream", corrupt_deflate, STATS, 0, NULL, {NULL}, "demo_1"},
+    {"a chunk that is too short", short_chunk, STATS, 0, NULL, {NULL}, "demo_1"},
+};
+
+/* The command itself: its exit code, one line that names file, object and what is wrong, nothing on standard output. */
+static void check_command(const damage *d, const char *path) {
+  char arguments[512], *out, *error;
+  snprintf(arguments, sizeof arguments, d->command, path);
+  int code = run_hvla_data(folder, arguments, &out, &error);
+  if (code != d->code) fail_msg("%s: exit code %d, not %d: %s", d->name, code, d->code, error);
+  if (code == 2) {
+    assert_string_equal(out, "");
+    if (!strstr(error, "small.hdf5") || !strstr(error, d->object)) fail_msg("%s: names no place: %s", d->name, error);
+    assert_ptr_equal(strchr(error, '\n'), error + strlen(error) - 1);
+  }
+  for (size_t i = 0; i < 3 && d->says[i]; i++) {
+    if (!strstr(error, d->says[i])) fail_msg("%s: does not say \"%s\": %s", d->name, d->says[i], error);
+  }
+  free(out);
+  free(error);
+}
+
+static void check_validate(const damage *d, const char *path) {
+  char arguments[512];
+  snprintf(arguments, sizeof arguments, "validate '%s' --json", path);
+  bool readable = d->episode != NULL, bad = readable && *d->episode;
+  json_t *found = json_of(folder, arguments, !readable ? 2 : bad ? 1 : 0);
+  const json_t *episodes = json_object_get(found, "bad_episodes");
+  assert_int_equal(json_is_true(json_object_get(found, "ok")), readable && !bad);
+  assert_int_equal(json_array_size(episodes), bad ? 1 : 0);
+  if (bad) {
+    const json_t *entry = json_array_get(episodes, 0);
+    assert_string_equal(json_string_value(json_object_get(entry, "file")), path);
+    assert_string_equal(json_string_value(json_object_get(entry, "episode")), d->episode);
+    assert_true(json_string_length(json_object_get(entry, "reason")) > 0);
+  }
+  json_decref(found);
+}
+
+static void damaged_files_are_told_apart(void **state) {
+  (void)state;
+  char path[128];
+  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
+    write_demo_file(path);
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    assert_true(file >= 0);
+    damages[i].apply(file);
+    assert_true(H5Fclose(file) >= 0);
+    check_command(&damages[i], path);
+    check_validate(&damages[i], path);
+  }
+}
+
+/* Files that are no HDF5 at all. */
+static void check_foreign(const char *content, size_t size, const char *says) {
+  char path[128], arguments[256], *out, *error;
+  snprintf(path, sizeof path, "%s/foreign.hdf5", folder);
+  write_all(path, content, size);
+  static const char *const commands[] = {"stats", "inspect --json", "validate"};
+  for (size_t i = 0; i < 3; i++) {
+    snprintf(arguments, sizeof arguments, "%s '%s'", commands[i], path);
+    int code = run_hvla_data(folder, arguments, &out, &error);
+    if (code != 2 || !strstr(error, path) || !strstr(error, says)) fail_msg("%s: %d: %s", says, code, error);
+    free(out);
+    free(error);
+  }
+}
+
+static void foreign_files_are_refused(void **state) {
+  (void)state;
+  static const char pointer[] = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 8047007\n";
+  static const char page[] = "<!DOCTYPE html><html><body>Not found</body></html>";
+  static const char text[] = "hello";
+  check_foreign("", 0, "is empty");
+  check_foreign(pointer, sizeof pointer - 1, "Git LFS pointer");
+  check_foreign(page, sizeof page - 1, "web page");
+  check_foreign(text, sizeof text - 1, "not an HDF5 file");
+  size_t size;
+  char *lift = read_all(HVLA_SOURCE_DIR "/data/demos/lift.hdf5", &size);
+  check_foreign(lift, size / 2, "truncated");
+  check_foreign(lift, size - 1, "truncated");
+  check_foreign(lift, 600, "truncated");
+  free(lift);
+  char *out, *error;
+  assert_int_equal(run_hvla_data(folder, "inspect /nonexistent/x.hdf5", &out, &error), 2);
+  assert_non_null(strstr(error, "/nonexistent/x.hdf5: No such file"));
+  free(out);
+  free(error);
+}
+
+/* Bytes of a sound file changed at random places: any answer but a crash or a hang. */
+static void random_damage_never_crashes(void **state) {
+  (void)state;
+  char path[128], arguments[256], *out, *error;
+  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  write_demo_file(path);
+  size_t size;
+  char *sound_bytes = read_all(path, &size), *bytes = malloc(size);
+  uint32_t random = 12345;
+  int refused = 0;
+  for (int round = 0; round < 60; round++) {
+    memcpy(bytes, sound_bytes, size);
+    for (int i = 0; i < 8; i++) {
+      random = random * 1664525u + 1013904223u;
+      bytes[(random >> 8) % (round % 2 ? size : 4096)] = (char)(random >> 3);
+    }
+    write_all(path, bytes, size);
+    snprintf(arguments, sizeof arguments, "validate '%s'", path);
+    int code = run_hvla_data(folder, arguments, &out, &error);
+    if (code < 0 || code > 2) fail_msg("round %d: exit code %d: %s", round, code, error);
+    refused += code > 0;
+    free(out);
+    free(error);
+  }
+  assert_true(refused > 10);
+  free(bytes);
+  free(sound_bytes);
+}
+
+static void every_bad_episode_is_listed(void **state) {
+  (void)state;
+  char path[128], arguments[512];
+  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  nan_action(file);
+  put_integer_attribute(file, "/data/demo_2", "num_samples", 100);
+  H5Fclose(file);
+  snprintf(arguments, sizeof arguments, "validate --json " LIFT " '%s'", path);
+  json_t *found = json_of(folder, arguments, 1);
+  const json_t *episodes = json_object_get(found, "bad_episodes");
+  assert_int_equal(json_array_size(episodes), 2);
+  assert_string_equal(json_string_value(json_object_get(json_array_get(episodes, 1), "episode")), "demo_2");
+  json_decref(found);
+}
+
+int main(void) {
+  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(damaged_files_are_told_apart, enter, leave),
+      cmocka_unit_test_setup_teardown(foreign_files_are_refused, enter, leave),
+      cmocka_unit_test_setup_teardown(random_damage_never_crashes, enter, leave),
+      cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, enter, leave),
+  };
+  return cmocka_run_group_tests_name("damaged files", tests, NULL, NULL);
+}
