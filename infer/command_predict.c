@@ -140,14 +140,14 @@ done:
   return status;
 }
 
-/* [[…] …], [chunk][dim] */
-static json_t *matrix(const hvla_result *result, const double *doubles, const float *floats) {
+/* [[…] …], [chunk][dim], from doubles or floats. */
+static json_t *matrix(const hvla_result *result, const void *values, bool wide) {
   json_t *rows = json_array();
   for (int h = 0; h < result->action_chunk; h++) {
     json_t *row = json_array();
     for (int d = 0; d < result->action_dim; d++) {
       int i = h * result->action_dim + d;
-      json_array_append_new(row, json_real(doubles ? doubles[i] : (double)floats[i]));
+      json_array_append_new(row, json_real(wide ? ((const double *)values)[i] : (double)((const float *)values)[i]));
     }
     json_array_append_new(rows, row);
   }
@@ -156,10 +156,10 @@ static json_t *matrix(const hvla_result *result, const double *doubles, const fl
 
 static hv_status print_json(const hvla_result *result, hv_text *out) {
   json_t *object = json_object();
-  json_object_set_new(object, "action", matrix(result, result->action, NULL));
+  json_object_set_new(object, "action", matrix(result, result->action, true));
   if (result->diffusion) {
-    json_object_set_new(object, "diffusion", matrix(result, result->diffusion, NULL));
-    json_object_set_new(object, "diffusion_normalized", matrix(result, NULL, result->diffusion_normalized));
+    json_object_set_new(object, "diffusion", matrix(result, result->diffusion, true));
+    json_object_set_new(object, "diffusion_normalized", matrix(result, result->diffusion_normalized, false));
   }
   if (result->autoregressive) {
     json_t *tokens = json_array(), *confidences = json_array();
@@ -167,7 +167,7 @@ static hv_status print_json(const hvla_result *result, hv_text *out) {
       json_array_append_new(tokens, json_integer(result->tokens[i]));
       json_array_append_new(confidences, json_real((double)result->confidences[i]));
     }
-    json_object_set_new(object, "autoregressive", matrix(result, result->autoregressive, NULL));
+    json_object_set_new(object, "autoregressive", matrix(result, result->autoregressive, true));
     json_object_set_new(object, "tokens", tokens);
     json_object_set_new(object, "confidences", confidences);
     json_object_set_new(object, "confidence", json_real(result->confidence));

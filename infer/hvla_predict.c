@@ -139,21 +139,26 @@ static hv_status camera_error(const hv_config *config, const char *format, const
   return status;
 }
 
-/* Which picture belongs to each camera. */
-static hv_status match_cameras(const hv_config *config, const hvla_request *request, const hvla_image **out) {
+/* The model's camera of this name; num_cameras: none. */
+static int32_t find_camera(const hv_config *config, const char *name) {
+  int32_t camera = 0;
+  while (camera < config->num_cameras && strcmp(config->cameras[camera], name) != 0) camera++;
+  return camera;
+}
+
+/* The request's pictures in the order of the model's cameras. */
+static hv_status match_cameras(const hv_config *config, const hvla_request *request, hvla_image *out) {
   for (size_t i = 0; i < request->num_images; i++) {
     const hvla_image *image = &request->images[i];
-    int32_t camera = 0;
-    while (camera < config->num_cameras && strcmp(config->cameras[camera], image->camera ? image->camera : ""))
-      camera++;
-    if (camera == config->num_cameras)
-      return camera_error(config, "the model has no camera %s; it has: %s", image->camera ? image->camera : "(none)");
-    if (out[camera]) return camera_error(config, "two pictures are given for the camera %s of: %s", image->camera);
-    out[camera] = image;
+    const char *name = image->camera ? image->camera : "(no name)";
+    int32_t camera = find_camera(config, name);
+    if (camera == config->num_cameras) return camera_error(config, "the model has no camera %s; it has: %s", name);
+    if (out[camera].camera) return camera_error(config, "two pictures are given for the camera %s of: %s", name);
+    out[camera] = *image;
   }
   hv_text missing = {0};
   for (int32_t camera = 0; camera < config->num_cameras; camera++)
-    if (!out[camera]) hv_text_add(&missing, "%s%s", missing.length ? ", " : "", config->cameras[camera]);
+    if (!out[camera].camera) hv_text_add(&missing, "%s%s", missing.length ? ", " : "", config->cameras[camera]);
   if (!missing.length) return HV_OK;
   hv_status status =
       camera_error(config, "no picture is given for the camera %s; the model has: %s", hv_text_string(&missing));
@@ -199,12 +204,12 @@ static hv_status read_image(hvla_model *model, int32_t camera, const hvla_image 
 }
 
 static hv_status read_inputs(hvla_model *model, const hvla_request *request) {
-  const hvla_image *images[HV_MAX_CAMERAS] = {0};
+  hvla_image images[HV_MAX_CAMERAS] = {0};
   HV_TRY(select_statistics(model, request->unnorm_key));
   HV_TRY(match_cameras(&model->config, request, images));
   HV_TRY(read_state(model, request));
   HV_TRY(read_instruction(model, request->instruction));
-  for (int32_t i = 0; i < model->config.num_cameras; i++) HV_TRY(read_image(model, i, images[i]));
+  for (int32_t i = 0; i < model->config.num_cameras; i++) HV_TRY(read_image(model, i, &images[i]));
   return HV_OK;
 }
 

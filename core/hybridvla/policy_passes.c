@@ -88,12 +88,13 @@ static void put_branch(cursor *at, int32_t prefix_rows, int32_t cache_start, int
 }
 
 void hv_pass_fill(const hv_branch_shape *shape, const hv_pass *pass, int32_t *tables) {
-  cursor at = {.positions = tables + pass->positions,
-               .cache_rows = tables + pass->cache_rows,
-               .query_rows = tables + pass->query_rows,
-               .query_positions = tables + pass->query_positions,
-               .segments = (hv_segment *)(tables + pass->segment_table),
-               .out_segments = (hv_segment *)(tables + pass->out_segment_table)};
+  cursor at = {0};
+  at.positions = tables + pass->positions;
+  at.cache_rows = tables + pass->cache_rows;
+  at.query_rows = tables + pass->query_rows;
+  at.query_positions = tables + pass->query_positions;
+  at.segments = (hv_segment *)(tables + pass->segment_table);
+  at.out_segments = (hv_segment *)(tables + pass->out_segment_table);
   int32_t prefix_rows = pass->prefix_rows;
   if (pass->prefill) {
     *at.segments++ = (hv_segment){.q_rows = prefix_rows, .own_rows = prefix_rows};

@@ -16,7 +16,8 @@ mv "$work/root" "$work/moved" # nothing may remember where it was installed
 pc=$(find "$work/moved" -name hvla.pc)
 lib=$(dirname "$(dirname "$pc")")
 [[ -n $pc ]] || fail "hvla.pc is not installed"
-export PKG_CONFIG_PATH=$(dirname "$pc")
+PKG_CONFIG_PATH=$(dirname "$pc")
+export PKG_CONFIG_PATH
 export LD_LIBRARY_PATH=$lib
 export OMP_NUM_THREADS=1
 

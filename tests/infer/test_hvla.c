@@ -44,8 +44,9 @@ static int enter(void **state) {
 static hv_image picture(int32_t width, int32_t height, double phase) {
   hv_image image;
   assert_ok(hv_image_allocate(width, height, &image));
-  for (int32_t i = 0; i < width * height * 3; i++)
-    image.rgb[i] = (uint8_t)(127 + 100 * sin(phase + 0.05 * (i % (3 * width)) + 0.2 * (double)(i / (3 * width))));
+  for (int32_t row = 0; row < height; row++)
+    for (int32_t i = 0; i < 3 * width; i++)
+      image.rgb[row * 3 * width + i] = (uint8_t)(127 + 100 * sin(phase + 0.05 * i + 0.2 * row));
   return image;
 }
 

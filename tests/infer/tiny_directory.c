@@ -69,7 +69,7 @@ static json_t *value_statistics(int32_t dims, int seed, int gripper) {
 static json_t *statistics(const tiny_directory_options *options) {
   static const char *const keys[] = {"lift", "drawer"};
   json_t *document = json_object();
-  for (int k = 0; k < options->keys; k++) {
+  for (int k = 0; k < 2 && k < options->keys; k++) {
     json_t *entry = json_pack("{s:o, s:i, s:i}", "action", value_statistics(TINY_ACTIONS, 1 + k, 1), "num_transitions",
                               100, "num_trajectories", 3);
     if (!options->no_state) json_object_set_new(entry, "proprio", value_statistics(TINY_STATE, 2 + k, 0));
