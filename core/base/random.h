@@ -1,7 +1,8 @@
 /* Random draws as functions: the value at (seed, domain, step, sample, branch, element) never depends on the order of
  * drawing, on the number of ranks or threads, or on the device. Philox 4x32-10 (Salmon et al. 2011); C and CUDA include
- * this header and get the same bits: it uses + − × fma sqrt and its own polynomials only, and must be compiled without
- * contraction (-ffp-contract=off, nvcc -fmad=false).
+ * this header and get the same bits: it uses + − × fma sqrt and its own polynomials only. Every sum of a product is
+ * written as fmaf, so that nothing is left for a compiler to contract; keep it so, and compile without contraction all
+ * the same (-ffp-contract=off, nvcc -fmad=false).
  *
  * (seed, domain, step) give a 64-bit key by one run of the cipher; under that key, (sample, branch, element / 4) is the
  * counter of a block of four words. A kernel that draws many numbers derives the key once and takes a block for four

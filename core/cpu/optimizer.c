@@ -71,10 +71,11 @@ static void store_master(const hv_adamw_args *a, int64_t first, int64_t count, c
 
 static void update(const adamw_context *c, int64_t first, int64_t count, bool decay) {
   const hv_adamw_args *a = c->args;
-  real grad_buffer[HV_CHUNK], m_buffer[HV_CHUNK], v_buffer[HV_CHUNK], p_buffer[HV_CHUNK];
+  real grad_buffer[HV_CHUNK], master[HV_CHUNK];
   bool split = hv_present(a->remainder);
-  real *p = split ? p_buffer : target(&a->param, 0, first, p_buffer);
-  real *m = target(&a->moment1, 0, first, m_buffer), *v = target(&a->moment2, 0, first, v_buffer);
+  /* All but split parameters are stored as `real`. */
+  real *p = split ? master : element(&a->param, 0, first);
+  real *m = element(&a->moment1, 0, first), *v = element(&a->moment2, 0, first);
   const real *grad = load(&a->grad, 0, first, count, grad_buffer);
   real keep = decay ? 1 - c->lr * (real)a->weight_decay : 1;
   if (split) load_master(a, first, count, p);

@@ -124,8 +124,8 @@ static void bounded_draws_are_even(void **state) {
     assert_true(x < LIMIT);
     counts[x]++;
   }
-  double chi = 0;
-  for (int i = 0; i < LIMIT; i++) chi += pow(counts[i] - DRAWS / LIMIT, 2) / (DRAWS / LIMIT);
+  double chi = 0, expected = (double)DRAWS / LIMIT;
+  for (int i = 0; i < LIMIT; i++) chi += pow(counts[i] - expected, 2) / expected;
   assert_true(chi < 160); /* 99 degrees of freedom: once in 10,000 */
   for (uint32_t i = 0; i < 1000; i++) {
     assert_int_equal(hv_random_below(1, 0, 0, i, 0, 0, 1), 0);

@@ -221,7 +221,6 @@ static void adamw(op_env *env) {
   op_operand param = op_random(env, OP_T, 1, n, 1, 0), grad = op_random(env, OP_T_OR_F32, 1, n, 1, 0);
   op_operand moment1 = op_random(env, OP_S, 1, n, 0.1, 0), moment2 = op_random(env, OP_S, 1, n, 0.001, 1);
   op_operand list = op_longs(env, count, 3, ranges[0]), dynamic = op_values(env, OP_S, 1, 4, settings);
-  op_operand remainder = op_absent();
   double *p = op_array(env, n), *m = op_array(env, n), *v = op_array(env, n);
   memcpy(p, param.host, (size_t)n * sizeof *p);
   memcpy(m, moment1.host, (size_t)n * sizeof *m);
@@ -236,9 +235,7 @@ static void adamw(op_env *env) {
   }
   hv_tensor remainders[OP_SIDES] = {{.data = NULL}, {.data = NULL}};
   if (env->dtype == HV_BF16) {
-    remainder = op_int_result(env, 1, (n + 1) / 2);
-    int32_t *zeros = (int32_t *)op_array(env, n);
-    remainder = op_ints(env, 1, (n + 1) / 2, zeros);
+    op_operand remainder = op_ints(env, 1, (n + 1) / 2, (const int32_t *)op_array(env, n)); /* pairs of 16-bit zeros */
     remainders[0] = hv_tensor_make(remainder.at[0].data, HV_I16, 1, n);
   }
   OP_RUN(env, adamw, .param = param.at[side], .remainder = remainders[side], .grad = grad.at[side],

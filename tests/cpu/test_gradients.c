@@ -258,7 +258,8 @@ static void rotary(void **state) {
   c.args.cos_sin = zeros(4, rotary_dim);
   double *table = c.args.cos_sin.data;
   for (int64_t i = 0; i < 4 * rotary_dim; i++) {
-    double angle = (double)(i / rotary_dim * (1 + i % (rotary_dim / 2)));
+    int64_t position = i / rotary_dim, pair = i % (rotary_dim / 2);
+    double angle = (double)(position * (1 + pair));
     table[i] = i % rotary_dim < rotary_dim / 2 ? cos(angle) : sin(angle);
   }
   c.args.q_out = zeros(n, 2 * head_dim);

@@ -48,8 +48,8 @@ static void fp64(void **state) {
 
 int main(int argc, char **argv) {
   if (argc > 1) settings.device = argv[1];
-  if (argc > 2) settings.repeats = atoi(argv[2]);
-  if (argc > 3) settings.max_size = atoi(argv[3]);
+  if (argc > 2) settings.repeats = (int)strtol(argv[2], NULL, 10);
+  if (argc > 3) settings.max_size = strtol(argv[3], NULL, 10);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(fp64),
       cmocka_unit_test(fp32),
