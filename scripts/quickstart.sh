@@ -25,7 +25,7 @@ run=runs/quickstart
 bin=build/release
 demos=data/demos/lift.hdf5
 episode=demo_10 frame=5 # one of the held-out episodes: the arm is on its way down to the cube
-dims=0,1,2,6            # x, y, z, gripper: this task needs no rotation, what the file has there is noise
+dims=0,1,2,6            # x, y, z, gripper
 
 stage_start=0
 stage() {
@@ -82,7 +82,8 @@ for mode in diffusion autoregressive ensemble; do
 done
 took "predicted"
 
-stage "6/6 the two held-out demonstrations: mean absolute errors, normalised (the actions' range is 2)"
+stage "6/6 mean absolute errors on the two held-out demonstrations, normalised (the actions' range is 2)"
+echo "   together: x, y, z and gripper; this task needs no rotation, what the file has there is noise"
 # The last line of the run that measured held-out frames; errors and their ratio to always saying the mean action.
 jq -rs --argjson dims "[$dims]" '
   def mean: add / length;
@@ -92,7 +93,7 @@ jq -rs --argjson dims "[$dims]" '
   | $line["error_" + $who + "_dims"] as $all | ([$all[$dims[]]] | mean) as $error
   | [$who, $error, $error / $base, $all[]] | @tsv' $run/metrics.jsonl |
   awk -F '\t' '
-    BEGIN { printf "   %-15s %10s %9s |", "", "x y z grip", "of mean"
+    BEGIN { printf "   %-15s %10s %9s |", "", "together", "vs mean"
             n = split("x y z rot_x rot_y rot_z gripper", names, " ")
             for (i = 1; i <= n; i++) printf " %7s", names[i]
             print "" }
