@@ -8,6 +8,8 @@
 static hv_status find_episode(const hv_demonstrations *demonstrations, const hv_frame_options *options,
                               const hv_episode **out) {
   int64_t count = hv_demonstrations_episodes(demonstrations);
+  const hv_episode *first = hv_demonstrations_episode(demonstrations, 0);
+  *out = first;
   for (int64_t i = 0; i < count; i++) {
     const hv_episode *episode = hv_demonstrations_episode(demonstrations, i);
     if (strcmp(episode->name, options->episode) != 0) continue;
@@ -18,7 +20,6 @@ static hv_status find_episode(const hv_demonstrations *demonstrations, const hv_
     *out = episode;
     return HV_OK;
   }
-  const hv_episode *first = hv_demonstrations_episode(demonstrations, 0);
   const hv_episode *last = hv_demonstrations_episode(demonstrations, count - 1);
   return hv_error(HV_ERR_INPUT, "%s: there is no episode %s among its %lld, %s to %s", first->file, options->episode,
                   (long long)count, first->name, last->name);
