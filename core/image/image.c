@@ -150,7 +150,7 @@ hv_status hv_image_encode_png(const hv_image *image, uint8_t **out, size_t *size
 
 hv_status hv_image_save_png(const char *path, const hv_image *image) {
   uint8_t *png;
-  size_t size;
+  size_t size = 0;
   HV_TRY(hv_error_context(hv_image_encode_png(image, &png, &size), "%s", path));
   hv_status status = hv_write_file_atomic(path, png, size);
   free(png);

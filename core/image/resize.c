@@ -62,7 +62,7 @@ static hv_status open_axis(int32_t in, int32_t out, axis *a) {
   a->first = malloc((size_t)out * sizeof *a->first);
   a->count = malloc((size_t)out * sizeof *a->count);
   a->weights = calloc((size_t)out * (size_t)a->taps, sizeof *a->weights);
-  double *weights = malloc((size_t)a->taps * sizeof *weights);
+  double *weights = calloc((size_t)a->taps, sizeof *weights);
   hv_status status = HV_OK;
   if (!a->first || !a->count || !a->weights || !weights) {
     status = hv_error_memory("the weights of a resize");

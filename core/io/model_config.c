@@ -88,7 +88,7 @@ static void read_name(reader *r, const hv_field *field, const json_t *value, cha
   if (!name || !*name || strlen(name) >= size) {
     problem(r, field->key, "must be a string of 1 to %zu bytes", size - 1);
   } else {
-    strcpy(out, name);
+    memcpy(out, name, strlen(name) + 1);
   }
 }
 
@@ -177,7 +177,7 @@ static void read_cameras(reader *r, const json_t *document, hv_config *config) {
     for (size_t j = 0; j < i; j++) {
       if (strcmp(config->cameras[j], name) == 0) problem(r, "cameras", "names %s twice", name);
     }
-    strcpy(config->cameras[i], name);
+    memcpy(config->cameras[i], name, strlen(name) + 1);
   }
   config->num_cameras = (int32_t)count;
 }

@@ -165,11 +165,13 @@ static hv_status set_string_map(const hv_option *option, const json_t *value, hv
   hv_string_map map = {0};
   hv_status status = HV_OK;
   size_t count = json_object_size(value);
-  if (count > 0) {
-    map.names = calloc(count, sizeof *map.names);
-    map.values = calloc(count, sizeof *map.values);
-    if (!map.names || !map.values) status = hv_error_memory(option->key);
+  if (count == 0) {
+    free_map(out);
+    return HV_OK;
   }
+  map.names = calloc(count, sizeof *map.names);
+  map.values = calloc(count, sizeof *map.values);
+  if (!map.names || !map.values) status = hv_error_memory(option->key);
   const char *name;
   json_t *member;
   json_object_foreach((json_t *)(uintptr_t)value, name, member) {

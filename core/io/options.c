@@ -82,7 +82,7 @@ static void suggest(const parser *p, const char *key, char out[KEY_SIZE]) {
     same_depth(p->table[i].key, key, candidate);
     int before = nearest.best ? nearest.distance : INT_MAX;
     hv_nearest_offer(&nearest, candidate);
-    if (nearest.best && nearest.distance < before) strcpy(out, candidate);
+    if (nearest.best && nearest.distance < before) memcpy(out, candidate, KEY_SIZE);
   }
 }
 
@@ -119,8 +119,7 @@ static void check_known(parser *p, const json_t *mapping, const char *prefix) {
 
 static const json_t *look_up(const json_t *document, const char *key) {
   char copy[KEY_SIZE];
-  if (strlen(key) >= sizeof copy) return NULL;
-  strcpy(copy, key);
+  snprintf(copy, sizeof copy, "%s", key);
   char *rest = copy;
   for (const char *word = strsep(&rest, "."); word; word = strsep(&rest, "."))
     document = json_object_get(document, word);
@@ -143,7 +142,7 @@ static json_t *descend(json_t *parent, const char *word) {
 /* Takes the value. False: the path leads through something that cannot hold it. */
 static bool put(json_t *document, const char *key, json_t *value) {
   char copy[KEY_SIZE];
-  strcpy(copy, key);
+  snprintf(copy, sizeof copy, "%s", key);
   char *rest = copy;
   json_t *at = document;
   const char *word = strsep(&rest, ".");

@@ -172,7 +172,7 @@ static hv_status parse_header(const uint8_t *bytes, size_t size, const char *whe
 }
 
 static hv_status grow(hv_safetensors *file, size_t more) {
-  if (file->count + more <= file->capacity) return HV_OK;
+  if (file->tensors && file->count + more <= file->capacity) return HV_OK;
   size_t capacity = file->count + more;
   hv_file_tensor *tensors = realloc(file->tensors, capacity * sizeof *tensors);
   if (!tensors) return hv_error_memory("a list of tensors");

@@ -42,9 +42,12 @@ static void naive_resize_gives_pillows_bytes(void **state) {
   int compared = 0;
   for (int32_t i = 0; i < hv_safetensors_count(file); i++) {
     const hv_file_tensor *expected = hv_safetensors_get(file, i);
-    char name[32];
-    int width, height;
-    if (sscanf(expected->name, "naive.%31[a-z].%dx%d", name, &width, &height) != 3) continue;
+    /* naive.NAME.WIDTHxHEIGHT */
+    if (strncmp(expected->name, "naive.", 6) != 0) continue;
+    char name[32], *end;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(expected->name + 6, "."), expected->name + 6);
+    int32_t width = (int32_t)strtol(expected->name + 6 + strlen(name) + 1, &end, 10);
+    int32_t height = (int32_t)strtol(end + 1, NULL, 10);
     const hv_file_tensor *in = input(file, name);
     hv_resizer *resizer;
     assert_ok(hv_resizer_open((int32_t)in->shape[1], (int32_t)in->shape[0], width, height, &resizer));

@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,8 +37,8 @@ bool fuzz_seed(int index, uint8_t **data, size_t *size) {
   if ((size_t)index >= sizeof names / sizeof *names) return false;
   hv_safetensors *file;
   FUZZ_CHECK(!hv_safetensors_open(HVLA_SOURCE_DIR "/tests/fixtures/image/pictures.safetensors", &file));
-  char key[64] = "file.";
-  strcat(key, names[index]);
+  char key[64];
+  snprintf(key, sizeof key, "file.%s", names[index]);
   const hv_file_tensor *tensor = hv_safetensors_find(file, key);
   FUZZ_CHECK(tensor);
   *size = tensor->size;

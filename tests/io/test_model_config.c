@@ -29,21 +29,21 @@ static json_t *small_document(void) {
 }
 
 /* The place of a dotted path; numbers index lists. */
-static json_t *parent_of(json_t *at, const char *path, char *last) {
+static json_t *parent_of(json_t *at, const char *path, char last[64]) {
   char copy[128];
   snprintf(copy, sizeof copy, "%s", path);
   char *rest = copy, *word = strsep(&rest, ".");
   for (; rest; word = strsep(&rest, ".")) {
-    at = json_is_array(at) ? json_array_get(at, (size_t)atoi(word)) : json_object_get(at, word);
+    at = json_is_array(at) ? json_array_get(at, strtoul(word, NULL, 10)) : json_object_get(at, word);
   }
-  strcpy(last, word);
+  snprintf(last, 64, "%s", word);
   return at;
 }
 
 /* Reads the small model with the value at `path` replaced, or removed where `yaml` is NULL. */
 static hv_status read_with(const char *path, const char *yaml, hv_unknown_keys unknown, hv_model_config *out) {
   json_t *document = small_document();
-  char last[128];
+  char last[64];
   json_t *parent = parent_of(document, path, last);
   if (yaml) {
     json_t *value;
@@ -134,7 +134,7 @@ static void every_missing_key_is_named_with_its_file(void **state) {
                                       "special_tokens.empty"};
   for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
     hv_model_config model;
-    char last[128], expected[160];
+    char last[64], expected[160];
     json_t *document = small_document();
     parent_of(document, paths[i], last);
     json_decref(document);

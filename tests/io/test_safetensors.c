@@ -13,7 +13,7 @@ static uint8_t *build(const char *header, size_t data_size, size_t *size) {
   uint8_t *bytes = malloc(*size);
   assert_non_null(bytes);
   for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)((uint64_t)length >> (8 * i));
-  memcpy(bytes + 8, header, length);
+  for (size_t i = 0; i < length; i++) bytes[8 + i] = (uint8_t)header[i];
   for (size_t i = 0; i < data_size; i++) bytes[8 + length + i] = (uint8_t)i;
   return bytes;
 }
