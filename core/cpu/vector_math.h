@@ -40,7 +40,7 @@ static inline real real_exp(real x) {
   p = p * (r * r) + r + 1.0f;
   int32_t bits = (int32_t)n;
   int32_t half = bits >> 1;
-  int32_t low_bits = (half + 127) << 23, high_bits = (bits - half + 127) << 23;
+  uint32_t low_bits = (uint32_t)(half + 127) << 23, high_bits = (uint32_t)(bits - half + 127) << 23; /* of NaN too */
   real low, high;
   memcpy(&low, &low_bits, sizeof low);
   memcpy(&high, &high_bits, sizeof high);
