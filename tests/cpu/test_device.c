@@ -6,6 +6,11 @@
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define COUNTS_ALLOCATIONS 0
+/* An impossible allocation is refused, as without the sanitizer. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void) {
+  return "allocator_may_return_null=1";
+}
 #else
 #define COUNTS_ALLOCATIONS 1
 
