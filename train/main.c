@@ -206,9 +206,10 @@ static const hv_program program = {
     .num_commands = COUNT(commands),
 };
 
+/* `name` may be NULL: the CPU. */
 static hv_status open_device(const char *name, int64_t threads, hv_device **out) {
   hv_device_options options = {.threads = (int)threads};
-  if (strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
+  if (!name || strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
   return hv_device_load(name, &options, out);
 }
 

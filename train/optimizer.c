@@ -92,7 +92,7 @@ static hv_status upload_ranges(hv_optimizer *optimizer, hv_stream *stream) {
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     group_slot *slot = &optimizer->groups[g];
     if (!slot->trainable) continue;
-    hv_adamw_range *ranges = calloc((size_t)slot->ranges.rows, sizeof *ranges);
+    hv_adamw_range *ranges = calloc((size_t)slot->ranges.rows + 1, sizeof *ranges);
     if (!ranges) return hv_error_memory("the optimizer's ranges");
     fill_ranges(optimizer->params, g, ranges, slot->ranges.rows);
     hv_upload(stream, slot->ranges.data, ranges, (size_t)slot->ranges.rows * sizeof *ranges);
