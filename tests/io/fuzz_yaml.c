@@ -68,8 +68,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 bool fuzz_seed(int index, uint8_t **data, size_t *size) {
   static const char *const seeds[] = {
-      "steps: 100\ntrain: {rate: 1e-2, frozen: [a, 'b', \"c\\n\"]}\nname: lift\nmodel:\n  a: {b: 2}\n  list:\n    - x: "
-      "1\n",
+      "steps: 100\ntrain: {rate: 1e-2, frozen: [a, 'b', \"c\\n\"]}\nname: lift\nmodel: {a: {b: 2}, list: [x: 1]}\n",
       "a: |\n  literal\n  text\nb: >-\n  folded\n  text\nc: !!str 12\n# comment\nd: [1, 0x1f, 0o7, .5, ~, true]\n",
       "? key\n: value\nempty:\nnested: {a: {b: {c: [[[]]]}}}\n\"quoted key\": 'it''s'\nunicode: \"\\u00e9\\x41\"\n",
   };
