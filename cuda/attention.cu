@@ -1,0 +1,374 @@
+/* attention: out = softmax(scale · q kᵀ) v over a table of segments, and log Σ exp for the backward pass.
+ *
+ * A block takes one tile of query rows of one head and goes over the keys that any of its rows sees, KEYS at a time
+ * with the next ones on their way (two stages of asynchronous copies), with a running maximum and sum. There are two
+ * shapes:
+ * - 64 rows, each of the four warps 16 of them and all keys: training, vision towers, prefill. Short branches of one
+ *   prefix share a tile.
+ * - 16 rows, each warp a quarter of each step's keys, merged in shared memory at the end: few queries over many keys,
+ * as in decoding. The keys may moreover be split over blocks, whose parts a second kernel merges. Merging goes in the
+ * order of keys; how keys are split depends on shapes alone.
+ *
+ * Shared memory at 128 columns: 87,040 bytes for 64 rows of bf16 and 64 keys, 73,984 for 16 rows (101,376 are allowed).
+ */
+#include "cuda/attention_tiles.h"
+#include "cuda/kernels.h"
+
+enum {
+  DECODE_ROWS = 16,
+  DECODE_SEGMENTS = 16, /* with more, branches that share tiles of 64 rows are faster */
+  SPLIT_KEYS = 128,     /* at least, for a block of its own */
+  MOST_SPLITS = 8,
+  SPLIT_BLOCKS = 256 /* more blocks than this fill a card without splitting */
+};
+
+static constexpr float LOG2_E = 1.44269504088896340736f, LN_2 = 0.693147180559945309417f;
+
+/* Keys of a step. */
+template <typename T, int KEY_WARPS> static constexpr int keys_at_once = sizeof(T) == 2 ? 64 : KEY_WARPS > 1 ? 32 : 16;
+
+template <typename T> struct attention_params {
+  hv_rows<const T> q, k, v;
+  hv_rows<const int32_t> segments;
+  const hv_attention_tile *tiles; /* NULL: each segment is a tile */
+  int heads_per_key_head, head_dim;
+  float scale; /* times log2 e */
+  bool causal, wide;
+  hv_rows<T> out;
+  hv_rows<float> lse; /* data NULL: not wanted */
+  int splits;
+  float *parts; /* of splits, [split][tile][head][row]: the sum of head_dim columns, maximum, sum of weights */
+};
+
+template <typename T>
+static __device__ __forceinline__ hv_attention_tile tile_of(const attention_params<T> &p, int index) {
+  if (p.tiles) return p.tiles[index];
+  hv_segment s = hv_segment_at(p.segments, index);
+  return {index, 1, s.q_start, s.q_rows};
+}
+
+/* Where a split leaves a row's part. */
+template <typename T>
+static __device__ __forceinline__ float *part_of(const attention_params<T> &p, int split, int row) {
+  int64_t place = ((int64_t)split * gridDim.x + blockIdx.x) * gridDim.y + blockIdx.y;
+  return p.parts + (place * DECODE_ROWS + row) * (p.head_dim + 2);
+}
+
+/* The running state of a warp's 16 rows: a lane has two of them, and the sums of two of each eight columns. Maxima are
+ * in units of log 2. */
+template <int D> struct running {
+  float maximum[2], total[2]; /* total: of this lane's keys alone, until finish_totals */
+  float sum[D / 8][4];
+};
+
+template <int D> static __device__ __forceinline__ void start(running<D> &r) {
+  HV_UNROLL
+  for (int i = 0; i < 2; i++) {
+    r.maximum[i] = -INFINITY;
+    r.total[i] = 0.0f;
+  }
+  HV_UNROLL
+  for (int n = 0; n < D / 8; n++) {
+    HV_UNROLL
+    for (int i = 0; i < 4; i++) r.sum[n][i] = 0.0f;
+  }
+}
+
+/* The largest over the four lanes that share a row, and the sum. */
+static __device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(HV_FULL_MASK, x, 1));
+  return fmaxf(x, __shfl_xor_sync(HV_FULL_MASK, x, 2));
+}
+static __device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(HV_FULL_MASK, x, 1);
+  return x + __shfl_xor_sync(HV_FULL_MASK, x, 2);
+}
+
+template <int D> static __device__ __forceinline__ void finish_totals(running<D> &r) {
+  r.total[0] = quad_sum(r.total[0]);
+  r.total[1] = quad_sum(r.total[1]);
+}
+
+/* Products become scores in units of log 2, −∞ where a row does not see a key. */
+template <int N>
+static __device__ __forceinline__ void mask_scores(float (&score)[N][4], const hv_tile_keys &keys,
+                                                   const hv_row_view (&view)[2], int first_key, float scale) {
+  bool all = first_key + 8 * N <= keys.all_below;
+  HV_UNROLL
+  for (int n = 0; n < N; n++) {
+    HV_UNROLL
+    for (int i = 0; i < 4; i++) {
+      int key = first_key + n * 8 + hv_lane_col() + i % 2;
+      score[n][i] = all || hv_sees(keys, view[i / 2], key) ? score[n][i] * scale : -INFINITY;
+    }
+  }
+}
+
+/* Scores become weights relative to the maximum so far; what was summed before is brought to it. */
+template <int D, int N> static __device__ __forceinline__ void soften(running<D> &r, float (&score)[N][4]) {
+  HV_UNROLL
+  for (int row = 0; row < 2; row++) {
+    float top = r.maximum[row];
+    HV_UNROLL
+    for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(score[n][2 * row], score[n][2 * row + 1]));
+    top = quad_max(top);
+    float base = top == -INFINITY ? 0.0f : top; /* nothing seen so far */
+    float factor = hv_exp2_fast(r.maximum[row] - base), total = 0.0f;
+    HV_UNROLL
+    for (int n = 0; n < N; n++) {
+      HV_UNROLL
+      for (int i = 2 * row; i < 2 * row + 2; i++) {
+        score[n][i] = hv_exp2_fast(score[n][i] - base);
+        total += score[n][i];
+      }
+    }
+    r.maximum[row] = top;
+    r.total[row] = r.total[row] * factor + total;
+    HV_UNROLL
+    for (int n = 0; n < D / 8; n++) {
+      r.sum[n][2 * row] *= factor;
+      r.sum[n][2 * row + 1] *= factor;
+    }
+  }
+}
+
+/* A step's keys and values, on their way to one of the two stages. */
+template <typename T, int D, int KEYS>
+static __device__ __forceinline__ void load_step(const attention_params<T> &p, const hv_tile_keys &keys, int step,
+                                                 hv_shared<T> k, hv_shared<T> v) {
+  constexpr int STAGE = KEYS * hv_tile_stride<T, D>;
+  int64_t col = (int64_t)(blockIdx.y / (unsigned)p.heads_per_key_head) * p.head_dim;
+  auto row_of = [&](int i) { return keys.row_of(step * KEYS + i); };
+  hv_load_tile<D, KEYS>(k + step % 2 * STAGE, p.k, col, p.head_dim, p.wide, row_of);
+  hv_load_tile<D, KEYS>(v + step % 2 * STAGE, p.v, col, p.head_dim, p.wide, row_of);
+}
+
+/* The rows of a warp, final: there are no other keys. */
+template <typename T, int D>
+static __device__ void store_rows(const attention_params<T> &p, const hv_attention_tile &tile, int first,
+                                  const running<D> &r) {
+  HV_UNROLL
+  for (int i = 0; i < 2; i++) {
+    int row = first + hv_lane_row() + i * 8;
+    if (row >= tile.rows) continue;
+    float factor = 1.0f / r.total[i];
+    T *to = p.out.at(tile.row + row, (int64_t)blockIdx.y * p.head_dim);
+    HV_UNROLL
+    for (int n = 0; n < D / 8; n++) {
+      hv_store_pair(to, n * 8 + hv_lane_col(), p.head_dim, p.wide, r.sum[n][2 * i] * factor,
+                    r.sum[n][2 * i + 1] * factor);
+    }
+    if (p.lse.data && hv_lane_col() == 0) {
+      *p.lse.at(tile.row + row, blockIdx.y) = (r.maximum[i] + log2f(r.total[i])) * LN_2;
+    }
+  }
+}
+
+/* The parts of a row in order of their keys, `count` of them: value(i, part) reads element i of a part. */
+struct merged {
+  float maximum, total, value;
+};
+template <typename Part> static __device__ __forceinline__ merged merge_parts(int count, int col, Part part) {
+  merged m = {-INFINITY, 0.0f, 0.0f};
+  for (int i = 0; i < count; i++) m.maximum = fmaxf(m.maximum, part(i).maximum());
+  float base = m.maximum == -INFINITY ? 0.0f : m.maximum;
+  for (int i = 0; i < count; i++) {
+    float factor = hv_exp2_fast(part(i).maximum() - base);
+    m.total += factor * part(i).total();
+    m.value += factor * part(i).sum(col);
+  }
+  return m;
+}
+
+/* What the warps of a block leave of one row in shared memory. */
+template <int D> struct shared_part {
+  hv_shared<float> base;
+  int warp, row;
+  __device__ __forceinline__ float sum(int col) const {
+    return base[(warp * DECODE_ROWS + row) * D + col];
+  }
+  __device__ __forceinline__ float maximum() const {
+    return base[4 * DECODE_ROWS * D + warp * DECODE_ROWS + row];
+  }
+  __device__ __forceinline__ float total() const {
+    return base[4 * DECODE_ROWS * (D + 1) + warp * DECODE_ROWS + row];
+  }
+};
+
+/* What a split leaves of one row in device memory. */
+struct stored_part {
+  const float *at;
+  int head_dim;
+  __device__ __forceinline__ float sum(int col) const {
+    return at[col];
+  }
+  __device__ __forceinline__ float maximum() const {
+    return at[head_dim];
+  }
+  __device__ __forceinline__ float total() const {
+    return at[head_dim + 1];
+  }
+};
+
+/* One column of a final row. */
+template <typename T>
+static __device__ __forceinline__ void store_merged(const attention_params<T> &p, int64_t row, int col, merged m) {
+  *p.out.at(row, (int64_t)blockIdx.y * p.head_dim + col) = hv_from_float<T>(m.value / m.total);
+  if (p.lse.data && col == 0) *p.lse.at(row, blockIdx.y) = (m.maximum + log2f(m.total)) * LN_2;
+}
+
+/* The four warps of a block saw different keys of the same 16 rows. */
+template <typename T, int D>
+static __device__ void merge_warps(const attention_params<T> &p, const hv_attention_tile &tile, const running<D> &r) {
+  hv_shared<float> base = hv_shared_at<float>(0);
+  int warp = (int)threadIdx.x / HV_WARP;
+  HV_UNROLL
+  for (int i = 0; i < 2; i++) {
+    int row = warp * DECODE_ROWS + hv_lane_row() + i * 8;
+    HV_UNROLL
+    for (int n = 0; n < D / 8; n++) {
+      hv_store(base + (row * D + n * 8 + hv_lane_col()), hv_vec<float, 2>{{r.sum[n][2 * i], r.sum[n][2 * i + 1]}});
+    }
+    if (hv_lane_col() == 0) {
+      base[4 * DECODE_ROWS * D + row] = r.maximum[i];
+      base[4 * DECODE_ROWS * (D + 1) + row] = r.total[i];
+    }
+  }
+  __syncthreads();
+  for (int i = (int)threadIdx.x; i < tile.rows * p.head_dim; i += HV_ATTENTION_THREADS) {
+    int row = i / p.head_dim, col = i % p.head_dim;
+    merged m = merge_parts(4, col, [&](int part) { return shared_part<D>{base, part, row}; });
+    if (p.splits == 1) {
+      store_merged(p, tile.row + row, col, m);
+      continue;
+    }
+    float *part = part_of(p, (int)blockIdx.z, row);
+    part[col] = m.value;
+    if (col == 0) {
+      part[p.head_dim] = m.maximum;
+      part[p.head_dim + 1] = m.total;
+    }
+  }
+}
+
+template <typename T, int D, int KEY_WARPS>
+static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) attention_kernel(attention_params<T> p) {
+  constexpr int ROWS = HV_ATTENTION_ROWS / KEY_WARPS, KEYS = keys_at_once<T, KEY_WARPS>, WARP_KEYS = KEYS / KEY_WARPS;
+  constexpr int STRIDE = hv_tile_stride<T, D>, STAGE = KEYS * STRIDE;
+  hv_attention_tile tile = tile_of(p, (int)blockIdx.x);
+  if (tile.rows == 0) return;
+  hv_tile_keys keys = hv_keys_of(p.segments, tile, p.causal);
+  int warp = (int)threadIdx.x / HV_WARP, first_row = warp / KEY_WARPS * 16, first_key = warp % KEY_WARPS * WARP_KEYS;
+  hv_row_view view[2];
+  HV_UNROLL
+  for (int i = 0; i < 2; i++) view[i] = hv_view_of(p.segments, tile, p.causal, first_row + hv_lane_row() + i * 8);
+
+  hv_shared<T> q = hv_shared_at<T>(0), k = q + ROWS * STRIDE, v = k + 2 * STAGE;
+  int steps = (keys.total + KEYS - 1) / KEYS, each = (steps + p.splits - 1) / p.splits;
+  int step = (int)blockIdx.z * each, end = min(steps, step + each);
+  hv_load_tile<D, ROWS>(q, p.q, (int64_t)blockIdx.y * p.head_dim, p.head_dim, p.wide,
+                        [&](int i) { return i < tile.rows ? (int64_t)tile.row + i : -1; });
+  if (step < end) load_step<T, D, KEYS>(p, keys, step, k, v);
+  hv_copy_commit();
+  running<D> r;
+  start(r);
+  for (; step < end; step++) {
+    if (step + 1 < end) load_step<T, D, KEYS>(p, keys, step + 1, k, v);
+    hv_copy_commit();
+    hv_copy_wait<1>();
+    __syncthreads();
+    int stage = step % 2 * STAGE + first_key * STRIDE;
+    float score[WARP_KEYS / 8][4] = {};
+    hv_multiply_rows<D>(score, q + first_row * STRIDE, k + stage);
+    mask_scores(score, keys, view, step * KEYS + first_key, p.scale);
+    soften<D>(r, score);
+    hv_multiply_weights<D>(r.sum, score, v + stage);
+    __syncthreads();
+  }
+  hv_copy_wait<0>(); /* the last group is empty, or there was no step */
+  finish_totals(r);
+  if (KEY_WARPS == 1) {
+    store_rows(p, tile, first_row, r);
+  } else {
+    __syncthreads();
+    merge_warps(p, tile, r);
+  }
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) merge_splits_kernel(attention_params<T> p) {
+  hv_attention_tile tile = tile_of(p, (int)blockIdx.x);
+  for (int i = (int)threadIdx.x; i < tile.rows * p.head_dim; i += HV_ATTENTION_THREADS) {
+    int row = i / p.head_dim, col = i % p.head_dim;
+    merged m = merge_parts(p.splits, col, [&](int split) { return stored_part{part_of(p, split, row), p.head_dim}; });
+    store_merged(p, tile.row + row, col, m);
+  }
+}
+
+template <typename T> static attention_params<T> params_of(const hv_attention_args *a) {
+  attention_params<T> p = {};
+  p.q = hv_rows_of<const T>(a->q);
+  p.k = hv_rows_of<const T>(a->k);
+  p.v = hv_rows_of<const T>(a->v);
+  p.segments = hv_rows_of<const int32_t>(a->segments);
+  p.heads_per_key_head = a->num_heads / a->num_kv_heads;
+  p.head_dim = a->head_dim;
+  p.scale = (float)a->scale * LOG2_E;
+  p.causal = a->causal;
+  p.wide = hv_attention_is_wide(a->head_dim, a->q, a->k, a->v, a->out);
+  p.out = hv_rows_of<T>(a->out);
+  p.lse = hv_rows_of<float>(a->lse);
+  p.splits = 1;
+  return p;
+}
+
+template <typename T, int D, int KEY_WARPS>
+static void launch(hv_stream *stream, const attention_params<T> &p, int64_t tiles, int heads) {
+  size_t bytes = hv_tile_bytes<T, D>(HV_ATTENTION_ROWS / KEY_WARPS + 4 * keys_at_once<T, KEY_WARPS>);
+  HV_LAUNCH((attention_kernel<T, D, KEY_WARPS>), dim3((unsigned)tiles, (unsigned)heads, (unsigned)p.splits),
+            dim3(HV_ATTENTION_THREADS), bytes, stream, p);
+}
+
+template <typename T, int D> static void attend_many(hv_stream *stream, const hv_attention_args *a) {
+  attention_params<T> p = params_of<T>(a);
+  int64_t tiles = hv_attention_tile_count(a->segments.rows, a->q.rows, a->max_q_rows);
+  hv_attention_tile *list = (hv_attention_tile *)hv_stream_scratch(stream, (size_t)tiles * sizeof *list);
+  if (!list) return;
+  hv_attention_plan_queries(stream, a->segments, tiles, list);
+  p.tiles = list;
+  launch<T, D, 1>(stream, p, tiles, a->num_heads);
+}
+
+static int split_count(const hv_attention_args *a) {
+  if (a->segments.rows * a->num_heads > SPLIT_BLOCKS) return 1;
+  return (int)min((int64_t)MOST_SPLITS, max((int64_t)1, (int64_t)a->max_key_rows / SPLIT_KEYS));
+}
+
+template <typename T, int D> static void attend_few(hv_stream *stream, const hv_attention_args *a) {
+  attention_params<T> p = params_of<T>(a);
+  unsigned tiles = (unsigned)a->segments.rows, heads = (unsigned)a->num_heads;
+  p.splits = split_count(a);
+  if (p.splits > 1) {
+    size_t rows = (size_t)p.splits * tiles * heads * DECODE_ROWS;
+    p.parts = (float *)hv_stream_scratch(stream, rows * (size_t)(a->head_dim + 2) * sizeof(float));
+    if (!p.parts) return;
+  }
+  launch<T, D, 4>(stream, p, tiles, a->num_heads);
+  if (p.splits == 1) return;
+  HV_LAUNCH(merge_splits_kernel<T>, dim3(tiles, heads), dim3(HV_ATTENTION_THREADS), 0, stream, p);
+}
+
+void hv_cuda_attention(hv_stream *stream, const hv_attention_args *args) {
+  if (args->max_q_rows == 0 || args->segments.rows == 0) return;
+  bool few = args->max_q_rows <= DECODE_ROWS && args->segments.rows <= DECODE_SEGMENTS;
+  hv_with_type(stream, args->q.dtype, [&](auto type) {
+    hv_with_head_columns(stream, args->head_dim, [&](auto columns) {
+      using T = decltype(type);
+      if (few) {
+        attend_few<T, decltype(columns)::value>(stream, args);
+      } else {
+        attend_many<T, decltype(columns)::value>(stream, args);
+      }
+    });
+  });
+}

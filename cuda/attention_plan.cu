@@ -1,0 +1,114 @@
+/* Tiles of attention: one block goes over the table of segments (or key groups), cuts the long ones into tiles and lets
+ * short neighbours share one. Branches of a dozen rows over a common prefix so cost one pass over its keys, not one
+ * each. */
+#include "cuda/attention.h"
+
+/* Segments as runs of query rows. Neighbours may share a tile when they have one prefix and their own rows, too, lie
+ * one behind the other: then a tile's keys are two runs of rows. */
+struct query_runs {
+  hv_rows<const int32_t> table;
+  __device__ __forceinline__ hv_segment segment(int i) const {
+    const int32_t *s = table.at(i, 0);
+    return {s[0], s[1], s[2], s[3], s[4], s[5]};
+  }
+  __device__ __forceinline__ hv_attention_tile at(int i) const {
+    hv_segment s = segment(i);
+    return {i, 1, s.q_start, s.q_rows};
+  }
+  __device__ __forceinline__ bool follows(int i) const {
+    hv_segment last = segment(i - 1), s = segment(i);
+    return s.prefix_rows > 0 && s.prefix_start == last.prefix_start && s.prefix_rows == last.prefix_rows &&
+           s.q_start == last.q_start + last.q_rows && s.own_start == last.own_start + last.own_rows;
+  }
+};
+
+/* Key groups as runs of key rows. Neighbours that one segment each sees may share a tile. */
+struct key_runs {
+  hv_rows<const int32_t> table;
+  __device__ __forceinline__ hv_attention_tile at(int i) const {
+    const int32_t *group = table.at(i, 0);
+    return {group[2], group[3], group[0], group[1]};
+  }
+  __device__ __forceinline__ bool follows(int i) const {
+    hv_attention_tile last = at(i - 1), run = at(i);
+    return run.segment_count == 1 && last.segment_count == 1 && run.first_segment == last.first_segment + 1 &&
+           run.row == last.row + last.rows;
+  }
+};
+
+/* Cuts a chain of runs, each of which follows the one before, into tiles; returns their number. They are only counted
+ * where `tiles` is NULL. */
+template <typename Runs>
+static __device__ int cut_chain(const Runs &runs, int first, int count, hv_attention_tile *tiles) {
+  int made = 0;
+  hv_attention_tile open = {0, 0, 0, 0};
+  for (int i = first; i < count && (i == first || runs.follows(i)); i++) {
+    hv_attention_tile run = runs.at(i);
+    if (open.rows > 0 && open.rows + run.rows <= HV_ATTENTION_ROWS) {
+      open.segment_count += run.segment_count;
+      open.rows += run.rows;
+      continue;
+    }
+    if (open.rows > 0 && tiles) tiles[made] = open;
+    made += open.rows > 0;
+    for (; run.rows > HV_ATTENTION_ROWS; run.row += HV_ATTENTION_ROWS, run.rows -= HV_ATTENTION_ROWS) {
+      if (tiles) tiles[made] = {run.first_segment, run.segment_count, run.row, HV_ATTENTION_ROWS};
+      made++;
+    }
+    open = run;
+  }
+  if (open.rows > 0 && tiles) tiles[made] = open;
+  return made + (open.rows > 0);
+}
+
+enum { PLAN_THREADS = 256 };
+
+/* The sum of `value` over this thread and those before it; *all gets the block's. */
+static __device__ int block_scan(int value, hv_shared<int> sums, int *all) {
+  int thread = (int)threadIdx.x;
+  sums[thread] = value;
+  __syncthreads();
+  for (int offset = 1; offset < PLAN_THREADS; offset *= 2) {
+    int before = thread >= offset ? (int)sums[thread - offset] : 0;
+    __syncthreads();
+    sums[thread] += before;
+    __syncthreads();
+  }
+  int sum = sums[thread];
+  *all = sums[PLAN_THREADS - 1];
+  __syncthreads();
+  return sum;
+}
+
+/* One block. A thread whose run follows no other cuts the chain that begins there. */
+template <typename Runs>
+static __global__ void plan_kernel(Runs runs, int run_count, hv_attention_tile *tiles, int tile_count) {
+  hv_shared<int> sums = hv_shared_at<int>(0);
+  int made = 0;
+  for (int base = 0; base < run_count; base += PLAN_THREADS) {
+    int i = base + (int)threadIdx.x, all;
+    bool leads = i < run_count && (i == 0 || !runs.follows(i));
+    int own = leads ? cut_chain(runs, i, run_count, nullptr) : 0;
+    int end = made + block_scan(own, sums, &all);
+    if (leads) (void)cut_chain(runs, i, run_count, tiles + end - own);
+    made += all;
+  }
+  for (int i = made + (int)threadIdx.x; i < tile_count; i += PLAN_THREADS) tiles[i] = {0, 0, 0, 0};
+}
+
+int64_t hv_attention_tile_count(int64_t runs, int64_t rows, int64_t max_rows) {
+  int64_t by_rows = rows / HV_ATTENTION_ROWS + runs, by_longest = runs * hv_blocks(max_rows, HV_ATTENTION_ROWS);
+  return by_rows < by_longest ? by_rows : by_longest;
+}
+
+void hv_attention_plan_queries(hv_stream *stream, hv_tensor segments, int64_t count, hv_attention_tile *tiles) {
+  query_runs runs = {hv_rows_of<const int32_t>(segments)};
+  HV_LAUNCH(plan_kernel<query_runs>, dim3(count > 0), dim3(PLAN_THREADS), PLAN_THREADS * sizeof(int), stream, runs,
+            (int)segments.rows, tiles, (int)count);
+}
+
+void hv_attention_plan_keys(hv_stream *stream, hv_tensor key_groups, int64_t count, hv_attention_tile *tiles) {
+  key_runs runs = {hv_rows_of<const int32_t>(key_groups)};
+  HV_LAUNCH(plan_kernel<key_runs>, dim3(count > 0), dim3(PLAN_THREADS), PLAN_THREADS * sizeof(int), stream, runs,
+            (int)key_groups.rows, tiles, (int)count);
+}

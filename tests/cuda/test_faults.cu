@@ -1,0 +1,351 @@
+/* Faults planted in kernels and in the use of streams: each one must be found, and its twin without the fault must not
+ * be complained about. */
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/cuda/bench.h"
+
+enum { THREADS = 128 };
+
+/* The stream's next synchronisation must fail with a message that contains `text`. */
+static void expect_fault(bench *b, const char *text) {
+  hv_status status = hv_stream_synchronize(b->stream);
+  if (!status) fail_msg("the fault was not found: \"%s\" was expected", text);
+  if (!strstr(hv_status_message(status), text)) {
+    fail_msg("\"%s\" was expected, the message is: %s", text, hv_status_message(status));
+  }
+  hv_status_free(status);
+}
+
+/* Every thread reads what its right neighbour wrote. */
+static __global__ void neighbour_kernel(float *out, bool barrier) {
+  hv_shared<float> x = hv_shared_at<float>(0);
+  int i = (int)threadIdx.x;
+  x[i] = (float)i;
+  if (barrier) __syncthreads();
+  out[i] = x[(i + 1) % THREADS];
+}
+
+static void missing_barrier(void **) {
+  bench b = bench_open();
+  float *out = bench_memory<float>(&b, THREADS);
+  HV_LAUNCH(neighbour_kernel, dim3(1), dim3(THREADS), THREADS * sizeof(float), b.stream, out, true);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(neighbour_kernel, dim3(1), dim3(THREADS), THREADS * sizeof(float), b.stream, out, false);
+  hv_status status = hv_stream_synchronize(b.stream);
+  assert_non_null(status);
+  const char *message = hv_status_message(status);
+  assert_non_null(strstr(message, "neighbour_kernel"));
+  assert_true(strstr(message, "with no barrier between") || strstr(message, "no thread has written"));
+  hv_status_free(status);
+  bench_close(&b);
+}
+
+/* A tile that is used twice: the second writing must wait until everyone has read. */
+static __global__ void reuse_kernel(float *out, bool barrier) {
+  hv_shared<float> x = hv_shared_at<float>(0);
+  int i = (int)threadIdx.x;
+  float sum = 0;
+  for (int round = 0; round < 2; round++) {
+    x[i] = (float)(i + round);
+    __syncthreads();
+    sum += x[THREADS - 1 - i];
+    if (barrier) __syncthreads();
+  }
+  out[i] = sum;
+}
+
+static void race_on_a_reused_tile(void **) {
+  bench b = bench_open();
+  float *out = bench_memory<float>(&b, THREADS);
+  HV_LAUNCH(reuse_kernel, dim3(4), dim3(THREADS), THREADS * sizeof(float), b.stream, out, true);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(reuse_kernel, dim3(4), dim3(THREADS), THREADS * sizeof(float), b.stream, out, false);
+  expect_fault(&b, "with no barrier between");
+  bench_close(&b);
+}
+
+static __global__ void same_place_kernel(bool one) {
+  hv_shared<int> x = hv_shared_at<int>(0);
+  if (!one || threadIdx.x == 5) x[0] = (int)threadIdx.x;
+}
+
+static void race_of_two_writers(void **) {
+  bench b = bench_open();
+  HV_LAUNCH(same_place_kernel, dim3(1), dim3(THREADS), sizeof(int), b.stream, true);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(same_place_kernel, dim3(1), dim3(THREADS), sizeof(int), b.stream, false);
+  expect_fault(&b, "wrote, with no barrier between");
+  bench_close(&b);
+}
+
+/* A barrier of a warp orders that warp's accesses, and no others'. */
+static __global__ void warp_barrier_kernel(float *out, int distance) {
+  hv_shared<float> x = hv_shared_at<float>(0);
+  int i = (int)threadIdx.x;
+  x[i] = (float)i;
+  __syncwarp();
+  out[i] = x[i ^ distance];
+}
+
+static void barrier_of_a_warp(void **) {
+  bench b = bench_open();
+  float *out = bench_memory<float>(&b, THREADS);
+  HV_LAUNCH(warp_barrier_kernel, dim3(1), dim3(THREADS), THREADS * sizeof(float), b.stream, out, 1);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(warp_barrier_kernel, dim3(1), dim3(THREADS), THREADS * sizeof(float), b.stream, out, 32);
+  hv_status status = hv_stream_synchronize(b.stream);
+  assert_non_null(status);
+  hv_status_free(status);
+  bench_close(&b);
+}
+
+/* A tile fetched asynchronously: each thread fetches eight elements and reads its neighbour's. */
+static __global__ void fetch_kernel(const hv_bf16 *in, float *out, bool wait, bool barrier) {
+  hv_shared<hv_bf16> x = hv_shared_at<hv_bf16>(0);
+  int i = (int)threadIdx.x;
+  hv_copy_async(x + 8 * i, in + 8 * i, true);
+  hv_copy_commit();
+  if (wait) hv_copy_wait<0>();
+  if (barrier) __syncthreads();
+  out[i] = hv_to_float(x[(8 * i + 8) % (8 * THREADS)]);
+}
+
+static void missing_wait_for_a_copy(void **) {
+  bench b = bench_open();
+  hv_bf16 values[8 * THREADS];
+  for (int i = 0; i < 8 * THREADS; i++) values[i] = hv_round_bf16((float)i);
+  hv_bf16 *in = bench_upload(&b, values, 8 * THREADS);
+  float *out = bench_memory<float>(&b, THREADS), got[THREADS];
+  size_t shared = 8 * THREADS * sizeof(hv_bf16);
+  HV_LAUNCH(fetch_kernel, dim3(1), dim3(THREADS), shared, b.stream, in, out, true, true);
+  bench_download(&b, got, out, THREADS);
+  for (int i = 0; i < THREADS; i++) assert_float_equal(got[i], hv_to_float(values[(8 * i + 8) % (8 * THREADS)]), 0);
+  HV_LAUNCH(fetch_kernel, dim3(1), dim3(THREADS), shared, b.stream, in, out, false, true);
+  expect_fault(&b, "yet to reach");
+  HV_LAUNCH(fetch_kernel, dim3(1), dim3(THREADS), shared, b.stream, in, out, true, false);
+  hv_status status = hv_stream_synchronize(b.stream);
+  assert_non_null(status);
+  hv_status_free(status);
+  bench_close(&b);
+}
+
+/* Two stages in flight: waiting for all but one group leaves the second under way. */
+static __global__ void stages_kernel(const hv_bf16 *in, float *out, int stage) {
+  hv_shared<hv_bf16> x = hv_shared_at<hv_bf16>(0);
+  for (int i = 0; i < 2; i++) {
+    hv_copy_async(x + 8 * i, in + 8 * i, true);
+    hv_copy_commit();
+  }
+  hv_copy_wait<1>();
+  out[0] = hv_to_float(x[8 * stage]);
+}
+
+static void wait_for_the_wrong_copy(void **) {
+  bench b = bench_open();
+  hv_bf16 values[16] = {};
+  hv_bf16 *in = bench_upload(&b, values, 16);
+  float *out = bench_memory<float>(&b, 1);
+  HV_LAUNCH(stages_kernel, dim3(1), dim3(1), 32, b.stream, in, out, 0);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(stages_kernel, dim3(1), dim3(1), 32, b.stream, in, out, 1);
+  expect_fault(&b, "yet to reach");
+  bench_close(&b);
+}
+
+static __global__ void partial_barrier_kernel(int limit) {
+  if ((int)threadIdx.x >= limit) return;
+  __syncthreads();
+}
+
+static void barrier_that_some_skip(void **) {
+  bench b = bench_open();
+  HV_LAUNCH(partial_barrier_kernel, dim3(1), dim3(THREADS), 0, b.stream, THREADS);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(partial_barrier_kernel, dim3(1), dim3(THREADS), 0, b.stream, THREADS - 3);
+  expect_fault(&b, "barrier that only 125 of 128 threads reach");
+  bench_close(&b);
+}
+
+static __global__ void partial_shuffle_kernel(float *out, int lanes) {
+  if ((int)threadIdx.x < lanes) out[threadIdx.x] = hv_warp_sum(1.0f);
+}
+
+static void shuffle_that_some_lanes_skip(void **) {
+  bench b = bench_open();
+  float *out = bench_memory<float>(&b, 32);
+  HV_LAUNCH(partial_shuffle_kernel, dim3(1), dim3(32), 0, b.stream, out, 32);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(partial_shuffle_kernel, dim3(1), dim3(32), 0, b.stream, out, 31);
+  expect_fault(&b, "not all lanes of its mask reach");
+  bench_close(&b);
+}
+
+static __global__ void shared_index_kernel(float *out, int index) {
+  hv_shared<float> x = hv_shared_at<float>(0);
+  x[(int)threadIdx.x] = 1.0f;
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = x[index];
+}
+
+static void access_outside_shared_memory(void **) {
+  bench b = bench_open();
+  float *out = bench_memory<float>(&b, 1);
+  HV_LAUNCH(shared_index_kernel, dim3(1), dim3(32), 32 * sizeof(float), b.stream, out, 31);
+  assert_ok(hv_stream_synchronize(b.stream));
+  HV_LAUNCH(shared_index_kernel, dim3(1), dim3(32), 32 * sizeof(float), b.stream, out, 32);
+  expect_fault(&b, "outside its 128 bytes");
+  bench_close(&b);
+}
+
+static __global__ void some_written_kernel(float *out, int written) {
+  hv_shared<float> x = hv_shared_at<float>(0);
+  if ((int)threadIdx.x < written) x[(int)threadIdx.x] = 1.0f;
+  __syncthreads();
+  out[threadIdx.x] = x[(int)threadIdx.x];
+}
+
+static void uninitialised_shared_memory(void **) {
+  bench b = bench_open();
+  float *out = bench_memory<float>(&b, 32);
+  HV_LAUNCH(some_written_kernel, dim3(1), dim3(32), 32 * sizeof(float), b.stream, out, 32);
+  assert_ok(hv_stream_synchronize(b.stream));
+  /* What an earlier block or launch left there does not count. */
+  HV_LAUNCH(some_written_kernel, dim3(1), dim3(32), 32 * sizeof(float), b.stream, out, 31);
+  expect_fault(&b, "which no thread has written");
+  bench_close(&b);
+}
+
+static __global__ void copy_kernel(const float *in, float *out, int count) {
+  int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count) out[i] = in[i];
+}
+
+static void uninitialised_device_memory(void **) {
+  bench b = bench_open();
+  float *in = bench_memory<float>(&b, 64), *out = bench_memory<float>(&b, 64), got[64];
+  HV_LAUNCH(copy_kernel, dim3(2), dim3(32), 0, b.stream, in, out, 64);
+  bench_download(&b, got, out, 64);
+  for (int i = 0; i < 64; i++) assert_true(isnan(got[i]));
+  bench_close(&b);
+}
+
+/* A write one element past an allocation. AddressSanitizer ends the process at it, so it happens in a child. */
+static void access_outside_device_memory(void **) {
+  fflush(NULL);
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    bench b = bench_open_threads(1); /* OpenMP's threads do not survive a fork */
+    float *in = bench_memory<float>(&b, 65), *out = bench_memory<float>(&b, 64);
+    hv_status status = hv_queue_set(hv_stream_queue(b.stream), in, 0, 65 * sizeof(float));
+    HV_LAUNCH(copy_kernel, dim3(3), dim3(32), 0, b.stream, (const float *)in, out, 65);
+    status = hv_status_first(status, hv_stream_synchronize(b.stream));
+    _exit(status && strstr(hv_status_message(status), "written outside an allocation") ? 42 : 0);
+  }
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+#ifdef __SANITIZE_ADDRESS__
+  assert_false(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#else
+  assert_true(WIFEXITED(status));
+  assert_int_equal(WEXITSTATUS(status), 42);
+#endif
+}
+
+/* One stream makes what another uses. Without the event the second runs first, and finds NaN. */
+static void forgotten_event(void **) {
+  for (int with_event = 0; with_event < 2; with_event++) {
+    bench b = bench_open();
+    hv_stream *producer;
+    hv_event *event;
+    assert_ok(hv_stream_open(b.device, &producer));
+    assert_ok(hv_event_open(b.device, &event));
+    float values[32], got[32];
+    for (int i = 0; i < 32; i++) values[i] = (float)i;
+    float *between = bench_memory<float>(&b, 32), *out = bench_memory<float>(&b, 32);
+    hv_upload(producer, between, values, sizeof values);
+    hv_event_record(producer, event);
+    if (with_event) hv_event_wait(b.stream, event);
+    HV_LAUNCH(copy_kernel, dim3(1), dim3(32), 0, b.stream, (const float *)between, out, 32);
+    bench_download(&b, got, out, 32);
+    for (int i = 0; i < 32; i++) {
+      if (with_event) {
+        assert_float_equal(got[i], values[i], 0);
+      } else {
+        assert_true(isnan(got[i]));
+      }
+    }
+    assert_ok(hv_stream_synchronize(producer));
+    hv_event_close(b.device, event);
+    hv_stream_close(producer);
+    bench_close(&b);
+  }
+}
+
+/* Memory that the host fills again before the upload has run: the stream sees the second filling. */
+static void host_memory_reused_too_early(void **) {
+  bench b = bench_open();
+  float value = 1, got;
+  float *memory = bench_memory<float>(&b, 1);
+  hv_upload(b.stream, memory, &value, sizeof value);
+  value = 2;
+  bench_download(&b, &got, memory, 1);
+  assert_float_equal(got, 2, 0);
+  bench_close(&b);
+}
+
+/* Blocks that write the same element of device memory: the last one wins, and which that is depends on the seed. */
+static __global__ void last_block_kernel(int *out) {
+  if (threadIdx.x == 0) *out = (int)blockIdx.x;
+}
+
+static void order_of_blocks_depends_on_the_seed(void **) {
+  int first = -1;
+  bool differs = false;
+  for (int i = 0; i < 8; i++) {
+    bench b = bench_open();
+    int *out = bench_memory<int>(&b, 1), got;
+    for (int launch = 0; launch <= i; launch++) HV_LAUNCH(last_block_kernel, dim3(64), dim3(32), 0, b.stream, out);
+    bench_download(&b, &got, out, 1);
+    if (first < 0) first = got;
+    differs |= got != first;
+    bench_close(&b);
+  }
+  assert_true(differs);
+}
+
+static void launches_that_no_card_takes(void **) {
+  bench b = bench_open();
+  HV_LAUNCH(same_place_kernel, dim3(1), dim3(1056), 4, b.stream, true);
+  expect_fault(&b, "a block of 1056");
+  HV_LAUNCH(same_place_kernel, dim3(1), dim3(32), HV_SHARED_LIMIT + 1, b.stream, true);
+  expect_fault(&b, "bytes of shared memory");
+  HV_LAUNCH(same_place_kernel, dim3(1, 65536), dim3(32), 4, b.stream, true);
+  expect_fault(&b, "a grid of");
+  HV_LAUNCH(same_place_kernel, dim3(0), dim3(32), 4, b.stream, false);
+  assert_ok(hv_stream_synchronize(b.stream));
+  bench_close(&b);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(missing_barrier),
+      cmocka_unit_test(race_on_a_reused_tile),
+      cmocka_unit_test(race_of_two_writers),
+      cmocka_unit_test(barrier_of_a_warp),
+      cmocka_unit_test(missing_wait_for_a_copy),
+      cmocka_unit_test(wait_for_the_wrong_copy),
+      cmocka_unit_test(barrier_that_some_skip),
+      cmocka_unit_test(shuffle_that_some_lanes_skip),
+      cmocka_unit_test(access_outside_shared_memory),
+      cmocka_unit_test(uninitialised_shared_memory),
+      cmocka_unit_test(uninitialised_device_memory),
+      cmocka_unit_test(access_outside_device_memory),
+      cmocka_unit_test(forgotten_event),
+      cmocka_unit_test(host_memory_reused_too_early),
+      cmocka_unit_test(order_of_blocks_depends_on_the_seed),
+      cmocka_unit_test(launches_that_no_card_takes),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
