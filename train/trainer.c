@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/hybridvla/policy.h"
 #include "core/tensor/ops.h"
 
 static hv_status next_fixed(hv_batch_source *source, const hv_batch **out) {
@@ -19,11 +20,12 @@ hv_fixed_source hv_fixed_source_make(const hv_batch *batch) {
   return (hv_fixed_source){.source = {.next = next_fixed, .release = release_fixed}, .batch = batch};
 }
 
-/* The tokens of the longest sequence within the limits. */
-static int64_t longest_sequence(const hv_config *config, const hv_sequence_limits *limits) {
+/* Positions that training or, in validation, the policy can reach: the tokens of the longest sequence. */
+static int64_t most_positions(const hv_config *config, const hv_sequence_limits *limits) {
   int64_t prefix = (int64_t)limits->prompt + (int64_t)config->num_cameras * hv_config_patches(config) + 2;
-  int64_t chunk = config->action_chunk;
-  return prefix + 1 + chunk + 2 + chunk * config->action_dim + 1;
+  int64_t chunk = config->action_chunk, predicting = hv_policy_positions(config, limits->prompt);
+  int64_t training = prefix + 1 + chunk + 2 + chunk * config->action_dim + 1;
+  return training > predicting ? training : predicting;
 }
 
 /* The arena serves training steps and passes without gradients; `counts` are those of training. */
@@ -54,7 +56,7 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   HV_CHECK(hv_params_allocate(trainer->params));
   HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));
   HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
-  HV_CHECK(hv_model_prepare(trainer->model, longest_sequence(options->config, &options->limits),
+  HV_CHECK(hv_model_prepare(trainer->model, most_positions(options->config, &options->limits),
                             (int64_t)options->limits.samples * options->config->num_cameras, trainer->stream));
   for (int i = 0; i < 2; i++) {
     HV_CHECK(hv_sequence_open(options->config, device, &options->limits, &trainer->sequences[i]));
