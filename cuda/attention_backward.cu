@@ -246,7 +246,7 @@ template <typename T, int D> struct dk_layout {
 };
 
 template <typename T, int D>
-static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) dk_dv_kernel(backward_params<T> p) {
+static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, 2) dk_dv_kernel(backward_params<T> p) {
   using layout = dk_layout<T, D>;
   constexpr int QUERIES = dk_queries<T>, STRIDE = hv_tile_stride<T, D>, STAGE = layout::STAGE, N = QUERIES / 8;
   hv_attention_tile tile = p.tiles[blockIdx.x];
