@@ -230,8 +230,8 @@ static bool due(int64_t step, int64_t interval) {
   return interval > 0 && step % interval == 0;
 }
 
-/* Whatever follows a step: figures, validation, checkpoint. */
-static hv_status after_step(run *self, const hv_step_result *result, double learning_rate, bool stopping) {
+/* Whatever follows a step: validation, figures, checkpoint. */
+static hv_status after_step(run *self, const hv_step_result *result, double learning_rate) {
   const hv_train_config *config = self->config;
   int64_t step = self->trainer->step;
   bool last = step == self->total_steps;
@@ -241,7 +241,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
     HV_TRY(hv_validate(self->trainer, &self->data, &held_out));
     report_validation(self, &held_out);
   }
-  if (validate || last || stopping || due(step, config->log_interval)) {
+  if (validate || last || due(step, config->log_interval)) {
     hv_metrics_line line = {.step = step,
                             .epoch = (double)(step * config->train.batch_size) /
                                      (double)hv_demonstrations_frames(self->data.train),
@@ -251,7 +251,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
                             .held_out = validate ? &held_out : NULL};
     HV_TRY(hv_metrics_write(self->metrics, &line));
   }
-  if (last || stopping || due(step, config->checkpoint.interval)) HV_TRY(save(self));
+  if (last || due(step, config->checkpoint.interval)) HV_TRY(save(self));
   return HV_OK;
 }
 
@@ -268,15 +268,16 @@ static hv_status check_skipped(run *self, const hv_step_result *result) {
 
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
-  while (trainer->step < self->total_steps && !*signal_number) {
+  while (trainer->step < self->total_steps) {
+    *signal_number = hv_interrupt_signal(self->options->interrupt);
+    if (*signal_number) break;
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
     double start = hv_clock_seconds();
     hv_step_result result;
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
     hv_progress_step(&self->progress, trainer->step, &result, hv_clock_seconds() - start);
     HV_TRY(check_skipped(self, &result));
-    *signal_number = hv_interrupt_signal(self->options->interrupt);
-    HV_TRY(after_step(self, &result, learning_rate, *signal_number != 0));
+    HV_TRY(after_step(self, &result, learning_rate));
   }
   if (self->saved_step != trainer->step) return save(self);
   return HV_OK;

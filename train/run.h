@@ -7,11 +7,11 @@
 
 typedef struct hv_run_options {
   bool resume;                   /* go on from the newest whole checkpoint; without one, from the start */
-  const hv_interrupt *interrupt; /* asked after every step; NULL: never interrupted */
+  const hv_interrupt *interrupt; /* asked before every step; NULL: never interrupted */
 } hv_run_options;
 
-/* Trains to the last step, or to the first step after a signal came: then *signal_number is that signal, else 0, and a
- * checkpoint and the model are on disk either way. */
+/* Trains to the last step, or to the end of the step in which a signal came: then *signal_number is that signal, else
+ * 0, and a checkpoint and the model are on disk either way. */
 HV_NODISCARD hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options,
                               int *signal_number);
 
