@@ -1,5 +1,7 @@
 /* Run configurations from outside: what is refused and how it is said, what is resolved, and the page that documents
  * the keys. */
+#include "core/io/json.h"
+#include "core/io/yaml.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
 
@@ -104,6 +106,17 @@ static void shipped_configurations_are_valid(void **state) {
   expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/7b.yaml'", "11008", NULL);
 }
 
+/* The two sides of the CPU benchmark run the same model. */
+static void the_benchmark_has_one_architecture(void **state) {
+  (void)state;
+  json_t *ours, *theirs;
+  assert_ok(hv_yaml_load(HVLA_SOURCE_DIR "/configs/bench-cpu.yaml", &ours));
+  assert_ok(hv_json_load(HVLA_SOURCE_DIR "/configs/bench-cpu.config.json", &theirs));
+  assert_true(json_equal(json_object_get(ours, "model"), theirs));
+  json_decref(ours);
+  json_decref(theirs);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(names_the_nearest_key, make_folder, remove_folder),
@@ -115,6 +128,7 @@ int main(void) {
       cmocka_unit_test(documents_every_key),
       cmocka_unit_test(teaches),
       cmocka_unit_test(shipped_configurations_are_valid),
+      cmocka_unit_test(the_benchmark_has_one_architecture),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
