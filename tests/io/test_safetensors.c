@@ -1,4 +1,5 @@
 /* Safetensors: what is written reads back, what PyTorch's library wrote is read, what is broken is refused by name. */
+#include <fcntl.h>
 #include <math.h>
 #include <sys/stat.h>
 
@@ -163,6 +164,33 @@ static void an_incomplete_file_never_appears(void **state) {
   assert_error(hv_safetensors_writer_open(in_folder(*state, "no/such/folder/x"), &writer), "no/such/folder");
 }
 
+/* Offsets beyond 32 bits, in a file that takes no room on the disk. */
+static void a_file_of_six_gigabytes_is_read(void **state) {
+  const char *path = in_folder(*state, "huge.safetensors");
+  static const char header[] = "{\"big\":{\"dtype\":\"F32\",\"shape\":[1610612736],\"data_offsets\":[0,6442450944]},"
+                               "\"last\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[6442450944,6442450948]}}";
+  size_t size;
+  uint8_t *bytes = build(header, 0, &size);
+  int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  assert_true(fd >= 0);
+  assert_int_equal(pwrite(fd, bytes, size, 0), size);
+  assert_int_equal(pwrite(fd, "LAST", 4, (off_t)size + 6442450944), 4);
+  free(bytes);
+  hv_safetensors *file;
+  const hv_file_tensor *tensor;
+  assert_ok(hv_safetensors_open(path, &file));
+  assert_ok(hv_safetensors_require(file, "last", &tensor));
+  assert_memory_equal(tensor->data, "LAST", 4);
+  assert_ok(hv_safetensors_require(file, "big", &tensor));
+  float value = 1;
+  hv_file_tensor_read_f32(tensor, tensor->count - 1, 1, &value);
+  assert_float_equal(value, 0, 0);
+  hv_safetensors_close(file);
+  assert_int_equal(ftruncate(fd, (off_t)size + 6442450944), 0);
+  close(fd);
+  assert_error(hv_safetensors_open(path, &file), path, "tensor last", "outside");
+}
+
 static void write_shard(const char *folder, const char *name, const char *tensor) {
   hv_safetensors_writer *writer;
   assert_ok(hv_safetensors_writer_open(in_folder(folder, name), &writer));
@@ -241,6 +269,7 @@ int main(void) {
       cmocka_unit_test(an_unknown_dtype_matters_only_to_who_asks),
       cmocka_unit_test(what_is_written_reads_back),
       cmocka_unit_test(an_incomplete_file_never_appears),
+      cmocka_unit_test(a_file_of_six_gigabytes_is_read),
       cmocka_unit_test(shards_are_one_model),
       cmocka_unit_test(an_index_stays_in_its_directory),
       cmocka_unit_test(files_that_are_something_else_are_named),
