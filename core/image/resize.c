@@ -18,8 +18,8 @@ struct hv_resizer {
   axis x, y;
   uint8_t *narrow; /* [y.in, x.out, 3]: what the first pass gives the second; absent where one pass is enough */
   int32_t *sums;   /* [x.out · 3]: a row of the second pass */
-  /* Letterbox: the picture stands at (left, top) of a square [x.in, y.in, 3] filled once. */
-  uint8_t *square;
+  /* Letterbox: the picture stands at (left, top) of a picture [y.in, x.in, 3] filled once. */
+  uint8_t *padded;
   int32_t width, height, left, top;
 };
 
@@ -116,20 +116,21 @@ hv_status hv_resizer_open_frame(int32_t width, int32_t height, int32_t size, hv_
                                 hv_resizer **out) {
   *out = NULL;
   if (mode == HV_RESIZE_NAIVE || width == height) return hv_resizer_open(width, height, size, size, out);
-  int32_t side = width > height ? width : height;
+  /* Half the difference, rounded down, goes on both sides: an odd one leaves the shorter side a pixel short. */
+  int32_t side = width > height ? width : height, left = (side - width) / 2, top = (side - height) / 2;
   hv_resizer *resizer;
-  HV_TRY(hv_resizer_open(side, side, size, size, &resizer));
+  HV_TRY(hv_resizer_open(width + 2 * left, height + 2 * top, size, size, &resizer));
   resizer->width = width;
   resizer->height = height;
-  resizer->left = (side - width) / 2;
-  resizer->top = (side - height) / 2;
-  size_t pixels = (size_t)side * (size_t)side;
-  resizer->square = malloc(pixels * CHANNELS);
-  if (!resizer->square) {
+  resizer->left = left;
+  resizer->top = top;
+  size_t pixels = (size_t)(width + 2 * left) * (size_t)(height + 2 * top);
+  resizer->padded = malloc(pixels * CHANNELS);
+  if (!resizer->padded) {
     hv_resizer_close(resizer);
     return hv_error_memory("a padded picture");
   }
-  for (size_t i = 0; i < pixels * CHANNELS; i++) resizer->square[i] = (uint8_t)(255 * mean[i % CHANNELS]);
+  for (size_t i = 0; i < pixels * CHANNELS; i++) resizer->padded[i] = (uint8_t)(255 * mean[i % CHANNELS]);
   *out = resizer;
   return HV_OK;
 }
@@ -140,7 +141,7 @@ void hv_resizer_close(hv_resizer *resizer) {
   close_axis(&resizer->y);
   free(resizer->narrow);
   free(resizer->sums);
-  free(resizer->square);
+  free(resizer->padded);
   free(resizer);
 }
 
@@ -181,14 +182,14 @@ static const uint8_t *pad(hv_resizer *resizer, const uint8_t *rgb) {
   size_t row_size = (size_t)resizer->width * CHANNELS;
   for (int32_t y = 0; y < resizer->height; y++) {
     size_t place = (size_t)(resizer->top + y) * (size_t)resizer->x.in + (size_t)resizer->left;
-    memcpy(resizer->square + place * CHANNELS, rgb + (size_t)y * row_size, row_size);
+    memcpy(resizer->padded + place * CHANNELS, rgb + (size_t)y * row_size, row_size);
   }
-  return resizer->square;
+  return resizer->padded;
 }
 
 void hv_resizer_run(hv_resizer *resizer, const uint8_t *rgb, uint8_t *out) {
   const axis *x = &resizer->x, *y = &resizer->y;
-  if (resizer->square) rgb = pad(resizer, rgb);
+  if (resizer->padded) rgb = pad(resizer, rgb);
   size_t in_row = (size_t)x->in * CHANNELS, out_row = (size_t)x->out * CHANNELS;
   bool wider = x->in != x->out, taller = y->in != y->out;
   const uint8_t *narrow = rgb;

@@ -63,8 +63,8 @@ static void letterbox_pads_in_the_mean_colour(void **state) {
   const double mean[3] = {0.48145466, 0.4578275, 0.40821073};
   const hv_file_tensor *fill = hv_safetensors_find(file, "fill");
   for (int i = 0; i < 3; i++) assert_int_equal(((const uint8_t *)fill->data)[i], (int)(255 * mean[i]));
-  static const char *const names[] = {"wide", "tall"};
-  for (size_t i = 0; i < 2; i++) {
+  static const char *const names[] = {"wide", "tall", "odd"};
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     char key[64];
     snprintf(key, sizeof key, "letterbox.%s.28", names[i]);
     const hv_file_tensor *expected, *in = input(file, names[i]);
