@@ -4,11 +4,13 @@
 #include <string.h>
 
 #include "cuda/kernels.h"
+#include "cuda/matmul.h"
 #include "cuda/runtime.h"
 
 struct cuda_device {
   hv_device head;
   hv_runtime *runtime;
+  hv_matmul *matmul;
 };
 
 static cuda_device *device_of(hv_device *device) {
@@ -16,6 +18,7 @@ static cuda_device *device_of(hv_device *device) {
 }
 
 static void close_device(hv_device *device) {
+  hv_matmul_close(device_of(device)->matmul);
   hv_runtime_close(device_of(device)->runtime);
   free(device);
 }
@@ -73,6 +76,10 @@ void hv_stream_fail(hv_stream *stream, hv_status error) {
 
 hv_runtime *hv_stream_runtime(hv_stream *stream) {
   return device_of(stream->device)->runtime;
+}
+
+hv_matmul *hv_stream_matmul(hv_stream *stream) {
+  return device_of(stream->device)->matmul;
 }
 
 void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
@@ -153,7 +160,9 @@ extern "C" __attribute__((visibility("default"))) hv_status hv_device_module_ope
   device->head.methods = &methods;
   device->head.ops = &operations;
   hv_status status = hv_runtime_open(options, &device->runtime);
+  if (!status) status = hv_matmul_open(device->runtime, &device->matmul);
   if (status) {
+    hv_runtime_close(device->runtime);
     free(device);
     return status;
   }

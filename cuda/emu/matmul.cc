@@ -1,0 +1,117 @@
+/* The emulator's matrix products: float sums in the order of k, whatever the tile. */
+#include "cuda/matmul.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/tensor/dtype.h"
+#include "cuda/emu/runtime.h"
+
+enum { WORKSPACE = 4096, POISON = 0xff, TILE = 256 /* columns of d at once */ };
+
+struct hv_matmul {
+  int64_t runs;
+};
+
+hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
+  (void)runtime;
+  *out = (hv_matmul *)calloc(1, sizeof **out);
+  return *out ? HV_OK : hv_error_memory("the emulated matrix products");
+}
+
+void hv_matmul_close(hv_matmul *matmul) {
+  free(matmul);
+}
+
+size_t hv_matmul_workspace(const hv_matmul *matmul) {
+  (void)matmul;
+  return WORKSPACE;
+}
+
+int64_t hv_matmul_shapes(const hv_matmul *matmul) {
+  return matmul->runs > 0;
+}
+
+struct product {
+  hv_matmul_args args;
+  void *workspace;
+};
+
+static float *element(float *matrix, int64_t row, int64_t col, int64_t cols) {
+  return matrix + row * cols + col;
+}
+
+static void *stored(const hv_tensor *t, int64_t row, int64_t col) {
+  return (char *)t->data + (size_t)(row * t->row_stride + col) * hv_dtype_size(t->dtype);
+}
+
+/* The matrix as floats without gaps, [rows, cols] of the result, transposed where asked for. */
+static float *as_floats(const hv_tensor *t, bool transpose) {
+  int64_t rows = transpose ? t->cols : t->rows, cols = transpose ? t->rows : t->cols;
+  float *all = (float *)malloc((size_t)(rows * cols) * sizeof(float));
+  float *line = (float *)malloc((size_t)t->cols * sizeof(float));
+  if (!all || !line) {
+    free(all);
+    free(line);
+    return nullptr;
+  }
+  for (int64_t i = 0; i < t->rows; i++) {
+    hv_dtype_convert(HV_F32, line, t->dtype, stored(t, i, 0), t->cols);
+    for (int64_t j = 0; j < t->cols; j++) *(transpose ? element(all, j, i, cols) : element(all, i, j, cols)) = line[j];
+  }
+  free(line);
+  return all;
+}
+
+static float gelu_tanh(float x) {
+  return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+}
+
+/* Columns [first, first + cols) of row i. */
+static void compute(const hv_matmul_args *p, const float *a, const float *b, int64_t i, int64_t first, int64_t cols) {
+  int64_t n = p->d.cols, k = p->transpose_a ? p->a.rows : p->a.cols;
+  float sum[TILE] = {}, other[TILE];
+  for (int64_t j = 0; j < k; j++) {
+    float left = a[i * k + j];
+    const float *right = b + j * n + first;
+    for (int64_t c = 0; c < cols; c++) sum[c] += left * right[c];
+  }
+  if (hv_present(p->c)) {
+    hv_dtype_convert(HV_F32, other, p->c.dtype, stored(&p->c, i, first), cols);
+    for (int64_t c = 0; c < cols; c++) sum[c] += other[c];
+  }
+  if (hv_present(p->bias)) {
+    hv_dtype_convert(HV_F32, other, p->bias.dtype, stored(&p->bias, 0, first), cols);
+    for (int64_t c = 0; c < cols; c++) sum[c] += other[c];
+  }
+  for (int64_t c = 0; p->gelu_tanh && c < cols; c++) sum[c] = gelu_tanh(sum[c]);
+  hv_dtype_convert(p->d.dtype, stored(&p->d, i, first), HV_F32, sum, cols);
+}
+
+static hv_status run_product(hv_runtime *, const void *payload) {
+  const product *p = (const product *)payload;
+  memset(p->workspace, POISON, WORKSPACE);
+  float *a = as_floats(&p->args.a, p->args.transpose_a), *b = as_floats(&p->args.b, p->args.transpose_b);
+  if (!a || !b) {
+    free(a);
+    free(b);
+    return hv_error_memory("an emulated matrix product");
+  }
+  int64_t m = p->args.d.rows, n = p->args.d.cols;
+#pragma omp parallel for schedule(static) if (m * n > 4096)
+  for (int64_t i = 0; i < m; i++) {
+    for (int64_t first = 0; first < n; first += TILE) {
+      compute(&p->args, a, b, i, first, n - first < TILE ? n - first : (int64_t)TILE);
+    }
+  }
+  free(a);
+  free(b);
+  return HV_OK;
+}
+
+hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
+  matmul->runs++;
+  product p = {*args, workspace};
+  return hv_emu_enqueue(queue, run_product, &p, sizeof p);
+}

@@ -1,0 +1,11 @@
+/* linear for few rows: a prediction's steps. */
+#ifndef HV_CUDA_LINEAR_H
+#define HV_CUDA_LINEAR_H
+
+#include "core/tensor/ops.h"
+
+/* Whether hv_linear_few takes the operands: bf16, at most 16 rows, rows of x and weight that 16 bytes at a time fit. */
+bool hv_linear_is_few(const hv_linear_args *args);
+void hv_linear_few(hv_stream *stream, const hv_linear_args *args);
+
+#endif

@@ -1,0 +1,273 @@
+/* hv_matmul on cuBLASLt. Our matrices are row-major and the library's column-major, so it is asked for dᵀ = op(b)ᵀ
+ * op(a)ᵀ: its first operand is our b, and a bias of dᵀ's rows is one of our columns. */
+#include "cuda/matmul.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+#define LIBRARY "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR)
+
+enum { WORKSPACE = 32 << 20 /* what the library advises for compute capability 9.0 */, BUCKETS = 256 };
+
+/* The library's functions in use. */
+#define FUNCTIONS(X)                                                                                                   \
+  X(Create)                                                                                                            \
+  X(Destroy)                                                                                                           \
+  X(GetStatusString)                                                                                                   \
+  X(MatmulDescCreate)                                                                                                  \
+  X(MatmulDescDestroy)                                                                                                 \
+  X(MatmulDescSetAttribute)                                                                                            \
+  X(MatrixLayoutCreate)                                                                                                \
+  X(MatrixLayoutDestroy)                                                                                               \
+  X(MatmulPreferenceCreate)                                                                                            \
+  X(MatmulPreferenceDestroy)                                                                                           \
+  X(MatmulPreferenceSetAttribute)                                                                                      \
+  X(MatmulAlgoGetHeuristic)                                                                                            \
+  X(Matmul)
+
+#define MEMBER(name) decltype(&cublasLt##name) name;
+struct library {
+  void *file;
+  FUNCTIONS(MEMBER)
+};
+#undef MEMBER
+
+/* What an algorithm is chosen for: all but the addresses, of which only the alignment counts. Compared as bytes. */
+struct shape {
+  int64_t m, n, k, stride_a, stride_b, stride_c, stride_d;
+  int32_t dtype, dtype_d;
+  uint32_t align_a, align_b, align_c, align_d; /* bytes */
+  bool transpose_a, transpose_b, has_c, has_bias, gelu_tanh, unused[3];
+};
+
+/* A shape that the library has been asked about. */
+struct plan {
+  plan *next;
+  shape key;
+  cublasLtMatmulDesc_t product;
+  cublasLtMatrixLayout_t a, b, c, d;
+  cublasLtMatmulAlgo_t algorithm;
+};
+
+struct hv_matmul {
+  library lt;
+  cublasLtHandle_t handle;
+  plan *plans[BUCKETS];
+  int64_t shapes;
+};
+
+static hv_status check(const hv_matmul *matmul, cublasStatus_t status, const char *doing) {
+  if (status == CUBLAS_STATUS_SUCCESS) return HV_OK;
+  return hv_error(HV_ERR_DEVICE, "cuBLASLt, %s: %s", doing, matmul->lt.GetStatusString(status));
+}
+
+static hv_status open_library(library *lt) {
+  lt->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+  if (!lt->file) {
+    return hv_error(HV_ERR_DEVICE, "the device \"cuda\" needs cuBLASLt (%s); --device cpu runs everything without it",
+                    dlerror());
+  }
+#define LOOK_UP(name)                                                                                                  \
+  *(void **)&lt->name = dlsym(lt->file, "cublasLt" #name);                                                             \
+  if (!lt->name) return hv_error(HV_ERR_DEVICE, LIBRARY " lacks cublasLt" #name ": another version is installed");
+  FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+  return HV_OK;
+}
+
+hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
+  (void)runtime;
+  *out = nullptr;
+  hv_matmul *matmul = (hv_matmul *)calloc(1, sizeof *matmul);
+  if (!matmul) return hv_error_memory("matrix products");
+  hv_status status = open_library(&matmul->lt);
+  if (!status) status = check(matmul, matmul->lt.Create(&matmul->handle), "opening");
+  if (status) {
+    hv_matmul_close(matmul);
+    return status;
+  }
+  *out = matmul;
+  return HV_OK;
+}
+
+static void close_plan(const library *lt, plan *p) {
+  if (p->product) (void)lt->MatmulDescDestroy(p->product);
+  if (p->a) (void)lt->MatrixLayoutDestroy(p->a);
+  if (p->b) (void)lt->MatrixLayoutDestroy(p->b);
+  if (p->c) (void)lt->MatrixLayoutDestroy(p->c);
+  if (p->d) (void)lt->MatrixLayoutDestroy(p->d);
+  free(p);
+}
+
+void hv_matmul_close(hv_matmul *matmul) {
+  if (!matmul) return;
+  for (int i = 0; i < BUCKETS; i++) {
+    while (matmul->plans[i]) {
+      plan *p = matmul->plans[i];
+      matmul->plans[i] = p->next;
+      close_plan(&matmul->lt, p);
+    }
+  }
+  if (matmul->handle) (void)matmul->lt.Destroy(matmul->handle);
+  if (matmul->lt.file) dlclose(matmul->lt.file);
+  free(matmul);
+}
+
+size_t hv_matmul_workspace(const hv_matmul *matmul) {
+  (void)matmul;
+  return WORKSPACE;
+}
+
+int64_t hv_matmul_shapes(const hv_matmul *matmul) {
+  return matmul->shapes;
+}
+
+/* The largest power of two, at most 256, that divides an address. */
+static uint32_t alignment(const void *data) {
+  uint32_t align = 256;
+  while ((uintptr_t)data % align != 0) align /= 2;
+  return align;
+}
+
+static shape shape_of(const hv_matmul_args *args) {
+  shape s;
+  memset(&s, 0, sizeof s);
+  s.m = args->d.rows;
+  s.n = args->d.cols;
+  s.k = args->transpose_a ? args->a.rows : args->a.cols;
+  s.stride_a = args->a.row_stride;
+  s.stride_b = args->b.row_stride;
+  s.stride_d = args->d.row_stride;
+  s.dtype = args->a.dtype;
+  s.dtype_d = args->d.dtype;
+  s.align_a = alignment(args->a.data);
+  s.align_b = alignment(args->b.data);
+  s.align_d = alignment(args->d.data);
+  s.transpose_a = args->transpose_a;
+  s.transpose_b = args->transpose_b;
+  s.has_c = hv_present(args->c);
+  s.stride_c = s.has_c ? args->c.row_stride : s.stride_d;
+  s.align_c = s.has_c ? alignment(args->c.data) : s.align_d;
+  s.has_bias = hv_present(args->bias);
+  s.gelu_tanh = args->gelu_tanh;
+  return s;
+}
+
+static cudaDataType_t type_of(int32_t dtype) {
+  return dtype == HV_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+static cublasLtEpilogue_t epilogue_of(const shape *s) {
+  if (s->gelu_tanh) return s->has_bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+  return s->has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+/* Row-major [rows, cols] is column-major [cols, rows]. */
+static cublasStatus_t describe(const library *lt, int32_t dtype, int64_t rows, int64_t cols, int64_t stride,
+                               cublasLtMatrixLayout_t *out) {
+  return lt->MatrixLayoutCreate(out, type_of(dtype), (uint64_t)cols, (uint64_t)rows, stride);
+}
+
+static cublasStatus_t describe_product(const library *lt, plan *p) {
+  const shape *s = &p->key;
+  cublasOperation_t first = s->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+  cublasOperation_t second = s->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+  cublasLtEpilogue_t epilogue = epilogue_of(s);
+  cublasStatus_t status = lt->MatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+#define SET(attribute, value)                                                                                          \
+  if (status == CUBLAS_STATUS_SUCCESS)                                                                                 \
+  status = lt->MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_##attribute, &value, sizeof value)
+  SET(TRANSA, first);
+  SET(TRANSB, second);
+  SET(EPILOGUE, epilogue);
+#undef SET
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    status = describe(lt, s->dtype, s->transpose_b ? s->n : s->k, s->transpose_b ? s->k : s->n, s->stride_b, &p->b);
+  }
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    status = describe(lt, s->dtype, s->transpose_a ? s->k : s->m, s->transpose_a ? s->m : s->k, s->stride_a, &p->a);
+  }
+  if (status == CUBLAS_STATUS_SUCCESS) status = describe(lt, s->dtype_d, s->m, s->n, s->stride_c, &p->c);
+  if (status == CUBLAS_STATUS_SUCCESS) status = describe(lt, s->dtype_d, s->m, s->n, s->stride_d, &p->d);
+  return status;
+}
+
+/* The heuristic's first choice within the workspace. */
+static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
+  const library *lt = &matmul->lt;
+  const shape *s = &p->key;
+  size_t workspace = WORKSPACE;
+  cublasLtMatmulPreference_t preference = nullptr;
+  cublasStatus_t status = lt->MatmulPreferenceCreate(&preference);
+#define SET(attribute, value)                                                                                          \
+  if (status == CUBLAS_STATUS_SUCCESS)                                                                                 \
+  status = lt->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##attribute, &value, sizeof value)
+  SET(MAX_WORKSPACE_BYTES, workspace);
+  SET(MIN_ALIGNMENT_A_BYTES, s->align_b);
+  SET(MIN_ALIGNMENT_B_BYTES, s->align_a);
+  SET(MIN_ALIGNMENT_C_BYTES, s->align_c);
+  SET(MIN_ALIGNMENT_D_BYTES, s->align_d);
+#undef SET
+  cublasLtMatmulHeuristicResult_t result;
+  int found = 0;
+  if (status == CUBLAS_STATUS_SUCCESS) {
+    status =
+        lt->MatmulAlgoGetHeuristic(matmul->handle, p->product, p->b, p->a, p->c, p->d, preference, 1, &result, &found);
+  }
+  if (preference) (void)lt->MatmulPreferenceDestroy(preference);
+  if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+  if (status == CUBLAS_STATUS_SUCCESS) p->algorithm = result.algo;
+  return status;
+}
+
+static uint32_t bucket_of(const shape *s) {
+  const unsigned char *bytes = (const unsigned char *)s;
+  uint32_t hash = 2166136261u;
+  for (size_t i = 0; i < sizeof *s; i++) hash = (hash ^ bytes[i]) * 16777619u;
+  return hash % BUCKETS;
+}
+
+static hv_status find_plan(hv_matmul *matmul, const shape *key, plan **out) {
+  plan **bucket = &matmul->plans[bucket_of(key)];
+  for (*out = *bucket; *out; *out = (*out)->next) {
+    if (memcmp(&(*out)->key, key, sizeof *key) == 0) return HV_OK;
+  }
+  plan *p = (plan *)calloc(1, sizeof *p);
+  if (!p) return hv_error_memory("the plan of a matrix product");
+  p->key = *key;
+  cublasStatus_t status = describe_product(&matmul->lt, p);
+  if (status == CUBLAS_STATUS_SUCCESS) status = choose_algorithm(matmul, p);
+  if (status != CUBLAS_STATUS_SUCCESS) {
+    close_plan(&matmul->lt, p);
+    return hv_error(HV_ERR_DEVICE, "cuBLASLt has no algorithm for a product of [%lld, %lld] and [%lld, %lld]: %s",
+                    (long long)key->m, (long long)key->k, (long long)key->k, (long long)key->n,
+                    matmul->lt.GetStatusString(status));
+  }
+  p->next = *bucket;
+  *bucket = *out = p;
+  matmul->shapes++;
+  return HV_OK;
+}
+
+hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
+  const library *lt = &matmul->lt;
+  shape key = shape_of(args);
+  plan *p = nullptr;
+  HV_TRY(find_plan(matmul, &key, &p));
+  if (key.has_bias) {
+    const void *bias = args->bias.data;
+    HV_TRY(check(matmul, lt->MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
+                 "giving a bias"));
+  }
+  const float one = 1.0f, beta = key.has_c ? 1.0f : 0.0f;
+  const void *c = key.has_c ? args->c.data : args->d.data;
+  return check(matmul,
+               lt->Matmul(matmul->handle, p->product, &one, args->b.data, p->b, args->a.data, p->a, &beta, c, p->c,
+                          args->d.data, p->d, &p->algorithm, workspace, WORKSPACE, (cudaStream_t)queue),
+               "multiplying");
+}

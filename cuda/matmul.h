@@ -1,0 +1,41 @@
+/* Matrix products by cuBLASLt (matmul.cu), which is opened at run time, and by plain loops in the emulator
+ * (emu/matmul.cc). Sums are float; f32 operands are never rounded to TF32. The library's algorithm for a shape is asked
+ * for once and kept, so that a shape gives the same bytes as long as the device is open. */
+#ifndef HV_CUDA_MATMUL_H
+#define HV_CUDA_MATMUL_H
+
+#include "core/base/status.h"
+#include "core/tensor/device.h"
+#include "cuda/runtime.h"
+
+typedef struct hv_matmul hv_matmul; /* the library's state of one device */
+
+/* One line says what is missing. */
+HV_NODISCARD hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out);
+void hv_matmul_close(hv_matmul *matmul);
+
+/* Device memory that a product may need beside its operands. */
+size_t hv_matmul_workspace(const hv_matmul *matmul);
+
+/* d = op(a) op(b) + c, then bias and activation, where present:
+ *   d = gelu_tanh(op(a) op(b) + bias),  or  d = op(a) op(b) + c + bias */
+typedef struct hv_matmul_args {
+  hv_tensor a; /* T [m, k], or [k, m] and transposed */
+  hv_tensor b; /* T [k, n], or [n, k] and transposed */
+  bool transpose_a, transpose_b;
+  hv_tensor c;    /* as d, optional; may be d */
+  hv_tensor bias; /* T [1, n], optional; only where d is T */
+  bool gelu_tanh; /* only without c, and where d is T */
+  hv_tensor d;    /* T or F32 [m, n] */
+} hv_matmul_args;
+
+/* Queues a product whose sizes are not 0. `workspace` is hv_matmul_workspace bytes, free until the product is done. */
+HV_NODISCARD hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace);
+
+/* The state of a stream's device. */
+hv_matmul *hv_stream_matmul(hv_stream *stream);
+
+/* How many shapes have met the library so far: steady work adds none. */
+int64_t hv_matmul_shapes(const hv_matmul *matmul);
+
+#endif
