@@ -353,6 +353,56 @@ static void a_prediction_allocates_nothing(void **state) {
   scene_close(&s);
 }
 
+static struct {
+  hv_device_methods real;
+  int uploads, downloads, waits;
+} counted;
+
+static void count_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
+  counted.uploads++;
+  counted.real.upload(stream, to, from_host, bytes);
+}
+
+static void count_download(hv_stream *stream, void *to_host, const void *from, size_t bytes) {
+  counted.downloads++;
+  counted.real.download(stream, to_host, from, bytes);
+}
+
+static hv_status count_wait(hv_stream *stream) {
+  counted.waits++;
+  return counted.real.stream_synchronize(stream);
+}
+
+/* So that a device can record the whole prediction and run it as one. */
+static void a_prediction_copies_in_once_out_once_and_waits_once(void **state) {
+  (void)state;
+  scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
+  const hv_device_methods *original = s.run.device->methods;
+  counted.real = *original;
+  hv_device_methods counting = *original;
+  counting.upload = count_upload;
+  counting.download = count_download;
+  counting.stream_synchronize = count_wait;
+  for (hv_ar_condition condition = HV_AR_NOISE; condition <= HV_AR_DENOISED; condition++) {
+    hv_policy_options options = hv_policy_default_options(&s.config);
+    hv_policy *policy;
+    hv_policy_result result;
+    hv_policy_draws draws = {.seed = 1};
+    options.ar_condition = condition;
+    assert_ok(hv_policy_open(s.run.model, &options, &policy));
+    s.run.device->methods = &counting;
+    counted.uploads = counted.downloads = counted.waits = 0;
+    assert_ok(hv_policy_predict(policy, &s.observation, &draws, &result));
+    s.run.device->methods = original;
+    assert_int_equal(counted.uploads, 1);
+    assert_int_equal(counted.downloads, 1);
+    assert_int_equal(counted.waits, 1);
+    assert_true(result.vision_ms == 0 && result.decode_ms == 0);
+    hv_policy_close(policy);
+  }
+  scene_close(&s);
+}
+
 static void a_refreshed_policy_sees_changed_parameters(void **state) {
   (void)state;
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
@@ -480,6 +530,7 @@ int main(void) {
       cmocka_unit_test(threads_do_not_change_a_byte),
       cmocka_unit_test(bf16_stays_near_fp32),
       cmocka_unit_test(a_prediction_allocates_nothing),
+      cmocka_unit_test(a_prediction_copies_in_once_out_once_and_waits_once),
       cmocka_unit_test(a_refreshed_policy_sees_changed_parameters),
       cmocka_unit_test(the_work_of_each_step_is_known),
       cmocka_unit_test(what_a_model_lacks_is_refused),
