@@ -9,4 +9,7 @@
 /* options may be NULL; threads 0 means as many as OpenMP would use (the processors, or OMP_NUM_THREADS). */
 HV_NODISCARD hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out);
 
+/* The same without the kernels for wider vectors (AVX-512) that the processor may have: what runs on older ones. */
+HV_NODISCARD hv_status hv_cpu_device_open_baseline(const hv_device_options *options, hv_device **out);
+
 #endif

@@ -154,23 +154,45 @@ static bool admit(hv_stream *stream, hv_status error) {
   X(clip_factor, sum_squares)                                                                                          \
   X(adamw, moment1)
 
-#define RUN(name, key)                                                                                                 \
-  void hv_cpu_##name##_f32(hv_cpu_pool *pool, const hv_##name##_args *args);                                           \
-  void hv_cpu_##name##_f64(hv_cpu_pool *pool, const hv_##name##_args *args);                                           \
-  static void run_##name(hv_stream *stream, const hv_##name##_args *args) {                                            \
+/* run_<op>_<variant>: the kernels of a variant for float, and those of f64 for double. */
+#define DECLARE(name, key) void hv_cpu_##name##_f64(hv_cpu_pool *pool, const hv_##name##_args *args);
+#define RUN(name, key, variant)                                                                                        \
+  void hv_cpu_##name##_##variant(hv_cpu_pool *pool, const hv_##name##_args *args);                                     \
+  static void run_##name##_##variant(hv_stream *stream, const hv_##name##_args *args) {                                \
     if (!admit(stream, hv_check_##name(args))) return;                                                                 \
     if (args->key.dtype == HV_F64) {                                                                                   \
       hv_cpu_##name##_f64(pool_of(stream), args);                                                                      \
     } else {                                                                                                           \
-      hv_cpu_##name##_f32(pool_of(stream), args);                                                                      \
+      hv_cpu_##name##_##variant(pool_of(stream), args);                                                                \
     }                                                                                                                  \
   }
-KEY_OPERANDS(RUN)
+KEY_OPERANDS(DECLARE)
 
-#define ENTRY(name) .name = run_##name,
-static const hv_op_table operations = {HV_OPS(ENTRY)};
+#define RUN_F32(name, key) RUN(name, key, f32)
+#define ENTRY_F32(name) .name = run_##name##_f32,
+KEY_OPERANDS(RUN_F32)
+static const hv_op_table baseline = {HV_OPS(ENTRY_F32)};
 
-hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) {
+#ifdef HV_CPU_HAS_AVX512
+#define RUN_AVX512(name, key) RUN(name, key, f32_avx512)
+#define ENTRY_AVX512(name) .name = run_##name##_f32_avx512,
+KEY_OPERANDS(RUN_AVX512)
+static const hv_op_table avx512 = {HV_OPS(ENTRY_AVX512)};
+#endif
+
+/* The widest kernels that this processor runs. */
+static const hv_op_table *best_operations(void) {
+#ifdef HV_CPU_HAS_AVX512
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return &avx512;
+  }
+#endif
+  return &baseline;
+}
+
+static hv_status open_device(const hv_device_options *options, const hv_op_table *operations, hv_device **out) {
   *out = NULL;
   if (openblas_get_parallel() != OPENBLAS_PARALLEL_OPENMP) {
     return hv_error(HV_ERR_DEVICE, "the OpenBLAS linked into this program is not its OpenMP build, whose threads would "
@@ -184,7 +206,7 @@ hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) 
   if (threads == 0) threads = omp_get_max_threads();
   cpu_device *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return hv_error_memory("the CPU device");
-  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = &operations};
+  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations};
   hv_status status = hv_cpu_pool_open(threads, &cpu->pool);
   if (status) {
     free(cpu);
@@ -192,4 +214,12 @@ hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) 
   }
   *out = &cpu->head;
   return HV_OK;
+}
+
+hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) {
+  return open_device(options, best_operations(), out);
+}
+
+hv_status hv_cpu_device_open_baseline(const hv_device_options *options, hv_device **out) {
+  return open_device(options, &baseline, out);
 }

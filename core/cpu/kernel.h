@@ -1,6 +1,7 @@
-/* What the kernel files of the CPU device share. Each is compiled twice: with real = float for calls whose T is F32 or
- * BF16, and (HV_CPU_DOUBLE) with real = double for F64. Operands stored as something else than `real` pass through a
- * buffer, so that a kernel is written once, on rows of `real`. */
+/* What the kernel files of the CPU device share. Each is compiled once for every variant: with real = float for calls
+ * whose T is F32 or BF16, with real = double (HV_CPU_DOUBLE) for F64, and in float for wider vectors. HV_CPU_VARIANT is
+ * the ending of the functions' names. Operands stored as something else than `real` pass through a buffer, so that a
+ * kernel is written once, on rows of `real`. */
 #ifndef HV_CPU_KERNEL_H
 #define HV_CPU_KERNEL_H
 
@@ -10,12 +11,15 @@
 #ifdef HV_CPU_DOUBLE
 typedef double real;
 #define HV_REAL_DTYPE HV_F64
-#define HV_KERNEL(name) hv_cpu_##name##_f64
 #else
 typedef float real;
 #define HV_REAL_DTYPE HV_F32
-#define HV_KERNEL(name) hv_cpu_##name##_f32
 #endif
+
+/* HV_KERNEL(norm) is hv_cpu_norm_f32 and its like. */
+#define HV_KERNEL(name) HV_KERNEL_OF(name, HV_CPU_VARIANT)
+#define HV_KERNEL_OF(name, variant) HV_KERNEL_NAME(name, variant)
+#define HV_KERNEL_NAME(name, variant) hv_cpu_##name##_##variant
 
 #define HV_KERNEL_PROTOTYPE(name) void HV_KERNEL(name)(hv_cpu_pool * pool, const hv_##name##_args *args);
 HV_OPS(HV_KERNEL_PROTOTYPE)

@@ -4,7 +4,7 @@
 
 static void gemm(real alpha, const real *a, int64_t lda, bool transpose_a, const real *b, int64_t ldb, bool transpose_b,
                  int64_t m, int64_t n, int64_t k, real beta, real *c, int64_t ldc) {
-  if (HV_KERNEL(is_small_product)(m, n, k)) {
+  if (is_small_product(m, n, k)) {
     HV_KERNEL(small_product)
     (alpha, (hv_matrix){a, lda, transpose_a}, (hv_matrix){b, ldb, transpose_b}, m, n, k, beta, c, ldc);
     return;

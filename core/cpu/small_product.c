@@ -1,102 +1,140 @@
 #include "core/cpu/small_product.h"
 
-/* One cache line of numbers, at any address: two AVX2 registers, or one of AVX-512. */
-typedef real line __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
+/* The widest vector of the instruction set that this file is compiled for, at any address. */
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, ROWS = 8 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, ROWS = 6 };
+#else
+enum { VECTOR_BYTES = 16, ROWS = 4 };
+#endif
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
+/* A block is ROWS rows by two vectors: its sums, the vectors of b and one of a fit the registers. */
 enum {
-  LANES = 64 / sizeof(real),
-  ROWS = 6,     /* rows of a block: its sums and one line of b fill the sixteen AVX2 registers */
-  DEPTH = 256,  /* of a packed panel of b */
+  LANES = VECTOR_BYTES / sizeof(real),
+  WIDTH = 2 * LANES,
+  DEPTH = 256,  /* of a packed panel of b, WIDTH wide */
   DOT_ROWS = 4, /* at most so many rows are taken as dot products with the rows of b */
 };
 
-/* Rows [first, first + depth) of columns [col, col + LANES) of b, one line behind the other, zeros beyond n. */
+/* Rows [first, first + depth) of columns [col, col + WIDTH) of b, one behind the other, zeros beyond n. */
 static void pack_panel(hv_matrix b, int64_t first, int64_t depth, int64_t col, int64_t n, real *panel) {
-  int64_t cols = min_i64(LANES, n - col);
-  if (cols < LANES) memset(panel, 0, (size_t)(depth * LANES) * sizeof *panel);
+  int64_t cols = min_i64(WIDTH, n - col);
+  if (cols < WIDTH) memset(panel, 0, (size_t)(depth * WIDTH) * sizeof *panel);
   if (!b.transposed) {
     for (int64_t p = 0; p < depth; p++) {
-      memcpy(panel + p * LANES, b.data + (first + p) * b.stride + col, (size_t)cols * sizeof *panel);
+      const real *from = b.data + (first + p) * b.stride + col;
+      if (cols == WIDTH) {
+        memcpy(panel + p * WIDTH, from, WIDTH * sizeof *panel);
+      } else {
+        memcpy(panel + p * WIDTH, from, (size_t)cols * sizeof *panel);
+      }
     }
     return;
   }
   for (int64_t j = 0; j < cols; j++) {
     const real *from = b.data + (col + j) * b.stride + first;
-    for (int64_t p = 0; p < depth; p++) panel[p * LANES + j] = from[p];
+    for (int64_t p = 0; p < depth; p++) panel[p * WIDTH + j] = from[p];
   }
 }
 
-static void finish_row(real alpha, line sum, real beta, int64_t cols, real *c) {
-  for (int64_t j = 0; j < cols; j++) c[j] = alpha * sum[j] + (beta == 0 ? 0 : beta * c[j]);
+/* What one block works on. */
+typedef struct block_args {
+  const real *a;
+  int64_t a_row, a_step; /* from one row, and from one step of the summed dimension, to the next */
+  const real *panel;
+  int64_t depth;
+  real alpha, beta;
+  int64_t cols;
+  real *c;
+  int64_t ldc;
+} block_args;
+
+static void store_part(const block_args *b, const vector sum[2], real *c) {
+  real values[WIDTH];
+  memcpy(values, sum, sizeof values);
+  for (int64_t j = 0; j < b->cols; j++) c[j] = b->alpha * values[j] + (b->beta == 0 ? 0 : b->beta * c[j]);
 }
 
 /* `rows` is a constant where this is inlined: then the sums stay in registers. */
-static inline __attribute__((always_inline)) void block(int64_t rows, const real *a, int64_t a_row, int64_t a_step,
-                                                        const real *panel, int64_t depth, real alpha, real beta,
-                                                        int64_t cols, real *c, int64_t ldc) {
-  line sum[ROWS];
-  for (int64_t r = 0; r < rows; r++) sum[r] = (line){0};
-  for (int64_t p = 0; p < depth; p++) {
-    line b = *(const line *)(panel + p * LANES);
-    for (int64_t r = 0; r < rows; r++) sum[r] += a[r * a_row + p * a_step] * b;
-  }
-  for (int64_t r = 0; r < rows; r++) {
-    real *to = c + r * ldc;
-    if (cols < LANES) {
-      finish_row(alpha, sum[r], beta, cols, to);
-    } else {
-      line value = alpha * sum[r];
-      if (beta != 0) value += beta * *(const line *)to;
-      *(line *)to = value;
+static inline __attribute__((always_inline)) void block(const block_args *b, int64_t row, int rows) {
+  vector sum[ROWS][2];
+  const real *a = b->a + row * b->a_row, *panel = b->panel;
+  int64_t a_row = b->a_row;
+  for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vector){0};
+  for (int64_t p = 0; p < b->depth; p++, a += b->a_step, panel += WIDTH) {
+    vector low = *(const vector *)panel, high = *(const vector *)(panel + LANES);
+    for (int r = 0; r < rows; r++) {
+      real value = a[r * a_row];
+      sum[r][0] += value * low;
+      sum[r][1] += value * high;
     }
+  }
+  for (int r = 0; r < rows; r++) {
+    real *c = b->c + (row + r) * b->ldc;
+    if (b->cols < WIDTH) {
+      store_part(b, sum[r], c);
+      continue;
+    }
+    vector low = b->alpha * sum[r][0], high = b->alpha * sum[r][1];
+    if (b->beta != 0) {
+      low += b->beta * *(const vector *)c;
+      high += b->beta * *(const vector *)(c + LANES);
+    }
+    *(vector *)c = low;
+    *(vector *)(c + LANES) = high;
   }
 }
 
-static void block_of(int64_t rows, const real *a, int64_t a_row, int64_t a_step, const real *panel, int64_t depth,
-                     real alpha, real beta, int64_t cols, real *c, int64_t ldc) {
-  switch (rows) {
-  case 1: block(1, a, a_row, a_step, panel, depth, alpha, beta, cols, c, ldc); break;
-  case 2: block(2, a, a_row, a_step, panel, depth, alpha, beta, cols, c, ldc); break;
-  case 3: block(3, a, a_row, a_step, panel, depth, alpha, beta, cols, c, ldc); break;
-  case 4: block(4, a, a_row, a_step, panel, depth, alpha, beta, cols, c, ldc); break;
-  case 5: block(5, a, a_row, a_step, panel, depth, alpha, beta, cols, c, ldc); break;
-  default: block(ROWS, a, a_row, a_step, panel, depth, alpha, beta, cols, c, ldc); break;
-  }
+static void blocks(const block_args *b, int64_t m) {
+  int64_t row = 0;
+  for (; m - row >= ROWS; row += ROWS) block(b, row, ROWS);
+  for (; m - row >= 4; row += 4) block(b, row, 4);
+  for (; m - row >= 2; row += 2) block(b, row, 2);
+  if (row < m) block(b, row, 1);
 }
 
 static void panel_product(real alpha, hv_matrix a, hv_matrix b, int64_t m, int64_t n, int64_t k, real beta, real *c,
                           int64_t ldc) {
-  real panel[DEPTH * LANES];
-  int64_t a_row = a.transposed ? 1 : a.stride, a_step = a.transposed ? a.stride : 1;
+  real panel[DEPTH * WIDTH];
+  block_args args = {.a_row = a.transposed ? 1 : a.stride, .a_step = a.transposed ? a.stride : 1, .panel = panel};
+  args.alpha = alpha;
+  args.ldc = ldc;
   for (int64_t first = 0; first < k; first += DEPTH) {
-    int64_t depth = min_i64(DEPTH, k - first);
-    for (int64_t col = 0; col < n; col += LANES) {
-      pack_panel(b, first, depth, col, n, panel);
-      for (int64_t row = 0; row < m; row += ROWS) {
-        block_of(min_i64(ROWS, m - row), a.data + row * a_row + first * a_step, a_row, a_step, panel, depth, alpha,
-                 first == 0 ? beta : 1, min_i64(LANES, n - col), c + row * ldc + col, ldc);
-      }
+    args.a = a.data + first * args.a_step;
+    args.depth = min_i64(DEPTH, k - first);
+    args.beta = first == 0 ? beta : 1;
+    for (int64_t col = 0; col < n; col += WIDTH) {
+      pack_panel(b, first, args.depth, col, n, panel);
+      args.cols = min_i64(WIDTH, n - col);
+      args.c = c + col;
+      blocks(&args, m);
     }
   }
 }
 
-static real sum_of_line(line x) {
-  real sum = 0;
-  for (int j = 0; j < LANES; j++) sum += x[j];
+static real sum_of_vector(vector x) {
+  real values[LANES], sum = 0;
+  memcpy(values, &x, sizeof values);
+  for (int j = 0; j < LANES; j++) sum += values[j];
   return sum;
 }
 
-static inline __attribute__((always_inline)) void dots(int64_t rows, const real *a, int64_t lda, const real *b,
-                                                       int64_t k, real alpha, real beta, real *c, int64_t ldc) {
-  line sum[DOT_ROWS];
-  int64_t whole = k / LANES * LANES;
-  for (int64_t r = 0; r < rows; r++) sum[r] = (line){0};
-  for (int64_t p = 0; p < whole; p += LANES) {
-    line values = *(const line *)(b + p);
-    for (int64_t r = 0; r < rows; r++) sum[r] += *(const line *)(a + r * lda + p) * values;
+static inline __attribute__((always_inline)) void dots(int rows, const real *a, int64_t lda, const real *b, int64_t k,
+                                                       real alpha, real beta, real *c, int64_t ldc) {
+  vector sum[DOT_ROWS][2];
+  int64_t whole = k / WIDTH * WIDTH;
+  for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vector){0};
+  for (int64_t p = 0; p < whole; p += WIDTH) {
+    vector low = *(const vector *)(b + p), high = *(const vector *)(b + p + LANES);
+    for (int r = 0; r < rows; r++) {
+      sum[r][0] += *(const vector *)(a + r * lda + p) * low;
+      sum[r][1] += *(const vector *)(a + r * lda + p + LANES) * high;
+    }
   }
-  for (int64_t r = 0; r < rows; r++) {
-    real total = sum_of_line(sum[r]);
+  for (int r = 0; r < rows; r++) {
+    real total = sum_of_vector(sum[r][0] + sum[r][1]);
     for (int64_t p = whole; p < k; p++) total += a[r * lda + p] * b[p];
     c[r * ldc] = alpha * total + (beta == 0 ? 0 : beta * c[r * ldc]);
   }

@@ -12,7 +12,7 @@ typedef struct hv_matrix {
   bool transposed;
 } hv_matrix;
 
-static inline bool HV_KERNEL(is_small_product)(int64_t m, int64_t n, int64_t k) {
+static inline bool is_small_product(int64_t m, int64_t n, int64_t k) {
   return m <= 6 || (double)m * (double)n * (double)k <= 1e6;
 }
 

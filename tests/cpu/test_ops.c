@@ -1,4 +1,5 @@
-/* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 12 300. */
+/* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 12 300. The device cpu-baseline is
+ * the CPU without the kernels for wider vectors. */
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
@@ -13,6 +14,8 @@ static hv_device *open_device(const char *name) {
   hv_device *device;
   if (strcmp(name, "cpu") == 0) {
     assert_ok(hv_cpu_device_open(NULL, &device));
+  } else if (strcmp(name, "cpu-baseline") == 0) {
+    assert_ok(hv_cpu_device_open_baseline(NULL, &device));
   } else {
     assert_ok(hv_device_load(name, &(hv_device_options){.index = 0}, &device));
   }
@@ -42,7 +45,7 @@ static void bf16(void **state) {
 
 static void fp64(void **state) {
   (void)state;
-  if (strcmp(settings.device, "cpu") != 0) skip();
+  if (strncmp(settings.device, "cpu", 3) != 0) skip();
   run(HV_F64);
 }
 
