@@ -1,0 +1,246 @@
+/* norm fused with the residual sum, and its gradient; residual sums that no norm follows. A block owns a row. */
+#include "cuda/column_sums.h"
+#include "cuda/kernels.h"
+
+enum { REDUCTION_BYTES = HV_WARP * sizeof(float) }; /* scratch of hv_block_sum, at the start of shared memory */
+
+template <typename T> struct norm_operands {
+  hv_norm_kind kind;
+  float eps;
+  hv_rows<const T> x, delta;
+  const T *delta_scale, *weight, *bias;
+  hv_rows<T> sum, y;
+  hv_rows<float> stats;
+  int64_t cols;
+};
+
+/* The elements [col, col + N) of the row that is normalised: x, or the residual sum, rounded as it is stored. */
+template <typename T, int N>
+static __device__ __forceinline__ hv_floats<N> normalised_row(const norm_operands<T> &a, int64_t row, int64_t col) {
+  hv_floats<N> x = hv_read<N>(a.x.at(row, col));
+  if (!a.delta.data) return x;
+  hv_floats<N> delta = hv_read<N>(a.delta.at(row, col));
+  if (a.delta_scale) {
+    hv_floats<N> scale = hv_read<N>(a.delta_scale + col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) delta.at[j] *= scale.at[j];
+  }
+  HV_UNROLL
+  for (int j = 0; j < N; j++) x.at[j] = hv_to_float(hv_from_float<T>(x.at[j] + delta.at[j]));
+  hv_write(a.sum.at(row, col), x);
+  return x;
+}
+
+template <int N> static __device__ __forceinline__ hv_floats<N> kept_at(hv_shared<float> kept, int64_t col) {
+  hv_vec<float, N> v = hv_load<N>(kept + col);
+  hv_floats<N> x;
+  HV_UNROLL
+  for (int j = 0; j < N; j++) x.at[j] = v.at[j];
+  return x;
+}
+
+template <typename T, int N> static __global__ void norm_kernel(norm_operands<T> a) {
+  hv_shared<float> reduction = hv_shared_at<float>(0), kept = hv_shared_at<float>(REDUCTION_BYTES);
+  int64_t row = blockIdx.x, first = (int64_t)threadIdx.x * N, step = (int64_t)blockDim.x * N;
+  /* A thread keeps its own elements in shared memory between the passes: mean, squares, result. */
+  float total = 0;
+  for (int64_t col = first; col < a.cols; col += step) {
+    hv_floats<N> x = normalised_row<T, N>(a, row, col);
+    hv_vec<float, N> v;
+    HV_UNROLL
+    for (int j = 0; j < N; j++) {
+      v.at[j] = x.at[j];
+      total += x.at[j];
+    }
+    hv_store(kept + col, v);
+  }
+  float mean = a.kind == HV_NORM_RMS ? 0.0f : hv_block_sum(total, reduction) / (float)a.cols;
+  float squares = 0;
+  for (int64_t col = first; col < a.cols; col += step) {
+    hv_floats<N> x = kept_at<N>(kept, col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) squares += (x.at[j] - mean) * (x.at[j] - mean);
+  }
+  float divisor = (float)(a.kind == HV_NORM_VARIANCE ? a.cols - 1 : a.cols);
+  float scale = 1.0f / sqrtf(hv_block_sum(squares, reduction) / divisor + a.eps);
+  float centre = a.kind == HV_NORM_LAYER ? mean : 0.0f;
+  for (int64_t col = first; col < a.cols; col += step) {
+    hv_floats<N> x = kept_at<N>(kept, col), weight = hv_read<N>(a.weight + col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) x.at[j] = (x.at[j] - centre) * scale * weight.at[j];
+    if (a.bias) {
+      hv_floats<N> bias = hv_read<N>(a.bias + col);
+      HV_UNROLL
+      for (int j = 0; j < N; j++) x.at[j] += bias.at[j];
+    }
+    hv_write(a.y.at(row, col), x);
+  }
+  if (a.stats.data && threadIdx.x == 0) {
+    *a.stats.at(row, 0) = mean;
+    *a.stats.at(row, 1) = scale;
+  }
+}
+
+void hv_cuda_norm(hv_stream *stream, const hv_norm_args *args) {
+  size_t shared = REDUCTION_BYTES + (size_t)args->x.cols * sizeof(float);
+  if (shared > HV_SHARED_LIMIT) {
+    hv_stream_fail(stream,
+                   hv_error(HV_ERR_DEVICE, "norm of %lld elements: this device takes up to %d", (long long)args->x.cols,
+                            (int)((HV_SHARED_LIMIT - REDUCTION_BYTES) / sizeof(float))));
+    return;
+  }
+  bool wide = hv_are_wide(args->x, args->delta, args->delta_scale, args->sum, args->weight, args->bias, args->y);
+  hv_with_type(stream, args->x.dtype, [&](auto type) {
+    hv_with_width(wide, [&](auto width) {
+      using T = decltype(type);
+      constexpr int N = decltype(width)::value;
+      norm_operands<T> a = {args->kind,
+                            (float)args->eps,
+                            hv_rows_of<const T>(args->x),
+                            hv_rows_of<const T>(args->delta),
+                            (const T *)args->delta_scale.data,
+                            (const T *)args->weight.data,
+                            (const T *)args->bias.data,
+                            hv_rows_of<T>(args->sum),
+                            hv_rows_of<T>(args->y),
+                            hv_rows_of<float>(args->stats),
+                            args->x.cols};
+      hv_cover c = hv_cover_of(1, args->x.cols, N);
+      HV_LAUNCH((norm_kernel<T, N>), dim3((unsigned)args->x.rows), c.block, shared, stream, a);
+    });
+  });
+}
+
+template <typename T> struct norm_backward_operands {
+  hv_norm_kind kind;
+  hv_rows<const T> dy, x, dresidual;
+  const T *weight, *delta_scale;
+  hv_rows<const float> stats;
+  hv_rows<T> dx, ddelta;
+  int64_t cols;
+};
+
+/* With g = dy ∘ weight, r = 1 / sqrt(… + eps), and sums over the row of d elements:
+ *   layer:    dx = r (g − Σ g / d − x̂ Σ g x̂ / d), x̂ = (x − mean) r
+ *   rms:      the same without the means
+ *   variance: dx = r g − r³ (x − mean) Σ g x / (d − 1) */
+template <typename T, int N> static __global__ void norm_backward_kernel(norm_backward_operands<T> a) {
+  hv_shared<float> reduction = hv_shared_at<float>(0);
+  int64_t row = blockIdx.x, first = (int64_t)threadIdx.x * N, step = (int64_t)blockDim.x * N;
+  float mean = *a.stats.at(row, 0), scale = *a.stats.at(row, 1);
+  float shift = a.kind == HV_NORM_VARIANCE ? 0.0f : mean;
+  float sum_g = 0, sum_gx = 0;
+  for (int64_t col = first; col < a.cols; col += step) {
+    hv_floats<N> g = hv_read<N>(a.dy.at(row, col)), x = hv_read<N>(a.x.at(row, col)), w = hv_read<N>(a.weight + col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) {
+      g.at[j] *= w.at[j];
+      sum_g += g.at[j];
+      sum_gx += g.at[j] * (x.at[j] - shift);
+    }
+  }
+  sum_g = hv_block_sum(sum_g, reduction);
+  sum_gx = hv_block_sum(sum_gx, reduction);
+  float divisor = (float)(a.kind == HV_NORM_VARIANCE ? a.cols - 1 : a.cols);
+  float constant = a.kind == HV_NORM_LAYER ? sum_g / divisor : 0.0f, slope = sum_gx * scale * scale / divisor;
+  for (int64_t col = first; col < a.cols; col += step) {
+    hv_floats<N> g = hv_read<N>(a.dy.at(row, col)), x = hv_read<N>(a.x.at(row, col)), w = hv_read<N>(a.weight + col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) x.at[j] = scale * (g.at[j] * w.at[j] - constant - (x.at[j] - mean) * slope);
+    if (a.dresidual.data) {
+      hv_floats<N> residual = hv_read<N>(a.dresidual.at(row, col));
+      HV_UNROLL
+      for (int j = 0; j < N; j++) x.at[j] += residual.at[j];
+    }
+    hv_write(a.dx.at(row, col), x);
+    if (!a.ddelta.data) continue;
+    hv_floats<N> delta_scale = hv_read<N>(a.delta_scale + col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) x.at[j] *= delta_scale.at[j];
+    hv_write(a.ddelta.at(row, col), x);
+  }
+}
+
+/* dy ∘ x̂: the terms of the weight's gradient. */
+template <typename T> struct weight_terms {
+  hv_rows<const T> dy, x;
+  hv_rows<const float> stats;
+  bool centred;
+  template <int N> __device__ hv_floats<N> terms(int64_t row, int64_t col) const {
+    hv_floats<N> out = hv_read<N>(dy.at(row, col)), values = hv_read<N>(x.at(row, col));
+    float centre = centred ? *stats.at(row, 0) : 0.0f, scale = *stats.at(row, 1);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) out.at[j] *= (values.at[j] - centre) * scale;
+    return out;
+  }
+};
+
+void hv_cuda_norm_backward(hv_stream *stream, const hv_norm_backward_args *args) {
+  bool wide = hv_are_wide(args->dy, args->x, args->weight, args->dresidual, args->dx, args->ddelta, args->delta_scale);
+  hv_with_type(stream, args->x.dtype, [&](auto type) {
+    using T = decltype(type);
+    hv_with_width(wide, [&](auto width) {
+      constexpr int N = decltype(width)::value;
+      norm_backward_operands<T> a = {args->kind,
+                                     hv_rows_of<const T>(args->dy),
+                                     hv_rows_of<const T>(args->x),
+                                     hv_rows_of<const T>(args->dresidual),
+                                     (const T *)args->weight.data,
+                                     (const T *)args->delta_scale.data,
+                                     hv_rows_of<const float>(args->stats),
+                                     hv_rows_of<T>(args->dx),
+                                     hv_rows_of<T>(args->ddelta),
+                                     args->x.cols};
+      hv_cover c = hv_cover_of(1, args->x.cols, N);
+      HV_LAUNCH((norm_backward_kernel<T, N>), dim3((unsigned)args->x.rows), c.block, REDUCTION_BYTES, stream, a);
+    });
+    if (hv_present(args->dweight)) {
+      weight_terms<T> source = {hv_rows_of<const T>(args->dy), hv_rows_of<const T>(args->x),
+                                hv_rows_of<const float>(args->stats), args->kind == HV_NORM_LAYER};
+      hv_column_sums(stream, source, args->x.rows, hv_are_wide(args->dy, args->x), args->dweight);
+    }
+  });
+  if (hv_present(args->dbias)) hv_add_column_sums(stream, args->dy, hv_tensor{}, args->dbias);
+  if (hv_present(args->ddelta_scale)) hv_add_column_sums(stream, args->dx, args->delta, args->ddelta_scale);
+}
+
+/* y = x + scale ∘ delta; without x, y = scale ∘ delta. */
+template <typename T, int N>
+static __global__ void scaled_sum_kernel(hv_rows<const T> x, hv_rows<const T> delta, const T *scale, hv_rows<T> y,
+                                         int64_t cols, unsigned pieces) {
+  hv_place at = hv_place_here<N>(pieces);
+  if (at.col >= cols) return;
+  hv_floats<N> sum = hv_read<N>(delta.at(at.row, at.col));
+  if (scale) {
+    hv_floats<N> factor = hv_read<N>(scale + at.col);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) sum.at[j] *= factor.at[j];
+  }
+  if (x.data) {
+    hv_floats<N> base = hv_read<N>(x.at(at.row, at.col));
+    HV_UNROLL
+    for (int j = 0; j < N; j++) sum.at[j] += base.at[j];
+  }
+  hv_write(y.at(at.row, at.col), sum);
+}
+
+static void scaled_sum(hv_stream *stream, hv_tensor x, hv_tensor delta, hv_tensor scale, hv_tensor y) {
+  hv_with_type(stream, y.dtype, [&](auto type) {
+    hv_with_width(hv_are_wide(x, delta, scale, y), [&](auto width) {
+      using T = decltype(type);
+      constexpr int N = decltype(width)::value;
+      hv_cover c = hv_cover_of(y.rows, y.cols, N);
+      HV_LAUNCH((scaled_sum_kernel<T, N>), c.grid, c.block, 0, stream, hv_rows_of<const T>(x),
+                hv_rows_of<const T>(delta), (const T *)scale.data, hv_rows_of<T>(y), c.cols, c.pieces);
+    });
+  });
+}
+
+void hv_cuda_residual_add(hv_stream *stream, const hv_residual_add_args *args) {
+  scaled_sum(stream, args->x, args->delta, args->scale, args->y);
+}
+
+void hv_cuda_residual_scale_backward(hv_stream *stream, const hv_residual_scale_backward_args *args) {
+  scaled_sum(stream, hv_tensor{}, args->dy, args->scale, args->ddelta);
+  if (hv_present(args->dscale)) hv_add_column_sums(stream, args->dy, args->delta, args->dscale);
+}

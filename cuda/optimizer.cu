@@ -1,0 +1,182 @@
+/* sum_squares, clip_factor and adamw. */
+#include "cuda/elementwise.h"
+#include "cuda/kernels.h"
+
+enum { SUM_THREADS = 256, SUM_RUN = 16, MOST_SUMS = 1024 };
+
+/* Block i sums the elements that lie i, i + blocks, … pieces in. */
+template <typename T, int N> static __global__ void sum_squares_kernel(const T *x, int64_t count, float *sums) {
+  float sum = 0;
+  int64_t step = (int64_t)gridDim.x * blockDim.x * N;
+  for (int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * N; i < count; i += step) {
+    hv_floats<N> values = hv_read<N>(x + i);
+    float part = 0;
+    HV_UNROLL
+    for (int j = 0; j < N; j++) part += values.at[j] * values.at[j];
+    sum += part;
+  }
+  sum = hv_block_sum(sum, hv_shared_at<float>(0));
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+static __global__ void add_sums_kernel(const float *sums, int count, float *y) {
+  float sum = 0;
+  for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) sum += sums[i];
+  sum = hv_block_sum(sum, hv_shared_at<float>(0));
+  if (threadIdx.x == 0) *y += sum;
+}
+
+void hv_cuda_sum_squares(hv_stream *stream, const hv_sum_squares_args *args) {
+  int64_t count = args->x.cols;
+  if (count == 0) return;
+  float *sums = (float *)hv_stream_scratch(stream, MOST_SUMS * sizeof(float));
+  if (!sums) return;
+  unsigned blocks = hv_blocks(count, SUM_THREADS * SUM_RUN);
+  if (blocks > MOST_SUMS) blocks = MOST_SUMS;
+  hv_with_type(stream, args->x.dtype, [&](auto type) {
+    hv_with_width(hv_are_wide(args->x), [&](auto width) {
+      using T = decltype(type);
+      constexpr int N = decltype(width)::value;
+      HV_LAUNCH((sum_squares_kernel<T, N>), dim3(blocks), dim3(SUM_THREADS), HV_WARP * sizeof(float), stream,
+                (const T *)args->x.data, count, sums);
+    });
+  });
+  HV_LAUNCH(add_sums_kernel, dim3(1), dim3(SUM_THREADS), HV_WARP * sizeof(float), stream, (const float *)sums,
+            (int)blocks, (float *)args->y.data);
+}
+
+static __global__ void clip_factor_kernel(const float *sum_squares, float max_norm, float *norm_out, float *dynamic) {
+  if (threadIdx.x != 0) return;
+  float norm = sqrtf(*sum_squares), factor = 1.0f;
+  if (max_norm > 0.0f) factor = fminf(1.0f, max_norm / (norm + 1e-6f));
+  if (!isfinite(norm)) factor = -1.0f;
+  *norm_out = norm;
+  dynamic[3] = factor;
+}
+
+void hv_cuda_clip_factor(hv_stream *stream, const hv_clip_factor_args *args) {
+  HV_LAUNCH(clip_factor_kernel, dim3(1), dim3(HV_WARP), 0, stream, (const float *)args->sum_squares.data,
+            (float)args->max_norm, (float *)args->norm.data, (float *)args->dynamic.data);
+}
+
+template <typename T, typename G> struct adamw_operands {
+  T *param;
+  int16_t *remainder;
+  const G *grad;
+  float *moment1, *moment2;
+  const hv_adamw_range *ranges;
+  int64_t range_count, count;
+  const float *dynamic;
+  float beta1, beta2, eps, weight_decay;
+};
+
+/* The range that holds `element`, or the first one behind it. */
+static __device__ __forceinline__ int64_t find_range(const hv_adamw_range *ranges, int64_t count, int64_t element) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    int64_t middle = (low + high) / 2;
+    if (ranges[middle].end <= element) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+/* What an update reads and writes of one element. */
+struct adamw_element {
+  float value, moment1, moment2;
+};
+
+static __device__ __forceinline__ adamw_element updated(adamw_element e, float gradient, const float *dynamic,
+                                                        float beta1, float beta2, float eps, float decay) {
+  float lr = dynamic[0], g = dynamic[3] * gradient;
+  e.moment1 = beta1 * e.moment1 + (1.0f - beta1) * g;
+  e.moment2 = beta2 * e.moment2 + (1.0f - beta2) * g * g;
+  float step = lr * (e.moment1 / dynamic[1]) / (sqrtf(e.moment2 / dynamic[2]) + eps);
+  e.value = e.value * (1.0f - lr * decay) - step;
+  return e;
+}
+
+/* The master value: bf16 rounded to nearest, halves away from zero, and the signed rest. */
+static __device__ __forceinline__ float joined(hv_bf16 param, int16_t remainder) {
+  return __uint_as_float(((uint32_t)param.bits << 16) + (uint32_t)(int32_t)remainder);
+}
+
+/* N neighbouring elements, all in one range. */
+template <int N, typename G>
+static __device__ __forceinline__ void update(const adamw_operands<float, G> &a, int64_t at, float decay) {
+  hv_floats<N> p = hv_read<N>(a.param + at), g = hv_read<N>(a.grad + at);
+  hv_floats<N> m = hv_read<N>(a.moment1 + at), v = hv_read<N>(a.moment2 + at);
+  HV_UNROLL
+  for (int j = 0; j < N; j++) {
+    adamw_element e = updated({p.at[j], m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, decay);
+    p.at[j] = e.value, m.at[j] = e.moment1, v.at[j] = e.moment2;
+  }
+  hv_write(a.param + at, p);
+  hv_write(a.moment1 + at, m);
+  hv_write(a.moment2 + at, v);
+}
+template <int N, typename G>
+static __device__ __forceinline__ void update(const adamw_operands<hv_bf16, G> &a, int64_t at, float decay) {
+  hv_vec<hv_bf16, N> high = hv_load<N>(a.param + at);
+  hv_vec<int16_t, N> low = hv_load<N>(a.remainder + at);
+  hv_floats<N> g = hv_read<N>(a.grad + at), m = hv_read<N>(a.moment1 + at), v = hv_read<N>(a.moment2 + at);
+  HV_UNROLL
+  for (int j = 0; j < N; j++) {
+    float p = joined(high.at[j], low.at[j]);
+    adamw_element e = updated({p, m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, decay);
+    uint32_t bits = __float_as_uint(e.value);
+    high.at[j].bits = (uint16_t)((bits + 0x8000u) >> 16);
+    low.at[j] = (int16_t)(uint16_t)bits;
+    m.at[j] = e.moment1, v.at[j] = e.moment2;
+  }
+  hv_store(a.param + at, high);
+  hv_store(a.remainder + at, low);
+  hv_write(a.moment1 + at, m);
+  hv_write(a.moment2 + at, v);
+}
+
+template <typename T, typename G, int N> static __global__ void adamw_kernel(adamw_operands<T, G> a) {
+  int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (first >= a.count || a.dynamic[3] < 0.0f) return;
+  int64_t range = find_range(a.ranges, a.range_count, first);
+  if (range == a.range_count) return;
+  if (a.ranges[range].first <= first && first + N <= a.ranges[range].end) {
+    update<N>(a, first, a.ranges[range].decay ? a.weight_decay : 0.0f);
+    return;
+  }
+  for (int64_t at = first; at < first + N && at < a.count; at++) {
+    while (range < a.range_count && a.ranges[range].end <= at) range++;
+    if (range == a.range_count) return;
+    if (a.ranges[range].first <= at) update<1>(a, at, a.ranges[range].decay ? a.weight_decay : 0.0f);
+  }
+}
+
+void hv_cuda_adamw(hv_stream *stream, const hv_adamw_args *args) {
+  bool wide = hv_are_wide(args->param, args->remainder, args->grad, args->moment1, args->moment2);
+  hv_with_type(stream, args->param.dtype, [&](auto type) {
+    hv_with_type(stream, args->grad.dtype, [&](auto gradient_type) {
+      hv_with_width(wide, [&](auto width) {
+        using T = decltype(type);
+        using G = decltype(gradient_type);
+        constexpr int N = decltype(width)::value;
+        adamw_operands<T, G> a = {(T *)args->param.data,
+                                  (int16_t *)args->remainder.data,
+                                  (const G *)args->grad.data,
+                                  (float *)args->moment1.data,
+                                  (float *)args->moment2.data,
+                                  (const hv_adamw_range *)args->ranges.data,
+                                  args->ranges.rows,
+                                  args->param.cols,
+                                  (const float *)args->dynamic.data,
+                                  (float)args->beta1,
+                                  (float)args->beta2,
+                                  (float)args->eps,
+                                  (float)args->weight_decay};
+        HV_LAUNCH((adamw_kernel<T, G, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
+      });
+    });
+  });
+}
