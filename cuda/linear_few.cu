@@ -2,9 +2,12 @@
  * whose reading is what such a product costs.
  *
  * A block has 8 C columns of y; its eight warps take turns at the columns of x, and their sums are added in order. A
- * lane reads 16 bytes of one weight row at once, several before the first is used, straight into the layout that the
- * tensor cores want: the product's inner index may run in any order as long as both operands agree, so what a lane
- * reads together becomes fragments of two products. 13 rows need no more than 16.
+ * lane copies 16 bytes of a weight row at once, by asynchronous copies that it alone waits for and reads: STAGES × C of
+ * them are under way, which registers would not hold (the compiler moves plain loads down to their use). What a lane
+ * reads together becomes fragments of two products: the inner index may run in any order as long as both operands
+ * agree. 13 rows need no more than 16.
+ *
+ * Shared memory: 65,536 bytes with C = 4, 32,768 with C = 2.
  */
 #include "cuda/activation.h"
 #include "cuda/elementwise.h"
@@ -13,8 +16,8 @@
 enum {
   MOST_ROWS = 16,
   WARPS = 8,
-  CHUNK = 32,            /* of x's columns: 8 for each of a row's four lanes */
-  LOADS = 8,             /* of 16 bytes of weights, in flight for each lane */
+  CHUNK = 32, /* of x's columns: 8 for each of a row's four lanes */
+  STAGES = 4,
   MANY_COLUMNS = 8 << 10 /* of y: then blocks of 32 columns fill a card, and x is read less often than with 16 */
 };
 
@@ -52,35 +55,45 @@ static __device__ __forceinline__ void finish(const few_params<Y> &p, int row, i
 }
 
 template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_WARP) few_rows_kernel(few_params<Y> p) {
-  constexpr int CHUNKS = LOADS / C, COLS = 8 * C;
-  hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][column] */
+  constexpr int COLS = 8 * C;
+  hv_shared<hv_bf16> ring = hv_shared_at<hv_bf16>(0); /* [stage][c][thread][8] */
   int lane = (int)threadIdx.x % HV_WARP, warp = (int)threadIdx.x / HV_WARP, group = lane / 4;
-  int64_t first_col = (int64_t)blockIdx.x * COLS;
-  float sum[C][4] = {};
-  for (int64_t first = (int64_t)warp * CHUNKS * CHUNK; first < p.in; first += WARPS * CHUNKS * CHUNK) {
-    eight weight[CHUNKS][C], top[CHUNKS], bottom[CHUNKS];
+  int64_t first_col = (int64_t)blockIdx.x * COLS, first_k = warp * CHUNK + lane % 4 * 8;
+  int turns = (int)((p.in + WARPS * CHUNK - 1) / (WARPS * CHUNK));
+  auto slot = [&](int turn, int c) {
+    return ring + ((turn % STAGES * C + c) * WARPS * HV_WARP + (int)threadIdx.x) * 8;
+  };
+  auto load_turn = [&](int turn) {
+    int64_t k = first_k + (int64_t)turn * WARPS * CHUNK;
     HV_UNROLL
-    for (int i = 0; i < CHUNKS; i++) {
-      int64_t k = first + i * CHUNK + lane % 4 * 8;
-      HV_UNROLL
-      for (int c = 0; c < C; c++) {
-        int64_t col = first_col + c * 8 + group;
-        weight[i][c] = load_eight(p.weight.at(col, k), k < p.in && col < p.out);
-      }
-      top[i] = load_eight(p.x.at(group, k), k < p.in && group < p.rows);
-      bottom[i] = load_eight(p.x.at(group + 8, k), k < p.in && group + 8 < p.rows);
+    for (int c = 0; c < C; c++) {
+      int64_t col = first_col + c * 8 + group;
+      bool valid = turn < turns && k < p.in && col < p.out;
+      hv_copy_async(slot(turn, c), valid ? p.weight.at(col, k) : p.weight.data, valid);
     }
+    hv_copy_commit();
+  };
+  float sum[C][4] = {};
+  for (int turn = 0; turn < STAGES - 1; turn++) load_turn(turn);
+  for (int turn = 0; turn < turns; turn++) {
+    load_turn(turn + STAGES - 1);
+    int64_t k = first_k + (int64_t)turn * WARPS * CHUNK;
+    eight top = load_eight(p.x.at(group, k), k < p.in && group < p.rows);
+    eight bottom = load_eight(p.x.at(group + 8, k), k < p.in && group + 8 < p.rows);
+    hv_copy_wait<STAGES - 1>();
     HV_UNROLL
-    for (int i = 0; i < CHUNKS; i++) {
+    for (int c = 0; c < C; c++) {
+      hv_vec<uint32_t, 4> weight = hv_load<4>(hv_shared_cast<uint32_t>(slot(turn, c)));
       HV_UNROLL
       for (int half = 0; half < 4; half += 2) {
-        const uint32_t left[4] = {top[i].pair[half], bottom[i].pair[half], top[i].pair[half + 1],
-                                  bottom[i].pair[half + 1]};
-        HV_UNROLL
-        for (int c = 0; c < C; c++) hv_mma(sum[c], left, {weight[i][c].pair[half], weight[i][c].pair[half + 1]});
+        const uint32_t left[4] = {top.pair[half], bottom.pair[half], top.pair[half + 1], bottom.pair[half + 1]};
+        hv_mma(sum[c], left, {weight.at[half], weight.at[half + 1]});
       }
     }
   }
+  hv_copy_wait<0>();
+  __syncthreads();
+  hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][column], where the ring was */
   HV_UNROLL
   for (int c = 0; c < C; c++) {
     HV_UNROLL
@@ -104,7 +117,7 @@ bool hv_linear_is_few(const hv_linear_args *args) {
 
 template <typename Y, int C> static void launch(hv_stream *stream, const few_params<Y> &p) {
   HV_LAUNCH((few_rows_kernel<Y, C>), dim3(hv_blocks(p.out, 8 * C)), dim3(WARPS * HV_WARP),
-            WARPS * MOST_ROWS * 8 * C * sizeof(float), stream, p);
+            STAGES * C * WARPS * HV_WARP * 16, stream, p);
 }
 
 template <typename Y> static void few_rows(hv_stream *stream, const hv_linear_args *a) {
