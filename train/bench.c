@@ -4,15 +4,11 @@
 
 #include "core/base/clock.h"
 #include "core/base/random.h"
-#include "core/tensor/ops.h"
+#include "core/tensor/rates.h"
 #include "train/trainer.h"
 
-enum { STAGE_BUILD, STAGE_FORWARD, STAGE_BACKWARD, STAGE_OPTIMIZER, STAGES, RATE_REPEATS = 3 };
+enum { STAGE_BUILD, STAGE_FORWARD, STAGE_BACKWARD, STAGE_OPTIMIZER, STAGES };
 static const char *const stage_names[STAGES] = {"build", "forward", "backward", "optimizer"};
-
-/* The cube of interchange.md, and the one for devices that would take longer than this for it. */
-enum { CUBE = 8192, SMALL_CUBE = 2048 };
-static const double CUBE_SECONDS = 4.0;
 
 typedef struct bench {
   const hv_train_config *config;
@@ -140,40 +136,14 @@ static hv_status time_steps(bench *self) {
   return HV_OK;
 }
 
-/* Operations a second of y [rows, out] = x [rows, in] weightᵀ, the best of some. */
-static hv_status product_rate(bench *self, int64_t rows, int64_t in, int64_t out_width, double *best) {
-  hv_status status = HV_OK;
-  hv_device *device = self->trainer->device;
-  hv_stream *stream = self->trainer->stream;
-  hv_dtype dtype = hv_train_config_dtype(self->config);
-  hv_arena arena = {0};
-  size_t bytes = (size_t)(rows * in + in * out_width + rows * out_width) * hv_dtype_size(dtype) + 3 * 256;
-  HV_TRY(hv_arena_open(device, bytes, "a matrix product", &arena));
-  hv_linear_args args = {.x = hv_arena_take(&arena, dtype, rows, in),
-                         .weight = hv_arena_take(&arena, dtype, out_width, in),
-                         .y = hv_arena_take(&arena, dtype, rows, out_width)};
-  hv_fill(stream, &(hv_fill_args){.dst = args.x, .value = 0.5});
-  hv_fill(stream, &(hv_fill_args){.dst = args.weight, .value = 0.25});
-  for (int i = 0; i < RATE_REPEATS; i++) {
-    HV_CHECK(hv_stream_synchronize(stream));
-    double start = hv_clock_seconds();
-    hv_linear(stream, &args);
-    HV_CHECK(hv_stream_synchronize(stream));
-    double rate = 2.0 * (double)rows * (double)in * (double)out_width / (hv_clock_seconds() - start);
-    if (rate > *best) *best = rate;
-  }
-done:
-  hv_arena_close(&arena);
-  return status;
-}
-
 static hv_status measure_rate(bench *self, const hv_sequence_counts *counts) {
   const hv_llm_config *llm = &self->model.config.llm;
-  HV_TRY(product_rate(self, SMALL_CUBE, SMALL_CUBE, SMALL_CUBE, &self->rate));
-  double cube = 2.0 * CUBE * CUBE * (double)CUBE;
-  if (cube / self->rate <= CUBE_SECONDS) HV_TRY(product_rate(self, CUBE, CUBE, CUBE, &self->rate));
-  HV_TRY(product_rate(self, counts->rows, llm->hidden_size, 2 * (int64_t)llm->intermediate_size, &self->rate));
-  return product_rate(self, counts->rows, llm->intermediate_size, llm->hidden_size, &self->rate);
+  hv_device *device = self->trainer->device;
+  hv_dtype dtype = hv_train_config_dtype(self->config);
+  int64_t width = llm->hidden_size, inner = llm->intermediate_size;
+  HV_TRY(hv_measure_cube(device, dtype, &self->rate));
+  HV_TRY(hv_measure_product(device, dtype, counts->rows, width, 2 * inner, &self->rate));
+  return hv_measure_product(device, dtype, counts->rows, inner, width, &self->rate);
 }
 
 static int compare_doubles(const void *a, const void *b) {

@@ -193,7 +193,7 @@ static const hv_command commands[] = {
          .help = "Runs steps on made-up weights and inputs and tells samples per second, milliseconds a step\n"
                  "and a stage, memory, and the speed of light: the time that the necessary matrix products\n"
                  "would take at the best rate measured in the same run, over the time taken. That rate is\n"
-                 "the best of an 8192-cube product (a 2048-cube where that would take over 4 s) and of\n"
+                 "the best of an 8192-cube product (a smaller one on slow devices) and of\n"
                  "the step's own shapes.\n\n"
                  "  hvla-train bench --config configs/bench-cpu.yaml --random-weights --optimizer --json",
          .options = bench_options,
