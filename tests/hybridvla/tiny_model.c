@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,7 +63,7 @@ hv_config tiny_config(hv_objective objective, bool clip) {
                                 .image_mean = {0.4, 0.5, 0.6},
                                 .image_std = {0.3, 0.2, 0.25},
                                 .patch_bias = true};
-    strcpy(tower->prefix, i ? "vision_backbone.siglip_featurizer" : "vision_backbone.dino_featurizer");
+    snprintf(tower->prefix, sizeof tower->prefix, "vision_backbone.%s_featurizer", i ? "siglip" : "dino");
   }
   if (clip) {
     hv_vision_config *tower = &config.vision[0];
@@ -132,7 +133,7 @@ tiny_batch tiny_batch_make(const hv_config *config, int32_t samples, int32_t bra
   for (int32_t s = 0; s < samples; s++) {
     int32_t length = PROMPT - s % 3;
     for (int32_t i = 0; i < PROMPT; i++) {
-      int32_t id = i == 0 ? config->token_bos : (int32_t)draw(seed, 2, (uint64_t)(s * PROMPT + i), 200);
+      int32_t id = i == 0 ? config->token_bos : (int32_t)draw(seed, 2, (uint64_t)s * PROMPT + (uint64_t)i, 200);
       b.prompt_ids[s * PROMPT + i] = i < length ? id : -1;
     }
     b.sample_ids[s] = 100 + s;
