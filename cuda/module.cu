@@ -84,7 +84,12 @@ hv_matmul *hv_stream_matmul(hv_stream *stream) {
 
 void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
   hv_cuda_stream *own = (hv_cuda_stream *)stream;
-  if (bytes <= own->scratch_bytes) return own->scratch;
+  if (bytes <= own->scratch_bytes) {
+    hv_stream_fail(stream, hv_queue_spoil(own->queue, own->scratch, bytes));
+    return own->scratch;
+  }
+  /* Work that was queued before may still use the old memory. */
+  hv_stream_fail(stream, hv_queue_synchronize(own->queue));
   hv_runtime_release(hv_stream_runtime(stream), own->scratch);
   own->scratch = nullptr;
   own->scratch_bytes = 0;
@@ -131,18 +136,12 @@ static const hv_device_methods methods = {
     .download = copy,
 };
 
-#define WEAK(name) extern __attribute__((weak)) void hv_cuda_##name(hv_stream *stream, const hv_##name##_args *args);
-HV_OPS(WEAK)
-
 /* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */
 #define RUN(name)                                                                                                      \
   static void run_##name(hv_stream *stream, const hv_##name##_args *args) {                                            \
     hv_status status = hv_check_##name(args);                                                                          \
     hv_stream_fail(stream, status);                                                                                    \
-    if (!status && !hv_cuda_##name)                                                                                    \
-      hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, #name " is not there yet"));                                      \
-    else if (!status)                                                                                                  \
-      hv_cuda_##name(stream, args);                                                                                    \
+    if (!status) hv_cuda_##name(stream, args);                                                                         \
   }
 HV_OPS(RUN)
 #undef RUN

@@ -43,6 +43,8 @@ void hv_queue_close(hv_queue *queue); /* finishes its work first */
 HV_NODISCARD hv_status hv_queue_synchronize(hv_queue *queue);
 HV_NODISCARD hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes);
 HV_NODISCARD hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes);
+/* Says that the contents no longer matter: the emulator makes them NaN, CUDA does nothing. */
+HV_NODISCARD hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes);
 
 HV_NODISCARD hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out);
 void hv_mark_close(hv_mark *mark);

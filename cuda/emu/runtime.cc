@@ -260,6 +260,10 @@ hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
   return hv_emu_enqueue(queue, run_set, &s, sizeof s);
 }
 
+hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes) {
+  return hv_queue_set(queue, memory, POISON, bytes);
+}
+
 hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out) {
   (void)runtime;
   *out = (hv_mark *)calloc(1, sizeof **out);
