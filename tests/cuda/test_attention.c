@@ -1,0 +1,194 @@
+/* Attention at shapes that its tiles are made for and at those they are not: test_attention [DEVICE]. The reference is
+ * the CPU device in double. */
+#include <math.h>
+
+#include "tests/cuda/under_test.h"
+
+/* Samples of one layout, one behind the other. */
+typedef struct shape {
+  const char *name;
+  int samples, prefix, branches, branch_rows; /* branch i has branch_rows + i rows */
+  int num_heads, num_kv_heads, head_dim;
+  bool causal;
+  bool prefix_queries; /* the prefix, too, has queries */
+  int cached;          /* own rows of each segment before its queries */
+} shape;
+
+static const shape shapes[] = {
+    {"one row", 1, 1, 0, 0, 1, 1, 64, true, true, 0},
+    {"images", 2, 257, 0, 0, 1, 1, 64, false, true, 0},
+    {"images, heads of 72", 2, 200, 0, 0, 1, 1, 72, false, true, 0},
+    {"small images share tiles", 7, 9, 0, 0, 1, 1, 16, false, true, 0},
+    {"training", 2, 277, 4, 12, 2, 2, 128, true, true, 0},
+    {"eight branches", 2, 131, 8, 12, 4, 2, 80, true, true, 0},
+    {"heads of 10", 2, 70, 3, 5, 6, 2, 10, true, true, 0},
+    {"heads of 96", 1, 65, 2, 31, 2, 1, 96, true, true, 0},
+    {"long branches", 2, 63, 3, 90, 2, 2, 64, true, true, 0},
+    {"a prefix of one tile", 2, 64, 5, 13, 2, 2, 64, true, true, 0},
+    {"branches alone", 24, 45, 4, 12, 1, 1, 64, true, false, 0},
+    {"thousands of rows", 1, 2050, 0, 0, 1, 1, 16, true, true, 0},
+    {"decode", 1, 1, 0, 0, 4, 4, 128, true, true, 700},
+    {"decode, heads that share keys", 1, 0, 1, 13, 6, 2, 64, true, true, 300},
+    {"lockstep", 1, 333, 2, 8, 4, 4, 128, true, false, 0},
+    {"lockstep over cached branches", 1, 300, 2, 3, 2, 2, 72, true, false, 40},
+};
+
+enum { MOST_ROWS = 64 /* of the tables */, UNUSED = 3 };
+
+/* The tables of a shape; unused query and key rows lie at the end, and a group without keys and one without segments.
+ */
+typedef struct tables {
+  hv_segment segment[MOST_ROWS * 2];
+  hv_key_group group[MOST_ROWS * 2];
+  int32_t segments, groups, query_rows, key_rows, max_q_rows, max_key_rows, max_group_rows;
+} tables;
+
+static int32_t larger(int32_t a, int32_t b) {
+  return a > b ? a : b;
+}
+
+static int32_t add_group(tables *t, int32_t rows, int32_t first_segment, int32_t segments) {
+  int32_t start = t->key_rows;
+  t->group[t->groups++] = (hv_key_group){start, rows, first_segment, segments};
+  t->key_rows += rows;
+  t->max_group_rows = larger(t->max_group_rows, rows);
+  return start;
+}
+
+static void add_segment(tables *t, int32_t q_rows, int32_t prefix_start, int32_t prefix_rows, int32_t own_start,
+                        int32_t own_rows) {
+  t->segment[t->segments++] = (hv_segment){t->query_rows, q_rows, prefix_start, prefix_rows, own_start, own_rows};
+  t->query_rows += q_rows;
+  t->max_q_rows = larger(t->max_q_rows, q_rows);
+  t->max_key_rows = larger(t->max_key_rows, prefix_rows + own_rows);
+}
+
+static void make_tables(const shape *s, tables *t) {
+  *t = (tables){.segments = 0};
+  for (int sample = 0; sample < s->samples; sample++) {
+    int32_t first = t->segments, old = s->branches ? 0 : s->cached, start = 0;
+    if (s->prefix > 0) {
+      start = add_group(t, s->prefix + old, first, 1 + s->branches);
+      add_segment(t, s->prefix_queries ? s->prefix : 0, 0, 0, start, s->prefix + old);
+    }
+    for (int branch = 0; branch < s->branches; branch++) {
+      int32_t rows = s->branch_rows + branch, own = add_group(t, s->cached + rows, t->segments, 1);
+      add_segment(t, rows, start, s->prefix, own, s->cached + rows);
+    }
+  }
+  add_group(t, 0, 0, 0);
+  add_group(t, UNUSED, 0, 0);
+  t->query_rows += UNUSED;
+}
+
+/* The operands of both directions. */
+typedef struct operands {
+  const shape *shape;
+  tables tables;
+  op_operand q, k, v, out, lse, dout, segments, groups, row_dot, dq, dk, dv;
+} operands;
+
+static void make_operands(op_env *env, const shape *s, operands *o) {
+  o->shape = s;
+  make_tables(s, &o->tables);
+  int64_t nq = o->tables.query_rows, nk = o->tables.key_rows;
+  int64_t q_cols = (int64_t)s->num_heads * s->head_dim, kv_cols = (int64_t)s->num_kv_heads * s->head_dim;
+  o->q = op_random(env, OP_T, nq, q_cols, 1, 0);
+  o->k = op_random(env, OP_T, nk, kv_cols, 1, 0);
+  o->v = op_random(env, OP_T, nk, kv_cols, 1, 0);
+  o->dout = op_random(env, OP_T, nq, q_cols, 1, 0);
+  /* Rows in no segment keep what they hold: zeros, on both sides. */
+  o->out = op_values(env, OP_T, nq, q_cols, op_array(env, nq * q_cols));
+  o->lse = op_values(env, OP_S, nq, s->num_heads, op_array(env, nq * s->num_heads));
+  o->dq = op_values(env, OP_T, nq, q_cols, op_array(env, nq * q_cols));
+  o->dk = op_result(env, OP_T, nk, kv_cols);
+  o->dv = op_result(env, OP_T, nk, kv_cols);
+  o->row_dot = op_result(env, OP_S, nq, s->num_heads);
+  o->segments = op_ints(env, o->tables.segments, 6, (const int32_t *)o->tables.segment);
+  o->groups = op_ints(env, o->tables.groups, 4, (const int32_t *)o->tables.group);
+}
+
+static void run_forward(op_env *env, operands *o) {
+  const shape *s = o->shape;
+  OP_RUN(env, attention, .q = o->q.at[side], .k = o->k.at[side], .v = o->v.at[side], .segments = o->segments.at[side],
+         .num_heads = s->num_heads, .num_kv_heads = s->num_kv_heads, .head_dim = s->head_dim,
+         .max_q_rows = o->tables.max_q_rows, .max_key_rows = o->tables.max_key_rows, .causal = s->causal,
+         .scale = 1 / sqrt(s->head_dim), .out = o->out.at[side], .lse = o->lse.at[side]);
+}
+
+static void run_backward(op_env *env, operands *o) {
+  const shape *s = o->shape;
+  OP_RUN(env, attention_backward, .q = o->q.at[side], .k = o->k.at[side], .v = o->v.at[side], .out = o->out.at[side],
+         .lse = o->lse.at[side], .dout = o->dout.at[side], .segments = o->segments.at[side],
+         .key_groups = o->groups.at[side], .num_heads = s->num_heads, .num_kv_heads = s->num_kv_heads,
+         .head_dim = s->head_dim, .max_q_rows = o->tables.max_q_rows, .max_key_rows = o->tables.max_key_rows,
+         .max_group_rows = o->tables.max_group_rows, .causal = s->causal, .scale = 1 / sqrt(s->head_dim),
+         .row_dot = o->row_dot.at[side], .dq = o->dq.at[side], .dk = o->dk.at[side], .dv = o->dv.at[side]);
+}
+
+/* With `compare`, results are held against the CPU's; they go into env->digest in any case. */
+static void run_shape(op_env *env, const shape *s, bool compare) {
+  static const char *const names[] = {"out", "lse", "dq", "dk", "dv"};
+  operands o;
+  env->name = s->name;
+  env->draws = 0;
+  make_operands(env, s, &o);
+  run_forward(env, &o);
+  run_backward(env, &o);
+  const op_operand *results[] = {&o.out, &o.lse, &o.dq, &o.dk, &o.dv};
+  for (int i = 0; i < 5; i++) {
+    if (compare) {
+      op_compare_sides(env, names[i], results[i]);
+    } else {
+      (void)op_read(env, 0, results[i]);
+    }
+  }
+  op_env_clear(env);
+}
+
+static void run_shapes(hv_dtype dtype) {
+  op_env env;
+  open_both(&env, dtype, "1");
+  for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    env.seed = 1 + i; /* also which operands have gaps between rows */
+    run_shape(&env, &shapes[i], true);
+  }
+  close_both(&env);
+}
+
+static void shapes_fp32(void **state) {
+  (void)state;
+  run_shapes(HV_F32);
+}
+static void shapes_bf16(void **state) {
+  (void)state;
+  run_shapes(HV_BF16);
+}
+
+static uint64_t digest_of(hv_dtype dtype, const char *order) {
+  op_env env;
+  open_both(&env, dtype, order);
+  for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+    if (shapes[i].prefix < 70) run_shape(&env, &shapes[i], false);
+  }
+  uint64_t digest = env.digest;
+  close_both(&env);
+  return digest;
+}
+
+/* Blocks and threads run in another order. */
+static void same_bytes_in_any_order(void **state) {
+  (void)state;
+  assert_true(digest_of(HV_BF16, "1") == digest_of(HV_BF16, "2"));
+  assert_true(digest_of(HV_F32, "3") == digest_of(HV_F32, "4"));
+}
+
+int main(int argc, char **argv) {
+  choose_device(argc, argv);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(shapes_fp32),
+      cmocka_unit_test(shapes_bf16),
+      cmocka_unit_test(same_bytes_in_any_order),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

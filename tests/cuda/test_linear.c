@@ -1,0 +1,142 @@
+/* Linear layers at shapes that the kernels tell apart: few rows and many, whole and broken vectors, results in place:
+ * test_linear [DEVICE]. The reference is the CPU device in double. */
+#include <math.h>
+
+#include "tests/cuda/under_test.h"
+
+typedef struct shape {
+  int64_t rows, in, out;
+} shape;
+
+/* To 16 rows and from 17 on; `in` a multiple of 8 or not; many columns of y and few. */
+static const shape shapes[] = {
+    {1, 8, 1},      {1, 264, 8193}, {1, 4096, 40}, {2, 40, 17},   {7, 24, 8200}, {12, 520, 33},  {13, 257, 64},
+    {16, 1024, 96}, {16, 88, 8192}, {17, 88, 96},  {33, 129, 65}, {200, 64, 64}, {3001, 40, 24},
+};
+enum { SHAPES = sizeof shapes / sizeof shapes[0] };
+
+static const hv_activation activations[] = {HV_ACT_NONE, HV_ACT_GELU, HV_ACT_GELU_TANH, HV_ACT_QUICK_GELU, HV_ACT_SILU};
+
+/* Which optional operands there are, and where results lie. */
+typedef struct variant {
+  hv_activation activation;
+  bool bias, residual, in_place, pre, f32_result;
+} variant;
+
+static variant variant_of(op_env *env, int number) {
+  variant v = {.activation = activations[number % 5], .bias = op_coin(env), .residual = op_coin(env)};
+  v.in_place = v.residual && op_coin(env);
+  v.pre = op_coin(env);
+  v.f32_result = !v.in_place && op_coin(env);
+  return v;
+}
+
+static op_operand maybe(op_env *env, bool present, int64_t rows, int64_t cols) {
+  return present ? op_random(env, OP_T, rows, cols, 1, 0) : op_absent();
+}
+
+static double spread(int64_t terms) {
+  return 1 / sqrt((double)terms);
+}
+
+static void run_linear(op_env *env, shape s, variant v) {
+  op_operand x = op_random(env, OP_T, s.rows, s.in, 1, 0), weight = op_random(env, OP_T, s.out, s.in, spread(s.in), 0);
+  op_operand bias = maybe(env, v.bias, 1, s.out), residual = maybe(env, v.residual, s.rows, s.out);
+  op_operand pre = v.pre ? op_result(env, OP_T, s.rows, s.out) : op_absent();
+  op_operand y = v.in_place ? residual : op_result(env, v.f32_result ? OP_F32 : OP_T, s.rows, s.out);
+  OP_RUN(env, linear, .x = x.at[side], .weight = weight.at[side], .bias = bias.at[side], .residual = residual.at[side],
+         .activation = v.activation, .pre = pre.at[side], .y = y.at[side]);
+  op_compare_sides(env, "y", &y);
+  if (v.pre) op_compare_sides(env, "pre", &pre);
+}
+
+static void run_backward_input(op_env *env, shape s, variant v) {
+  op_operand dy = op_random(env, OP_T, s.rows, s.out, 1, 0);
+  op_operand weight = op_random(env, OP_T, s.out, s.in, spread(s.out), 0);
+  op_operand pre = maybe(env, v.activation != HV_ACT_NONE, s.rows, s.in), add = maybe(env, v.residual, s.rows, s.in);
+  op_operand dx = v.in_place ? add : op_result(env, OP_T, s.rows, s.in);
+  OP_RUN(env, linear_backward_input, .dy = dy.at[side], .weight = weight.at[side], .activation = v.activation,
+         .pre = pre.at[side], .add = add.at[side], .dx = dx.at[side]);
+  op_compare_sides(env, "dx", &dx);
+}
+
+static void run_backward_weight(op_env *env, shape s, variant v) {
+  op_kind kind = v.f32_result ? OP_F32 : OP_T;
+  op_operand dy = op_random(env, OP_T, s.rows, s.out, 1, 0), x = op_random(env, OP_T, s.rows, s.in, 1, 0);
+  op_operand dweight = op_random(env, kind, s.out, s.in, 1, 0);
+  op_operand dbias = v.bias ? op_random(env, kind, 1, s.out, 1, 0) : op_absent();
+  OP_RUN(env, linear_backward_weight, .dy = dy.at[side], .x = x.at[side], .dweight = dweight.at[side],
+         .dbias = dbias.at[side]);
+  op_compare_sides(env, "dweight", &dweight);
+  if (v.bias) op_compare_sides(env, "dbias", &dbias);
+}
+
+typedef void (*run_one)(op_env *env, shape s, variant v);
+
+/* Every activation once, the other choices by chance. */
+static void run_all(const char *name, hv_dtype dtype, run_one run) {
+  op_env env;
+  open_both(&env, dtype, "1");
+  env.name = name;
+  for (int i = 0; i < SHAPES * 5; i++) {
+    env.seed = (uint64_t)i + 1;
+    env.draws = 0;
+    run(&env, shapes[i / 5], variant_of(&env, i));
+    op_env_clear(&env);
+  }
+  close_both(&env);
+}
+
+static void linear_fp32(void **state) {
+  (void)state;
+  run_all("linear", HV_F32, run_linear);
+}
+static void linear_bf16(void **state) {
+  (void)state;
+  run_all("linear", HV_BF16, run_linear);
+}
+static void backward_input_fp32(void **state) {
+  (void)state;
+  run_all("linear_backward_input", HV_F32, run_backward_input);
+}
+static void backward_input_bf16(void **state) {
+  (void)state;
+  run_all("linear_backward_input", HV_BF16, run_backward_input);
+}
+static void backward_weight_fp32(void **state) {
+  (void)state;
+  run_all("linear_backward_weight", HV_F32, run_backward_weight);
+}
+static void backward_weight_bf16(void **state) {
+  (void)state;
+  run_all("linear_backward_weight", HV_BF16, run_backward_weight);
+}
+
+/* Nothing to do is done without a fault. */
+static void no_rows(void **state) {
+  (void)state;
+  op_env env;
+  open_both(&env, HV_BF16, "1");
+  env.name = "no rows";
+  op_operand weight = op_random(&env, OP_T, 24, 16, 1, 0), y = op_result(&env, OP_T, 1, 24);
+  op_operand x = op_random(&env, OP_T, 1, 16, 1, 0);
+  hv_linear(env.stream[0], &(hv_linear_args){.x = hv_tensor_rows(x.at[0], 0, 0),
+                                             .weight = weight.at[0],
+                                             .y = hv_tensor_rows(y.at[0], 0, 0)});
+  op_synchronize(&env, 0, "linear");
+  close_both(&env);
+}
+
+int main(int argc, char **argv) {
+  choose_device(argc, argv);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(linear_fp32),
+      cmocka_unit_test(linear_bf16),
+      cmocka_unit_test(backward_input_fp32),
+      cmocka_unit_test(backward_input_bf16),
+      cmocka_unit_test(backward_weight_fp32),
+      cmocka_unit_test(backward_weight_bf16),
+      cmocka_unit_test(no_rows),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

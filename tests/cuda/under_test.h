@@ -1,0 +1,43 @@
+/* The device that a test of operations runs on: the program's first argument, "emu" where there is none. */
+#ifndef HV_TESTS_CUDA_UNDER_TEST_H
+#define HV_TESTS_CUDA_UNDER_TEST_H
+
+#include "core/cpu/cpu.h"
+#include "tests/check.h"
+#include "tests/cpu/op_env.h"
+
+enum { SKIPPED = 77 /* CTest's sign */ };
+
+static const char *under_test = "emu";
+
+/* Call first in main. Ends the program as skipped where a card is asked for and there is none. */
+static inline void choose_device(int argc, char **argv) {
+  hv_device *device;
+  if (argc > 1) under_test = argv[1];
+  if (strcmp(under_test, "cuda") != 0) return;
+  hv_status status = hv_device_load(under_test, &(hv_device_options){.index = 0}, &device);
+  if (!status) {
+    hv_device_close(device);
+    return;
+  }
+  printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  exit(SKIPPED);
+}
+
+/* Opens the device and the CPU device beside it; close_both undoes it. `order` is the emulator's seed of the order of
+ * blocks and threads. */
+static inline void open_both(op_env *env, hv_dtype dtype, const char *order) {
+  hv_device *device, *cpu;
+  assert_int_equal(setenv("HVLA_EMU_SEED", order, 1), 0);
+  assert_ok(hv_device_load(under_test, &(hv_device_options){.index = 0}, &device));
+  assert_ok(hv_cpu_device_open(NULL, &cpu));
+  op_env_open(env, device, cpu, dtype, 1);
+}
+
+static inline void close_both(op_env *env) {
+  op_env_close(env);
+  hv_device_close(env->device[0]);
+  hv_device_close(env->device[1]);
+}
+
+#endif
