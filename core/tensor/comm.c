@@ -1,0 +1,194 @@
+#include "core/tensor/comm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+const char *hv_collective_name(hv_collective collective) {
+  static const char *const names[] = {"all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier"};
+  return names[collective];
+}
+
+hv_status hv_comm_start(hv_comm *comm, const char *name, const hv_comm_methods *methods, hv_device *device,
+                        int32_t rank, int32_t size) {
+  *comm = (hv_comm){.name = name, .methods = methods, .device = device, .rank = rank, .size = size};
+  if (size == 1) return HV_OK;
+  hv_status status = HV_OK;
+  size_t bytes = HV_COMM_MAX_SUM * sizeof *comm->host;
+  void *memory;
+  HV_CHECK(hv_stream_open(device, &comm->stream));
+  HV_CHECK(hv_device_allocate_host(device, bytes, "the communicator's numbers", &memory));
+  comm->host = memory;
+  HV_CHECK(hv_device_allocate(device, bytes, "the communicator's numbers", &memory));
+  comm->on_device = memory;
+done:
+  if (status) hv_comm_finish(comm);
+  return status;
+}
+
+void hv_comm_finish(hv_comm *comm) {
+  hv_status_free(comm->error);
+  comm->error = HV_OK;
+  hv_device_release_host(comm->device, comm->host);
+  hv_device_release(comm->device, comm->on_device);
+  hv_stream_close(comm->stream);
+}
+
+static void close_single(hv_comm *comm) {
+  hv_comm_finish(comm);
+  free(comm);
+}
+
+static hv_status run_single(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
+  (void)comm;
+  (void)stream;
+  return hv_error(HV_ERR_INTERNAL, "%s of one rank", hv_collective_name(call->collective));
+}
+
+static void ignore_timeout(hv_comm *comm, double seconds) {
+  (void)comm;
+  (void)seconds;
+}
+
+static void abort_none(hv_comm *comm, int exit_code) {
+  (void)comm;
+  (void)exit_code;
+}
+
+hv_status hv_comm_single_open(hv_device *device, hv_comm **out) {
+  static const hv_comm_methods methods = {
+      .close = close_single, .run = run_single, .set_timeout = ignore_timeout, .abort = abort_none};
+  *out = NULL;
+  hv_comm *comm = calloc(1, sizeof *comm);
+  if (!comm) return hv_error_memory("the communicator");
+  hv_status status = hv_comm_start(comm, "single", &methods, device, 0, 1);
+  if (status) {
+    free(comm);
+    return status;
+  }
+  *out = comm;
+  return HV_OK;
+}
+
+void hv_comm_close(hv_comm *comm) {
+  if (comm) comm->methods->close(comm);
+}
+
+static bool is_row(hv_tensor t) {
+  return hv_present(t) && t.rows == 1 && t.cols > 0;
+}
+
+static hv_status check_call(const hv_comm *comm, const hv_comm_call *call) {
+  const char *name = hv_collective_name(call->collective);
+  if (call->collective == HV_BARRIER) return HV_OK;
+  hv_dtype dtype = call->whole.dtype;
+  if (!is_row(call->whole)) return hv_error(HV_ERR_INTERNAL, "%s of %s: not one row", name, call->what);
+  bool sums = call->collective == HV_ALL_REDUCE || call->collective == HV_REDUCE_SCATTER;
+  if (sums && dtype != HV_F32 && dtype != HV_BF16 && dtype != HV_F64 && dtype != HV_I64) {
+    return hv_error(HV_ERR_INTERNAL, "%s of %s: %s is not summed", name, call->what, hv_dtype_name(dtype));
+  }
+  if (call->collective == HV_BROADCAST && (call->root < 0 || call->root >= comm->size)) {
+    return hv_error(HV_ERR_INTERNAL, "%s of %s: no rank %d among %d", name, call->what, call->root, comm->size);
+  }
+  if (call->collective != HV_REDUCE_SCATTER && call->collective != HV_ALL_GATHER) return HV_OK;
+  if (!is_row(call->share) || call->share.dtype != dtype || call->share.cols * comm->size != call->whole.cols) {
+    return hv_error(HV_ERR_INTERNAL, "%s of %s: a share of %lld %s does not fit %lld %s on %d ranks", name, call->what,
+                    (long long)call->share.cols, hv_dtype_name(call->share.dtype), (long long)call->whole.cols,
+                    hv_dtype_name(dtype), comm->size);
+  }
+  return HV_OK;
+}
+
+/* With one rank every collective leaves the whole as it is, and the share is the whole. */
+static hv_status run_alone(const hv_comm_call *call) {
+  bool shared = call->collective == HV_REDUCE_SCATTER || call->collective == HV_ALL_GATHER;
+  if (!shared || call->share.data == call->whole.data) return HV_OK;
+  return hv_error(HV_ERR_INTERNAL, "%s of %s: on one rank the share is the whole", hv_collective_name(call->collective),
+                  call->what);
+}
+
+static void run(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
+  if (comm->error) return;
+  if (comm->record) {
+    bool data = call->collective != HV_BARRIER;
+    hv_text_add(comm->record, "%s %s %lld %s\n", hv_collective_name(call->collective),
+                data ? hv_dtype_name(call->whole.dtype) : "-", data ? (long long)call->whole.cols : 0, call->what);
+  }
+  comm->error = check_call(comm, call);
+  if (comm->error) return;
+  comm->error = comm->size == 1 ? run_alone(call) : comm->methods->run(comm, call, stream);
+}
+
+void hv_comm_all_reduce(hv_comm *comm, const char *what, hv_tensor whole, hv_stream *stream) {
+  run(comm, &(hv_comm_call){.collective = HV_ALL_REDUCE, .what = what, .whole = whole}, stream);
+}
+
+void hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whole, hv_tensor share, hv_stream *stream) {
+  run(comm, &(hv_comm_call){.collective = HV_REDUCE_SCATTER, .what = what, .whole = whole, .share = share}, stream);
+}
+
+void hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream) {
+  run(comm, &(hv_comm_call){.collective = HV_ALL_GATHER, .what = what, .whole = whole, .share = share}, stream);
+}
+
+void hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream) {
+  run(comm, &(hv_comm_call){.collective = HV_BROADCAST, .what = what, .whole = whole, .root = root}, stream);
+}
+
+hv_status hv_comm_status(const hv_comm *comm) {
+  if (!comm->error) return HV_OK;
+  return hv_error(hv_status_code(comm->error), "%s", hv_status_message(comm->error));
+}
+
+hv_status hv_comm_barrier(hv_comm *comm, const char *what) {
+  run(comm, &(hv_comm_call){.collective = HV_BARRIER, .what = what}, comm->stream);
+  return hv_comm_status(comm);
+}
+
+hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count) {
+  if (count < 1 || count > HV_COMM_MAX_SUM) {
+    return hv_error(HV_ERR_INTERNAL, "%d numbers in the sum of %s", count, what);
+  }
+  hv_tensor whole = hv_tensor_make(comm->size > 1 ? comm->on_device : values, HV_F64, 1, count);
+  size_t bytes = (size_t)count * sizeof *values;
+  if (comm->size > 1) {
+    memcpy(comm->host, values, bytes);
+    hv_upload(comm->stream, comm->on_device, comm->host, bytes);
+  }
+  hv_comm_all_reduce(comm, what, whole, comm->stream);
+  HV_TRY(hv_comm_status(comm));
+  if (comm->size == 1) return HV_OK;
+  hv_download(comm->stream, comm->host, comm->on_device, bytes);
+  HV_TRY(hv_stream_synchronize(comm->stream));
+  memcpy(values, comm->host, bytes);
+  return HV_OK;
+}
+
+hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own) {
+  double failed = own ? 1 : 0;
+  hv_status status = hv_comm_sum(comm, what, &failed, 1);
+  bool any = !status && failed > 0;
+  int32_t lowest = -1;
+  for (int32_t r = 0; any && !status && lowest < 0; r++) {
+    failed = own && comm->rank == r ? 1 : 0;
+    status = hv_comm_sum(comm, what, &failed, 1);
+    if (!status && failed > 0) lowest = r;
+  }
+  if (own) {
+    hv_status_free(status);
+    return own;
+  }
+  if (status || !any) return status;
+  return hv_error(HV_ERR_DEVICE, "%s failed on rank %d, whose own message says why", what, lowest);
+}
+
+void hv_comm_set_timeout(hv_comm *comm, double seconds) {
+  comm->methods->set_timeout(comm, seconds);
+}
+
+void hv_comm_abort(hv_comm *comm, int exit_code) {
+  comm->methods->abort(comm, exit_code);
+}
+
+void hv_comm_record(hv_comm *comm, hv_text *text) {
+  comm->record = text;
+}

@@ -1,0 +1,112 @@
+/* A communicator: the ranks of one run and the collectives between them, on device memory.
+ *
+ * Every rank makes the same calls in the same order. A collective is queued on a stream like an operation and returns
+ * nothing; the first that fails (a rank that died, a rank that does not come within the time-out) is remembered, all
+ * later ones do nothing, and hv_comm_status tells which rank and which operation it was.
+ *
+ * Sums are taken in the order of ranks, in F32 for F32 and BF16 and in the type itself for F64 and I64, rounded once:
+ * a given number of ranks gives the same bytes every time, on every rank.
+ *
+ * Implementations: `single`, one rank that has nothing to do (here); MPI (train/comm_mpi.h). Not thread-safe.
+ */
+#ifndef HV_TENSOR_COMM_H
+#define HV_TENSOR_COMM_H
+
+#include "core/base/text.h"
+#include "core/tensor/device.h"
+
+typedef enum hv_collective {
+  HV_ALL_REDUCE,     /* whole = Σ over ranks of whole */
+  HV_REDUCE_SCATTER, /* share = this rank's part of Σ over ranks of whole */
+  HV_ALL_GATHER,     /* whole = the shares of all ranks, one behind the other */
+  HV_BROADCAST,      /* whole = the root's whole */
+  HV_BARRIER,        /* returns when all ranks have come */
+} hv_collective;
+
+/* "all_reduce", … */
+const char *hv_collective_name(hv_collective collective);
+
+/* One collective. Tensors are one row without gaps; a share is the 1/size of the whole that belongs to the rank, and
+ * may lie in its place there. */
+typedef struct hv_comm_call {
+  hv_collective collective;
+  const char *what; /* names the data in messages: "gradients of llm.layer.3" */
+  hv_tensor whole;  /* [1, n]; a barrier has none */
+  hv_tensor share;  /* [1, n / size]; reduce_scatter and all_gather */
+  int32_t root;     /* broadcast */
+} hv_comm_call;
+
+typedef struct hv_comm hv_comm;
+
+typedef struct hv_comm_methods {
+  void (*close)(hv_comm *comm);
+  /* Queues a checked call; called with two ranks or more and while no call has failed. */
+  hv_status (*run)(hv_comm *comm, const hv_comm_call *call, hv_stream *stream);
+  void (*set_timeout)(hv_comm *comm, double seconds);
+  /* Ends the processes of all ranks, this one included. */
+  void (*abort)(hv_comm *comm, int exit_code);
+} hv_comm_methods;
+
+/* Implementations put their own state behind this head. Rank and size may be read; the rest is comm.c's. */
+struct hv_comm {
+  const char *name; /* "single", "mpi" */
+  const hv_comm_methods *methods;
+  hv_device *device;
+  int32_t rank, size;
+  hv_status error;   /* the first failure; kept until the communicator is closed */
+  hv_text *record;   /* not owned; NULL: nothing is recorded */
+  double *host;      /* page-locked; of hv_comm_sum */
+  double *on_device; /* its twin */
+  hv_stream *stream; /* of hv_comm_sum */
+};
+
+enum { HV_COMM_MAX_SUM = 64 /* numbers in one hv_comm_sum */ };
+
+/* The communicator of a run of one rank. The device must outlive it. */
+HV_NODISCARD hv_status hv_comm_single_open(hv_device *device, hv_comm **out);
+
+/* For implementations: fills the head, and gives it up. */
+HV_NODISCARD hv_status hv_comm_start(hv_comm *comm, const char *name, const hv_comm_methods *methods, hv_device *device,
+                                     int32_t rank, int32_t size);
+void hv_comm_finish(hv_comm *comm);
+
+/* After a failure this returns at once and leaves the other ranks to their time-out: hv_comm_abort ends them. */
+void hv_comm_close(hv_comm *comm); /* NULL is allowed */
+
+void hv_comm_all_reduce(hv_comm *comm, const char *what, hv_tensor whole, hv_stream *stream);
+void hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whole, hv_tensor share, hv_stream *stream);
+void hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream);
+void hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream);
+
+/* The first failure of any call, as often as it is asked; HV_ERR_DEVICE names the rank and the operation. */
+HV_NODISCARD hv_status hv_comm_status(const hv_comm *comm);
+
+/* Waits for all ranks. */
+HV_NODISCARD hv_status hv_comm_barrier(hv_comm *comm, const char *what);
+
+/* Replaces `count` <= HV_COMM_MAX_SUM host numbers by their sums over ranks, and waits for them. */
+HV_NODISCARD hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count);
+
+/* Whether something went well on all ranks: every rank gives its own outcome; where any failed, all get an error, the
+ * ones that did well one that names the lowest rank that did not. Takes ownership of `own`. */
+HV_NODISCARD hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own);
+
+/* How long a collective may wait for other ranks from now on. */
+void hv_comm_set_timeout(hv_comm *comm, double seconds);
+
+/* Ends all ranks, this one too; a single rank is left running. For a program that is about to end with an error that
+ * the other ranks do not know of. */
+void hv_comm_abort(hv_comm *comm, int exit_code);
+
+/* Appends one line for each call from now on to `text` ("all_gather bf16 4096 values of llm.layer.3"), NULL: no more.
+ * Ranks that stay together have the same text. */
+void hv_comm_record(hv_comm *comm, hv_text *text);
+
+/* The part of a row of `count` elements that belongs to a rank: elements [first, first + n). `count` is a multiple of
+ * the size. */
+static inline hv_tensor hv_comm_share(const hv_comm *comm, hv_tensor whole) {
+  int64_t part = whole.cols / comm->size;
+  return hv_tensor_cols(whole, part * comm->rank, part);
+}
+
+#endif

@@ -1,0 +1,285 @@
+/* One rank of a test of communicators: `comm_ranks collectives FOLDER`, `late`, `astray`, `dies MILLISECONDS`,
+ * `fails`. Ends with 0 where all is right and with 2 and a message where not. */
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/random.h"
+#include "core/cpu/cpu.h"
+#include "train/comm_mpi.h"
+#include "train/interrupt.h"
+#include "train/launch.h"
+
+enum { SMALL_PIECE = 1000 /* bytes: the largest cases take many pieces */, MOST_ELEMENTS = 4096 };
+
+typedef struct ranks {
+  hv_device *device;
+  hv_stream *stream;
+  hv_comm *comm;
+} ranks;
+
+static void sleep_ms(int64_t ms) {
+  nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
+}
+
+/* Element i of a rank's data, as bytes of the dtype; sizes of very different magnitude, so that order shows. */
+static void element(hv_dtype dtype, int32_t rank, int64_t i, void *out) {
+  float x = hv_random_normal(11, HV_RANDOM_INIT, 0, (uint64_t)rank, 0, (uint32_t)i);
+  x *= i % 3 == 0 ? 1e4f : 1e-2f;
+  if (dtype == HV_I64) {
+    *(int64_t *)out = (int64_t)(x * 1e6f) << 20;
+  } else if (dtype == HV_I16) {
+    *(int16_t *)out = (int16_t)(rank * 1000 + i % 1000);
+  } else {
+    hv_dtype_convert(dtype, out, HV_F32, &x, 1);
+  }
+}
+
+/* What the sum over ranks must be, to the bit. */
+static void expected_sum(hv_dtype dtype, int32_t size, int64_t i, void *out) {
+  double wide = 0;
+  float narrow = 0;
+  int64_t whole = 0;
+  for (int32_t r = 0; r < size; r++) {
+    char bytes[8];
+    float x = 0;
+    element(dtype, r, i, bytes);
+    if (dtype == HV_F64) {
+      wide = r == 0 ? *(double *)(void *)bytes : wide + *(double *)(void *)bytes;
+    } else if (dtype == HV_I64) {
+      whole += *(int64_t *)(void *)bytes;
+    } else {
+      hv_dtype_convert(HV_F32, &x, dtype, bytes, 1);
+      narrow = r == 0 ? x : narrow + x;
+    }
+  }
+  if (dtype == HV_F64) {
+    memcpy(out, &wide, sizeof wide);
+  } else if (dtype == HV_I64) {
+    memcpy(out, &whole, sizeof whole);
+  } else {
+    hv_dtype_convert(dtype, out, HV_F32, &narrow, 1);
+  }
+}
+
+typedef struct buffers {
+  hv_tensor whole; /* on the device */
+  _Alignas(8) char host[8 * MOST_ELEMENTS];
+  _Alignas(8) char want[8 * MOST_ELEMENTS];
+} buffers;
+
+static hv_status open_buffers(ranks *r, hv_dtype dtype, int64_t count, buffers *out) {
+  void *memory;
+  size_t bytes = (size_t)count * hv_dtype_size(dtype);
+  HV_TRY(hv_device_allocate(r->device, bytes, "test data", &memory));
+  out->whole = hv_tensor_make(memory, dtype, 1, count);
+  return HV_OK;
+}
+
+static void close_buffers(ranks *r, buffers *b) {
+  hv_device_release(r->device, b->whole.data);
+}
+
+static hv_status compare(ranks *r, buffers *b, hv_tensor got, int64_t first, const char *what) {
+  size_t width = hv_dtype_size(got.dtype), bytes = (size_t)got.cols * width;
+  hv_download(r->stream, b->host, got.data, bytes);
+  HV_TRY(hv_stream_synchronize(r->stream));
+  for (int64_t i = 0; i < got.cols; i++) {
+    if (memcmp(b->host + (size_t)i * width, b->want + (size_t)(first + i) * width, width) == 0) continue;
+    return hv_error(HV_ERR_NO, "%s of %lld %s: element %" PRId64 " is wrong on rank %d of %d", what,
+                    (long long)b->whole.cols, hv_dtype_name(got.dtype), first + i, r->comm->rank, r->comm->size);
+  }
+  return HV_OK;
+}
+
+static void fill(ranks *r, buffers *b, int32_t rank) {
+  size_t width = hv_dtype_size(b->whole.dtype);
+  for (int64_t i = 0; i < b->whole.cols; i++) element(b->whole.dtype, rank, i, b->host + (size_t)i * width);
+  hv_upload(r->stream, b->whole.data, b->host, (size_t)b->whole.cols * width);
+}
+
+static hv_status check_sums(ranks *r, hv_dtype dtype, int64_t count) {
+  buffers b;
+  hv_comm *comm = r->comm;
+  HV_TRY(open_buffers(r, dtype, count, &b));
+  size_t width = hv_dtype_size(dtype);
+  for (int64_t i = 0; i < count; i++) expected_sum(dtype, comm->size, i, b.want + (size_t)i * width);
+  fill(r, &b, comm->rank);
+  hv_comm_all_reduce(comm, "test data", b.whole, r->stream);
+  hv_status status = hv_comm_status(comm);
+  if (!status) status = compare(r, &b, b.whole, 0, "all_reduce");
+  if (!status && count % comm->size == 0) {
+    hv_tensor share = hv_comm_share(comm, b.whole);
+    fill(r, &b, comm->rank);
+    hv_comm_reduce_scatter(comm, "test data", b.whole, share, r->stream);
+    status = hv_comm_status(comm);
+    if (!status) status = compare(r, &b, share, share.cols * comm->rank, "reduce_scatter");
+  }
+  close_buffers(r, &b);
+  return status;
+}
+
+static hv_status check_copies(ranks *r, hv_dtype dtype, int64_t count) {
+  buffers b;
+  hv_comm *comm = r->comm;
+  HV_TRY(open_buffers(r, dtype, count, &b));
+  size_t width = hv_dtype_size(dtype);
+  hv_status status = HV_OK;
+  for (int32_t root = 0; root < comm->size && !status; root++) {
+    for (int64_t i = 0; i < count; i++) element(dtype, root, i, b.want + (size_t)i * width);
+    fill(r, &b, comm->rank);
+    hv_comm_broadcast(comm, "test data", root, b.whole, r->stream);
+    status = hv_comm_status(comm);
+    if (!status) status = compare(r, &b, b.whole, 0, "broadcast");
+  }
+  if (!status && count % comm->size == 0) {
+    int64_t part = count / comm->size;
+    for (int64_t i = 0; i < count; i++) element(dtype, (int32_t)(i / part), i, b.want + (size_t)i * width);
+    fill(r, &b, comm->rank);
+    hv_comm_all_gather(comm, "test data", hv_comm_share(comm, b.whole), b.whole, r->stream);
+    status = hv_comm_status(comm);
+    if (!status) status = compare(r, &b, b.whole, 0, "all_gather");
+  }
+  close_buffers(r, &b);
+  return status;
+}
+
+/* No rank leaves a barrier before the last has come. */
+static hv_status check_barrier(hv_comm *comm) {
+  enum { LATE_MS = 200 };
+  HV_TRY(hv_comm_barrier(comm, "the start"));
+  double start = hv_clock_seconds();
+  if (comm->rank == comm->size - 1) sleep_ms(LATE_MS);
+  HV_TRY(hv_comm_barrier(comm, "the late rank"));
+  double waited = hv_clock_seconds() - start;
+  if (waited >= 0.75e-3 * LATE_MS) return HV_OK;
+  return hv_error(HV_ERR_NO, "rank %d left a barrier after %.3f s", comm->rank, waited);
+}
+
+static hv_status check_numbers(hv_comm *comm) {
+  double values[2] = {comm->rank + 1, 0.5};
+  HV_TRY(hv_comm_sum(comm, "numbers", values, 2));
+  if (values[0] != comm->size * (comm->size + 1) / 2.0 || values[1] != 0.5 * comm->size) {
+    return hv_error(HV_ERR_NO, "the sums are %g and %g", values[0], values[1]);
+  }
+  HV_TRY(hv_comm_agree(comm, "a shared task", HV_OK));
+  bool fails = comm->rank == 1 || comm->rank == comm->size - 1;
+  hv_status status = hv_comm_agree(comm, "a shared task", fails ? hv_error(HV_ERR_IO, "my disk is full") : HV_OK);
+  const char *want = fails ? "my disk is full" : "a shared task failed on rank 1";
+  bool right = status && strstr(hv_status_message(status), want);
+  if (!right) return hv_error(HV_ERR_NO, "rank %d hears \"%s\"", comm->rank, hv_status_message(status));
+  hv_status_free(status);
+  return hv_comm_status(comm);
+}
+
+static hv_status write_record(const ranks *r, const char *folder, const hv_text *record) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/record-%d.txt", folder, r->comm->rank);
+  return hv_write_file_atomic(path, hv_text_string(record), record->length);
+}
+
+static hv_status check_collectives(ranks *r, const char *folder) {
+  static const int64_t counts[] = {1, 7, 8, 1024, 3000, 4096};
+  static const hv_dtype dtypes[] = {HV_F32, HV_BF16, HV_F64, HV_I64};
+  hv_text record = {0};
+  hv_status status = HV_OK;
+  hv_comm_record(r->comm, &record);
+  for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+    for (size_t d = 0; d < sizeof dtypes / sizeof dtypes[0]; d++) {
+      HV_CHECK(check_sums(r, dtypes[d], counts[c]));
+      HV_CHECK(check_copies(r, dtypes[d], counts[c]));
+    }
+    HV_CHECK(check_copies(r, HV_I16, counts[c]));
+  }
+  HV_CHECK(check_barrier(r->comm));
+  HV_CHECK(check_numbers(r->comm));
+  status = write_record(r, folder, &record);
+done:
+  hv_comm_record(r->comm, NULL);
+  hv_text_free(&record);
+  return status;
+}
+
+/* The last rank sleeps instead of coming. */
+static hv_status come_late(ranks *r) {
+  hv_comm_set_timeout(r->comm, 1.0);
+  if (r->comm->rank == r->comm->size - 1) sleep_ms(20000);
+  double value = 1;
+  return hv_comm_sum(r->comm, "what is awaited", &value, 1);
+}
+
+/* Rank 1 makes another call than the rest. */
+static hv_status go_astray(ranks *r) {
+  hv_comm_set_timeout(r->comm, 1.0);
+  double values[2] = {1, 1};
+  return hv_comm_sum(r->comm, "what all should do", values, r->comm->rank == 1 ? 2 : 1);
+}
+
+/* Rank 1 kills itself at some moment of an endless run. */
+static hv_status die(ranks *r, int64_t ms) {
+  double start = hv_clock_seconds();
+  for (;;) {
+    double values[HV_COMM_MAX_SUM] = {0};
+    HV_TRY(hv_comm_sum(r->comm, "endless numbers", values, HV_COMM_MAX_SUM));
+    if (r->comm->rank == 1 && hv_clock_seconds() - start > 1e-3 * (double)ms) (void)kill(getpid(), SIGKILL);
+  }
+}
+
+/* Rank 1 meets an error that the others do not know of. */
+static hv_status fail(ranks *r) {
+  if (r->comm->rank == 1) return hv_error(HV_ERR_IO, "rank 1 has no disk");
+  return hv_comm_barrier(r->comm, "the end");
+}
+
+static hv_status open_device(const char *name, hv_device **out) {
+  hv_device_options options = {.threads = 1};
+  if (!name || strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
+  return hv_device_load(name, &options, out);
+}
+
+static hv_status run_mode(ranks *r, int argc, char **argv) {
+  const char *mode = argv[1];
+  if (strcmp(mode, "collectives") == 0 && argc > 2) return check_collectives(r, argv[2]);
+  if (strcmp(mode, "late") == 0) return come_late(r);
+  if (strcmp(mode, "astray") == 0) return go_astray(r);
+  if (strcmp(mode, "dies") == 0 && argc > 2) return die(r, strtol(argv[2], NULL, 10));
+  if (strcmp(mode, "fails") == 0) return fail(r);
+  return hv_error(HV_ERR_INPUT, "no mode %s", mode);
+}
+
+int main(int argc, char **argv) {
+  ranks r = {0};
+  hv_launch launch = {0};
+  hv_interrupt *interrupt = NULL;
+  hv_status status = HV_OK;
+  if (argc < 2) return 2;
+  /* As hvla-train does: SIGTERM, which a launcher sends when another rank has died, is no sudden end. */
+  HV_CHECK(hv_interrupt_open(&interrupt));
+  HV_CHECK(hv_launch_read(&launch));
+  HV_CHECK(open_device(argc > 3 ? argv[3] : NULL, &r.device));
+  HV_CHECK(hv_stream_open(r.device, &r.stream));
+  HV_CHECK(hv_comm_mpi_open(r.device, &(hv_comm_mpi_options){.timeout = 30, .piece_bytes = SMALL_PIECE}, &r.comm));
+  if (r.comm->rank != launch.rank || r.comm->size != launch.size) {
+    status = hv_error(HV_ERR_NO, "the launcher says rank %d of %d", launch.rank, launch.size);
+    goto done;
+  }
+  HV_CHECK(run_mode(&r, argc, argv));
+done:
+  if (status) {
+    fprintf(stderr, "rank %d: %s\n", launch.rank, hv_status_message(status));
+    hv_status_free(status);
+    if (r.comm) hv_comm_abort(r.comm, 2);
+    return 2;
+  }
+  hv_comm_close(r.comm);
+  hv_stream_close(r.stream);
+  hv_device_close(r.device);
+  hv_interrupt_close(interrupt);
+  return 0;
+}

@@ -1,0 +1,47 @@
+#include "tests/comm/ranks.h"
+
+#include <sys/wait.h>
+
+#include "core/base/clock.h"
+#include "tests/check.h"
+
+/* Open MPI counts processors and refuses root, as containers have it; the variables are nothing to other MPIs. A
+ * sanitizer would report what MPI itself never frees. Device modules lie in lib/. */
+#define ENVIRONMENT                                                                                                    \
+  "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "                     \
+  "OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 "                                            \
+  "OMPI_MCA_odls_base_sigkill_timeout=10 OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 "                               \
+  "LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib':\"$LD_LIBRARY_PATH\" "
+
+int run_ranks(int ranks, const char *command, char **output, double *seconds) {
+  char line[4096];
+  int length = snprintf(line, sizeof line, "exec 2>&1; " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks,
+                        HVLA_BINARY_DIR, command);
+  assert_true(length < (int)sizeof line);
+  double start = hv_clock_seconds();
+  FILE *pipe = popen(line, "r");
+  assert_non_null(pipe);
+  size_t size = 0, capacity = 1 << 20;
+  char *text = malloc(capacity);
+  assert_non_null(text);
+  for (size_t got; (got = fread(text + size, 1, capacity - 1 - size, pipe)) > 0;) size += got;
+  text[size] = '\0';
+  int status = pclose(pipe);
+  if (seconds) *seconds = hv_clock_seconds() - start;
+  if (output) {
+    *output = text;
+  } else {
+    free(text);
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+void check_ranks(int code, int ranks, const char *command, const char *const *words) {
+  char *output;
+  int found = run_ranks(ranks, command, &output, NULL);
+  if (found != code) fail_msg("%d ranks of %s ended with %d, not %d:\n%s", ranks, command, found, code, output);
+  for (; *words; words++) {
+    if (!strstr(output, *words)) fail_msg("%d ranks of %s say nothing of \"%s\":\n%s", ranks, command, *words, output);
+  }
+  free(output);
+}

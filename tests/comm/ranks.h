@@ -1,0 +1,14 @@
+/* Starts programs as several ranks of one run, on however few processors there are. */
+#ifndef HV_TESTS_COMM_RANKS_H
+#define HV_TESTS_COMM_RANKS_H
+
+/* Runs "mpirun -np <ranks> <build folder>/<command>" and returns its exit code, 128 + n after signal n. *output, both
+ * streams of all ranks, is freed by the caller unless it is NULL; `seconds` (optional) receives how long it took. */
+int run_ranks(int ranks, const char *command, char **output, double *seconds);
+
+/* The same, failing the test unless the exit code is as given and the output holds every one of the words. */
+#define expect_ranks(code, ranks, command, ...)                                                                        \
+  check_ranks(code, ranks, command, (const char *const[]){__VA_ARGS__, (void *)0})
+void check_ranks(int code, int ranks, const char *command, const char *const *words);
+
+#endif

@@ -1,0 +1,175 @@
+/* Communicators: one rank in this process, and 2, 4 and 8 ranks as mpirun starts them. */
+#include "core/base/random.h"
+#include "core/cpu/cpu.h"
+#include "tests/check.h"
+#include "tests/comm/ranks.h"
+#include "train/launch.h"
+
+static void check_all_ranks(const char *folder, int ranks, const char *device) {
+  char command[512];
+  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives %s %s", folder, device);
+  expect_ranks(0, ranks, command, "");
+  char *first = NULL;
+  for (int r = 0; r < ranks; r++) {
+    char name[32], *record;
+    snprintf(name, sizeof name, "record-%d.txt", r);
+    assert_ok(hv_read_text(in_folder(folder, name), 1 << 20, &record, NULL));
+    assert_non_null(strstr(record, "reduce_scatter bf16 3000 test data\n"));
+    if (first) assert_string_equal(first, record);
+    if (first) {
+      free(record);
+    } else {
+      first = record;
+    }
+  }
+  free(first);
+}
+
+static void collectives_give_the_sums_in_rank_order(void **state) {
+  for (int ranks = 2; ranks <= 8; ranks *= 2) check_all_ranks(*state, ranks, "cpu");
+  check_all_ranks(*state, 3, "cpu");
+}
+
+/* On a device whose memory is reached by its copies alone. */
+static void collectives_run_on_a_device_of_its_own_memory(void **state) {
+  if (!hv_file_exists(HVLA_BINARY_DIR "/lib/libhvla-emu.so")) skip();
+  check_all_ranks(*state, 2, "emu");
+}
+
+static void a_late_rank_is_named_with_the_operation(void **state) {
+  (void)state;
+  expect_ranks(2, 3, "tests/comm/comm_ranks late", "rank 2 (process ", "did not come for 1 s",
+               "all_reduce of what is awaited cannot end on rank 0");
+}
+
+static void a_rank_that_makes_other_calls_is_named(void **state) {
+  (void)state;
+  expect_ranks(2, 2, "tests/comm/comm_ranks astray", "rank 1 (process ", "was in another operation for 1 s",
+               "all_reduce of what all should do");
+}
+
+static void an_error_of_one_rank_ends_all(void **state) {
+  (void)state;
+  expect_ranks(2, 4, "tests/comm/comm_ranks fails", "rank 1: rank 1 has no disk");
+}
+
+static void a_killed_rank_ends_all_with_its_name(void **state) {
+  (void)state;
+  int trials = getenv("HVLA_LONG_TESTS") ? 50 : 5;
+  for (int trial = 0; trial < trials; trial++) {
+    char command[128], *output;
+    double seconds;
+    int ms = (int)hv_random_below(5, HV_RANDOM_INIT, 0, (uint64_t)trial, 0, 0, 400);
+    snprintf(command, sizeof command, "tests/comm/comm_ranks dies %d", ms);
+    int code = run_ranks(4, command, &output, &seconds);
+    if (code == 0 || !strstr(output, "rank 1 (process ") || !strstr(output, "has died") ||
+        !strstr(output, "all_reduce of endless numbers")) {
+      fail_msg("four ranks, one killed after %d ms, ended with %d and said:\n%s", ms, code, output);
+    }
+    assert_true(seconds < 60);
+    free(output);
+  }
+}
+
+static void one_rank_has_nothing_to_do(void **state) {
+  (void)state;
+  hv_device *device;
+  hv_comm *comm;
+  hv_launch launch = {.size = 1};
+  assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 1}, &device));
+  assert_ok(hv_launch_open_comm(&launch, device, 1, &comm));
+  float values[4] = {1, 2, 3, 4};
+  double sum = 2.5;
+  hv_text record = {0};
+  hv_comm_record(comm, &record);
+  hv_tensor whole = hv_tensor_make(values, HV_F32, 1, 4);
+  hv_comm_all_reduce(comm, "values", whole, NULL);
+  hv_comm_reduce_scatter(comm, "values", whole, hv_comm_share(comm, whole), NULL);
+  hv_comm_all_gather(comm, "values", whole, whole, NULL);
+  hv_comm_broadcast(comm, "values", 0, whole, NULL);
+  assert_ok(hv_comm_sum(comm, "a number", &sum, 1));
+  assert_ok(hv_comm_barrier(comm, "the end"));
+  assert_true(values[0] == 1 && values[3] == 4 && sum == 2.5);
+  assert_error(hv_comm_agree(comm, "a task", hv_error(HV_ERR_IO, "no disk")), "no disk");
+  assert_non_null(strstr(hv_text_string(&record), "all_gather fp32 4 values\nbroadcast fp32 4 values\n"));
+  hv_comm_record(comm, NULL);
+  hv_text_free(&record);
+  hv_comm_close(comm);
+  hv_device_close(device);
+}
+
+static void wrong_operands_are_refused_before_anything_is_sent(void **state) {
+  (void)state;
+  hv_device *device;
+  hv_comm *comm;
+  int16_t values[6] = {0};
+  hv_tensor whole = hv_tensor_make(values, HV_I16, 1, 6);
+  assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 1}, &device));
+  assert_ok(hv_comm_single_open(device, &comm));
+  hv_comm_all_reduce(comm, "bits", whole, NULL);
+  assert_error(hv_comm_status(comm), "all_reduce of bits", "i16 is not summed");
+  hv_comm_broadcast(comm, "bits", 0, whole, NULL);
+  assert_error(hv_comm_status(comm), "all_reduce of bits");
+  hv_comm_close(comm);
+  assert_ok(hv_comm_single_open(device, &comm));
+  hv_comm_all_gather(comm, "bits", hv_tensor_cols(whole, 0, 4), whole, NULL);
+  assert_error(hv_comm_status(comm), "a share of 4 i16 does not fit 6 i16 on 1 ranks");
+  hv_comm_close(comm);
+  assert_ok(hv_comm_single_open(device, &comm));
+  hv_comm_broadcast(comm, "bits", 1, whole, NULL);
+  assert_error(hv_comm_status(comm), "no rank 1 among 1");
+  hv_comm_close(comm);
+  hv_device_close(device);
+}
+
+static const char *const launch_keys[] = {"OMPI_COMM_WORLD_RANK",
+                                          "OMPI_COMM_WORLD_SIZE",
+                                          "OMPI_COMM_WORLD_LOCAL_RANK",
+                                          "PMI_RANK",
+                                          "PMI_SIZE",
+                                          "MPI_LOCALRANKID",
+                                          "RANK",
+                                          "WORLD_SIZE",
+                                          "LOCAL_RANK",
+                                          "SLURM_PROCID",
+                                          "SLURM_STEP_NUM_TASKS",
+                                          "SLURM_LOCALID"};
+
+static void clear_launch(void) {
+  for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i++) unsetenv(launch_keys[i]);
+}
+
+static void the_launcher_is_read_from_the_environment(void **state) {
+  (void)state;
+  hv_launch launch;
+  clear_launch();
+  assert_ok(hv_launch_read(&launch));
+  assert_true(launch.rank == 0 && launch.size == 1 && launch.rank_key == NULL);
+  for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i += 3) {
+    setenv(launch_keys[i], "5", 1);
+    setenv(launch_keys[i + 1], "8", 1);
+    setenv(launch_keys[i + 2], "1", 1);
+    assert_ok(hv_launch_read(&launch));
+    assert_true(launch.rank == 5 && launch.size == 8 && launch.local_rank == 1);
+    setenv(launch_keys[i], "8", 1);
+    assert_error(hv_launch_read(&launch), launch_keys[i], "\"8\"", "from 0 to 7");
+    setenv(launch_keys[i], "two", 1);
+    assert_error(hv_launch_read(&launch), launch_keys[i], "\"two\"");
+    clear_launch();
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(one_rank_has_nothing_to_do),
+      cmocka_unit_test(wrong_operands_are_refused_before_anything_is_sent),
+      cmocka_unit_test(the_launcher_is_read_from_the_environment),
+      cmocka_unit_test_setup_teardown(collectives_give_the_sums_in_rank_order, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(collectives_run_on_a_device_of_its_own_memory, make_folder, remove_folder),
+      cmocka_unit_test(a_late_rank_is_named_with_the_operation),
+      cmocka_unit_test(a_rank_that_makes_other_calls_is_named),
+      cmocka_unit_test(an_error_of_one_rank_ends_all),
+      cmocka_unit_test(a_killed_rank_ends_all_with_its_name),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
