@@ -9,6 +9,9 @@
 #include "cuda/emu/fiber.h"
 #include "cuda/emu/shadow.h"
 
+/* Launches of fewer threads than this are not spread over the system's threads. */
+enum { WORTH_SHARING = 1 << 13 };
+
 enum { STACK_BYTES = 256 << 10, POISON = 0xff /* NaN in every floating-point type */ };
 
 enum thread_state { READY, AT_BARRIER, AT_MEETING, FINISHED };
@@ -214,6 +217,7 @@ void hv_emu_copy_wait(int groups_left) {
       memset(c->to, 0, c->bytes);
     }
   }
+  if (landed == 0) return;
   self->copy_count -= landed;
   memmove(self->copies, self->copies + landed, (size_t)self->copy_count * sizeof *self->copies);
 }
@@ -420,7 +424,8 @@ static hv_status check_launch(const hv_emu_launch *launch) {
 hv_status hv_emu_run(hv_emu_workers *workers, const hv_emu_launch *launch) {
   HV_TRY(check_launch(launch));
   uint64_t blocks = (uint64_t)launch->grid.x * launch->grid.y * launch->grid.z, seed = launch->seed;
-  bool few = blocks == 1 || workers->count == 1;
+  uint64_t threads = blocks * launch->block.x * launch->block.y * launch->block.z;
+  bool few = workers->count == 1 || blocks == 1 || threads < WORTH_SHARING;
   int used = few ? 1 : workers->count;
   for (int i = 0; i < used; i++) HV_TRY(open_worker(&workers->workers[i]));
   /* Blocks by a multiplicative order as well; the grid may exceed 32 bits, so strides are kept below 2^31. */

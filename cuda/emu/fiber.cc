@@ -21,6 +21,7 @@
 #endif
 
 #ifdef HV_ASAN_FIBERS
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef HV_TSAN_FIBERS
@@ -189,6 +190,10 @@ void hv_fiber_adopt_thread(hv_fiber *out) {
 }
 
 void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument) {
+#ifdef HV_ASAN_FIBERS
+  /* The frames that the stack's last user never returned from. */
+  ASAN_UNPOISON_MEMORY_REGION(fiber->stack, fiber->stack_bytes);
+#endif
   fiber->context = first_context(fiber->stack, fiber->stack_bytes, entry, argument);
 }
 

@@ -98,8 +98,8 @@ static hv_status run_product(hv_runtime *, const void *payload) {
     free(b);
     return hv_error_memory("an emulated matrix product");
   }
-  int64_t m = p->args.d.rows, n = p->args.d.cols;
-#pragma omp parallel for schedule(static) if (m * n > 4096)
+  int64_t m = p->args.d.rows, n = p->args.d.cols, k = p->args.transpose_a ? p->args.a.rows : p->args.a.cols;
+#pragma omp parallel for schedule(static) if (m * n * k > (1 << 23))
   for (int64_t i = 0; i < m; i++) {
     for (int64_t first = 0; first < n; first += TILE) {
       compute(&p->args, a, b, i, first, n - first < TILE ? n - first : (int64_t)TILE);
