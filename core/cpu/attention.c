@@ -41,9 +41,8 @@ static real soften(real *scores, int64_t visible, int64_t keys, real *maximum, r
 static void attend_block(const query_block *b, int64_t row, int64_t keys, int64_t own_first) {
   const hv_attention_args *a = b->args;
   int64_t head_dim = a->head_dim;
-  HV_KERNEL(product)
-  ((real)a->scale, b->q, false, head_rows(a->k, row, keys, b->kv_head, head_dim), true, 0, b->scores, keys,
-   b->product_scratch);
+  multiply((real)a->scale, b->q, false, head_rows(a->k, row, keys, b->kv_head, head_dim), true, 0, b->scores, keys,
+           b->product_scratch);
   for (int64_t i = 0; i < b->rows; i++) {
     int64_t visible = own_first < 0 ? keys : visible_own(b->segment, a->causal, b->first + i, own_first, keys);
     real factor = soften(b->scores + i * keys, visible, keys, &b->maximum[i], &b->sum[i]);
@@ -54,9 +53,8 @@ static void attend_block(const query_block *b, int64_t row, int64_t keys, int64_
     }
   }
   hv_tensor weights = hv_tensor_make(b->scores, HV_REAL_DTYPE, b->rows, keys);
-  HV_KERNEL(product)
-  (1, weights, false, head_rows(a->v, row, keys, b->kv_head, head_dim), false, 1, b->sum_v, head_dim,
-   b->product_scratch);
+  multiply(1, weights, false, head_rows(a->v, row, keys, b->kv_head, head_dim), false, 1, b->sum_v, head_dim,
+           b->product_scratch);
 }
 
 static void finish_block(const query_block *b) {

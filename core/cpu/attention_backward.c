@@ -71,14 +71,14 @@ static void query_block_gradient(const island_work *w, const hv_segment *s, cons
   hv_tensor dout = head_rows(a->dout, s->q_start + first, rows, head, d);
   hv_tensor keys = head_rows(a->k, k->row, k->keys, w->kv_head, d);
   hv_tensor values = head_rows(a->v, k->row, k->keys, w->kv_head, d);
-  HV_KERNEL(product)((real)a->scale, q, false, keys, true, 0, w->weights, k->keys, w->product_scratch);
-  HV_KERNEL(product)(1, dout, false, values, true, 0, w->slopes, k->keys, w->product_scratch);
+  multiply((real)a->scale, q, false, keys, true, 0, w->weights, k->keys, w->product_scratch);
+  multiply(1, dout, false, values, true, 0, w->slopes, k->keys, w->product_scratch);
   score_gradient(w, s, k, own, head, first, rows);
   hv_tensor weights = hv_tensor_make(w->weights, HV_REAL_DTYPE, rows, k->keys);
   hv_tensor slopes = hv_tensor_make(w->slopes, HV_REAL_DTYPE, rows, k->keys);
-  HV_KERNEL(product)(1, weights, true, dout, false, 1, w->dv, d, w->product_scratch);
-  HV_KERNEL(product)(1, slopes, true, q, false, 1, w->dk, d, w->product_scratch);
-  HV_KERNEL(product)(1, slopes, false, keys, false, 1, dq, d, w->product_scratch);
+  multiply(1, weights, true, dout, false, 1, w->dv, d, w->product_scratch);
+  multiply(1, slopes, true, q, false, 1, w->dk, d, w->product_scratch);
+  multiply(1, slopes, false, keys, false, 1, dq, d, w->product_scratch);
 }
 
 static void key_block_gradient(const island_work *w, const key_block *k) {

@@ -78,10 +78,11 @@ static inline const int32_t *int_list(const hv_tensor *t) {
 }
 
 /* c = alpha a b + beta c in real memory of row stride ldc, where a is m by k (or k by m and transposed) and b likewise;
- * the views carry the sizes. `scratch` holds hv_cpu product_scratch(m, n) elements and is touched only where a or b is
+ * the views carry the sizes. `scratch` holds product_scratch(m, n) elements and is touched only where a or b is
  * not stored as `real`. */
 void HV_KERNEL(product)(real alpha, hv_tensor a, bool transpose_a, hv_tensor b, bool transpose_b, real beta, real *c,
                         int64_t ldc, real *scratch);
+#define multiply HV_KERNEL(product)
 enum { HV_PRODUCT_DEPTH = 512 };
 static inline int64_t product_scratch(int64_t m, int64_t n) {
   return (m + n) * HV_PRODUCT_DEPTH;

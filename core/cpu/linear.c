@@ -2,7 +2,7 @@
  * activation, residual) while it lies in the cache. */
 #include "core/cpu/kernel.h"
 
-enum { TILE = 256, TILE_UNIT = 16 };
+enum { TILE = 512, SMALLEST_TILE = 256, TILE_UNIT = 16, ENOUGH_TILES = 24 };
 
 /* A result matrix cut into tiles of nearly equal size. */
 typedef struct tiling {
@@ -11,18 +11,26 @@ typedef struct tiling {
   int64_t row_tiles, col_tiles;
 } tiling;
 
-static void cut(int64_t size, int64_t *tile, int64_t *tiles) {
-  int64_t pieces = (size + TILE - 1) / TILE;
+static void cut(int64_t size, int64_t most, int64_t *tile, int64_t *tiles) {
+  int64_t pieces = (size + most - 1) / most;
   int64_t even = (size + pieces - 1) / max_i64(pieces, 1);
   *tile = (even + TILE_UNIT - 1) / TILE_UNIT * TILE_UNIT;
   *tiles = *tile ? (size + *tile - 1) / *tile : 0;
 }
 
+/* The larger the tiles, the less often a product copies its operands; but many threads want many tiles. */
 static tiling make_tiling(int64_t rows, int64_t cols) {
   tiling t = {.rows = rows, .cols = cols};
-  cut(rows, &t.tile_rows, &t.row_tiles);
-  cut(cols, &t.tile_cols, &t.col_tiles);
-  return t;
+  for (int64_t row_limit = TILE, col_limit = TILE;;) {
+    cut(rows, row_limit, &t.tile_rows, &t.row_tiles);
+    cut(cols, col_limit, &t.tile_cols, &t.col_tiles);
+    if (t.row_tiles * t.col_tiles >= ENOUGH_TILES || row_limit + col_limit == 2 * SMALLEST_TILE) return t;
+    if (col_limit == row_limit) {
+      col_limit = SMALLEST_TILE;
+    } else {
+      row_limit = SMALLEST_TILE;
+    }
+  }
 }
 
 static bool reserve_for(hv_cpu_pool *pool, const tiling *t) {
@@ -37,6 +45,14 @@ typedef struct tile {
 static tile tile_at(const tiling *t, int64_t index) {
   int64_t row = index / t->col_tiles * t->tile_rows, col = index % t->col_tiles * t->tile_cols;
   return (tile){row, min_i64(t->tile_rows, t->rows - row), col, min_i64(t->tile_cols, t->cols - col)};
+}
+
+/* Where a tile is computed: in the result itself, unless that is stored otherwise or still holds the summand. */
+static real *tile_memory(const hv_tensor *result, const hv_tensor *summand, const tile *t, void *scratch,
+                         int64_t *stride) {
+  bool in_place = result->dtype == HV_REAL_DTYPE && result->data != summand->data;
+  *stride = in_place ? result->row_stride : t->cols;
+  return in_place ? element(result, t->row, t->col) : scratch;
 }
 
 typedef struct linear_context {
@@ -63,13 +79,15 @@ static void finish_row(const hv_linear_args *a, int64_t row, int64_t col, int64_
 static void linear_tiles(const void *context, int64_t first, int64_t last, void *scratch) {
   const linear_context *l = context;
   const hv_linear_args *a = l->args;
-  real *c = scratch, *rest = c + l->tiles.tile_rows * l->tiles.tile_cols, bias_buffer[TILE];
+  real *rest = (real *)scratch + l->tiles.tile_rows * l->tiles.tile_cols, bias_buffer[TILE];
   for (int64_t i = first; i < last; i++) {
     tile t = tile_at(&l->tiles, i);
-    HV_KERNEL(product)
-    (1, hv_tensor_rows(a->x, t.row, t.rows), false, hv_tensor_rows(a->weight, t.col, t.cols), true, 0, c, t.cols, rest);
+    hv_tensor x = hv_tensor_rows(a->x, t.row, t.rows), weight = hv_tensor_rows(a->weight, t.col, t.cols);
+    int64_t stride;
+    real *c = tile_memory(&a->y, &a->residual, &t, scratch, &stride);
+    multiply(1, x, false, weight, true, 0, c, stride, rest);
     const real *bias = hv_present(a->bias) ? load(&a->bias, 0, t.col, t.cols, bias_buffer) : NULL;
-    for (int64_t row = 0; row < t.rows; row++) finish_row(a, t.row + row, t.col, t.cols, bias, c + row * t.cols);
+    for (int64_t row = 0; row < t.rows; row++) finish_row(a, t.row + row, t.col, t.cols, bias, c + row * stride);
   }
 }
 
@@ -101,13 +119,14 @@ static void finish_input_row(const hv_linear_backward_input_args *a, int64_t row
 static void backward_input_tiles(const void *context, int64_t first, int64_t last, void *scratch) {
   const backward_input_context *l = context;
   const hv_linear_backward_input_args *a = l->args;
-  real *c = scratch, *rest = c + l->tiles.tile_rows * l->tiles.tile_cols;
+  real *rest = (real *)scratch + l->tiles.tile_rows * l->tiles.tile_cols;
   for (int64_t i = first; i < last; i++) {
     tile t = tile_at(&l->tiles, i);
-    HV_KERNEL(product)
-    (1, hv_tensor_rows(a->dy, t.row, t.rows), false, hv_tensor_cols(a->weight, t.col, t.cols), false, 0, c, t.cols,
-     rest);
-    for (int64_t row = 0; row < t.rows; row++) finish_input_row(a, t.row + row, t.col, t.cols, c + row * t.cols);
+    hv_tensor dy = hv_tensor_rows(a->dy, t.row, t.rows), weight = hv_tensor_cols(a->weight, t.col, t.cols);
+    int64_t stride;
+    real *c = tile_memory(&a->dx, &a->add, &t, scratch, &stride);
+    multiply(1, dy, false, weight, false, 0, c, stride, rest);
+    for (int64_t row = 0; row < t.rows; row++) finish_input_row(a, t.row + row, t.col, t.cols, c + row * stride);
   }
 }
 
@@ -139,10 +158,10 @@ static void backward_weight_tiles(const void *context, int64_t first, int64_t la
     tile t = tile_at(&l->tiles, i);
     hv_tensor dy = hv_tensor_cols(a->dy, t.row, t.rows), x = hv_tensor_cols(a->x, t.col, t.cols);
     if (a->dweight.dtype == HV_REAL_DTYPE) {
-      HV_KERNEL(product)(1, dy, true, x, false, 1, element(&a->dweight, t.row, t.col), a->dweight.row_stride, rest);
+      multiply(1, dy, true, x, false, 1, element(&a->dweight, t.row, t.col), a->dweight.row_stride, rest);
       continue;
     }
-    HV_KERNEL(product)(1, dy, true, x, false, 0, c, t.cols, rest);
+    multiply(1, dy, true, x, false, 0, c, t.cols, rest);
     for (int64_t row = 0; row < t.rows; row++) add_row(&a->dweight, t.row + row, t.col, t.cols, c + row * t.cols);
   }
 }
