@@ -7,19 +7,22 @@
 
 #include "core/cpu/kernel.h"
 
+/* Loops vectorise only over what is inlined, and some compilers find these too long. */
+#define HV_INLINED static inline __attribute__((always_inline))
+
 #ifdef HV_CPU_DOUBLE
 
-static inline real real_exp(real x) {
+HV_INLINED real real_exp(real x) {
   return exp(x);
 }
-static inline real real_log(real x) {
+HV_INLINED real real_log(real x) {
   return log(x);
 }
-static inline real real_sqrt(real x) {
+HV_INLINED real real_sqrt(real x) {
   return sqrt(x);
 }
 /* Φ(x), the normal distribution. */
-static inline real real_normal_cdf(real x) {
+HV_INLINED real real_normal_cdf(real x) {
   return 0.5 * erfc(-x * 0.70710678118654752440);
 }
 
@@ -27,7 +30,7 @@ static inline real real_normal_cdf(real x) {
 
 /* exp: x = n log 2 + r with |r| <= log 2 / 2, exp(r) by a polynomial, times 2^n in two steps that cannot overflow
  * before the result does. 0 below −87.3, where the result would be subnormal. */
-static inline real real_exp(real x) {
+HV_INLINED real real_exp(real x) {
   real clamped = x < -87.3f ? -87.3f : (x > 89.0f ? 89.0f : x);
   real shifted = clamped * 0x1.715476p+0f + 0x1.8p+23f; /* the integer n in the low bits */
   real n = shifted - 0x1.8p+23f;
@@ -48,16 +51,16 @@ static inline real real_exp(real x) {
   return x < -87.3f ? 0.0f : result;
 }
 
-static inline real real_log(real x) {
+HV_INLINED real real_log(real x) {
   return logf(x);
 }
-static inline real real_sqrt(real x) {
+HV_INLINED real real_sqrt(real x) {
   return sqrtf(x);
 }
 
 /* With t = |x| / sqrt 2: an odd polynomial for erf below 1, exp of a polynomial for erfc above. The lower tail keeps
  * its relative accuracy down to x = −8.4, where it becomes 0. */
-static inline real real_normal_cdf(real x) {
+HV_INLINED real real_normal_cdf(real x) {
   real t = fabsf(x) * 0x1.6a09e6p-1f;
   real s = t * t;
   real p = 0x1.4a9dacp-14f;
@@ -87,12 +90,12 @@ static inline real real_normal_cdf(real x) {
 
 #endif
 
-static inline real real_sigmoid(real x) {
+HV_INLINED real real_sigmoid(real x) {
   return 1 / (1 + real_exp(-x));
 }
 
 /* Density of the normal distribution. */
-static inline real real_normal_density(real x) {
+HV_INLINED real real_normal_density(real x) {
   return (real)0.39894228040143267794 * real_exp((real)-0.5 * x * x);
 }
 
