@@ -144,17 +144,15 @@ static void a_broken_gradient_changes_nothing(void **state) {
   tiny_batch_free(&batch);
 }
 
-/* From the hand-over of a batch by the loader to the updated parameters, with two threads, the loader's own thread
- * reading ahead, OpenMP and OpenBLAS at work: on 88 frames, 11 steps are an epoch, after which the loader has all
- * frames in memory. */
-static void a_step_after_the_first_allocates_nothing(void **state) {
-  enum { WARM_UP = 15, MEASURED = 5 };
+/* Allocations of some steps after the first ones, from the hand-over of a batch by the loader to the updated
+ * parameters, with two threads, the loader's own thread reading ahead, OpenMP and OpenBLAS at work: on 88 frames, 11
+ * steps are an epoch, after which the loader has all frames in memory. */
+static long allocations_of_steps(const char *folder, hv_dtype dtype, int32_t parts) {
+  enum { WARM_UP = 15, MEASURED = 5, BATCH = 8 };
   static const char *const sets[] = {"data.train_split=valid",       "train.batch_size=8",
                                      "model.llm.hidden_size=64",     "model.vision.0.width=64",
                                      "model.vision.0.mlp_width=256", "model.llm.intermediate_size=192",
-                                     "model.vision.0.image_size=84", "threads=2",
-                                     "model.projector=gelu-mlp"};
-  if (!allocations_counted()) skip();
+                                     "model.vision.0.image_size=84", "train.micro_batch=8"};
   hv_train_config config;
   hv_model_config model;
   hv_model_directory directory;
@@ -162,16 +160,18 @@ static void a_step_after_the_first_allocates_nothing(void **state) {
   hv_device *device;
   hv_trainer *trainer;
   hv_loader *loader;
-  assert_ok(hv_train_config_load(write_tiny_config(*state, "none"), sets, sizeof sets / sizeof sets[0], &config));
+  assert_ok(hv_train_config_load(write_tiny_config(folder, "none"), sets, sizeof sets / sizeof sets[0], &config));
+  config.train.micro_batch = BATCH / parts;
   assert_ok(hv_train_config_model(&config, &model, &directory));
   assert_ok(hv_run_data_open(&config, &model.config, &data));
   assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 2}, &device));
-  hv_trainer_options options = {.config = &model.config,
-                                .dtype = HV_F32,
-                                .limits = {.samples = 8, .branches = 2, .prompt = hv_run_data_longest_prompt(&data)},
-                                .parts = 1,
-                                .weights = {1, 1},
-                                .optimizer = adamw};
+  hv_trainer_options options = {
+      .config = &model.config,
+      .dtype = dtype,
+      .limits = {.samples = BATCH / parts, .branches = 2, .prompt = hv_run_data_longest_prompt(&data)},
+      .parts = parts,
+      .weights = {1, 1},
+      .optimizer = adamw};
   assert_ok(hv_trainer_open(device, &options, &trainer));
   assert_ok(hv_trainer_initialize(trainer, NULL, NULL));
   assert_ok(hv_run_data_open_training(&data, 0, &loader));
@@ -181,7 +181,6 @@ static void a_step_after_the_first_allocates_nothing(void **state) {
   long before = allocations_count();
   for (int i = 0; i < MEASURED; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
   long after = allocations_count();
-  assert_int_equal(after - before, 0);
   assert_true(before > 0); /* the count counts */
   hv_loader_close(loader);
   hv_trainer_close(trainer);
@@ -190,6 +189,13 @@ static void a_step_after_the_first_allocates_nothing(void **state) {
   hv_model_directory_close(&directory);
   hv_model_config_free(&model);
   hv_train_config_free(&config);
+  return after - before;
+}
+
+static void a_step_after_the_first_allocates_nothing(void **state) {
+  if (!allocations_counted()) skip();
+  assert_int_equal(allocations_of_steps(*state, HV_F32, 1), 0);
+  assert_int_equal(allocations_of_steps(*state, HV_BF16, 2), 0);
 }
 
 int main(void) {
