@@ -10,29 +10,30 @@ typedef struct shape {
   int samples, prefix, branches, branch_rows; /* branch i has branch_rows + i rows */
   int num_heads, num_kv_heads, head_dim;
   bool causal;
-  bool prefix_queries; /* the prefix, too, has queries */
-  int cached;          /* own rows of each segment before its queries */
-  int gap;             /* rows of q, and of k and v, that nobody uses before each branch */
+  bool prefix_queries;    /* the prefix, too, has queries */
+  int cached;             /* own rows of each segment before its queries */
+  int query_gap, key_gap; /* rows that nobody uses, before each branch */
 } shape;
 
 static const shape shapes[] = {
-    {"one row", 1, 1, 0, 0, 1, 1, 64, true, true, 0, 0},
-    {"images", 2, 257, 0, 0, 1, 1, 64, false, true, 0, 0},
-    {"images, heads of 72", 2, 200, 0, 0, 1, 1, 72, false, true, 0, 0},
-    {"small images share tiles", 7, 9, 0, 0, 1, 1, 16, false, true, 0, 0},
-    {"training", 2, 277, 4, 12, 2, 2, 128, true, true, 0, 0},
-    {"eight branches", 2, 131, 8, 12, 4, 2, 80, true, true, 0, 0},
-    {"heads of 10", 2, 70, 3, 5, 6, 2, 10, true, true, 0, 0},
-    {"heads of 96", 1, 65, 2, 31, 2, 1, 96, true, true, 0, 0},
-    {"long branches", 2, 63, 3, 90, 2, 2, 64, true, true, 0, 0},
-    {"a prefix of one tile", 2, 64, 5, 13, 2, 2, 64, true, true, 0, 0},
-    {"branches apart", 1, 50, 4, 11, 2, 2, 64, true, true, 0, 5},
-    {"branches alone", 24, 45, 4, 12, 1, 1, 64, true, false, 0, 0},
-    {"thousands of rows", 1, 2050, 0, 0, 1, 1, 16, true, true, 0, 0},
-    {"decode", 1, 1, 0, 0, 4, 4, 128, true, true, 700, 0},
-    {"decode, heads that share keys", 1, 0, 1, 13, 6, 2, 64, true, true, 300, 0},
-    {"lockstep", 1, 333, 2, 8, 4, 4, 128, true, false, 0, 0},
-    {"lockstep over cached branches", 1, 300, 2, 3, 2, 2, 72, true, false, 40, 0},
+    {"one row", 1, 1, 0, 0, 1, 1, 64, true, true, 0, 0, 0},
+    {"images", 2, 257, 0, 0, 1, 1, 64, false, true, 0, 0, 0},
+    {"images, heads of 72", 2, 200, 0, 0, 1, 1, 72, false, true, 0, 0, 0},
+    {"small images share tiles", 7, 9, 0, 0, 1, 1, 16, false, true, 0, 0, 0},
+    {"training", 2, 277, 4, 12, 1, 1, 128, true, true, 0, 0, 0},
+    {"eight branches", 1, 131, 8, 12, 4, 2, 80, true, true, 0, 0, 0},
+    {"heads of 10", 2, 70, 3, 5, 6, 2, 10, true, true, 0, 0, 0},
+    {"heads of 96", 1, 65, 2, 31, 2, 1, 96, true, true, 0, 0, 0},
+    {"long branches", 2, 63, 3, 90, 2, 2, 64, true, true, 0, 0, 0},
+    {"a prefix of one tile", 2, 64, 5, 13, 2, 2, 64, true, true, 0, 0, 0},
+    {"queries of branches apart", 1, 50, 4, 11, 2, 2, 64, true, true, 0, 5, 0},
+    {"keys of branches apart", 1, 50, 4, 11, 2, 2, 64, true, true, 0, 0, 5},
+    {"branches alone", 24, 45, 4, 12, 1, 1, 64, true, false, 0, 0, 0},
+    {"thousands of rows", 1, 2050, 0, 0, 1, 1, 16, true, true, 0, 0, 0},
+    {"decode", 1, 1, 0, 0, 4, 4, 128, true, true, 700, 0, 0},
+    {"decode, heads that share keys", 1, 0, 1, 13, 6, 2, 64, true, true, 300, 0, 0},
+    {"lockstep", 1, 333, 2, 8, 4, 4, 128, true, false, 0, 0, 0},
+    {"lockstep over cached branches", 1, 300, 2, 3, 2, 2, 72, true, false, 40, 0, 0},
 };
 
 enum { MOST_ROWS = 64 /* of the tables */, UNUSED = 3 };
@@ -74,8 +75,8 @@ static void make_tables(const shape *s, tables *t) {
       add_segment(t, s->prefix_queries ? s->prefix : 0, 0, 0, start, s->prefix + old);
     }
     for (int branch = 0; branch < s->branches; branch++) {
-      if (s->gap > 0) add_group(t, s->gap, 0, 0);
-      t->query_rows += s->gap;
+      if (s->key_gap > 0) add_group(t, s->key_gap, 0, 0);
+      t->query_rows += s->query_gap;
       int32_t rows = s->branch_rows + branch, own = add_group(t, s->cached + rows, t->segments, 1);
       add_segment(t, rows, start, s->prefix, own, s->cached + rows);
     }
