@@ -7,6 +7,7 @@
 
 typedef struct group_slot {
   bool trainable;
+  hv_owned owned; /* what this rank updates */
   hv_tensor moment1, moment2, remainder, ranges;
 } group_slot;
 
@@ -57,11 +58,11 @@ static void lay_out(hv_optimizer *optimizer, carver *block) {
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     const hv_group *group = hv_params_group(params, g);
     group_slot *slot = &optimizer->groups[g];
-    *slot = (group_slot){.trainable = group->trainable};
+    *slot = (group_slot){.trainable = group->trainable, .owned = hv_group_owned(params, g)};
     if (!group->trainable) continue;
-    slot->moment1 = carve(block, HV_F32, 1, group->count);
-    slot->moment2 = carve(block, HV_F32, 1, group->count);
-    if (hv_params_dtype(params) == HV_BF16) slot->remainder = carve(block, HV_I16, 1, group->count);
+    slot->moment1 = carve(block, HV_F32, 1, slot->owned.count);
+    slot->moment2 = carve(block, HV_F32, 1, slot->owned.count);
+    if (hv_params_dtype(params) == HV_BF16) slot->remainder = carve(block, HV_I16, 1, slot->owned.count);
     slot->ranges = carve(block, HV_I64, count_trainable(params, g), 3);
   }
   optimizer->dynamic = carve(block, HV_F32, 1, 4);
@@ -69,19 +70,26 @@ static void lay_out(hv_optimizer *optimizer, carver *block) {
   optimizer->norm = carve(block, HV_F32, 1, 1);
 }
 
-/* The trainable stretches of a group, neighbours of one kind joined; the rows left over stay empty ranges at the end.
- */
-static void fill_ranges(const hv_params *params, hv_group_id group, hv_adamw_range *ranges, int64_t capacity) {
+static int64_t within(const hv_owned *owned, int64_t element) {
+  int64_t at = element - owned->first;
+  return at < 0 ? 0 : (at > owned->count ? owned->count : at);
+}
+
+/* The trainable stretches of what is owned of a group, neighbours of one kind joined; the rows left over stay empty
+ * ranges at the end. */
+static void fill_ranges(const hv_params *params, hv_group_id group, const hv_owned *owned, hv_adamw_range *ranges,
+                        int64_t capacity) {
   int64_t count = 0, last = 0;
   for (hv_param_id i = 0; i < hv_params_count(params); i++) {
     const hv_param *param = hv_params_get(params, i);
     if (param->group != group || !param->trainable) continue;
-    int64_t end = param->offset + param->rows * param->cols;
-    bool joins = count > 0 && ranges[count - 1].end == param->offset && ranges[count - 1].decay == param->decay;
+    int64_t first = within(owned, param->offset), end = within(owned, param->offset + param->rows * param->cols);
+    if (first == end) continue;
+    bool joins = count > 0 && ranges[count - 1].end == first && ranges[count - 1].decay == param->decay;
     if (joins) {
       ranges[count - 1].end = end;
     } else {
-      ranges[count++] = (hv_adamw_range){.first = param->offset, .end = end, .decay = param->decay};
+      ranges[count++] = (hv_adamw_range){.first = first, .end = end, .decay = param->decay};
     }
     last = end;
   }
@@ -94,7 +102,7 @@ static hv_status upload_ranges(hv_optimizer *optimizer, hv_stream *stream) {
     if (!slot->trainable) continue;
     hv_adamw_range *ranges = calloc((size_t)slot->ranges.rows + 1, sizeof *ranges);
     if (!ranges) return hv_error_memory("the optimizer's ranges");
-    fill_ranges(optimizer->params, g, ranges, slot->ranges.rows);
+    fill_ranges(optimizer->params, g, &slot->owned, ranges, slot->ranges.rows);
     hv_upload(stream, slot->ranges.data, ranges, (size_t)slot->ranges.rows * sizeof *ranges);
     hv_status status = hv_stream_synchronize(stream);
     free(ranges);
@@ -162,9 +170,9 @@ void hv_optimizer_close(hv_optimizer *optimizer) {
 static void update_group(hv_optimizer *optimizer, hv_group_id group, hv_stream *stream) {
   const group_slot *slot = &optimizer->groups[group];
   const hv_optimizer_settings *settings = &optimizer->settings;
-  hv_adamw(stream, &(hv_adamw_args){.param = hv_group_values(optimizer->params, group),
+  hv_adamw(stream, &(hv_adamw_args){.param = slot->owned.values,
                                     .remainder = slot->remainder,
-                                    .grad = hv_group_gradients(optimizer->params, group),
+                                    .grad = slot->owned.gradients,
                                     .moment1 = slot->moment1,
                                     .moment2 = slot->moment2,
                                     .ranges = slot->ranges,
@@ -187,8 +195,11 @@ void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream 
   zero(optimizer->sum_squares, stream);
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     if (!optimizer->groups[g].trainable) continue;
-    hv_tensor gradients = hv_group_gradients(optimizer->params, g);
+    hv_tensor gradients = optimizer->groups[g].owned.gradients;
     hv_sum_squares(stream, &(hv_sum_squares_args){.x = gradients, .y = optimizer->sum_squares});
+  }
+  if (hv_params_sharding(optimizer->params) != HV_SHARD_NOTHING) {
+    hv_comm_all_reduce(hv_params_comm(optimizer->params), "the gradients' norm", optimizer->sum_squares, stream);
   }
   hv_clip_factor(stream, &(hv_clip_factor_args){.sum_squares = optimizer->sum_squares,
                                                 .max_norm = settings->max_norm,
@@ -197,6 +208,7 @@ void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream 
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     if (optimizer->groups[g].trainable) update_group(optimizer, g, stream);
   }
+  hv_params_publish(optimizer->params, stream);
   hv_tensor factor = hv_tensor_cols(optimizer->dynamic, 3, 1);
   hv_download(stream, &host->norm, optimizer->norm.data, sizeof host->norm);
   hv_download(stream, &host->factor, factor.data, sizeof host->factor);

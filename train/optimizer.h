@@ -1,8 +1,9 @@
 /* AdamW over the parameter groups of a model: global-norm clipping, decoupled weight decay (never on biases, norms and
  * LayerScale: hv_param.decay), steps with a gradient that is not finite skipped.
  *
- * Moments are held in F32 for each trainable group; BF16 parameters carry 16-bit remainders that restore their F32
- * master values (ops.h, adamw). What changes from step to step goes to the device as four numbers.
+ * Moments are held in F32 for what this rank owns of each trainable group (hv_group_owned); BF16 parameters carry
+ * 16-bit remainders that restore their F32 master values (ops.h, adamw). What changes from step to step goes to the
+ * device as four numbers.
  */
 #ifndef HV_TRAIN_OPTIMIZER_H
 #define HV_TRAIN_OPTIMIZER_H
@@ -22,9 +23,9 @@ HV_NODISCARD hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_s
                                          hv_optimizer **out);
 void hv_optimizer_close(hv_optimizer *optimizer); /* NULL is allowed */
 
-/* Queues one update from the gradients. Allocates nothing. After the stream has been synchronised, hv_optimizer_finish
- * tells the gradients' norm (before clipping) and whether the update was skipped, and counts it if not; it is called
- * before the next step. */
+/* Queues one update from the gradients, and on several ranks brings the values together. Allocates nothing. After the
+ * stream has been synchronised, hv_optimizer_finish tells the gradients' norm (before clipping) and whether the update
+ * was skipped, and counts it if not; it is called before the next step. */
 void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream *stream);
 void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped);
 
@@ -32,8 +33,8 @@ void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped);
 int64_t hv_optimizer_updates(const hv_optimizer *optimizer);
 void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates);
 
-/* State of one trainable group, [1, group count], for checkpoints; absent where the group is frozen, the remainder
- * where parameters are not BF16. */
+/* State of what this rank owns of one trainable group, [1, owned count], for checkpoints; absent where the group is
+ * frozen, the remainder where parameters are not BF16. */
 typedef struct hv_optimizer_state {
   hv_tensor moment1, moment2, remainder;
 } hv_optimizer_state;

@@ -49,10 +49,12 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   trainer->parts = options->parts;
   trainer->weights = options->weights;
   trainer->seed = options->seed;
+  trainer->comm = options->comm;
   HV_CHECK(hv_stream_open(device, &trainer->stream));
   HV_CHECK(hv_model_open(options->config, device, options->dtype, &trainer->model));
   trainer->params = hv_model_params(trainer->model);
   HV_CHECK(hv_params_freeze(trainer->params, options->freeze, options->freeze_count));
+  if (options->comm) HV_CHECK(hv_params_distribute(trainer->params, options->comm, options->sharding));
   HV_CHECK(hv_params_allocate(trainer->params));
   HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));
   HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
@@ -107,12 +109,17 @@ static void download_loss(hv_trainer *trainer, hv_tensor loss, float *to) {
   if (hv_present(loss)) hv_download(trainer->stream, to, loss.data, sizeof *to);
 }
 
-static void sum_losses(const hv_trainer *trainer, hv_step_result *out) {
+/* The losses of all parts and ranks; each has been divided by what the whole batch holds. */
+static hv_status sum_losses(const hv_trainer *trainer, hv_step_result *out) {
+  double losses[2] = {0};
   for (int32_t part = 0; part < trainer->parts; part++) {
-    out->loss_diffusion += trainer->losses[part][0];
-    out->loss_ce += trainer->losses[part][1];
+    for (int i = 0; i < 2; i++) losses[i] += trainer->losses[part][i];
   }
-  out->loss = trainer->weights.diffusion * out->loss_diffusion + trainer->weights.ce * out->loss_ce;
+  if (trainer->comm) HV_TRY(hv_comm_sum(trainer->comm, "the losses", losses, 2));
+  out->loss_diffusion = losses[0];
+  out->loss_ce = losses[1];
+  out->loss = trainer->weights.diffusion * losses[0] + trainer->weights.ce * losses[1];
+  return HV_OK;
 }
 
 hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate, hv_step_result *out) {
@@ -127,6 +134,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     if (part > 0) HV_TRY(hv_stream_synchronize(stream));
     hv_arena_release(&trainer->arena, 0);
     hv_sequence_upload(sequence, stream);
+    hv_params_reduce_next(trainer->params, part + 1 == trainer->parts);
     hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
     hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
     download_loss(trainer, activations.loss_diffusion, &trainer->losses[part][0]);
@@ -139,7 +147,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   HV_TRY(hv_stream_synchronize(stream));
   HV_TRY(hv_arena_status(&trainer->arena));
   hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &out->skipped);
-  sum_losses(trainer, out);
+  HV_TRY(sum_losses(trainer, out));
   trainer->step++;
   return HV_OK;
 }

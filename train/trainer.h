@@ -1,6 +1,9 @@
 /* One training step, and what it works on: a model with its gradients, an optimizer, two sequences (one is built on the
  * host while the device works on the other) and one arena. Everything is allocated by hv_trainer_open; a step allocates
  * nothing. Used by one thread.
+ *
+ * On several ranks each trains on its part of every batch, and all make the same calls: a step then adds up gradients
+ * and losses over ranks, so that all end it with the same parameters and the same result.
  */
 #ifndef HV_TRAIN_TRAINER_H
 #define HV_TRAIN_TRAINER_H
@@ -28,17 +31,20 @@ typedef struct hv_trainer_options {
   const hv_config *config; /* copied */
   hv_dtype dtype;
   hv_sequence_limits limits; /* samples: of one micro-batch */
-  int32_t parts;             /* micro-batches in one step, >= 1 */
+  int32_t parts;             /* micro-batches of this rank in one step, >= 1 */
   const char *const *freeze; /* patterns of parameter names */
   int freeze_count;
   hv_loss_weights weights;
   hv_optimizer_settings optimizer;
   uint64_t seed;
+  hv_comm *comm; /* the ranks that train together, outlives the trainer; NULL: this process alone */
+  hv_sharding sharding;
 } hv_trainer_options;
 
 /* Fields are the trainer's; others may read them between steps. */
 typedef struct hv_trainer {
   hv_device *device; /* not owned */
+  hv_comm *comm;     /* not owned; NULL: one rank */
   hv_stream *stream;
   hv_model *model;
   hv_params *params; /* the model's */
@@ -71,7 +77,8 @@ typedef struct hv_step_result {
   bool skipped;                         /* a gradient was not finite: nothing was updated */
 } hv_step_result;
 
-/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW. Waits for the device. */
+/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW. Waits for the device and for
+ * the other ranks. */
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 

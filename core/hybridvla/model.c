@@ -437,14 +437,14 @@ static void embedders_backward(hv_model_parts *parts, const struct hv_model_save
 
 static void embed_tokens_backward(hv_model_parts *parts, const hv_sequence_tables *tables, hv_tensor dx,
                                   hv_stream *stream) {
-  hv_tensor gradient = hv_param_gradient(parts->params, parts->embed_tokens);
-  if (!hv_present(gradient)) return;
+  if (!group_trainable(parts, parts->embed_group)) return;
   hv_params_use(parts->params, parts->embed_group, stream);
-  hv_scatter_add_rows(stream, &(hv_scatter_add_rows_args){.src = dx,
-                                                          .src_rows = tables->text_sorted_rows,
-                                                          .offsets = tables->text_offsets,
-                                                          .dst_rows = tables->text_unique,
-                                                          .dst = gradient});
+  hv_scatter_add_rows(stream,
+                      &(hv_scatter_add_rows_args){.src = dx,
+                                                  .src_rows = tables->text_sorted_rows,
+                                                  .offsets = tables->text_offsets,
+                                                  .dst_rows = tables->text_unique,
+                                                  .dst = hv_param_gradient(parts->params, parts->embed_tokens)});
   hv_params_gradients_ready(parts->params, parts->embed_group, stream);
   hv_params_done(parts->params, parts->embed_group, stream);
 }

@@ -1,35 +1,11 @@
-#include "core/nn/params.h"
-
 #include <fnmatch.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/random.h"
+#include "core/nn/params_store.h"
 #include "core/tensor/ops.h"
-
-typedef struct group_state {
-  hv_group info;
-  int64_t value_start;    /* elements from the start of the values */
-  int64_t gradient_start; /* elements from the start of the gradients */
-  hv_param_id first, end; /* its parameters */
-  bool in_use;
-} group_state;
-
-struct hv_params {
-  hv_device *device;
-  hv_stream *stream; /* for filling new memory */
-  hv_dtype dtype, gradient_dtype;
-  hv_param *params;
-  int32_t count, capacity;
-  group_state *groups;
-  int32_t group_count, group_capacity;
-  hv_status declaration_error;
-  char *values, *gradients;
-  int64_t gradient_elements;
-  const char *breach; /* of the order of use, done, gradients_ready; NULL: none */
-  hv_group_id breach_group;
-};
 
 hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out) {
   *out = NULL;
@@ -37,6 +13,7 @@ hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out) {
   if (!params) return hv_error_memory("the parameter store");
   params->device = device;
   params->dtype = dtype;
+  params->reduce = true;
   hv_status status = hv_stream_open(device, &params->stream);
   if (status) {
     free(params);
@@ -48,6 +25,7 @@ hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out) {
 
 void hv_params_close(hv_params *params) {
   if (!params) return;
+  hv_shards_release(params);
   for (int32_t i = 0; i < params->count; i++) free((char *)(uintptr_t)params->params[i].name);
   for (int32_t i = 0; i < params->group_count; i++) free((char *)(uintptr_t)params->groups[i].info.name);
   free(params->params);
@@ -82,7 +60,7 @@ hv_group_id hv_params_begin_group(hv_params *params, const char *name) {
     return -1;
   }
   params->groups[params->group_count] =
-      (group_state){.info = {.name = copy, .trainable = true}, .first = params->count, .end = params->count};
+      (hv_group_state){.info = {.name = copy, .trainable = true}, .first = params->count, .end = params->count};
   return params->group_count++;
 }
 
@@ -103,7 +81,7 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
     declaration_failed(params, hv_error(HV_ERR_INTERNAL, "parameter %s is in no group", specs[0].name));
     return -1;
   }
-  group_state *group = &params->groups[params->group_count - 1];
+  hv_group_state *group = &params->groups[params->group_count - 1];
   int64_t offset = (group->info.count + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
   for (int i = 0; i < count; i++) {
     char *name = strdup(specs[i].name);
@@ -184,23 +162,25 @@ hv_status hv_params_allocate(hv_params *params) {
   HV_TRY(check_names(params));
   int64_t elements = 0, gradient_elements = 0;
   for (int32_t g = 0; g < params->group_count; g++) {
-    group_state *group = &params->groups[g];
+    hv_group_state *group = &params->groups[g];
     group->info.count = (group->info.count + HV_GROUP_ALIGNMENT - 1) / HV_GROUP_ALIGNMENT * HV_GROUP_ALIGNMENT;
     group->value_start = elements;
-    elements += group->info.count;
+    elements += hv_kept_count(params, group, hv_shards_values(params));
     group->info.trainable = false;
     for (hv_param_id i = group->first; i < group->end; i++) group->info.trainable |= params->params[i].trainable;
     group->gradient_start = gradient_elements;
-    if (group->info.trainable) gradient_elements += group->info.count;
+    if (group->info.trainable) gradient_elements += hv_kept_count(params, group, hv_shards_gradients(params));
   }
   params->gradient_elements = gradient_elements;
-  return allocate_zeroed(params, elements, params->dtype, "parameters", &params->values);
+  HV_TRY(allocate_zeroed(params, elements, params->dtype, "parameters", &params->values));
+  return hv_shards_allocate_values(params);
 }
 
 hv_status hv_params_allocate_gradients(hv_params *params, hv_dtype dtype) {
   params->gradient_dtype = dtype;
   if (params->gradient_elements == 0) return HV_OK;
-  return allocate_zeroed(params, params->gradient_elements, dtype, "gradients", &params->gradients);
+  HV_TRY(allocate_zeroed(params, params->gradient_elements, dtype, "gradients", &params->gradients));
+  return hv_shards_allocate_gradients(params);
 }
 
 int32_t hv_params_count(const hv_params *params) {
@@ -240,27 +220,10 @@ int64_t hv_params_total(const hv_params *params) {
   return total;
 }
 
-static void expect_use(hv_params *params, hv_group_id group, bool in_use, const char *breach) {
-  if (params->breach || params->groups[group].in_use == in_use) return;
+void hv_params_breach(hv_params *params, hv_group_id group, const char *breach) {
+  if (params->breach) return;
   params->breach = breach;
   params->breach_group = group;
-}
-
-void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
-  (void)stream;
-  expect_use(params, group, false, "used while in use");
-  params->groups[group].in_use = true;
-}
-
-void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
-  (void)stream;
-  expect_use(params, group, true, "done without use");
-  params->groups[group].in_use = false;
-}
-
-void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {
-  (void)stream;
-  expect_use(params, group, true, "ready with its gradients without use");
 }
 
 hv_status hv_params_order_status(const hv_params *params) {
@@ -269,22 +232,25 @@ hv_status hv_params_order_status(const hv_params *params) {
                   params->breach);
 }
 
-static hv_tensor view(char *base, hv_dtype dtype, int64_t start, int64_t rows, int64_t cols) {
-  return hv_tensor_make(base + (size_t)start * hv_dtype_size(dtype), dtype, rows, cols);
+/* A view into a group, absent while the group is not there. */
+static hv_tensor view(char *group, hv_dtype dtype, int64_t start, int64_t rows, int64_t cols) {
+  if (!group) return (hv_tensor){0};
+  return hv_tensor_make(group + (size_t)start * hv_dtype_size(dtype), dtype, rows, cols);
+}
+
+/* The matrix (or vector) that stacked parameters make together. */
+static void stacked_shape(const hv_param *first, int count, int64_t *rows, int64_t *cols) {
+  *rows = first->rank == 1 ? 1 : 0;
+  *cols = first->rank == 1 ? 0 : first->cols;
+  for (int i = 0; i < count; i++) *(first->rank == 1 ? cols : rows) += first->rank == 1 ? first[i].cols : first[i].rows;
 }
 
 hv_tensor hv_param_stacked_value(const hv_params *params, hv_param_id first, int count) {
   if (first < 0) return (hv_tensor){0};
   const hv_param *param = &params->params[first];
-  int64_t start = params->groups[param->group].value_start + param->offset;
-  if (param->rank == 1) {
-    int64_t cols = 0;
-    for (int i = 0; i < count; i++) cols += param[i].cols;
-    return view(params->values, params->dtype, start, 1, cols);
-  }
-  int64_t rows = 0;
-  for (int i = 0; i < count; i++) rows += param[i].rows;
-  return view(params->values, params->dtype, start, rows, param->cols);
+  int64_t rows, cols;
+  stacked_shape(param, count, &rows, &cols);
+  return view(hv_group_value_memory(params, param->group), params->dtype, param->offset, rows, cols);
 }
 
 hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, int count) {
@@ -293,9 +259,9 @@ hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, 
   for (int i = 0; i < count; i++) {
     if (!param[i].trainable) return (hv_tensor){0};
   }
-  hv_tensor gradient = hv_param_stacked_value(params, first, count);
-  int64_t start = params->groups[param->group].gradient_start + param->offset;
-  return view(params->gradients, params->gradient_dtype, start, gradient.rows, gradient.cols);
+  int64_t rows, cols;
+  stacked_shape(param, count, &rows, &cols);
+  return view(hv_group_gradient_memory(params, param->group), params->gradient_dtype, param->offset, rows, cols);
 }
 
 hv_tensor hv_param_value(const hv_params *params, hv_param_id id) {
@@ -307,14 +273,13 @@ hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id) {
 }
 
 hv_tensor hv_group_values(const hv_params *params, hv_group_id group) {
-  const group_state *state = &params->groups[group];
-  return view(params->values, params->dtype, state->value_start, 1, state->info.count);
+  return view(hv_group_value_memory(params, group), params->dtype, 0, 1, params->groups[group].info.count);
 }
 
 hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group) {
-  const group_state *state = &params->groups[group];
+  const hv_group_state *state = &params->groups[group];
   if (!state->info.trainable || !params->gradients) return (hv_tensor){0};
-  return view(params->gradients, params->gradient_dtype, state->gradient_start, 1, state->info.count);
+  return view(hv_group_gradient_memory(params, group), params->gradient_dtype, 0, 1, state->info.count);
 }
 
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
@@ -381,24 +346,41 @@ static hv_status copy_to_host(hv_tensor view_of, hv_dtype host_dtype, void *valu
   return status;
 }
 
+/* Elements [first, end) of the parameter that are kept on this rank, and where the first of them lies. */
+static char *kept_part(const hv_params *params, const hv_param *param, int64_t *first, int64_t *end) {
+  const hv_group_state *group = &params->groups[param->group];
+  int64_t kept = hv_kept_count(params, group, hv_shards_values(params));
+  int64_t kept_first = hv_shards_values(params) ? kept * params->comm->rank : 0, count = param->rows * param->cols;
+  *first = kept_first > param->offset ? kept_first - param->offset : 0;
+  *end = kept_first + kept < param->offset + count ? kept_first + kept - param->offset : count;
+  int64_t at = group->value_start + param->offset + *first - kept_first;
+  return params->values + at * (int64_t)hv_dtype_size(params->dtype);
+}
+
 hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, const void *values, hv_stream *stream) {
-  hv_tensor value = hv_param_value(params, id);
-  int64_t count = hv_tensor_count(value);
-  size_t bytes = (size_t)count * hv_dtype_size(value.dtype);
-  if (value.dtype == dtype) {
-    hv_upload(stream, value.data, values, bytes);
+  int64_t first, end;
+  char *to = kept_part(params, &params->params[id], &first, &end);
+  hv_shards_forget(params);
+  if (first >= end) return HV_OK;
+  const char *from = (const char *)values + (size_t)first * hv_dtype_size(dtype);
+  size_t bytes = (size_t)(end - first) * hv_dtype_size(params->dtype);
+  if (params->dtype == dtype) {
+    hv_upload(stream, to, from, bytes);
     return hv_stream_synchronize(stream);
   }
-  void *staging = malloc(bytes ? bytes : 1);
+  void *staging = malloc(bytes);
   if (!staging) return hv_error_memory("a parameter's copy");
-  hv_dtype_convert(value.dtype, staging, dtype, values, count);
-  hv_upload(stream, value.data, staging, bytes);
+  hv_dtype_convert(params->dtype, staging, dtype, from, end - first);
+  hv_upload(stream, to, staging, bytes);
   hv_status status = hv_stream_synchronize(stream);
   free(staging);
   return status;
 }
 
 hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values, hv_stream *stream) {
+  /* Fetching a group changes what the slots hold, nothing that a reader could see. */
+  if (hv_shards_values(params)) hv_shards_fetch((hv_params *)(uintptr_t)params, params->params[id].group, stream);
+  if (params->comm) HV_TRY(hv_comm_status(params->comm));
   return copy_to_host(hv_param_value(params, id), dtype, values, stream);
 }
 

@@ -6,12 +6,16 @@
  * group, and calls hv_params_gradients_ready in backward order once a group's gradients are complete; on one rank these
  * only check the order of calls. Not thread-safe.
  *
- * Life: open → groups and parameters declared → allocate (or allocate_gradients too) → values loaded or initialised →
- * used.
+ * On several ranks the store keeps every rank's values equal and its gradients summed (hv_params_distribute). All ranks
+ * then make the same calls in the same order; a rank that is lost is what hv_comm_status of the communicator says.
+ *
+ * Life: open → groups and parameters declared → (distribute) → allocate (or allocate_gradients too) → values loaded or
+ * initialised → used.
  */
 #ifndef HV_NN_PARAMS_H
 #define HV_NN_PARAMS_H
 
+#include "core/tensor/comm.h"
 #include "core/tensor/device.h"
 
 enum { HV_PARAM_MAX_RANK = 4, HV_GROUP_ALIGNMENT = 1024 /* elements; a group's length is a multiple */ };
@@ -74,6 +78,18 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
  * nothing is an error that names it, and so is freezing a part of a stack. */
 HV_NODISCARD hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int count);
 
+/* What each rank keeps a 1/size share of, instead of all of it; each kind includes the ones before it. */
+typedef enum hv_sharding {
+  HV_SHARD_NOTHING,    /* values, gradients and optimizer state are whole on every rank */
+  HV_SHARD_OPTIMIZER,  /* a rank updates its share of each group; then values are gathered */
+  HV_SHARD_GRADIENTS,  /* a group's gradients are whole from its use to ready, then a share of their sum is kept */
+  HV_SHARD_PARAMETERS, /* a group's values are whole only while it is in use */
+} hv_sharding;
+
+/* Spreads the store over the ranks of `comm`, which must outlive it; before allocation. With one rank, nothing changes.
+ * Sharding needs a number of ranks that divides HV_GROUP_ALIGNMENT, else HV_ERR_INPUT. */
+HV_NODISCARD hv_status hv_params_distribute(hv_params *params, hv_comm *comm, hv_sharding sharding);
+
 HV_NODISCARD hv_status hv_params_allocate(hv_params *params);
 
 /* Gradient memory for the trainable groups, in `dtype` (the parameters' own, or F32). */
@@ -88,23 +104,49 @@ hv_dtype hv_params_dtype(const hv_params *params);
 hv_device *hv_params_device(const hv_params *params);
 int64_t hv_params_total(const hv_params *params); /* elements of all parameters, without padding */
 
-/* Declares that the layers of `group` are about to run, or have run, on the stream. */
+/* Declares that the layers of `group` are about to run, or have run, on the stream. Sharded values are gathered by use,
+ * and their memory given to another group some time after done. */
 void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream);
+
+/* Between use and done, once in a backward pass: the group's gradients are complete. They are summed over ranks here.
+ */
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream);
+
+/* Whether the next backward pass is the last one of a step, whose gradients_ready sum over ranks; in those before it,
+ * gradients are added up on each rank alone. Sharded gradients are summed in every pass, there being no room for more.
+ * True at the start. */
+void hv_params_reduce_next(hv_params *params, bool reduce);
+
+/* After an update of what this rank owns: brings all ranks' values together. */
+void hv_params_publish(hv_params *params, hv_stream *stream);
+
+/* The communicator, NULL on one rank. */
+hv_comm *hv_params_comm(const hv_params *params);
+hv_sharding hv_params_sharding(const hv_params *params); /* HV_SHARD_NOTHING on one rank */
+
+/* What this rank updates of a group: elements [first, first + count), all of it without sharding. Gradients are absent
+ * where nothing in the group is trained; they hold the sum over ranks after the last gradients_ready of a step. */
+typedef struct hv_owned {
+  int64_t first, count;
+  hv_tensor values, gradients; /* [1, count] */
+} hv_owned;
+hv_owned hv_group_owned(const hv_params *params, hv_group_id group);
 
 /* The first breach of the order of these calls since the store was opened: a group used twice, done or ready without
  * use. HV_ERR_INTERNAL names the group. */
 HV_NODISCARD hv_status hv_params_order_status(const hv_params *params);
 
-/* Views. An absent tensor for a negative id; the gradient is absent too where the parameter is frozen. */
+/* Views. An absent tensor for a negative id; the gradient is absent too where the parameter is frozen, and either while
+ * it is sharded and its group not in use. */
 hv_tensor hv_param_value(const hv_params *params, hv_param_id id);
 hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id);
 /* `count` stacked parameters as one matrix (or vector). Stacked gradients are absent if any of them is frozen. */
 hv_tensor hv_param_stacked_value(const hv_params *params, hv_param_id first, int count);
 hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, int count);
 
-/* A whole group as one row: values [1, count], gradients [1, count] (absent where nothing in it is trained). */
+/* A whole group as one row: values [1, count], gradients [1, count] (absent where nothing in it is trained); under
+ * sharding as the views above. */
 hv_tensor hv_group_values(const hv_params *params, hv_group_id group);
 hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group);
 
@@ -115,7 +157,8 @@ void hv_params_zero_gradients(hv_params *params, hv_stream *stream);
 HV_NODISCARD hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream);
 
 /* Host copies of one parameter, `count` elements in the order of its shape, converted to or from `dtype`
- * (F32, BF16, F16, F64 as stored in files). They wait for the stream. */
+ * (F32, BF16, F16, F64 as stored in files). They wait for the stream. Where values are sharded, a write keeps this
+ * rank's share, and a read is a collective call; sharded gradients cannot be read. */
 HV_NODISCARD hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, const void *values,
                                       hv_stream *stream);
 HV_NODISCARD hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values,

@@ -11,4 +11,7 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds);
   check_ranks(code, ranks, command, (const char *const[]){__VA_ARGS__, (void *)0})
 void check_ranks(int code, int ranks, const char *command, const char *const *words);
 
+/* folder/record-RANK.txt, the collectives that each rank made: there, all the same, and holding `line`. */
+void expect_same_records(const char *folder, int ranks, const char *line);
+
 #endif

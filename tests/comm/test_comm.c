@@ -9,20 +9,7 @@ static void check_all_ranks(const char *folder, int ranks, const char *device) {
   char command[512];
   snprintf(command, sizeof command, "tests/comm/comm_ranks collectives %s %s", folder, device);
   expect_ranks(0, ranks, command, "");
-  char *first = NULL;
-  for (int r = 0; r < ranks; r++) {
-    char name[32], *record;
-    snprintf(name, sizeof name, "record-%d.txt", r);
-    assert_ok(hv_read_text(in_folder(folder, name), 1 << 20, &record, NULL));
-    assert_non_null(strstr(record, "reduce_scatter bf16 3000 test data\n"));
-    if (first) assert_string_equal(first, record);
-    if (first) {
-      free(record);
-    } else {
-      first = record;
-    }
-  }
-  free(first);
+  expect_same_records(folder, ranks, "reduce_scatter bf16 3000 test data\n");
 }
 
 static void collectives_give_the_sums_in_rank_order(void **state) {

@@ -1,0 +1,79 @@
+/* What the parameter store is made of, for its two halves: params.c (declarations, views, host copies) and shards.c
+ * (what is kept on this rank and what is fetched). */
+#ifndef HV_NN_PARAMS_STORE_H
+#define HV_NN_PARAMS_STORE_H
+
+#include "core/nn/params.h"
+
+typedef struct hv_group_state {
+  hv_group info;
+  int64_t value_start;    /* elements from the start of the values */
+  int64_t gradient_start; /* elements from the start of the gradients */
+  hv_param_id first, end; /* its parameters */
+  bool in_use;
+  char *values_label, *gradients_label; /* of its collectives; owned, NULL on one rank */
+} hv_group_state;
+
+/* Room for one whole group, where only shares are kept. Two groups are in use at once at most (the head and the noise
+ * head's layers); a third is what was in use before, which a backward pass often asks for next. */
+enum { HV_VALUE_SLOTS = 3, HV_GRADIENT_SLOTS = 2 };
+
+typedef struct hv_group_slot {
+  char *memory;
+  hv_group_id group; /* whose elements it holds; -1: none */
+  int64_t used;      /* when it was last fetched or used */
+} hv_group_slot;
+
+struct hv_params {
+  hv_device *device;
+  hv_stream *stream; /* for filling new memory */
+  hv_dtype dtype, gradient_dtype;
+  hv_param *params;
+  int32_t count, capacity;
+  hv_group_state *groups;
+  int32_t group_count, group_capacity;
+  hv_status declaration_error;
+  char *values, *gradients; /* whole groups, or this rank's share of each: value_start and gradient_start fit */
+  int64_t gradient_elements;
+  const char *breach; /* of the order of use, done, gradients_ready; NULL: none */
+  hv_group_id breach_group;
+
+  hv_comm *comm; /* not owned; NULL: one rank */
+  hv_sharding sharding;
+  bool reduce; /* whether gradients_ready sums over ranks, where gradients are whole */
+  int64_t clock;
+  hv_group_slot value_slots[HV_VALUE_SLOTS], gradient_slots[HV_GRADIENT_SLOTS];
+  char *reduced; /* the largest share of a gradient, before it is added to what is there */
+};
+
+static inline bool hv_shards_values(const hv_params *params) {
+  return params->comm && params->sharding >= HV_SHARD_PARAMETERS;
+}
+static inline bool hv_shards_gradients(const hv_params *params) {
+  return params->comm && params->sharding >= HV_SHARD_GRADIENTS;
+}
+
+/* Elements of a group's values or gradients that are kept on this rank, given whether they are sharded. */
+static inline int64_t hv_kept_count(const hv_params *params, const hv_group_state *group, bool sharded) {
+  return sharded ? group->info.count / params->comm->size : group->info.count;
+}
+
+/* Where a whole group lies; NULL while it is not there. */
+char *hv_group_value_memory(const hv_params *params, hv_group_id group);
+char *hv_group_gradient_memory(const hv_params *params, hv_group_id group);
+
+/* Remembers the first breach. */
+void hv_params_breach(hv_params *params, hv_group_id group, const char *breach);
+
+/* Labels and slots, once the groups are complete; the second for gradients. */
+HV_NODISCARD hv_status hv_shards_allocate_values(hv_params *params);
+HV_NODISCARD hv_status hv_shards_allocate_gradients(hv_params *params);
+void hv_shards_release(hv_params *params);
+
+/* Makes a whole group's values readable: a slot that holds them, fetched if need be. */
+void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream);
+
+/* Forgets what the slots hold, because the shares have changed. */
+void hv_shards_forget(hv_params *params);
+
+#endif

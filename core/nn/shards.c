@@ -1,0 +1,225 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/nn/params_store.h"
+#include "core/tensor/ops.h"
+
+hv_status hv_params_distribute(hv_params *params, hv_comm *comm, hv_sharding sharding) {
+  if (params->values) return hv_error(HV_ERR_INTERNAL, "parameters are distributed after they were allocated");
+  if (comm->size == 1) return HV_OK;
+  if (sharding != HV_SHARD_NOTHING && HV_GROUP_ALIGNMENT % comm->size != 0) {
+    return hv_error(HV_ERR_INPUT, "%d ranks cannot share the model's state evenly: 2, 4, 8, … ranks up to %d can",
+                    comm->size, HV_GROUP_ALIGNMENT);
+  }
+  params->comm = comm;
+  params->sharding = sharding;
+  return HV_OK;
+}
+
+hv_comm *hv_params_comm(const hv_params *params) {
+  return params->comm;
+}
+
+hv_sharding hv_params_sharding(const hv_params *params) {
+  return params->comm ? params->sharding : HV_SHARD_NOTHING;
+}
+
+static char *label(const char *what, const char *group) {
+  size_t size = strlen(what) + strlen(group) + sizeof " of ";
+  char *text = malloc(size);
+  if (text) snprintf(text, size, "%s of %s", what, group);
+  return text;
+}
+
+static hv_status open_slots(hv_params *params, hv_group_slot *slots, int count, int64_t elements, hv_dtype dtype,
+                            const char *what) {
+  for (int i = 0; i < count; i++) {
+    void *memory;
+    HV_TRY(hv_device_allocate(params->device, (size_t)elements * hv_dtype_size(dtype), what, &memory));
+    slots[i] = (hv_group_slot){.memory = memory, .group = -1};
+    hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
+  }
+  return hv_stream_synchronize(params->stream);
+}
+
+static int64_t largest_group(const hv_params *params, bool trainable) {
+  int64_t largest = 0;
+  for (hv_group_id g = 0; g < params->group_count; g++) {
+    const hv_group *group = &params->groups[g].info;
+    if ((group->trainable || !trainable) && group->count > largest) largest = group->count;
+  }
+  return largest;
+}
+
+hv_status hv_shards_allocate_values(hv_params *params) {
+  if (!params->comm) return HV_OK;
+  for (hv_group_id g = 0; g < params->group_count; g++) {
+    hv_group_state *group = &params->groups[g];
+    group->values_label = label("values", group->info.name);
+    group->gradients_label = label("gradients", group->info.name);
+    if (!group->values_label || !group->gradients_label) return hv_error_memory("the parameter groups");
+  }
+  if (!hv_shards_values(params)) return HV_OK;
+  return open_slots(params, params->value_slots, HV_VALUE_SLOTS, largest_group(params, false), params->dtype,
+                    "the groups in use");
+}
+
+hv_status hv_shards_allocate_gradients(hv_params *params) {
+  if (!hv_shards_gradients(params)) return HV_OK;
+  int64_t largest = largest_group(params, true);
+  size_t share = (size_t)(largest / params->comm->size) * hv_dtype_size(params->gradient_dtype);
+  void *memory;
+  HV_TRY(hv_device_allocate(params->device, share, "a share of gradients", &memory));
+  params->reduced = memory;
+  return open_slots(params, params->gradient_slots, HV_GRADIENT_SLOTS, largest, params->gradient_dtype,
+                    "the gradients of groups in use");
+}
+
+void hv_shards_release(hv_params *params) {
+  for (hv_group_id g = 0; g < params->group_count; g++) {
+    free(params->groups[g].values_label);
+    free(params->groups[g].gradients_label);
+  }
+  for (int i = 0; i < HV_VALUE_SLOTS; i++) hv_device_release(params->device, params->value_slots[i].memory);
+  for (int i = 0; i < HV_GRADIENT_SLOTS; i++) hv_device_release(params->device, params->gradient_slots[i].memory);
+  hv_device_release(params->device, params->reduced);
+}
+
+static hv_group_slot *slot_of(const hv_group_slot *slots, int count, hv_group_id group) {
+  for (int i = 0; i < count; i++) {
+    if (slots[i].memory && slots[i].group == group) return (hv_group_slot *)(uintptr_t)&slots[i];
+  }
+  return NULL;
+}
+
+static char *kept_values(const hv_params *params, hv_group_id group) {
+  return params->values + (size_t)params->groups[group].value_start * hv_dtype_size(params->dtype);
+}
+
+static char *kept_gradients(const hv_params *params, hv_group_id group) {
+  return params->gradients + (size_t)params->groups[group].gradient_start * hv_dtype_size(params->gradient_dtype);
+}
+
+char *hv_group_value_memory(const hv_params *params, hv_group_id group) {
+  if (!hv_shards_values(params)) return kept_values(params, group);
+  const hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
+  return slot ? slot->memory : NULL;
+}
+
+char *hv_group_gradient_memory(const hv_params *params, hv_group_id group) {
+  if (!hv_shards_gradients(params)) return kept_gradients(params, group);
+  const hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
+  return slot ? slot->memory : NULL;
+}
+
+/* The slot that was idle for longest; NULL where all are in use. */
+static hv_group_slot *idle_slot(hv_params *params, hv_group_slot *slots, int count) {
+  hv_group_slot *oldest = NULL;
+  for (int i = 0; i < count; i++) {
+    if (slots[i].group >= 0 && params->groups[slots[i].group].in_use) continue;
+    if (!oldest || slots[i].used < oldest->used) oldest = &slots[i];
+  }
+  return oldest;
+}
+
+void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
+  hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
+  if (!slot) {
+    slot = idle_slot(params, params->value_slots, HV_VALUE_SLOTS);
+    if (!slot) {
+      hv_params_breach(params, group, "used while too many others were in use");
+      return;
+    }
+    slot->group = group;
+    const hv_group_state *state = &params->groups[group];
+    hv_tensor whole = hv_tensor_make(slot->memory, params->dtype, 1, state->info.count);
+    hv_tensor share = hv_group_owned(params, group).values;
+    hv_comm_all_gather(params->comm, state->values_label, share, whole, stream);
+  }
+  slot->used = ++params->clock;
+}
+
+void hv_shards_forget(hv_params *params) {
+  for (int i = 0; i < HV_VALUE_SLOTS; i++) params->value_slots[i].group = -1;
+}
+
+/* A gradient slot holds zeros whenever it changes hands: gradients_ready leaves them behind. */
+static void lend_gradients(hv_params *params, hv_group_id group) {
+  hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
+  if (!slot) slot = idle_slot(params, params->gradient_slots, HV_GRADIENT_SLOTS);
+  if (!slot) {
+    hv_params_breach(params, group, "used while too many others were in use");
+    return;
+  }
+  slot->group = group;
+  slot->used = ++params->clock;
+}
+
+void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
+  hv_group_state *state = &params->groups[group];
+  if (state->in_use) hv_params_breach(params, group, "used while in use");
+  if (hv_shards_values(params)) hv_shards_fetch(params, group, stream);
+  if (hv_shards_gradients(params) && params->gradients && state->info.trainable) lend_gradients(params, group);
+  state->in_use = true;
+}
+
+void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
+  (void)stream;
+  if (!params->groups[group].in_use) hv_params_breach(params, group, "done without use");
+  params->groups[group].in_use = false;
+}
+
+/* Adds this rank's share of the sum to what it has from earlier passes, and leaves zeros for the next group. */
+static void reduce_to_share(hv_params *params, hv_group_id group, hv_stream *stream) {
+  hv_tensor whole = hv_group_gradients(params, group), kept = hv_group_owned(params, group).gradients;
+  if (!hv_present(whole)) return;
+  hv_tensor sum = hv_tensor_make(params->reduced, params->gradient_dtype, 1, kept.cols);
+  hv_comm_reduce_scatter(params->comm, params->groups[group].gradients_label, whole, sum, stream);
+  hv_residual_add(stream, &(hv_residual_add_args){.x = kept, .delta = sum, .y = kept});
+  hv_fill(stream, &(hv_fill_args){.dst = whole});
+}
+
+void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {
+  const hv_group_state *state = &params->groups[group];
+  if (!state->in_use) hv_params_breach(params, group, "ready with its gradients without use");
+  if (!params->comm || !state->info.trainable || !params->gradients) return;
+  hv_tensor whole = hv_group_gradients(params, group);
+  if (hv_shards_gradients(params)) {
+    reduce_to_share(params, group, stream);
+  } else if (params->reduce && params->sharding == HV_SHARD_OPTIMIZER) {
+    hv_comm_reduce_scatter(params->comm, state->gradients_label, whole, hv_comm_share(params->comm, whole), stream);
+  } else if (params->reduce) {
+    hv_comm_all_reduce(params->comm, state->gradients_label, whole, stream);
+  }
+}
+
+void hv_params_reduce_next(hv_params *params, bool reduce) {
+  params->reduce = reduce;
+}
+
+void hv_params_publish(hv_params *params, hv_stream *stream) {
+  if (hv_params_sharding(params) == HV_SHARD_NOTHING) return;
+  if (hv_shards_values(params)) {
+    hv_shards_forget(params);
+    return;
+  }
+  for (hv_group_id g = 0; g < params->group_count; g++) {
+    if (!params->groups[g].info.trainable) continue;
+    hv_tensor whole = hv_group_values(params, g);
+    hv_comm_all_gather(params->comm, params->groups[g].values_label, hv_comm_share(params->comm, whole), whole, stream);
+  }
+}
+
+hv_owned hv_group_owned(const hv_params *params, hv_group_id group) {
+  const hv_group_state *state = &params->groups[group];
+  bool whole = hv_params_sharding(params) == HV_SHARD_NOTHING;
+  hv_owned owned = {.count = hv_kept_count(params, state, !whole)};
+  if (!whole) owned.first = owned.count * params->comm->rank;
+  hv_tensor values = hv_tensor_make(kept_values(params, group), params->dtype, 1, state->info.count);
+  owned.values = hv_tensor_cols(values, hv_shards_values(params) ? 0 : owned.first, owned.count);
+  if (!params->gradients || !state->info.trainable) return owned;
+  hv_tensor gradients = hv_tensor_make(kept_gradients(params, group), params->gradient_dtype, 1, state->info.count);
+  owned.gradients = hv_tensor_cols(gradients, hv_shards_gradients(params) ? 0 : owned.first, owned.count);
+  return owned;
+}
