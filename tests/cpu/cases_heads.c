@@ -262,6 +262,35 @@ static void adamw(op_env *env) {
   assert_true(sqrt(difference / norm) < 1e-6);
 }
 
+/* An update that changes nothing keeps every master value to the bit, whatever its low half. */
+static void adamw_masters(op_env *env) {
+  enum { HALVES = 65536 };
+  if (env->dtype != HV_BF16) return;
+  double *high = op_array(env, HALVES), settings[4] = {0, 1, 1, 1};
+  int16_t *low = (int16_t *)op_array(env, HALVES);
+  for (int i = 0; i < HALVES; i++) {
+    high[i] = op_uniform(env, -2, 2);
+    low[i] = (int16_t)(i - HALVES / 2);
+  }
+  op_operand param = op_values(env, OP_T, 1, HALVES, high), remainder = op_shorts(env, 1, HALVES, low);
+  op_operand grad = op_random(env, OP_T, 1, HALVES, 1, 0), dynamic = op_values(env, OP_S, 1, 4, settings);
+  op_operand moment1 = op_random(env, OP_S, 1, HALVES, 1, 0), moment2 = op_random(env, OP_S, 1, HALVES, 0, 1);
+  op_operand ranges = op_longs(env, 1, 3, (const int64_t[]){0, HALVES, 1});
+  hv_tensor remainders[OP_SIDES] = {remainder.at[0], {.data = NULL}};
+  OP_RUN(env, adamw, .param = param.at[side], .remainder = remainders[side], .grad = grad.at[side],
+         .moment1 = moment1.at[side], .moment2 = moment2.at[side], .ranges = ranges.at[side],
+         .dynamic = dynamic.at[side], .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.1);
+  if (env->before_second) return;
+  const double *new_high = op_read(env, 0, &param), *new_low = op_read(env, 0, &remainder);
+  for (int i = 0; i < HALVES; i++) {
+    float before = (float)param.host[i], after = (float)new_high[i];
+    uint32_t bits_before, bits_after;
+    memcpy(&bits_before, &before, sizeof before);
+    memcpy(&bits_after, &after, sizeof after);
+    assert_int_equal(bits_before + (uint32_t)(int32_t)low[i], bits_after + (uint32_t)(int32_t)new_low[i]);
+  }
+}
+
 const op_case op_head_cases[] = {
     {"q_sample", q_sample},
     {"sampler_step", sampler_step},
@@ -273,5 +302,6 @@ const op_case op_head_cases[] = {
     {"sum_squares", sum_squares},
     {"clip_factor", clip_factor},
     {"adamw", adamw},
+    {"adamw (masters)", adamw_masters},
     {NULL, NULL},
 };

@@ -24,7 +24,7 @@ static op_operand maybe(op_env *env, op_kind kind, int64_t rows, int64_t cols, d
 }
 
 static void linear(op_env *env) {
-  int64_t n = op_size(env), in = op_size(env), out = op_size(env);
+  int64_t n = op_size(env), in = op_depth(env), out = op_size(env);
   hv_activation activation = op_activation(env, true);
   op_operand x = op_random(env, OP_T, n, in, 1, 0), weight = op_random(env, OP_T, out, in, 1 / sqrt((double)in), 0);
   op_operand bias = maybe(env, OP_T, 1, out, 1), residual = maybe(env, OP_T, n, out, 1);
@@ -47,7 +47,7 @@ static void linear(op_env *env) {
 }
 
 static void linear_backward_input(op_env *env) {
-  int64_t n = op_size(env), in = op_size(env), out = op_size(env);
+  int64_t n = op_size(env), in = op_size(env), out = op_depth(env);
   hv_activation activation = op_activation(env, true);
   op_operand dy = op_random(env, OP_T, n, out, 1, 0), weight = op_random(env, OP_T, out, in, 1 / sqrt((double)out), 0);
   op_operand pre = activation == HV_ACT_NONE ? op_absent() : op_random(env, OP_T, n, in, 2, 0);
@@ -76,7 +76,7 @@ static void linear_backward_input(op_env *env) {
 }
 
 static void linear_backward_weight(op_env *env) {
-  int64_t n = op_size(env), in = op_size(env), out = op_size(env);
+  int64_t n = op_depth(env), in = op_size(env), out = op_size(env);
   op_operand dy = op_random(env, OP_T, n, out, 1, 0), x = op_random(env, OP_T, n, in, 1, 0);
   op_operand dbias = maybe(env, OP_T_OR_F32, 1, out, 1);
   op_operand dweight = dbias.host && op_coin(env) ? op_absent() : op_random(env, OP_T_OR_F32, out, in, 1, 0);

@@ -53,6 +53,11 @@ int64_t op_size(op_env *env) {
   return sizes[op_below(env, count)];
 }
 
+int64_t op_depth(op_env *env) {
+  int64_t size = op_size(env);
+  return op_below(env, 6) == 0 ? size + 2 * env->max_size : size;
+}
+
 hv_activation op_activation(op_env *env, bool none) {
   static const hv_activation all[] = {HV_ACT_GELU, HV_ACT_GELU_TANH, HV_ACT_QUICK_GELU, HV_ACT_SILU, HV_ACT_NONE};
   return all[op_below(env, none ? 5 : 4)];
@@ -167,6 +172,10 @@ static op_operand raw_operand(op_env *env, hv_dtype dtype, int64_t rows, int64_t
 
 op_operand op_ints(op_env *env, int64_t rows, int64_t cols, const int32_t *values) {
   return raw_operand(env, HV_I32, rows, cols, values);
+}
+
+op_operand op_shorts(op_env *env, int64_t rows, int64_t cols, const int16_t *values) {
+  return raw_operand(env, HV_I16, rows, cols, values);
 }
 
 op_operand op_longs(op_env *env, int64_t rows, int64_t cols, const int64_t *values) {

@@ -49,7 +49,8 @@ double op_uniform(op_env *env, double low, double high);
 double op_normal(op_env *env);
 int64_t op_below(op_env *env, int64_t limit);
 bool op_coin(op_env *env);
-int64_t op_size(op_env *env); /* an awkward dimension: 1, odd, just beside a power of two; at most max_size */
+int64_t op_size(op_env *env);  /* an awkward dimension: 1, odd, just beside a power of two; at most max_size */
+int64_t op_depth(op_env *env); /* the same, and now and then more than matrix products sum at once */
 hv_activation op_activation(op_env *env, bool none);
 
 /* Operands: random normals times `scale` plus `offset`, or given values, which are rounded to how they are stored. */
@@ -57,6 +58,7 @@ op_operand op_random(op_env *env, op_kind kind, int64_t rows, int64_t cols, doub
 op_operand op_values(op_env *env, op_kind kind, int64_t rows, int64_t cols, const double *values);
 op_operand op_bytes(op_env *env, int64_t rows, int64_t cols); /* U8 */
 op_operand op_ints(op_env *env, int64_t rows, int64_t cols, const int32_t *values);
+op_operand op_shorts(op_env *env, int64_t rows, int64_t cols, const int16_t *values);
 op_operand op_longs(op_env *env, int64_t rows, int64_t cols, const int64_t *values);
 /* A result: poison before the operation. */
 op_operand op_result(op_env *env, op_kind kind, int64_t rows, int64_t cols);
