@@ -49,8 +49,24 @@ static void fp64(void **state) {
   run(HV_F64);
 }
 
+enum { SKIPPED = 77 /* CTest's sign */ };
+
+static bool lacks_card(void) {
+  hv_device *device;
+  if (strcmp(settings.device, "cuda") != 0) return false;
+  hv_status status = hv_device_load("cuda", &(hv_device_options){.index = 0}, &device);
+  if (!status) {
+    hv_device_close(device);
+    return false;
+  }
+  printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  hv_status_free(status);
+  return true;
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) settings.device = argv[1];
+  if (lacks_card()) return SKIPPED;
   if (argc > 2) settings.repeats = (int)strtol(argv[2], NULL, 10);
   if (argc > 3) settings.max_size = strtol(argv[3], NULL, 10);
   const struct CMUnitTest tests[] = {

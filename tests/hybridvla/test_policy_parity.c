@@ -1,4 +1,5 @@
-/* Predictions beside PyTorch's: tests/fixtures/parity/<case>/predict.safetensors (its README says what is in it). */
+/* Predictions beside PyTorch's: tests/fixtures/parity/<case>/predict.safetensors (its README says what is in it).
+ * test_policy_parity [DEVICE], by default cpu; skipped where DEVICE is cuda and there is no card. */
 #include <math.h>
 
 #include "core/cpu/cpu.h"
@@ -9,6 +10,14 @@
 #include "tests/check.h"
 
 static const double TOLERANCE = 1e-4;
+enum { SKIPPED = 77 /* CTest's sign */ };
+
+static const char *device_name = "cpu";
+
+static hv_status open_device(hv_device **out) {
+  if (strcmp(device_name, "cpu") == 0) return hv_cpu_device_open(NULL, out);
+  return hv_device_load(device_name, &(hv_device_options){.index = 0}, out);
+}
 
 typedef struct parity {
   char folder[512];
@@ -33,7 +42,7 @@ static parity parity_open(const char *name) {
   hv_model_directory directory;
   char path[600];
   snprintf(p.folder, sizeof p.folder, "%s/tests/fixtures/parity/%s", HVLA_SOURCE_DIR, name);
-  assert_ok(hv_cpu_device_open(NULL, &p.device));
+  assert_ok(open_device(&p.device));
   assert_ok(hv_stream_open(p.device, &p.stream));
   assert_ok(hv_model_directory_open(p.folder, &directory));
   p.config = directory.model.config;
@@ -185,7 +194,21 @@ static void check_case(void **state) {
   parity_close(&p);
 }
 
-int main(void) {
+/* Ends the program as skipped where a card is asked for and there is none. */
+static void need_card(void) {
+  hv_device *device;
+  hv_status status = open_device(&device);
+  if (!status) {
+    hv_device_close(device);
+    return;
+  }
+  printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  exit(SKIPPED);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1) device_name = argv[1];
+  if (strcmp(device_name, "cuda") == 0) need_card();
 #define CASE(name)                                                                                                     \
   { #name, check_case, NULL, NULL, #name }
   const struct CMUnitTest tests[] = {

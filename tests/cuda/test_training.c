@@ -1,0 +1,87 @@
+/* `hvla-train run` on a device: the same losses as on the CPU from one seed, and the same bytes after stopping and
+ * resuming. test_training [DEVICE [STEPS]], by default emu 12. */
+#include <math.h>
+
+#include "tests/cuda/under_test.h"
+#include "tests/train/program.h"
+
+static int steps = 12;
+
+static void train(const char *folder, const char *name, const char *device, const char *rest) {
+  char arguments[2048];
+  const char *config = write_tiny_config(folder, "unset");
+  snprintf(arguments, sizeof arguments, "run --config '%s' --device %s --set 'output=%s/%s' %s", config, device, folder,
+           name, rest);
+  expect_train(0, arguments, NULL);
+}
+
+/* The losses of all steps, in order. */
+static double *losses_of(const char *run, int count) {
+  char *text = NULL, *rest = NULL;
+  double *losses = calloc((size_t)count, sizeof *losses);
+  assert_non_null(losses);
+  assert_ok(hv_read_text(in_folder(run, "metrics.jsonl"), 1 << 24, &text, NULL));
+  int found = 0;
+  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    json_t *object = json_loads(line, 0, NULL);
+    assert_non_null(object);
+    const json_t *loss = json_object_get(object, "loss");
+    if (loss && found < count) losses[found++] = json_number_value(loss);
+    json_decref(object);
+  }
+  free(text);
+  assert_int_equal(found, count);
+  return losses;
+}
+
+static void learns_as_the_cpu_does(void **state) {
+  char rest[256];
+  snprintf(rest, sizeof rest, "--set train.steps=%d --set checkpoint.interval=%d --set dtype=fp32", steps, steps);
+  train(*state, "cpu", "cpu", rest);
+  train(*state, "device", under_test, rest);
+  double *expected = losses_of(in_folder(*state, "cpu"), steps), *found = losses_of(in_folder(*state, "device"), steps);
+  double off = 0, sums[2] = {0, 0};
+  for (int i = 0; i < steps && i < 50; i++) off = fmax(off, fabs(found[i] - expected[i]) / expected[i]);
+  for (int i = steps > 20 ? steps - 20 : 0; i < steps; i++) {
+    sums[0] += found[i];
+    sums[1] += expected[i];
+  }
+  print_message("%d steps: losses within %.2g, %g to %g\n", steps, off, expected[0], expected[steps - 1]);
+  assert_true(off < 1e-3);
+  assert_true(fabs(sums[0] - sums[1]) < 0.02 * sums[1]);
+  assert_true(expected[steps - 1] < expected[0]);
+  free(expected);
+  free(found);
+}
+
+static void resumes_to_the_same_bytes(void **state) {
+  static const char *const dtypes[] = {"fp32", "bf16"};
+  static const char *const files[] = {"model/model.safetensors", "checkpoints/step-6/training.safetensors"};
+  for (int d = 0; d < 2; d++) {
+    char whole[64], halves[64], rest[256];
+    snprintf(whole, sizeof whole, "whole-%s", dtypes[d]);
+    snprintf(halves, sizeof halves, "halves-%s", dtypes[d]);
+    snprintf(rest, sizeof rest, "--set train.steps=6 --set dtype=%s", dtypes[d]);
+    train(*state, whole, under_test, rest);
+    snprintf(rest, sizeof rest, "--set train.steps=3 --set dtype=%s", dtypes[d]);
+    train(*state, halves, under_test, rest);
+    snprintf(rest, sizeof rest, "--set train.steps=6 --set dtype=%s --resume", dtypes[d]);
+    train(*state, halves, under_test, rest);
+    for (int f = 0; f < 2; f++) {
+      char one[1024], other[1024];
+      snprintf(one, sizeof one, "%s/%s/%s", (const char *)*state, whole, files[f]);
+      snprintf(other, sizeof other, "%s/%s/%s", (const char *)*state, halves, files[f]);
+      if (!same_bytes(one, other)) fail_msg("%s differs after resuming in %s", files[f], dtypes[d]);
+    }
+  }
+}
+
+int main(int argc, char **argv) {
+  choose_device(argc, argv);
+  if (argc > 2) steps = atoi(argv[2]);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(learns_as_the_cpu_does, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
