@@ -115,7 +115,7 @@ HV_NODISCARD hv_status hv_device_load(const char *name, const hv_device_options 
  * addresses that must not be followed. Running a step on it tells whether the step fits and what it costs.
  * The first operand that is wrong is returned by hv_stream_synchronize. */
 typedef struct hv_plan_counts {
-  double matrix_flops;    /* of matrix products and attention, 2 per multiply-add */
+  double matrix_flops;    /* of matrix products and attention (each query with max_key_rows keys), 2 per multiply-add */
   double bytes;           /* read and written by all operations, each operand once */
   double weight_bytes;    /* of weights read by linear operations */
   int64_t operations;     /* how many were queued */

@@ -8,7 +8,8 @@
  * - What changes between two calls of one shape (timesteps, table entries, counters, learning rate, clip factor) is in
  *   device memory, so that a recorded sequence of calls can be replayed.
  * - Sums run in an order that the shapes alone determine: the same call gives the same bytes on the same device.
- * - Operations return nothing; operands are trusted, the plan device is where they are checked.
+ * - Operations return nothing. Operands are checked (hv_check_…) by the plan device and the CPU device, where the first
+ *   wrong one is what the next synchronisation returns; what lists in device memory hold is trusted.
  */
 #ifndef HV_TENSOR_OPS_H
 #define HV_TENSOR_OPS_H
@@ -351,7 +352,8 @@ typedef struct hv_clip_factor_args {
  *   g = dynamic[3] grad;  m = β1 m + (1 − β1) g;  v = β2 v + (1 − β2) g²
  *   p = p (1 − lr · weight_decay) − lr (m / dynamic[1]) / (sqrt(v / dynamic[2]) + eps),  lr = dynamic[0]
  * Only elements inside `ranges` change; weight decay only where a range says so. dynamic[3] < 0: nothing changes.
- * BF16 parameters carry a signed remainder each: the master value's bits are (bf16 bits << 16) + remainder. */
+ * BF16 parameters carry a signed remainder each: the master value's bits are (bf16 bits << 16) + remainder. The bf16
+ * value is the master rounded to nearest, halves away from zero: so the remainder always fits 16 bits. */
 typedef struct hv_adamw_range {
   int64_t first, end; /* elements */
   int64_t decay;      /* 1: weight decay applies */
@@ -417,7 +419,7 @@ HV_OPS(HV_OP_CALL)
 #undef HV_OP_CALL
 
 /* Checks the operands of one operation: presence, dtypes, shapes, aliasing that is not allowed. HV_ERR_INTERNAL names
- * the operation and the operand. */
+ * the operation and the operand. The plan device and the CPU device check every call. */
 #define HV_OP_CHECK(name) HV_NODISCARD hv_status hv_check_##name(const hv_##name##_args *args);
 HV_OPS(HV_OP_CHECK)
 #undef HV_OP_CHECK
