@@ -116,14 +116,29 @@ static op_operand poison(op_env *env, spacing how, int64_t rows, int64_t cols) {
   return spaced(op_result(env, OP_T, 1, rows * cols), rows, cols);
 }
 
+/* Keys or values; those that no segment sees are NaN, which must reach no result. */
+static op_operand keys(op_env *env, const tables *t, spacing how, int64_t cols) {
+  int64_t rows = t->key_rows;
+  double *values = op_array(env, rows * cols);
+  for (int64_t i = 0; i < rows * cols; i++) values[i] = op_normal(env);
+  for (int32_t g = 0; g < t->groups; g++) {
+    const hv_key_group *group = &t->group[g];
+    for (int64_t i = 0; group->segment_count == 0 && i < group->key_rows * cols; i++) {
+      values[group->key_start * cols + i] = NAN;
+    }
+  }
+  if (how == APART) return op_values(env, OP_T, rows, cols, values);
+  return spaced(op_values(env, OP_T, 1, rows * cols, values), rows, cols);
+}
+
 static void make_operands(op_env *env, const shape *s, spacing how, operands *o) {
   o->shape = s;
   make_tables(s, &o->tables);
   int64_t nq = o->tables.query_rows, nk = o->tables.key_rows;
   int64_t q_cols = (int64_t)s->num_heads * s->head_dim, kv_cols = (int64_t)s->num_kv_heads * s->head_dim;
   o->q = matrix(env, how, nq, q_cols);
-  o->k = matrix(env, how, nk, kv_cols);
-  o->v = matrix(env, how, nk, kv_cols);
+  o->k = keys(env, &o->tables, how, kv_cols);
+  o->v = keys(env, &o->tables, how, kv_cols);
   o->dout = matrix(env, how, nq, q_cols);
   /* Rows in no segment keep what they hold: zeros, on both sides. */
   o->out = zeros(env, how, nq, q_cols);
