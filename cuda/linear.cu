@@ -90,11 +90,20 @@ static void finish(hv_stream *stream, const hv_linear_args *a, hv_tensor z, hv_t
   });
 }
 
+/* Whether the library may add the bias and apply an activation: it has kernels that do for whole vectors of d's dtype.
+ */
+static bool takes_epilogue(const hv_linear_args *a, hv_tensor d) {
+  return a->y.dtype == a->x.dtype && hv_are_wide(a->bias, d);
+}
+
 /* Whether the library can do it all; then its arguments are completed. */
 static bool in_one_pass(const hv_linear_args *a, hv_matmul_args *product) {
-  bool plain = a->activation == HV_ACT_NONE, same = a->y.dtype == a->x.dtype;
+  bool plain = a->activation == HV_ACT_NONE;
   if (hv_present(a->pre)) return false;
-  if (!same) return plain && !hv_present(a->bias) && !hv_present(a->residual);
+  if (!takes_epilogue(a, a->y)) {
+    product->c = a->residual;
+    return plain && !hv_present(a->bias) && (!hv_present(a->residual) || a->y.dtype == a->x.dtype);
+  }
   product->bias = a->bias;
   product->c = a->residual;
   product->gelu_tanh = a->activation == HV_ACT_GELU_TANH;
@@ -107,12 +116,13 @@ static void linear_in_two_passes(hv_stream *stream, const hv_linear_args *a, hv_
   linear_scratch scratch = take_scratch(stream, taken ? kept_bytes(a->y) : 0);
   if (!scratch.workspace) return;
   hv_tensor z = keep ? a->pre : taken ? kept_tensor(a->y, scratch.kept) : a->y, none = {};
+  bool biased = takes_epilogue(a, z);
   product.d = z;
   product.c = none;
   product.gelu_tanh = false;
-  product.bias = same ? a->bias : none;
+  product.bias = biased ? a->bias : none;
   multiply(stream, &product, &scratch);
-  finish(stream, a, z, same ? none : a->bias, keep ? none : a->pre);
+  finish(stream, a, z, biased ? none : a->bias, keep && biased ? none : a->pre);
 }
 
 void hv_cuda_linear(hv_stream *stream, const hv_linear_args *args) {

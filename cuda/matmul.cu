@@ -154,6 +154,8 @@ static shape shape_of(const hv_matmul_args *args) {
   s.stride_c = s.has_c ? args->c.row_stride : s.stride_d;
   s.align_c = s.has_c ? alignment(args->c.data) : s.align_d;
   s.has_bias = hv_present(args->bias);
+  /* The library has no attribute for a bias: it reads one as it writes d. */
+  if (s.has_bias && alignment(args->bias.data) < s.align_d) s.align_d = alignment(args->bias.data);
   s.gelu_tanh = args->gelu_tanh;
   return s;
 }
