@@ -181,7 +181,7 @@ static hv_status report(bench *self, const hv_sequence_counts *counts, json_t **
 hv_status hv_bench(const hv_train_config *config, hv_device *device, const hv_bench_options *options, json_t **out) {
   hv_status status = HV_OK;
   bench self = {.config = config, .options = options};
-  int32_t samples = (int32_t)(options->batch > 0 ? options->batch : hv_train_config_micro_batch(config));
+  int32_t samples = (int32_t)(options->batch > 0 ? options->batch : hv_train_config_micro_batch(config, 1));
   *out = NULL;
   HV_CHECK(hv_train_config_model(config, &self.model, &self.directory));
   HV_CHECK(make_batch(&self, samples));

@@ -1,11 +1,14 @@
 /* Training state on disk: RUN/checkpoints/step-N/, complete or absent.
  *
- *   state.json            where the run stands
+ *   state.json            where the run stands, and how many ranks wrote
  *   training.safetensors  of every parameter group: values, and where it is trained moment1, moment2 and (BF16)
- * remainder
+ *                         remainder
+ *   training-00001-of-00004.safetensors, …  instead of it: each of several ranks writes its part of every one of these,
+ *                         as many elements as the others, whatever it keeps in memory
  *
- * Written into step-N.tmp beside it, synced, renamed: a directory called step-N is whole. Every random draw is a
- * function of the seed and the step, so there is no generator to keep.
+ * Written into step-N.tmp beside it, synced, renamed: a directory called step-N is whole. Any number of ranks can read
+ * what any other number wrote. Every random draw is a function of the seed and the step, so there is no generator to
+ * keep. On several ranks, save and load are calls that all make; the others are for one of them.
  */
 #ifndef HV_TRAIN_CHECKPOINT_H
 #define HV_TRAIN_CHECKPOINT_H

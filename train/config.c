@@ -6,6 +6,8 @@
 #include "core/io/yaml.h"
 
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
+/* In the order of hv_sharding. */
+static const char *const shardings[] = {"replicate", "optimizer", "gradients", "parameters", NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL};
 
 #define AT(field) .offset = offsetof(hv_train_config, field)
@@ -170,7 +172,7 @@ static const hv_option table[] = {
      .min = 1,
      .max = 1 << 20,
      .unit = "samples",
-     .doc = "Samples in one optimizer step."},
+     .doc = "Samples in one optimizer step, over all ranks."},
     {.key = "train.micro_batch",
      .type = HV_OPTION_INT,
      AT(train.micro_batch),
@@ -178,8 +180,9 @@ static const hv_option table[] = {
      .min = 0,
      .max = 1 << 20,
      .unit = "samples",
-     .doc = "Samples in memory at a time, a divisor of the batch: gradients of the parts are added up. 0: all of "
-            "them."},
+     .doc =
+         "Samples in a rank's memory at a time, a divisor of its part of the batch: gradients of the parts are added "
+         "up. 0: all of its part."},
     {.key = "train.branches",
      .type = HV_OPTION_INT,
      AT(train.branches),
@@ -314,6 +317,22 @@ static const hv_option table[] = {
      .min = 1,
      .max = 1e6,
      .doc = "Checkpoints that stay: the newest ones."},
+    {.key = "parallel.sharding",
+     .type = HV_OPTION_ENUM,
+     AT(parallel.sharding),
+     .fallback = "replicate",
+     .choices = shardings,
+     .doc = "What each of several ranks keeps only its part of: nothing, the optimizer's state, gradients too, or "
+            "parameters too. Less memory each, for more communication; the results are the same."},
+    {.key = "parallel.timeout",
+     .type = HV_OPTION_FLOAT,
+     AT(parallel.timeout),
+     .fallback = "45",
+     .min = 1,
+     .max = 86400,
+     .unit = "seconds",
+     .doc = "How long a rank waits for the others within a step before the run ends with an error that names the one "
+            "that is missing."},
     {.key = "bench.prompt_tokens",
      .type = HV_OPTION_INT,
      AT(bench_prompt),
@@ -368,6 +387,21 @@ void hv_train_config_free(hv_train_config *config) {
   free(config->source);
   config->source = NULL;
   hv_options_free(table, TABLE_COUNT, config);
+}
+
+hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ranks) {
+  const hv_train_settings *train = &config->train;
+  if (train->batch_size % ranks != 0) {
+    return hv_error(HV_ERR_INPUT, "%s: train.batch_size (%lld) is not divided by the %d ranks", config->source,
+                    (long long)train->batch_size, ranks);
+  }
+  if (train->micro_batch > 0 && train->batch_size / ranks % train->micro_batch != 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s: train.micro_batch (%lld) must divide each rank's part of the batch, %lld of %lld",
+                    config->source, (long long)train->micro_batch, (long long)train->batch_size / ranks,
+                    (long long)train->batch_size);
+  }
+  return HV_OK;
 }
 
 hv_status hv_train_config_check_run(const hv_train_config *config) {

@@ -44,6 +44,11 @@ typedef struct hv_checkpoint_settings {
   int64_t interval, keep;
 } hv_checkpoint_settings;
 
+typedef struct hv_parallel_settings {
+  int32_t sharding; /* hv_sharding */
+  double timeout;
+} hv_parallel_settings;
+
 typedef struct hv_train_config {
   char *source;  /* path of the file, for messages; owned */
   json_t *model; /* `model:` as written */
@@ -55,6 +60,7 @@ typedef struct hv_train_config {
   hv_optimizer_options optimizer;
   hv_validation_settings validation;
   hv_checkpoint_settings checkpoint;
+  hv_parallel_settings parallel;
 } hv_train_config;
 
 /* Reads the file and puts the "key=value" of `sets` over it. Unknown keys, wrong types and values that contradict each
@@ -65,6 +71,9 @@ void hv_train_config_free(hv_train_config *config); /* leaves it empty */
 
 /* What a run needs beyond what a benchmark does: data, output, tokenizer, steps or epochs. */
 HV_NODISCARD hv_status hv_train_config_check_run(const hv_train_config *config);
+
+/* Whether so many ranks can share the batch; HV_ERR_INPUT where not. */
+HV_NODISCARD hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ranks);
 
 /* The architecture: `model:` alone, or that of `init_from` with `model:` put over it. With init_from, *directory is
  * open and holds the values; else it is left empty. Both belong to the caller. */
@@ -87,9 +96,9 @@ static inline hv_dtype hv_train_config_dtype(const hv_train_config *config) {
   return config->dtype == 0 ? HV_F32 : HV_BF16;
 }
 
-/* Samples in one pass of the model: the batch, or the part of it that is accumulated at a time. */
-static inline int64_t hv_train_config_micro_batch(const hv_train_config *config) {
-  return config->train.micro_batch ? config->train.micro_batch : config->train.batch_size;
+/* Samples in one pass of the model on one of so many ranks: its part of the batch, or what is accumulated at a time. */
+static inline int64_t hv_train_config_micro_batch(const hv_train_config *config, int32_t ranks) {
+  return config->train.micro_batch ? config->train.micro_batch : config->train.batch_size / ranks;
 }
 
 #endif

@@ -11,6 +11,7 @@
 #include "train/check.h"
 #include "train/config.h"
 #include "train/interrupt.h"
+#include "train/launch.h"
 #include "train/run.h"
 
 /* Exit codes of a run that a signal ended (interchange.md). */
@@ -206,9 +207,9 @@ static const hv_program program = {
     .num_commands = COUNT(commands),
 };
 
-/* `name` may be NULL: the CPU. */
-static hv_status open_device(const char *name, int64_t threads, hv_device **out) {
-  hv_device_options options = {.threads = (int)threads};
+/* `name` may be NULL: the CPU. `index` says which card. */
+static hv_status open_device(const char *name, int64_t threads, int32_t index, hv_device **out) {
+  hv_device_options options = {.index = index, .threads = (int)threads};
   if (!name || strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
   return hv_device_load(name, &options, out);
 }
@@ -217,17 +218,29 @@ static hv_status load_config(const arguments *given, hv_train_config *config) {
   return hv_train_config_load(given->config, (const char *const *)given->sets.items, given->sets.count, config);
 }
 
+/* An error on one of several ranks ends them all: the others may not know of it. */
+static void end_all_ranks(hv_comm *comm, hv_status status) {
+  if (!comm || comm->size == 1) return;
+  fprintf(stderr, "hvla-train: rank %d: %s\n", comm->rank, hv_status_message(status));
+  hv_comm_abort(comm, hv_status_exit_code(status));
+}
+
 static hv_status command_run(const arguments *given, int *exit_code) {
   hv_status status = HV_OK;
   hv_train_config config = {0};
   hv_interrupt *interrupt = NULL;
   hv_device *device = NULL;
+  hv_comm *comm = NULL;
+  hv_launch launch;
   int signal_number = 0;
   HV_CHECK(load_config(given, &config));
   HV_CHECK(hv_train_config_check_run(&config));
   HV_CHECK(hv_interrupt_open(&interrupt));
-  HV_CHECK(open_device(given->device ? given->device : config.device, config.threads, &device));
-  hv_run_options options = {.resume = given->resume, .interrupt = interrupt};
+  HV_CHECK(hv_launch_read(&launch));
+  if (launch.rank > 0) hv_log_set_level(HV_LOG_WARNING);
+  HV_CHECK(open_device(given->device ? given->device : config.device, config.threads, launch.local_rank, &device));
+  HV_CHECK(hv_launch_open_comm(&launch, device, config.parallel.timeout, &comm));
+  hv_run_options options = {.comm = comm, .resume = given->resume, .interrupt = interrupt};
   HV_CHECK(hv_run(&config, device, &options, &signal_number));
   if (signal_number == 0) {
     hv_log_info("done: %s/model", config.output);
@@ -237,6 +250,8 @@ static hv_status command_run(const arguments *given, int *exit_code) {
     *exit_code = signal_number == SIGINT ? EXIT_INTERRUPTED : EXIT_TERMINATED;
   }
 done:
+  if (status) end_all_ranks(comm, status);
+  hv_comm_close(comm);
   hv_device_close(device);
   hv_interrupt_close(interrupt);
   hv_train_config_free(&config);
@@ -252,7 +267,7 @@ static hv_status command_check(const arguments *given) {
                               .dtype = given->dtype == 0 ? HV_F32 : HV_BF16,
                               .steps = given->steps,
                               .learning_rate = given->learning_rate};
-  HV_TRY(open_device(given->device, given->threads, &device));
+  HV_TRY(open_device(given->device, given->threads, 0, &device));
   hv_status status = hv_check(&options, device);
   hv_device_close(device);
   return status;
@@ -311,7 +326,7 @@ static hv_status command_bench(const arguments *given) {
   hv_bench_options options = {.batch = given->batch_size, .steps = given->steps, .optimizer = given->optimizer};
   if (!given->random_weights) return hv_error(HV_ERR_INPUT, "bench needs --random-weights: it reads no weights");
   HV_CHECK(load_config(given, &config));
-  HV_CHECK(open_device(given->device ? given->device : config.device, config.threads, &device));
+  HV_CHECK(open_device(given->device ? given->device : config.device, config.threads, 0, &device));
   HV_CHECK(hv_bench(&config, device, &options, &result));
   if (given->json) {
     HV_CHECK(hv_json_format_line(result, &text));

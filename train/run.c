@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,9 +20,14 @@
 /* Steps in a row that may be skipped for gradients that are not finite. */
 enum { MAX_SKIPPED = 10 };
 
+/* How long ranks wait for one another while files are written. */
+static const double file_timeout = 1800;
+
 typedef struct run {
   const hv_train_config *config;
   const hv_run_options *options;
+  hv_comm *comm;
+  bool leader; /* the rank that writes and tells */
   hv_model_config model;
   hv_model_directory directory; /* of init_from, while values are read */
   hv_run_data data;
@@ -43,13 +49,14 @@ static int64_t count_steps(const hv_train_config *config, int64_t frames) {
 static hv_status open_trainer(run *self, hv_device *device) {
   const hv_train_config *config = self->config;
   const hv_optimizer_options *optimizer = &config->optimizer;
+  int64_t micro_batch = hv_train_config_micro_batch(config, self->comm->size);
   hv_trainer_options options = {
       .config = &self->model.config,
       .dtype = hv_train_config_dtype(config),
-      .limits = {.samples = (int32_t)hv_train_config_micro_batch(config),
+      .limits = {.samples = (int32_t)micro_batch,
                  .branches = (int32_t)config->train.branches,
                  .prompt = hv_run_data_longest_prompt(&self->data)},
-      .parts = (int32_t)(config->train.batch_size / hv_train_config_micro_batch(config)),
+      .parts = (int32_t)(config->train.batch_size / self->comm->size / micro_batch),
       .freeze = (const char *const *)config->train.freeze.items,
       .freeze_count = (int)config->train.freeze.count,
       .weights = {.diffusion = config->train.diffusion_weight, .ce = config->train.ce_weight},
@@ -59,6 +66,8 @@ static hv_status open_trainer(run *self, hv_device *device) {
                     .weight_decay = optimizer->weight_decay,
                     .max_norm = optimizer->max_grad_norm},
       .seed = (uint64_t)config->seed,
+      .comm = self->comm,
+      .sharding = (hv_sharding)config->parallel.sharding,
   };
   return hv_trainer_open(device, &options, &self->trainer);
 }
@@ -116,23 +125,42 @@ done:
   return status;
 }
 
-/* Starts fresh, or from the newest whole checkpoint. */
-static hv_status begin(run *self, hv_run_position *position) {
+/* The step of the newest whole checkpoint, -1 where a run begins; by one rank, which others follow. */
+static hv_status find_checkpoint(const run *self, int64_t *step) {
   const char *output = self->config->output;
-  hv_trainer *trainer = self->trainer;
   hv_text damaged = {0};
-  int64_t step = -1;
   bool any;
-  *position = (hv_run_position){.seed = self->config->seed};
+  *step = -1;
   HV_TRY(hv_checkpoint_any(output, &any));
   if (any && !self->options->resume) {
     return hv_error(HV_ERR_INPUT,
                     "%s already holds checkpoints of a run; add --resume to go on with it, or choose another output",
                     output);
   }
-  if (any) HV_TRY(hv_checkpoint_find(output, &step, &damaged));
+  if (any) HV_TRY(hv_checkpoint_find(output, step, &damaged));
   if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
   hv_text_free(&damaged);
+  return HV_OK;
+}
+
+static hv_status find_start(const run *self, int64_t *step) {
+  hv_status status = HV_OK;
+  *step = 0;
+  if (self->leader) status = find_checkpoint(self, step);
+  HV_TRY(hv_comm_agree(self->comm, "looking for checkpoints", status));
+  double shared = (double)*step;
+  HV_TRY(hv_comm_sum(self->comm, "the step to begin at", &shared, 1));
+  *step = (int64_t)shared;
+  return HV_OK;
+}
+
+/* Starts fresh, or from the newest whole checkpoint. */
+static hv_status begin(run *self, hv_run_position *position) {
+  const char *output = self->config->output;
+  hv_trainer *trainer = self->trainer;
+  int64_t step;
+  *position = (hv_run_position){.seed = self->config->seed};
+  HV_TRY(find_start(self, &step));
   if (step < 0) {
     if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
     return initialize(self);
@@ -152,12 +180,20 @@ static hv_status begin(run *self, hv_run_position *position) {
   return HV_OK;
 }
 
+/* The files that one rank keeps. */
+static hv_status open_outputs(run *self, int64_t step) {
+  HV_TRY(hv_make_directories(self->config->output));
+  HV_TRY(write_config(self));
+  return hv_metrics_open(self->config->output, step, &self->metrics);
+}
+
 static hv_status open_run(run *self, hv_device *device) {
   const hv_train_config *config = self->config;
   hv_run_position position;
   HV_TRY(hv_train_config_check_run(config));
+  HV_TRY(hv_train_config_check_ranks(config, self->comm->size));
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
-  HV_TRY(hv_run_data_open(config, &self->model.config, &self->data));
+  HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   int64_t frames = hv_demonstrations_frames(self->data.train);
   self->total_steps = count_steps(config, frames);
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
@@ -169,9 +205,8 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(begin(self, &position));
   hv_model_directory_close(&self->directory);
   self->saved_step = -1;
-  HV_TRY(hv_make_directories(config->output));
-  HV_TRY(write_config(self));
-  HV_TRY(hv_metrics_open(config->output, position.step, &self->metrics));
+  HV_TRY(
+      hv_comm_agree(self->comm, "opening the run directory", self->leader ? open_outputs(self, position.step) : HV_OK));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
   self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
   self->progress = hv_progress_make(self->total_steps, config->log_interval, (int32_t)config->train.batch_size);
@@ -191,17 +226,9 @@ static void close_run(run *self) {
   hv_model_config_free(&self->model);
 }
 
-/* A checkpoint, then the model as others read it. */
-static hv_status save(run *self) {
+static hv_status save_model(const run *self) {
   const hv_trainer *trainer = self->trainer;
-  const char *output = self->config->output;
-  hv_run_position position = {.step = trainer->step,
-                              .updates = hv_optimizer_updates(trainer->optimizer),
-                              .samples = trainer->step * self->config->train.batch_size,
-                              .seed = self->config->seed};
-  HV_TRY(hv_checkpoint_save(output, &position, trainer->params, trainer->optimizer, trainer->stream));
-  HV_TRY(hv_checkpoint_prune(output, self->config->checkpoint.keep));
-  char *path = hv_path_join(output, "model");
+  char *path = hv_path_join(self->config->output, "model");
   if (!path) return hv_error_memory("a path");
   hv_model_save what = {.model = &self->model,
                         .params = trainer->params,
@@ -210,7 +237,54 @@ static hv_status save(run *self) {
                         .statistics = self->data.statistics_document};
   hv_status status = hv_model_directory_save(path, &what, trainer->stream);
   free(path);
-  if (!status) self->saved_step = trainer->step;
+  return status;
+}
+
+/* Where values are sharded, the others give theirs while one rank reads parameter after parameter. */
+static hv_status hand_over_values(const run *self) {
+  const hv_params *params = self->trainer->params;
+  hv_status status = HV_OK;
+  int64_t largest = 1;
+  for (hv_param_id id = 0; id < hv_params_count(params); id++) {
+    const hv_param *param = hv_params_get(params, id);
+    if (param->rows * param->cols > largest) largest = param->rows * param->cols;
+  }
+  float *values = malloc((size_t)largest * sizeof *values);
+  if (!values) return hv_error_memory("a parameter");
+  for (hv_param_id id = 0; id < hv_params_count(params) && !status; id++) {
+    status = hv_param_read(params, id, hv_params_dtype(params), values, self->trainer->stream);
+  }
+  free(values);
+  return status;
+}
+
+/* A checkpoint, then the model as others read it. */
+static hv_status save_files(run *self) {
+  const hv_trainer *trainer = self->trainer;
+  const char *output = self->config->output;
+  bool sharded = hv_params_sharding(trainer->params) == HV_SHARD_PARAMETERS;
+  hv_run_position position = {.step = trainer->step,
+                              .updates = hv_optimizer_updates(trainer->optimizer),
+                              .samples = trainer->step * self->config->train.batch_size,
+                              .seed = self->config->seed};
+  HV_TRY(hv_checkpoint_save(output, &position, trainer->params, trainer->optimizer, trainer->stream));
+  hv_status status = HV_OK;
+  if (self->leader) {
+    status = hv_checkpoint_prune(output, self->config->checkpoint.keep);
+    if (!status) status = save_model(self);
+    /* The others may be handing over values still: they are not at the agreement below. */
+    if (status && sharded) return status;
+  } else if (sharded) {
+    HV_TRY(hand_over_values(self));
+  }
+  return hv_comm_agree(self->comm, "saving the model", status);
+}
+
+static hv_status save(run *self) {
+  hv_comm_set_timeout(self->comm, file_timeout);
+  hv_status status = save_files(self);
+  hv_comm_set_timeout(self->comm, self->config->parallel.timeout);
+  if (!status) self->saved_step = self->trainer->step;
   return status;
 }
 
@@ -249,7 +323,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
                             .learning_rate = learning_rate,
                             .samples_per_s = hv_progress_rate(&self->progress),
                             .held_out = validate ? &held_out : NULL};
-    HV_TRY(hv_metrics_write(self->metrics, &line));
+    if (self->leader) HV_TRY(hv_metrics_write(self->metrics, &line));
   }
   if (last || due(step, config->checkpoint.interval)) HV_TRY(save(self));
   return HV_OK;
@@ -266,16 +340,25 @@ static hv_status check_skipped(run *self, const hv_step_result *result) {
       MAX_SKIPPED, (long long)self->trainer->step);
 }
 
+/* A signal that came to any rank stops all at the same step. */
+static hv_status agree_on_signal(const run *self, int *out) {
+  int own = hv_interrupt_signal(self->options->interrupt);
+  double came[2] = {own == SIGINT, own == SIGTERM};
+  HV_TRY(hv_comm_sum(self->comm, "signals", came, 2));
+  *out = came[0] > 0 ? SIGINT : (came[1] > 0 ? SIGTERM : 0);
+  return HV_OK;
+}
+
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
   while (trainer->step < self->total_steps) {
-    *signal_number = hv_interrupt_signal(self->options->interrupt);
+    HV_TRY(agree_on_signal(self, signal_number));
     if (*signal_number) break;
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
     double start = hv_clock_seconds();
     hv_step_result result;
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
-    hv_progress_step(&self->progress, trainer->step, &result, hv_clock_seconds() - start);
+    if (self->leader) hv_progress_step(&self->progress, trainer->step, &result, hv_clock_seconds() - start);
     HV_TRY(check_skipped(self, &result));
     HV_TRY(after_step(self, &result, learning_rate));
   }
@@ -284,7 +367,7 @@ static hv_status train(run *self, int *signal_number) {
 }
 
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
-  run self = {.config = config, .options = options};
+  run self = {.config = config, .options = options, .comm = options->comm, .leader = options->comm->rank == 0};
   *signal_number = 0;
   hv_status status = open_run(&self, device);
   if (!status) status = train(&self, signal_number);

@@ -166,9 +166,10 @@ done:
   return status;
 }
 
-hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model, hv_run_data *out) {
+hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model, int32_t rank, int32_t ranks,
+                           hv_run_data *out) {
   hv_status status = HV_OK;
-  *out = (hv_run_data){.config = config, .model = *model};
+  *out = (hv_run_data){.config = config, .model = *model, .rank = rank, .ranks = ranks};
   HV_CHECK(check_cameras(config, model));
   HV_CHECK(open_split(config, model, config->data.train_split, &out->train));
   if (config->data.valid_split) HV_CHECK(open_split(config, model, config->data.valid_split, &out->valid));
@@ -205,7 +206,7 @@ static hv_loader_options loader_options(const hv_run_data *data, const hv_prompt
       .absolute = data->absolute,
       .prompts = prompts->ids,
       .prompt_stride = prompts->stride,
-      .batch = (int32_t)hv_train_config_micro_batch(data->config),
+      .batch = (int32_t)hv_train_config_micro_batch(data->config, data->ranks),
       .threads = (int32_t)settings->threads,
       .read_ahead = (int32_t)settings->read_ahead,
       .cache_bytes = (size_t)settings->cache_bytes,
@@ -215,6 +216,8 @@ static hv_loader_options loader_options(const hv_run_data *data, const hv_prompt
 hv_status hv_run_data_open_training(const hv_run_data *data, int64_t first_sample, hv_loader **out) {
   hv_loader_options options = loader_options(data, &data->train_prompts);
   options.global_batch = (int32_t)data->config->train.batch_size;
+  options.rank = data->rank;
+  options.ranks = data->ranks;
   options.seed = (uint64_t)data->config->seed;
   options.first_sample = (uint64_t)first_sample;
   return hv_loader_open(data->train, &options, out);

@@ -23,19 +23,21 @@ typedef struct hv_run_data {
   char *tokenizer_path;             /* owned */
   bool *absolute;                   /* [action_dim]; owned */
   hv_prompt_table train_prompts, valid_prompts;
+  int32_t rank, ranks;
 } hv_run_data;
 
-/* Opens and checks everything that a run reads. `config` must outlive it. */
-HV_NODISCARD hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model, hv_run_data *out);
+/* Opens and checks everything that one of the ranks of a run reads. `config` must outlive it. */
+HV_NODISCARD hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model, int32_t rank,
+                                        int32_t ranks, hv_run_data *out);
 void hv_run_data_close(hv_run_data *data); /* leaves it empty */
 
 /* Tokens of the longest prompt of either split, <s> included. */
 int32_t hv_run_data_longest_prompt(const hv_run_data *data);
 
-/* Micro-batches of the training split in the run's order, from global sample `first_sample` on. */
+/* This rank's micro-batches of the training split in the run's order, from global sample `first_sample` on. */
 HV_NODISCARD hv_status hv_run_data_open_training(const hv_run_data *data, int64_t first_sample, hv_loader **out);
 
-/* The held-out split once, in order, in batches of at most a micro-batch. */
+/* All of the held-out split once, in order, in batches of at most a micro-batch. */
 HV_NODISCARD hv_status hv_run_data_open_validation(const hv_run_data *data, hv_loader **out);
 
 /* A trainer's source over a loader. The divisors are those of the whole batch that a micro-batch is part of. */

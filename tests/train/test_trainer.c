@@ -163,7 +163,7 @@ static long allocations_of_steps(const char *folder, hv_dtype dtype, int32_t par
   assert_ok(hv_train_config_load(write_tiny_config(folder, "none"), sets, sizeof sets / sizeof sets[0], &config));
   config.train.micro_batch = BATCH / parts;
   assert_ok(hv_train_config_model(&config, &model, &directory));
-  assert_ok(hv_run_data_open(&config, &model.config, &data));
+  assert_ok(hv_run_data_open(&config, &model.config, 0, 1, &data));
   assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 2}, &device));
   hv_trainer_options options = {
       .config = &model.config,
