@@ -1,0 +1,236 @@
+/* Times attention and linear layers at the shapes of the 7B model: bench_kernels [DEVICE [small]], by default on a
+ * card. Each line is the best of five rounds of many calls. `small` shrinks the shapes to what the emulated device
+ * runs. */
+#include <math.h>
+#include <time.h>
+
+#include "core/base/random.h"
+#include "core/tensor/ops.h"
+#include "tests/check.h"
+
+enum { ROUNDS = 5, BRANCHES = 4, BRANCH_ROWS = 12, PREFIX = 285, MOST_SEGMENTS = 256 };
+
+typedef struct bench {
+  hv_device *device;
+  hv_stream *stream;
+  bool small;
+  int calls; /* of a round */
+  void *memory[64];
+  int allocations;
+} bench;
+
+static void *allocate(bench *b, size_t bytes) {
+  assert_true(b->allocations < 64);
+  void **memory = &b->memory[b->allocations++];
+  assert_ok(hv_device_allocate(b->device, bytes, "a benchmark's operand", memory));
+  return *memory;
+}
+
+static void release_all(bench *b) {
+  while (b->allocations > 0) hv_device_release(b->device, b->memory[--b->allocations]);
+}
+
+static hv_tensor upload(bench *b, hv_dtype dtype, int64_t rows, int64_t cols, const void *values) {
+  hv_tensor t = hv_tensor_make(NULL, dtype, rows, cols);
+  size_t bytes = (size_t)(rows * cols) * hv_dtype_size(dtype);
+  t.data = allocate(b, bytes);
+  hv_upload(b->stream, t.data, values, bytes);
+  assert_ok(hv_stream_synchronize(b->stream));
+  return t;
+}
+
+static hv_tensor blank(bench *b, hv_dtype dtype, int64_t rows, int64_t cols) {
+  return hv_tensor_make(allocate(b, (size_t)(rows * cols) * hv_dtype_size(dtype)), dtype, rows, cols);
+}
+
+/* Random numbers: a card is slower on them than on constants, because it draws more power. */
+static hv_tensor numbers(bench *b, int64_t rows, int64_t cols) {
+  static const int64_t seed_step[2] = {1, 0}, sample = 0;
+  hv_tensor t = blank(b, HV_BF16, rows, cols);
+  hv_tensor all = hv_tensor_reshape(t, 1, rows * cols), wide = blank(b, HV_F32, 1, rows * cols);
+  hv_draw_normal(b->stream, &(hv_draw_normal_args){.seed_step = upload(b, HV_I64, 1, 2, seed_step),
+                                                   .samples = upload(b, HV_I64, 1, 1, &sample),
+                                                   .branches = 1,
+                                                   .domain = HV_RANDOM_NOISE,
+                                                   .y = wide});
+  hv_convert(b->stream, &(hv_convert_args){.src = wide, .dst = all});
+  assert_ok(hv_stream_synchronize(b->stream));
+  for (int i = 0; i < 3; i++) hv_device_release(b->device, b->memory[--b->allocations]);
+  return t;
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef void (*call)(bench *b, const void *work, int index);
+
+/* Seconds of a call; the first round warms up. */
+static double measure(bench *b, call run, const void *work) {
+  double best = INFINITY;
+  for (int round = 0; round <= ROUNDS; round++) {
+    double start = now();
+    for (int i = 0; i < b->calls; i++) run(b, work, i);
+    assert_ok(hv_stream_synchronize(b->stream));
+    double seconds = (now() - start) / b->calls;
+    if (round > 0 && seconds < best) best = seconds;
+  }
+  return best;
+}
+
+static void print(const char *what, double seconds, double flops, double bytes) {
+  printf("%-52s %9.1f us %8.1f TFLOP/s %8.1f GB/s\n", what, 1e6 * seconds, 1e-12 * flops / seconds,
+         1e-9 * bytes / seconds);
+}
+
+typedef struct attention_work {
+  hv_attention_args forward;
+  hv_attention_backward_args backward;
+} attention_work;
+
+static void run_attention(bench *b, const void *work, int index) {
+  (void)index;
+  hv_attention(b->stream, &((const attention_work *)work)->forward);
+}
+static void run_attention_backward(bench *b, const void *work, int index) {
+  (void)index;
+  hv_attention_backward(b->stream, &((const attention_work *)work)->backward);
+}
+
+/* Samples of `prefix` rows (queries too, or keys alone) and branches that see it. */
+typedef struct layout {
+  hv_segment segment[MOST_SEGMENTS];
+  hv_key_group group[MOST_SEGMENTS];
+  int32_t segments, rows, max_rows, max_keys;
+  double pairs; /* of a query and a key that it sees */
+} layout;
+
+static void add_segment(layout *l, int32_t q_rows, int32_t prefix_start, int32_t prefix, int32_t seen_by, bool causal) {
+  int32_t rows = q_rows, start = l->rows;
+  l->segment[l->segments] = (hv_segment){start, q_rows, prefix_start, prefix, start, rows};
+  l->group[l->segments] = (hv_key_group){start, rows, l->segments, seen_by};
+  l->segments++;
+  l->rows += rows;
+  l->max_rows = rows > l->max_rows ? rows : l->max_rows;
+  l->max_keys = prefix + rows > l->max_keys ? prefix + rows : l->max_keys;
+  l->pairs += (double)q_rows * prefix + (causal ? 0.5 * rows * (rows + 1) : (double)rows * rows);
+}
+
+static void bench_attention(bench *b, const char *name, const layout *l, int heads, int head_dim, bool causal,
+                            bool backward) {
+  int64_t cols = (int64_t)heads * head_dim;
+  attention_work w = {.forward = {.num_heads = heads,
+                                  .num_kv_heads = heads,
+                                  .head_dim = head_dim,
+                                  .max_q_rows = l->max_rows,
+                                  .max_key_rows = l->max_keys,
+                                  .causal = causal,
+                                  .scale = 1 / sqrt(head_dim)}};
+  hv_attention_args *f = &w.forward;
+  f->segments = upload(b, HV_I32, l->segments, 6, l->segment);
+  f->q = numbers(b, l->rows, cols);
+  f->k = numbers(b, l->rows, cols);
+  f->v = numbers(b, l->rows, cols);
+  f->out = blank(b, HV_BF16, l->rows, cols);
+  f->lse = blank(b, HV_F32, l->rows, heads);
+  double flops = 4 * l->pairs * (double)cols, bytes = 2.0 * (double)(l->rows * cols);
+  char text[96];
+  snprintf(text, sizeof text, "attention, %s", name);
+  print(text, measure(b, run_attention, &w), flops, 4 * bytes);
+  if (backward) {
+    w.backward = (hv_attention_backward_args){.q = f->q,
+                                              .k = f->k,
+                                              .v = f->v,
+                                              .out = f->out,
+                                              .lse = f->lse,
+                                              .segments = f->segments,
+                                              .num_heads = heads,
+                                              .num_kv_heads = heads,
+                                              .head_dim = head_dim,
+                                              .max_q_rows = l->max_rows,
+                                              .max_key_rows = l->max_keys,
+                                              .max_group_rows = l->max_rows,
+                                              .causal = causal,
+                                              .scale = f->scale};
+    w.backward.key_groups = upload(b, HV_I32, l->segments, 4, l->group);
+    w.backward.dout = numbers(b, l->rows, cols);
+    w.backward.row_dot = blank(b, HV_F32, l->rows, heads);
+    w.backward.dq = blank(b, HV_BF16, l->rows, cols);
+    w.backward.dk = blank(b, HV_BF16, l->rows, cols);
+    w.backward.dv = blank(b, HV_BF16, l->rows, cols);
+    snprintf(text, sizeof text, "attention_backward, %s", name);
+    print(text, measure(b, run_attention_backward, &w), 2.5 * flops, 8 * bytes);
+  }
+  release_all(b);
+}
+
+static void bench_attentions(bench *b) {
+  int samples = b->small ? 1 : 32, heads = b->small ? 1 : 32, tower_heads = b->small ? 1 : 16;
+  layout decoder = {.segments = 0}, tower = {.segments = 0}, step = {.segments = 0};
+  for (int i = 0; i < samples; i++) {
+    int32_t start = decoder.rows;
+    add_segment(&decoder, PREFIX, 0, 0, 1 + BRANCHES, true);
+    for (int branch = 0; branch < BRANCHES; branch++) add_segment(&decoder, BRANCH_ROWS, start, PREFIX, 1, true);
+    add_segment(&tower, 256, 0, 0, 1, false);
+  }
+  /* A step of a prediction: new rows over a cache that lies before them. */
+  step.segment[0] = (hv_segment){PREFIX, BRANCH_ROWS + 1, 0, 0, 0, PREFIX + BRANCH_ROWS + 1};
+  step.segments = 1;
+  step.rows = PREFIX + BRANCH_ROWS + 1;
+  step.max_rows = BRANCH_ROWS + 1;
+  step.max_keys = step.rows;
+  step.pairs = (double)step.max_rows * step.max_keys;
+  bench_attention(b, "decoder, 4 branches", &decoder, heads, 128, true, true);
+  bench_attention(b, "vision, heads of 64", &tower, tower_heads, 64, false, true);
+  bench_attention(b, "vision, heads of 72", &tower, tower_heads, 72, false, true);
+  bench_attention(b, "13 rows over a cache of 298", &step, heads, 128, true, false);
+}
+
+enum { COPIES = 8 /* of the weights, so that they do not stay in the card's cache */ };
+typedef struct linear_work {
+  hv_linear_args args[COPIES];
+} linear_work;
+
+static void run_linear(bench *b, const void *work, int index) {
+  hv_linear(b->stream, &((const linear_work *)work)->args[index % COPIES]);
+}
+
+static void bench_linear(bench *b, int64_t rows, int64_t in, int64_t out) {
+  if (b->small) in = in / 512 * 8 + 8, out /= 64, rows = rows > 100 ? 100 : rows;
+  linear_work w;
+  hv_tensor x = numbers(b, rows, in), y = blank(b, HV_BF16, rows, out);
+  for (int i = 0; i < COPIES; i++) w.args[i] = (hv_linear_args){.x = x, .weight = numbers(b, out, in), .y = y};
+  char text[96];
+  snprintf(text, sizeof text, "linear, %lld rows, %lld to %lld", (long long)rows, (long long)in, (long long)out);
+  print(text, measure(b, run_linear, &w), 2.0 * (double)(rows * in * out),
+        2.0 * (double)(rows * in + in * out + rows * out));
+  release_all(b);
+}
+
+static void bench_linears(bench *b) {
+  static const int64_t sizes[][2] = {{4096, 12288}, {4096, 4096}, {4096, 22016}, {11008, 4096}, {4096, 32064}};
+  static const int64_t rows[] = {1, 13, 16, 17, 10656};
+  for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) bench_linear(b, rows[r], sizes[s][0], sizes[s][1]);
+  }
+}
+
+int main(int argc, char **argv) {
+  const char *device = argc > 1 ? argv[1] : "cuda";
+  bench b = {.small = argc > 2 && strcmp(argv[2], "small") == 0};
+  b.calls = b.small ? 1 : 50;
+  hv_status status = hv_device_load(device, &(hv_device_options){.index = 0}, &b.device);
+  if (status) {
+    printf("skipped: %s\n", hv_status_message(status));
+    hv_status_free(status);
+    return 77;
+  }
+  assert_ok(hv_stream_open(b.device, &b.stream));
+  bench_attentions(&b);
+  bench_linears(&b);
+  hv_stream_close(b.stream);
+  hv_device_close(b.device);
+  return 0;
+}
