@@ -13,6 +13,7 @@ packages=(
 )
 packages_of_tests=(
   git libcmocka-dev
+  libopenmpi-dev openmpi-bin                  # training with several ranks
   clang-format-14 clang-tidy-14 libomp-14-dev # how the code is written; other versions judge differently
 )
 

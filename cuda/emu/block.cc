@@ -98,7 +98,7 @@ static void yield_to_scheduler(void) {
 }
 
 /* Gives up the running thread for good, after a fault that leaves nothing sensible to do. */
-static void stop_thread(void) {
+[[noreturn]] static void stop_thread(void) {
   self->state = FINISHED;
   self->worker->finished++;
   for (;;) yield_to_scheduler();

@@ -33,6 +33,8 @@ public:
     if (hv_emu_shared_write(p, sizeof(T))) *p = value;
     return *this;
   }
+  /* An element assigned to itself is read and written like any other. */
+  // NOLINTNEXTLINE(bugprone-unhandled-self-assignment)
   hv_shared_element &operator=(const hv_shared_element &other) {
     *this = (T)other;
     return *this;
@@ -245,6 +247,8 @@ void hv_emu_combine_ldmatrix_x4_trans(void *const *operands, uint32_t mask);
 void hv_emu_combine_ldmatrix_x2(void *const *operands, uint32_t mask);
 void hv_emu_combine_ldmatrix_x2_trans(void *const *operands, uint32_t mask);
 
+/* The registers are written through `own`. */
+// NOLINTNEXTLINE(readability-non-const-parameter)
 static inline void hv_emu_ldmatrix_rows(uint32_t *r, hv_shared<hv_bf16> row, bool reads, hv_emu_combine combine) {
   static const uint16_t nothing[8] = {};
   const void *p = row.unchecked();

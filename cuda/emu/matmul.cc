@@ -49,7 +49,7 @@ static void *stored(const hv_tensor *t, int64_t row, int64_t col) {
 /* The matrix as floats without gaps, [rows, cols] of the result, transposed where asked for. */
 static float *as_floats(const hv_tensor *t, bool transpose) {
   int64_t rows = transpose ? t->cols : t->rows, cols = transpose ? t->rows : t->cols;
-  float *all = (float *)malloc((size_t)(rows * cols) * sizeof(float));
+  float *all = (float *)calloc((size_t)(rows * cols), sizeof(float));
   float *line = (float *)malloc((size_t)t->cols * sizeof(float));
   if (!all || !line) {
     free(all);

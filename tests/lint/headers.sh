@@ -23,10 +23,16 @@ while IFS= read -r header; do
   # A part of another header, which says so: it is compiled with that one.
   if grep -q 'Included by .* alone\.' "$header"; then continue; fi
   case $header in
-    cuda/*) check "$header" g++ -std=c++17 -x c++ ;;
     infer/hvla.h)
       check "$header" gcc -std=c99 -pedantic -x c
       check "$header" g++ -std=c++11 -pedantic -x c++
+      ;;
+    cuda/* | tests/cuda/*) # C++ where no C source includes it
+      if git grep -qF "#include \"$header\"" -- '*.c'; then
+        check "$header" gcc -std=gnu17 -x c
+      else
+        check "$header" g++ -std=c++17 -x c++
+      fi
       ;;
     *) check "$header" gcc -std=gnu17 -x c ;;
   esac
