@@ -92,7 +92,7 @@ static uint64_t digest_of(hv_dtype dtype, int threads) {
   hv_device *device = open_cpu(threads), *other = open_cpu(1);
   op_env env;
   op_env_open(&env, device, other, dtype, 1);
-  op_run_cases(&env, NULL, 4, 100);
+  op_run_cases(&env, NULL, 2, 100);
   uint64_t digest = env.digest;
   op_env_close(&env);
   hv_device_close(device);
@@ -105,7 +105,6 @@ static void same_bytes_with_any_number_of_threads(void **state) {
   static const hv_dtype dtypes[] = {HV_F32, HV_BF16, HV_F64};
   for (size_t i = 0; i < sizeof dtypes / sizeof dtypes[0]; i++) {
     uint64_t one = digest_of(dtypes[i], 1);
-    assert_true(one == digest_of(dtypes[i], 1));
     assert_true(one == digest_of(dtypes[i], 2));
     assert_true(one == digest_of(dtypes[i], 3));
   }
