@@ -37,7 +37,7 @@ export UBSAN_OPTIONS=print_stacktrace=1
 say() { printf '\n== %s\n' "$*"; }
 
 # nvcc takes minutes for each compute capability: where no card will run the kernels, the lowest stands for all.
-cuda_architectures=()
+cuda_architectures=(-UHVLA_CUDA_ARCHITECTURES) # all that the project names
 if ! $long && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then cuda_architectures=(-DHVLA_CUDA_ARCHITECTURES=80); fi
 
 # build PRESET CMAKE-ARGUMENT…: quiet when all goes well, the compiler's words when not.
