@@ -21,6 +21,7 @@ static inline void choose_device(int argc, char **argv) {
     return;
   }
   printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  hv_status_free(status);
   exit(SKIPPED);
 }
 
