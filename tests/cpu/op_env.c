@@ -266,7 +266,7 @@ void op_compare_within(op_env *env, const char *what, const op_operand *result, 
     norm += expected[i] * expected[i];
   }
   /* What is 0 but for the reference's own rounding (the gradient of a query that sees one key) is compared as 0. */
-  bool zero = sqrt(norm) < 1e-12 * sqrt((double)(t->rows * t->cols));
+  bool zero = sqrt(norm) <= 1e-12 * sqrt((double)(t->rows * t->cols));
   double error = zero ? sqrt(difference) : sqrt(difference / norm);
   if (!(error <= tolerance)) {
     fail_msg("%s, %s: %s [%lld, %lld] on %s is off by %.3g (at most %.3g; seed %llu)", env->name,
