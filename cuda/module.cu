@@ -24,6 +24,7 @@ static void close_device(hv_device *device) {
 }
 
 static hv_status allocate(hv_device *device, size_t bytes, const char *what, void **out) {
+  hv_runtime_use(device_of(device)->runtime);
   return hv_runtime_allocate(device_of(device)->runtime, bytes, what, out);
 }
 
@@ -32,6 +33,7 @@ static void release(hv_device *device, void *memory) {
 }
 
 static hv_status allocate_host(hv_device *device, size_t bytes, const char *what, void **out) {
+  hv_runtime_use(device_of(device)->runtime);
   return hv_runtime_allocate_host(device_of(device)->runtime, bytes, what, out);
 }
 
@@ -41,6 +43,7 @@ static void release_host(hv_device *device, void *memory) {
 
 static hv_status stream_open(hv_device *device, hv_stream **out) {
   *out = nullptr;
+  hv_runtime_use(device_of(device)->runtime);
   hv_cuda_stream *stream = (hv_cuda_stream *)calloc(1, sizeof *stream);
   if (!stream) return hv_error_memory("a stream");
   stream->head.device = device;
@@ -88,18 +91,21 @@ void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
     hv_stream_fail(stream, hv_queue_spoil(own->queue, own->scratch, bytes));
     return own->scratch;
   }
-  /* Work that was queued before may still use the old memory. */
-  hv_stream_fail(stream, hv_queue_synchronize(own->queue));
-  hv_runtime_release(hv_stream_runtime(stream), own->scratch);
+  /* Work that was queued before may still use the old memory. The device's own methods, so that whoever counts what
+   * they are called for sees this too. */
+  hv_device *device = stream->device;
+  hv_stream_fail(stream, hv_stream_synchronize(stream));
+  hv_device_release(device, own->scratch);
   own->scratch = nullptr;
   own->scratch_bytes = 0;
-  hv_status status = hv_runtime_allocate(hv_stream_runtime(stream), bytes, "scratch of operations", &own->scratch);
+  hv_status status = hv_device_allocate(device, bytes, "scratch of operations", &own->scratch);
   if (!status) own->scratch_bytes = bytes;
   hv_stream_fail(stream, status);
   return own->scratch;
 }
 
 static hv_status event_open(hv_device *device, hv_event **out) {
+  hv_runtime_use(device_of(device)->runtime);
   return hv_mark_open(device_of(device)->runtime, (hv_mark **)out);
 }
 
@@ -116,6 +122,7 @@ static void event_wait(hv_stream *stream, hv_event *event) {
 }
 
 static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
+  hv_runtime_use(hv_stream_runtime(stream));
   hv_stream_fail(stream, hv_queue_copy(hv_stream_queue(stream), to, from, bytes));
 }
 
@@ -141,7 +148,9 @@ static const hv_device_methods methods = {
   static void run_##name(hv_stream *stream, const hv_##name##_args *args) {                                            \
     hv_status status = hv_check_##name(args);                                                                          \
     hv_stream_fail(stream, status);                                                                                    \
-    if (!status) hv_cuda_##name(stream, args);                                                                         \
+    if (status) return;                                                                                                \
+    hv_runtime_use(hv_stream_runtime(stream));                                                                         \
+    hv_cuda_##name(stream, args);                                                                                      \
   }
 HV_OPS(RUN)
 #undef RUN

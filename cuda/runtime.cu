@@ -81,6 +81,11 @@ void hv_runtime_close(hv_runtime *runtime) {
   free(runtime);
 }
 
+void hv_runtime_use(const hv_runtime *runtime) {
+  /* An error here is the next call's, too. */
+  (void)cudaSetDevice(runtime->index);
+}
+
 const hv_card *hv_runtime_card(const hv_runtime *runtime) {
   return &runtime->card;
 }

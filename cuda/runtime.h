@@ -29,6 +29,8 @@ typedef struct hv_card {
 /* Errors say in one line what is missing: driver, card, a new enough one. */
 HV_NODISCARD hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out);
 void hv_runtime_close(hv_runtime *runtime);
+/* Makes the card the one that the calling thread's next calls mean. */
+void hv_runtime_use(const hv_runtime *runtime);
 const hv_card *hv_runtime_card(const hv_runtime *runtime);
 
 /* Device memory and page-locked host memory, aligned to 256 bytes. `what` is for the message. Releasing waits for all

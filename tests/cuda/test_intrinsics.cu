@@ -1,4 +1,5 @@
-/* Every intrinsic that kernels use, against plain loops. */
+/* Every intrinsic that kernels use, against plain loops: in the emulator, and as nvcc compiles it on a card (skipped
+ * where there is none). What agrees with the same loops on both agrees between the two. */
 #include "tests/cuda/bench.h"
 
 enum { M = 16, N = 8, K = 16 };
@@ -152,6 +153,18 @@ static __global__ void conversions_kernel(const float *in, float *out, int count
   for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) out[i] = hv_to_float(hv_from_float<hv_bf16>(in[i]));
 }
 
+static float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
 /* As the host rounds (core/tensor/dtype.h). */
 static void conversions(void **) {
   enum { COUNT = 4096 };
@@ -159,13 +172,13 @@ static void conversions(void **) {
   uint32_t bits = 12345;
   for (int i = 0; i < COUNT; i++) {
     bits = bits * 1664525u + 1013904223u;
-    in[i] = __uint_as_float(bits);
+    in[i] = float_of(bits);
   }
   in[0] = INFINITY;
   in[1] = -0.0f;
   in[2] = 3.4e38f;
-  in[3] = __uint_as_float(0x3f808000u); /* a tie, to even */
-  in[4] = __uint_as_float(0x3f818000u);
+  in[3] = float_of(0x3f808000u); /* a tie, to even */
+  in[4] = float_of(0x3f818000u);
   bench b = bench_open();
   float *from = bench_upload(&b, in, COUNT), *out = bench_memory<float>(&b, COUNT);
   HV_LAUNCH(conversions_kernel, dim3(1), dim3(64), 0, b.stream, (const float *)from, out, (int)COUNT);
@@ -174,7 +187,7 @@ static void conversions(void **) {
     if (isnan(in[i])) {
       assert_true(isnan(got[i]));
     } else {
-      assert_int_equal(__float_as_uint(got[i]), (uint32_t)hv_bf16_from_float(in[i]) << 16);
+      assert_int_equal(bits_of(got[i]), (uint32_t)hv_bf16_from_float(in[i]) << 16);
     }
   }
   bench_close(&b);
@@ -199,7 +212,7 @@ static __global__ void copies_kernel(const hv_bf16 *in, float *out) {
 
 static void asynchronous_copies(void **) {
   hv_bf16 in[32 * 8];
-  for (int i = 0; i < 32 * 8; i++) in[i] = hv_round_bf16((float)i);
+  for (int i = 0; i < 32 * 8; i++) in[i] = {hv_bf16_from_float((float)i)};
   float got[96];
   bench b = bench_open();
   hv_bf16 *from = bench_upload(&b, in, 32 * 8);
@@ -215,10 +228,80 @@ static void asynchronous_copies(void **) {
   bench_close(&b);
 }
 
+/* Σ a b over the matrix product by mma, for numbers that do not add up exactly. */
+static void mma_on_random_numbers(void **) {
+  float a[M * K], b[K * N], c[M * N] = {}, got[M * N];
+  uint32_t bits = 2024;
+  auto next = [&]() {
+    bits = bits * 1664525u + 1013904223u;
+    return hv_bf16_to_float(hv_bf16_from_float((float)(int32_t)bits * 0x1p-31f));
+  };
+  for (int i = 0; i < M * K; i++) a[i] = next();
+  for (int i = 0; i < K * N; i++) b[i] = next();
+  bench card = bench_open();
+  float *da = bench_upload(&card, a, M * K), *db = bench_upload(&card, b, K * N), *dc = bench_upload(&card, c, M * N);
+  HV_LAUNCH(fragments_kernel, dim3(1), dim3(32), 0, card.stream, da, db, dc);
+  bench_download(&card, got, dc, M * N);
+  for (int i = 0; i < M; i++) {
+    for (int j = 0; j < N; j++) {
+      double sum = 0, size = 0;
+      for (int k = 0; k < K; k++) {
+        sum += (double)a[i * K + k] * b[k * N + j];
+        size += fabs((double)a[i * K + k] * b[k * N + j]);
+      }
+      assert_true(fabs(got[i * N + j] - sum) <= 2e-6 * size);
+    }
+  }
+  bench_close(&card);
+}
+
+static __global__ void fast_exponentials_kernel(const float *in, float *out, int count) {
+  for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) {
+    out[2 * i] = hv_exp2_fast(in[i]);
+    out[2 * i + 1] = hv_exp_fast(in[i]);
+  }
+}
+
+/* Within the ulps that cuda/intrinsics.h states: 2, and for e^x 2 for each unit of |x| beyond 1. */
+static void fast_exponentials(void **) {
+  enum { COUNT = 2048 };
+  static float in[COUNT], got[2 * COUNT];
+  for (int i = 0; i < COUNT; i++) in[i] = -80.0f + 0.0731f * (float)i;
+  bench b = bench_open();
+  float *from = bench_upload(&b, in, COUNT), *out = bench_memory<float>(&b, 2 * COUNT);
+  HV_LAUNCH(fast_exponentials_kernel, dim3(1), dim3(64), 0, b.stream, (const float *)from, out, (int)COUNT);
+  bench_download(&b, got, out, 2 * COUNT);
+  for (int i = 0; i < COUNT; i++) {
+    double ulp = ldexp(1.0, -23), allowed = 2 * fmax(1.0, fabs((double)in[i])) * ulp;
+    assert_true(fabs(got[2 * i] / exp2((double)in[i]) - 1) <= 2 * ulp);
+    assert_true(fabs(got[2 * i + 1] / exp((double)in[i]) - 1) <= allowed);
+  }
+  bench_close(&b);
+}
+
+#ifdef __CUDACC__
+/* The program ends as skipped where there is no card. */
+static void need_card(void) {
+  hv_device *device;
+  hv_status status = hv_device_module_open(nullptr, &device);
+  if (!status) {
+    hv_device_close(device);
+    return;
+  }
+  printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  exit(77);
+}
+#else
+static void need_card(void) {}
+#endif
+
 int main(void) {
+  need_card();
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(mma_and_ldmatrix), cmocka_unit_test(shuffles_and_votes),  cmocka_unit_test(block_reductions),
-      cmocka_unit_test(conversions),      cmocka_unit_test(asynchronous_copies),
+      cmocka_unit_test(mma_and_ldmatrix),    cmocka_unit_test(shuffles_and_votes),
+      cmocka_unit_test(block_reductions),    cmocka_unit_test(conversions),
+      cmocka_unit_test(asynchronous_copies), cmocka_unit_test(mma_on_random_numbers),
+      cmocka_unit_test(fast_exponentials),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,27 @@
+#!/bin/sh
+# compute_sanitizer.sh PROGRAM ARGUMENT …: runs a program of tests under each tool of compute-sanitizer. Skipped (77) where
+# there is no card, or where the tools do not start.
+set -eu
+
+tool=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
+if [ ! -x "$tool" ]; then
+  echo "skipped: compute-sanitizer is not installed"
+  exit 77
+fi
+
+# The program says itself whether there is a card.
+code=0
+HVLA_OP=fill "$@" >/dev/null || code=$?
+if [ "$code" = 77 ]; then
+  echo "skipped: no GPU"
+  exit 77
+fi
+if ! HVLA_OP=fill "$tool" --tool memcheck "$@" >/dev/null 2>&1; then
+  echo "skipped: compute-sanitizer does not start on this machine"
+  exit 77
+fi
+
+for check in memcheck racecheck initcheck synccheck; do
+  echo "== $check"
+  "$tool" --tool "$check" --error-exitcode 1 "$@"
+done

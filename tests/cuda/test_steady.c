@@ -1,0 +1,74 @@
+/* A steady training step on a device asks it for no memory and waits for it once, at its end: what the device's methods
+ * are called for is counted. test_steady [DEVICE], by default emu. */
+#include "tests/cuda/under_test.h"
+#include "tests/hybridvla/tiny_model.h"
+#include "train/trainer.h"
+
+/* The device's own methods, and how often they were called. */
+static const hv_device_methods *own;
+static int allocations, waits;
+
+static hv_status counted_allocate(hv_device *device, size_t bytes, const char *what, void **out) {
+  allocations++;
+  return own->allocate(device, bytes, what, out);
+}
+
+static hv_status counted_allocate_host(hv_device *device, size_t bytes, const char *what, void **out) {
+  allocations++;
+  return own->allocate_host(device, bytes, what, out);
+}
+
+static hv_status counted_synchronize(hv_stream *stream) {
+  waits++;
+  return own->stream_synchronize(stream);
+}
+
+static void a_steady_step_allocates_nothing(void **state) {
+  (void)state;
+  enum { SAMPLES = 2, BRANCHES = 2, STEPS = 3 };
+  hv_config config = tiny_config(HV_HYBRID, false);
+  for (hv_dtype dtype = HV_F32; dtype <= HV_BF16; dtype++) {
+    hv_device *device;
+    hv_trainer *trainer;
+    assert_ok(hv_device_load(under_test, &(hv_device_options){.index = 0}, &device));
+    own = device->methods;
+    hv_device_methods counted = *own;
+    counted.allocate = counted_allocate;
+    counted.allocate_host = counted_allocate_host;
+    counted.stream_synchronize = counted_synchronize;
+    device->methods = &counted;
+
+    tiny_batch batch = tiny_batch_make(&config, SAMPLES, BRANCHES, 5);
+    hv_trainer_options options = {
+        .config = &config,
+        .dtype = dtype,
+        .limits = {.samples = SAMPLES, .branches = BRANCHES, .prompt = batch.batch.prompt_stride},
+        .parts = 1,
+        .weights = {1, 1},
+        .optimizer = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_norm = 1.0},
+        .seed = 7};
+    hv_step_result result;
+    allocations = waits = 0;
+    assert_ok(hv_trainer_open(device, &options, &trainer));
+    assert_ok(hv_trainer_initialize(trainer, NULL, NULL));
+    hv_fixed_source source = hv_fixed_source_make(&batch.batch);
+    for (int i = 0; i < 2; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
+    assert_true(allocations > 0 && waits > 0); /* the counters count */
+    double before = result.loss;
+    allocations = waits = 0;
+    for (int i = 0; i < STEPS; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
+    assert_int_equal(allocations, 0);
+    assert_int_equal(waits, STEPS);
+    assert_true(result.loss < before);
+    hv_trainer_close(trainer);
+    tiny_batch_free(&batch);
+    device->methods = own;
+    hv_device_close(device);
+  }
+}
+
+int main(int argc, char **argv) {
+  choose_device(argc, argv);
+  const struct CMUnitTest tests[] = {cmocka_unit_test(a_steady_step_allocates_nothing)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
