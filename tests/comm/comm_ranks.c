@@ -33,7 +33,7 @@ static void element(hv_dtype dtype, int32_t rank, int64_t i, void *out) {
   float x = hv_random_normal(11, HV_RANDOM_INIT, 0, (uint64_t)rank, 0, (uint32_t)i);
   x *= i % 3 == 0 ? 1e4f : 1e-2f;
   if (dtype == HV_I64) {
-    *(int64_t *)out = (int64_t)(x * 1e6f) << 20;
+    *(int64_t *)out = (int64_t)(x * 1e6f) * (1 << 20);
   } else if (dtype == HV_I16) {
     *(int16_t *)out = (int16_t)(rank * 1000 + i % 1000);
   } else {
