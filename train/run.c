@@ -29,7 +29,7 @@ typedef struct run {
   hv_comm *comm;
   bool leader; /* the rank that writes and tells */
   hv_model_config model;
-  hv_model_directory directory; /* of init_from, while values are read */
+  hv_model_directory directory; /* of init_from: its values, and what it holds beside them */
   hv_run_data data;
   hv_trainer *trainer;
   hv_loader *loader;
@@ -203,7 +203,6 @@ static hv_status open_run(run *self, hv_device *device) {
                                            .final_ratio = config->optimizer.final_ratio};
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
-  hv_model_directory_close(&self->directory);
   self->saved_step = -1;
   HV_TRY(
       hv_comm_agree(self->comm, "opening the run directory", self->leader ? open_outputs(self, position.step) : HV_OK));
@@ -233,6 +232,7 @@ static hv_status save_model(const run *self) {
   hv_model_save what = {.model = &self->model,
                         .params = trainer->params,
                         .dtype = hv_train_config_dtype(self->config),
+                        .carry = self->directory.tensors,
                         .tokenizer_path = self->data.tokenizer_path,
                         .statistics = self->data.statistics_document};
   hv_status status = hv_model_directory_save(path, &what, trainer->stream);

@@ -1,6 +1,7 @@
 /* `hvla-train run` from outside: what a run leaves, resuming to the same bytes, a full disk, and wrong input. */
 #include <math.h>
 
+#include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
 
@@ -183,9 +184,42 @@ static void survives_a_full_disk(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
+/* Writes a model's file anew with one tensor more, which no parameter has: what published towers bring along. */
+static void add_unused_tensor(const char *path, const char *name, float value) {
+  hv_safetensors *file;
+  hv_safetensors_writer *writer;
+  assert_ok(hv_safetensors_open(path, &file));
+  assert_ok(hv_safetensors_writer_open(path, &writer));
+  assert_ok(hv_safetensors_writer_declare(writer, name, HV_F32, 1, (const int64_t[]){1}));
+  for (int32_t i = 0; i < hv_safetensors_count(file); i++) {
+    const hv_file_tensor *t = hv_safetensors_get(file, i);
+    assert_ok(hv_safetensors_writer_declare(writer, t->name, t->dtype, t->rank, t->shape));
+  }
+  assert_ok(hv_safetensors_writer_write(writer, &value, sizeof value));
+  for (int32_t i = 0; i < hv_safetensors_count(file); i++) {
+    const hv_file_tensor *t = hv_safetensors_get(file, i);
+    assert_ok(hv_safetensors_writer_write(writer, t->data, t->size));
+  }
+  assert_ok(hv_safetensors_writer_commit(writer));
+  hv_safetensors_close(file);
+}
+
+static void assert_holds_tensor(const char *path, const char *name, float value) {
+  hv_safetensors *file;
+  const hv_file_tensor *tensor;
+  float found;
+  assert_ok(hv_safetensors_open(path, &file));
+  assert_ok(hv_safetensors_require(file, name, &tensor));
+  hv_file_tensor_read_f32(tensor, 0, 1, &found);
+  assert_true(found == value);
+  hv_safetensors_close(file);
+}
+
 static void starts_from_a_model_directory(void **state) {
   char rest[1024], *output;
   expect_train(0, run_of(*state, "first", "--set train.steps=40 --set train.batch_size=8"), NULL);
+  static const char unused[] = "vision_backbone.featurizer.norm.bias";
+  add_unused_tensor(in_run(*state, "first", "model/model.safetensors"), unused, 42);
   const char *config = in_folder(*state, "second.yaml");
   char text[2048];
   snprintf(text, sizeof text,
@@ -204,6 +238,7 @@ static void starts_from_a_model_directory(void **state) {
   assert_true(number(after, "loss") < 1.3 * number(before, "loss"));
   json_decref(before);
   json_decref(after);
+  assert_holds_tensor(in_run(*state, "second", "model/model.safetensors"), unused, 42);
   char *statistics;
   assert_ok(hv_read_text(in_run(*state, "second", "model/dataset_statistics.json"), 1 << 20, &statistics, NULL));
   assert_non_null(strstr(statistics, "\"lift\""));
