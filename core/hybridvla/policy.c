@@ -130,6 +130,9 @@ static void take_memory(hv_policy *policy, hv_arena *memory) {
     if (policy->passes[i].rows > rows) rows = policy->passes[i].rows;
   policy->rows_a = hv_arena_take(memory, parts->dtype, rows, llm->hidden_size);
   policy->rows_b = hv_arena_take(memory, parts->dtype, rows, llm->hidden_size);
+  if (policy->decodes) {
+    policy->token_states = hv_arena_take(memory, parts->dtype, policy->shape.tokens, llm->hidden_size);
+  }
 }
 
 static void fill_constants(hv_policy *policy) {
@@ -361,12 +364,14 @@ static void read_results(hv_policy *policy, hv_policy_result *out) {
   const hv_config *config = &policy->parts->config;
   if (policy->denoises) out->diffusion = (const float *)(policy->host + policy->at.x);
   if (!policy->decodes) return;
-  out->tokens = (const int32_t *)(policy->host + policy->at.ids);
+  int32_t *tokens = (int32_t *)(policy->host + policy->at.ids);
+  out->tokens = tokens;
   out->confidences = (const float *)(policy->host + policy->at.probabilities);
   out->autoregressive = policy->decoded;
   double sum = 0;
   for (int32_t i = 0; i < policy->shape.tokens; i++) {
-    policy->decoded[i] = (float)hv_action_from_token(out->tokens[i], config->action_base, config->action_bins);
+    tokens[i] += config->action_base - config->action_bins;
+    policy->decoded[i] = (float)hv_action_from_token(tokens[i], config->action_base, config->action_bins);
     sum += out->confidences[i];
   }
   out->confidence = sum / policy->shape.tokens;

@@ -69,13 +69,23 @@ static void embed_denoising(hv_policy *policy, const hv_pass *pass) {
                   hv_policy_in_block(policy, policy->at.all_timesteps + timestep, HV_I32, 1, 1), policy->x_cast);
 }
 
+/* The rows of the embedding table or the vocabulary head that are action tokens. */
+static hv_tensor action_rows(const hv_policy *policy, hv_param_id table) {
+  const hv_config *config = &policy->parts->config;
+  return hv_tensor_rows(hv_param_value(policy->parts->params, table), config->action_base - config->action_bins,
+                        config->action_bins);
+}
+
 static void embed_decoding(hv_policy *policy, const hv_pass *pass) {
   const hv_config *config = &policy->parts->config;
   int64_t row = hv_pass_decode_row(pass);
   hv_tensor none = {0};
   if (pass->token > 0) {
     hv_tensor before = hv_policy_in_block(policy, policy->at.ids, HV_I32, 1, policy->shape.tokens);
-    embed_words(policy, hv_tensor_cols(before, pass->token - 1, 1), hv_tensor_rows(policy->rows_a, row, 1), none);
+    hv_params_use(policy->parts->params, policy->parts->embed_group, policy->stream);
+    embed_ids(policy->stream, action_rows(policy, policy->parts->embed_tokens),
+              hv_tensor_cols(before, pass->token - 1, 1), hv_tensor_rows(policy->rows_a, row, 1), none);
+    hv_params_done(policy->parts->params, policy->parts->embed_group, policy->stream);
     return;
   }
   if (policy->shape.condition_rows) {
@@ -158,23 +168,42 @@ static void denoise(hv_policy *policy, const hv_pass *pass, hv_tensor hidden) {
           .x_cast = policy->x_cast});
 }
 
-/* One action token from the hidden state [1, D] before it. */
-static void decode(hv_policy *policy, const hv_pass *pass, hv_tensor hidden) {
+/* The probability of every decoded token among all words, in one product: choosing a token needs the action rows of the
+ * head alone, so the rest of it is read once and not once a token. */
+static void rate_tokens(hv_policy *policy) {
   hv_model_parts *parts = policy->parts;
   const hv_config *config = &parts->config;
-  hv_tensor logits = hv_arena_take(&policy->scratch, parts->real, 1, config->llm.vocab_size);
+  int64_t tokens = policy->shape.tokens;
+  hv_tensor logits = hv_arena_take(&policy->scratch, parts->real, tokens, config->llm.vocab_size);
+  hv_linear(policy->stream, &(hv_linear_args){.x = policy->token_states,
+                                              .weight = hv_param_value(parts->params, parts->lm_head),
+                                              .y = logits});
+  hv_best_of_range(policy->stream, &(hv_best_of_range_args){.logits = logits,
+                                                            .first = config->action_base - config->action_bins,
+                                                            .count = config->action_bins,
+                                                            .ids = hv_arena_take(&policy->scratch, HV_I32, 1, tokens),
+                                                            .probability = hv_policy_in_block(
+                                                                policy, policy->at.probabilities, HV_F32, 1, tokens)});
+}
+
+/* One action token, counted from the first of them, from the hidden state [1, D] before it. */
+static void decode(hv_policy *policy, const hv_pass *pass, hv_tensor hidden) {
+  hv_model_parts *parts = policy->parts;
+  hv_tensor weight = action_rows(policy, parts->lm_head);
+  hv_tensor logits = hv_arena_take(&policy->scratch, parts->real, 1, weight.rows);
   hv_params_use(parts->params, parts->head_group, policy->stream);
-  hv_linear(policy->stream,
-            &(hv_linear_args){.x = hidden, .weight = hv_param_value(parts->params, parts->lm_head), .y = logits});
-  hv_params_done(parts->params, parts->head_group, policy->stream);
+  hv_linear(policy->stream, &(hv_linear_args){.x = hidden, .weight = weight, .y = logits});
   hv_tensor ids = hv_policy_in_block(policy, policy->at.ids, HV_I32, 1, policy->shape.tokens);
-  hv_tensor probabilities = hv_policy_in_block(policy, policy->at.probabilities, HV_F32, 1, policy->shape.tokens);
   hv_best_of_range(policy->stream,
                    &(hv_best_of_range_args){.logits = logits,
-                                            .first = config->action_base - config->action_bins,
-                                            .count = config->action_bins,
+                                            .first = 0,
+                                            .count = (int32_t)weight.rows,
                                             .ids = hv_tensor_cols(ids, pass->token, 1),
-                                            .probability = hv_tensor_cols(probabilities, pass->token, 1)});
+                                            .probability = hv_arena_take(&policy->scratch, HV_F32, 1, 1)});
+  hv_convert(policy->stream,
+             &(hv_convert_args){.src = hidden, .dst = hv_tensor_rows(policy->token_states, pass->token, 1)});
+  if (pass->token + 1 == policy->shape.tokens) rate_tokens(policy);
+  hv_params_done(parts->params, parts->head_group, policy->stream);
 }
 
 void hv_policy_run_pass(hv_policy *policy, const hv_pass *pass) {

@@ -39,6 +39,7 @@ struct hv_policy {
   hv_tensor timestep_table; /* T [diffusion_steps, D]: every timestep embedded */
   hv_tensor x_cast;         /* T [H, A]: x as the network reads it */
   hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: what enters and leaves a layer */
+  hv_tensor token_states;   /* T [H A, D]: what each action token was chosen from */
 };
 
 static inline int32_t hv_policy_image_rows(const hv_config *config) {

@@ -441,12 +441,15 @@ static void the_work_of_each_step_is_known(void **state) {
   const hv_llm_config *llm = &s.config.llm;
   double layer = llm->hidden_size * (2.0 * llm->hidden_size + 2.0 * 12 + 3.0 * llm->intermediate_size);
   double decoder = llm->num_hidden_layers * layer, head = (double)llm->hidden_size * llm->vocab_size;
-  /* The last passes run one token: all layers and the vocabulary once. */
-  assert_true(work[VALUES].weight_bytes == 4 * (decoder + head));
-  assert_true(work[VALUES].matrix_flops >= 2 * (decoder + head));
+  double choice = (double)llm->hidden_size * s.config.action_bins;
+  /* The last passes run one token: all layers, and the action tokens' rows of the vocabulary. The last one reads the
+   * whole vocabulary, for the probabilities of all tokens. */
+  assert_true(work[VALUES - 1].weight_bytes == 4 * (decoder + choice));
+  assert_true(work[VALUES].weight_bytes == 4 * (decoder + choice + head));
+  assert_true(work[VALUES].matrix_flops >= 2 * (decoder + choice + VALUES * head));
   /* The first one: prefix, t | x and the branch's first rows through all layers but the last. */
   double rows = (PROMPT + 8 + 2) + 3 + 5;
-  assert_true(work[1].matrix_flops >= 2 * (rows * (decoder - layer) + head));
+  assert_true(work[1].matrix_flops >= 2 * (rows * (decoder - layer) + choice));
   assert_true(work[0].matrix_flops > 0 && hv_policy_memory(policy) > 0);
   hv_policy_close(policy);
   scene_close(&s);
