@@ -280,8 +280,9 @@ static void measures(void **state) {
   assert_true(fabs(json_real_value(json_object_get(found, "hz")) * middle - 1000) < 1e-6);
   static const char *const names[] = {"vision", "prefill", "denoise", "decode"};
   for (int i = 0; i < 4; i++) assert_true(json_real_value(json_object_get(stages, names[i])) > 0);
-  /* At least every weight of the decoder once, and its vocabulary for each of the 14 tokens. */
-  assert_true(json_integer_value(json_object_get(found, "bytes_read")) > 14 * 32064 * 32 * 4);
+  /* The vocabulary once, and for each of the 14 tokens its 256 action rows; not the vocabulary for every token. */
+  json_int_t bytes = json_integer_value(json_object_get(found, "bytes_read"));
+  assert_true(bytes > (32064 + 14 * 256) * 32 * 4 && bytes < 3 * 32064 * 32 * 4);
   assert_true(json_integer_value(json_object_get(found, "peak_memory_bytes")) > 2 * 32064 * 32 * 4);
   double light = json_real_value(json_object_get(found, "speed_of_light"));
   assert_true(light > 0);
