@@ -245,8 +245,11 @@ template <typename T, int D> struct dk_layout {
   static constexpr size_t TABLE = DOUT + stages<T> * STAGE_BYTES, BYTES = TABLE + query_table<dk_queries<T>>::BYTES;
 };
 
+/* Blocks of a multiprocessor that registers are kept free for. */
+template <typename T, int D> static constexpr int dk_blocks = sizeof(T) == 2 && D <= 80 ? 3 : 2;
+
 template <typename T, int D>
-static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, 2) dk_dv_kernel(backward_params<T> p) {
+static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dk_blocks<T, D>) dk_dv_kernel(backward_params<T> p) {
   using layout = dk_layout<T, D>;
   constexpr int QUERIES = dk_queries<T>, STRIDE = hv_tile_stride<T, D>, STAGE = layout::STAGE, N = QUERIES / 8;
   hv_attention_tile tile = p.tiles[blockIdx.x];
