@@ -26,6 +26,10 @@ static linear_scratch take_scratch(hv_stream *stream, size_t kept_bytes) {
 }
 
 static void multiply(hv_stream *stream, const hv_matmul_args *args, const linear_scratch *scratch) {
+  if (!hv_matmul_takes(hv_stream_matmul(stream), args)) {
+    hv_matmul_plain(stream, args);
+    return;
+  }
   hv_stream_fail(stream, hv_matmul_run(hv_stream_matmul(stream), hv_stream_queue(stream), args, scratch->workspace));
 }
 

@@ -52,6 +52,7 @@ struct plan {
   cublasLtMatmulDesc_t product;
   cublasLtMatrixLayout_t a, b, c, d;
   cublasLtMatmulAlgo_t algorithm;
+  bool taken; /* there is an algorithm */
 };
 
 struct hv_matmul {
@@ -199,7 +200,7 @@ static cublasStatus_t describe_product(const library *lt, plan *p) {
   return status;
 }
 
-/* The heuristic's first choice within the workspace. */
+/* The heuristic's first choice within the workspace, if it has any. */
 static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   const library *lt = &matmul->lt;
   const shape *s = &p->key;
@@ -222,8 +223,9 @@ static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
         lt->MatmulAlgoGetHeuristic(matmul->handle, p->product, p->b, p->a, p->c, p->d, preference, 1, &result, &found);
   }
   if (preference) (void)lt->MatmulPreferenceDestroy(preference);
-  if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-  if (status == CUBLAS_STATUS_SUCCESS) p->algorithm = result.algo;
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return CUBLAS_STATUS_SUCCESS;
+  p->taken = status == CUBLAS_STATUS_SUCCESS && found > 0;
+  if (p->taken) p->algorithm = result.algo;
   return status;
 }
 
@@ -246,7 +248,7 @@ static hv_status find_plan(hv_matmul *matmul, const shape *key, plan **out) {
   if (status == CUBLAS_STATUS_SUCCESS) status = choose_algorithm(matmul, p);
   if (status != CUBLAS_STATUS_SUCCESS) {
     close_plan(&matmul->lt, p);
-    return hv_error(HV_ERR_DEVICE, "cuBLASLt has no algorithm for a product of [%lld, %lld] and [%lld, %lld]: %s",
+    return hv_error(HV_ERR_DEVICE, "cuBLASLt, choosing an algorithm for a product of [%lld, %lld] and [%lld, %lld]: %s",
                     (long long)key->m, (long long)key->k, (long long)key->k, (long long)key->n,
                     matmul->lt.GetStatusString(status));
   }
@@ -254,6 +256,15 @@ static hv_status find_plan(hv_matmul *matmul, const shape *key, plan **out) {
   *bucket = *out = p;
   matmul->shapes++;
   return HV_OK;
+}
+
+bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
+  shape key = shape_of(args);
+  plan *p = nullptr;
+  hv_status status = find_plan(matmul, &key, &p);
+  if (!status) return p->taken;
+  hv_status_free(status); /* hv_matmul_run meets it again, and tells */
+  return true;
 }
 
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {

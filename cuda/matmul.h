@@ -29,8 +29,15 @@ typedef struct hv_matmul_args {
   hv_tensor d;    /* T or F32 [m, n] */
 } hv_matmul_args;
 
-/* Queues a product whose sizes are not 0. `workspace` is hv_matmul_workspace bytes, free until the product is done. */
+/* Whether the library has an algorithm for the operands. */
+bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args);
+
+/* Queues a product that the library takes, whose sizes are not 0. `workspace` is hv_matmul_workspace bytes, free until
+ * the product is done. */
 HV_NODISCARD hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace);
+
+/* Queues any product, by a slow kernel of our own. */
+void hv_matmul_plain(hv_stream *stream, const hv_matmul_args *args);
 
 /* The state of a stream's device. */
 hv_matmul *hv_stream_matmul(hv_stream *stream);

@@ -8,7 +8,7 @@
 #include "core/tensor/dtype.h"
 #include "cuda/emu/runtime.h"
 
-enum { WORKSPACE = 4096, POISON = 0xff, TILE = 256 /* columns of d at once */ };
+enum { WORKSPACE = 4096, POISON = 0xff, TILE = 256 /* columns of d at once */, MOST_REFUSED = 1 << 17 };
 
 struct hv_matmul {
   int64_t runs;
@@ -31,6 +31,18 @@ size_t hv_matmul_workspace(const hv_matmul *matmul) {
 
 int64_t hv_matmul_shapes(const hv_matmul *matmul) {
   return matmul->runs > 0;
+}
+
+/* As a library may, it refuses rows of bf16 at odd addresses; only small products of them, for the plain kernel's
+ * threads take their time here. */
+static bool is_odd(const hv_tensor *t) {
+  return t->dtype == HV_BF16 && (t->row_stride % 2 != 0 || (uintptr_t)t->data % 4 != 0);
+}
+
+bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
+  (void)matmul;
+  int64_t terms = args->d.rows * args->d.cols * (args->transpose_a ? args->a.rows : args->a.cols);
+  return terms > MOST_REFUSED || !(is_odd(&args->a) || is_odd(&args->b) || is_odd(&args->d));
 }
 
 struct product {
