@@ -61,6 +61,8 @@ static void stream_close(hv_stream *stream) {
   hv_runtime *runtime = device_of(stream->device)->runtime;
   hv_queue_close(own->queue);
   hv_runtime_release(runtime, own->scratch);
+  for (int i = 0; i < own->outgrown_count; i++) hv_runtime_release(runtime, own->outgrown[i]);
+  free(own->outgrown);
   hv_status_free(own->error);
   free(own);
 }
@@ -85,20 +87,42 @@ hv_matmul *hv_stream_matmul(hv_stream *stream) {
   return device_of(stream->device)->matmul;
 }
 
+/* Gives up the scratch memory; a recording keeps it in use. False without host memory. */
+static bool retire_scratch(hv_cuda_stream *own) {
+  if (!own->recorded || !own->scratch) {
+    hv_device_release(own->head.device, own->scratch);
+    own->scratch = nullptr;
+    return true;
+  }
+  void **grown = (void **)realloc(own->outgrown, (size_t)(own->outgrown_count + 1) * sizeof *grown);
+  if (!grown) return false;
+  own->outgrown = grown;
+  own->outgrown[own->outgrown_count++] = own->scratch;
+  own->scratch = nullptr;
+  return true;
+}
+
 void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
   hv_cuda_stream *own = (hv_cuda_stream *)stream;
   if (bytes <= own->scratch_bytes) {
     hv_stream_fail(stream, hv_queue_spoil(own->queue, own->scratch, bytes));
     return own->scratch;
   }
+  if (own->recording) {
+    hv_stream_fail(stream,
+                   hv_error(HV_ERR_INTERNAL, "operations need more scratch memory while they are recorded: queue "
+                                             "the same sequence once before"));
+    return nullptr;
+  }
   /* Work that was queued before may still use the old memory. The device's own methods, so that whoever counts what
    * they are called for sees this too. */
-  hv_device *device = stream->device;
   hv_stream_fail(stream, hv_stream_synchronize(stream));
-  hv_device_release(device, own->scratch);
-  own->scratch = nullptr;
+  if (!retire_scratch(own)) {
+    hv_stream_fail(stream, hv_error_memory("the list of outgrown scratch memory"));
+    return nullptr;
+  }
   own->scratch_bytes = 0;
-  hv_status status = hv_device_allocate(device, bytes, "scratch of operations", &own->scratch);
+  hv_status status = hv_device_allocate(stream->device, bytes, "scratch of operations", &own->scratch);
   if (!status) own->scratch_bytes = bytes;
   hv_stream_fail(stream, status);
   return own->scratch;
@@ -126,6 +150,32 @@ static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
   hv_stream_fail(stream, hv_queue_copy(hv_stream_queue(stream), to, from, bytes));
 }
 
+static hv_status record_begin(hv_stream *stream) {
+  hv_runtime_use(hv_stream_runtime(stream));
+  hv_status status = hv_queue_record_begin(hv_stream_queue(stream));
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  own->recording = !status;
+  own->recorded |= !status;
+  return status;
+}
+
+/* What went wrong while recording is the recording's error, not the next synchronisation's. */
+static hv_status record_end(hv_stream *stream, hv_recording **out) {
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  hv_status status = hv_status_first(own->error, hv_queue_record_end(own->queue, out));
+  own->error = HV_OK;
+  own->recording = false;
+  if (!status) return HV_OK;
+  hv_queue_recording_close(*out);
+  *out = nullptr;
+  return status;
+}
+
+static void replay(hv_stream *stream, hv_recording *recording) {
+  hv_runtime_use(hv_stream_runtime(stream));
+  hv_stream_fail(stream, hv_queue_replay(hv_stream_queue(stream), recording));
+}
+
 static const hv_device_methods methods = {
     .close = close_device,
     .allocate = allocate,
@@ -141,6 +191,10 @@ static const hv_device_methods methods = {
     .event_wait = event_wait,
     .upload = copy,
     .download = copy,
+    .record_begin = record_begin,
+    .record_end = record_end,
+    .replay = replay,
+    .recording_close = hv_queue_recording_close,
 };
 
 /* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */

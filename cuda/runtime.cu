@@ -151,6 +151,30 @@ hv_status hv_queue_spoil(hv_queue *, void *, size_t) {
   return HV_OK;
 }
 
+hv_status hv_queue_record_begin(hv_queue *queue) {
+  /* Calls of other threads do not disturb the recording, nor are they disturbed. */
+  return check(cudaStreamBeginCapture((cudaStream_t)queue, cudaStreamCaptureModeThreadLocal), "beginning a graph");
+}
+
+hv_status hv_queue_record_end(hv_queue *queue, hv_recording **out) {
+  *out = nullptr;
+  cudaGraph_t graph = nullptr;
+  HV_TRY(check(cudaStreamEndCapture((cudaStream_t)queue, &graph), "ending a graph"));
+  cudaGraphExec_t executable = nullptr;
+  hv_status status = check(cudaGraphInstantiate(&executable, graph, 0), "preparing a graph");
+  (void)cudaGraphDestroy(graph);
+  *out = (hv_recording *)executable;
+  return status;
+}
+
+hv_status hv_queue_replay(hv_queue *queue, hv_recording *recording) {
+  return check(cudaGraphLaunch((cudaGraphExec_t)recording, (cudaStream_t)queue), "launching a graph");
+}
+
+void hv_queue_recording_close(hv_recording *recording) {
+  if (recording) (void)cudaGraphExecDestroy((cudaGraphExec_t)recording);
+}
+
 hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out) {
   (void)runtime;
   cudaEvent_t event = nullptr;

@@ -48,6 +48,13 @@ HV_NODISCARD hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t 
 /* Says that the contents no longer matter: the emulator makes them NaN, CUDA does nothing. */
 HV_NODISCARD hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes);
 
+/* Between begin and end, what is queued is kept instead of being done; see hv_stream_record_begin in
+ * core/tensor/device.h. On CUDA a recording is a graph. */
+HV_NODISCARD hv_status hv_queue_record_begin(hv_queue *queue);
+HV_NODISCARD hv_status hv_queue_record_end(hv_queue *queue, hv_recording **out);
+HV_NODISCARD hv_status hv_queue_replay(hv_queue *queue, hv_recording *recording);
+void hv_queue_recording_close(hv_recording *recording);
+
 HV_NODISCARD hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out);
 void hv_mark_close(hv_mark *mark);
 HV_NODISCARD hv_status hv_mark_record(hv_queue *queue, hv_mark *mark);
@@ -60,6 +67,9 @@ typedef struct hv_cuda_stream {
   hv_status error; /* the first met while queueing, until the next synchronisation */
   void *scratch;   /* device memory of operations in this stream */
   size_t scratch_bytes;
+  bool recording, recorded; /* right now; ever */
+  void **outgrown;          /* scratch that recordings may still use, released with the stream */
+  int outgrown_count;
 } hv_cuda_stream;
 
 static inline hv_queue *hv_stream_queue(hv_stream *stream) {

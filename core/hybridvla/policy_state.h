@@ -16,6 +16,22 @@ typedef struct hv_policy_block {
   size_t bytes;
 } hv_policy_block;
 
+/* Which draws the caller gave. */
+typedef struct hv_given_draws {
+  bool noise, ar_noise, ar_timestep, step_noise;
+} hv_given_draws;
+
+/* A prediction with a prompt of this length and these draws queues the same work every time: the second one is
+ * recorded, and later ones replay it. */
+typedef struct hv_policy_recording {
+  int32_t prompt_count; /* 0: the entry is free */
+  hv_given_draws given;
+  hv_recording *recording; /* NULL: one prediction has been made, without */
+  int64_t last_use;
+} hv_policy_recording;
+
+enum { HV_POLICY_RECORDINGS = 8 /* kept; the one not used for longest makes room */ };
+
 struct hv_policy {
   hv_model_parts *parts;
   hv_policy_options options;
@@ -40,6 +56,9 @@ struct hv_policy {
   hv_tensor x_cast;         /* T [H, A]: x as the network reads it */
   hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: what enters and leaves a layer */
   hv_tensor token_states;   /* T [H A, D]: what each action token was chosen from */
+
+  hv_policy_recording recordings[HV_POLICY_RECORDINGS];
+  int64_t predictions; /* so far */
 };
 
 static inline int32_t hv_policy_image_rows(const hv_config *config) {

@@ -16,6 +16,7 @@ struct hv_op_table;
 typedef struct hv_device hv_device;
 typedef struct hv_stream hv_stream;
 typedef struct hv_event hv_event;
+typedef struct hv_recording hv_recording;
 
 typedef struct hv_device_methods {
   void (*close)(hv_device *device);
@@ -39,6 +40,12 @@ typedef struct hv_device_methods {
   /* Queued copies of `bytes` bytes; host memory must stay untouched until the stream has passed them. */
   void (*upload)(hv_stream *stream, void *to, const void *from_host, size_t bytes);
   void (*download)(hv_stream *stream, void *to_host, const void *from, size_t bytes);
+
+  /* Recording, see hv_stream_record; all four are NULL where a device gains nothing by it. */
+  hv_status (*record_begin)(hv_stream *stream);
+  hv_status (*record_end)(hv_stream *stream, hv_recording **out);
+  void (*replay)(hv_stream *stream, hv_recording *recording);
+  void (*recording_close)(hv_recording *recording);
 } hv_device_methods;
 
 struct hv_device {
@@ -94,6 +101,29 @@ static inline void hv_upload(hv_stream *stream, void *to, const void *from_host,
 }
 static inline void hv_download(hv_stream *stream, void *to_host, const void *from, size_t bytes) {
   if (bytes) stream->device->methods->download(stream, to_host, from, bytes);
+}
+
+/* A sequence of operations and copies is queued much faster by replaying it than call by call. Between
+ * hv_stream_record_begin and hv_stream_record_end whatever is queued on the stream is kept instead of being done; each
+ * hv_stream_replay queues all of it. Pointers and shapes are those of the recording, what lies in memory is read anew.
+ * The same sequence must have been queued once before (nothing can be allocated meanwhile), and neither
+ * hv_stream_synchronize nor another stream's events belong into it. */
+static inline bool hv_device_records(const hv_device *device) {
+  return device->methods->record_begin != NULL;
+}
+HV_NODISCARD static inline hv_status hv_stream_record_begin(hv_stream *stream) {
+  return stream->device->methods->record_begin(stream);
+}
+/* The recording is the caller's, and of this stream's device. After an error there is none; the stream works on. */
+HV_NODISCARD static inline hv_status hv_stream_record_end(hv_stream *stream, hv_recording **out) {
+  return stream->device->methods->record_end(stream, out);
+}
+static inline void hv_stream_replay(hv_stream *stream, hv_recording *recording) {
+  stream->device->methods->replay(stream, recording);
+}
+/* When what was replayed is done; NULL is allowed. */
+static inline void hv_recording_close(hv_device *device, hv_recording *recording) {
+  if (recording) device->methods->recording_close(recording);
 }
 
 /* Opens the device in the shared library libhvla-<name>.so, which exports

@@ -28,15 +28,26 @@ struct task {
   task *next;
   uint64_t place; /* in its queue, from 1 on */
   hv_emu_work work;
+  size_t bytes; /* of the payload */
   alignas(16) unsigned char payload[];
+};
+
+/* Tasks in the order of queueing. */
+struct task_list {
+  task *first, *last;
+};
+
+struct hv_recording {
+  task_list tasks;
 };
 
 struct hv_queue {
   hv_queue *next;
   hv_runtime *runtime;
   uint64_t identity;
-  task *first, *last;
-  uint64_t queued; /* tasks so far */
+  task_list tasks;
+  uint64_t queued;         /* tasks so far */
+  hv_recording *recording; /* where tasks go instead, or NULL */
   hv_status error;
 };
 
@@ -179,10 +190,11 @@ hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out) {
 
 /* Runs a queue's tasks up to and including `place`. */
 static void run_until(hv_queue *queue, uint64_t place) {
-  while (queue->first && queue->first->place <= place) {
-    task *t = queue->first;
-    queue->first = t->next;
-    if (!queue->first) queue->last = nullptr;
+  task_list *tasks = &queue->tasks;
+  while (tasks->first && tasks->first->place <= place) {
+    task *t = tasks->first;
+    tasks->first = t->next;
+    if (!tasks->first) tasks->last = nullptr;
     if (!queue->error) queue->error = t->work(queue->runtime, t->payload);
     free(t);
   }
@@ -195,6 +207,7 @@ static void drain(hv_runtime *runtime) {
 void hv_queue_close(hv_queue *queue) {
   if (!queue) return;
   run_until(queue, queue->queued);
+  hv_queue_recording_close(queue->recording);
   hv_queue **link = &queue->runtime->queues;
   while (*link != queue) link = &(*link)->next;
   *link = queue->next;
@@ -203,6 +216,7 @@ void hv_queue_close(hv_queue *queue) {
 }
 
 hv_status hv_queue_synchronize(hv_queue *queue) {
+  if (queue->recording) return hv_error(HV_ERR_INTERNAL, "a queue is waited for while it records");
   run_until(queue, queue->queued);
   hv_status status = queue->error;
   queue->error = HV_OK;
@@ -216,16 +230,47 @@ hv_status hv_emu_enqueue(hv_queue *queue, hv_emu_work work, const void *payload,
   task *t = (task *)malloc(sizeof *t + bytes);
   if (!t) return hv_error_memory("work for the emulated device");
   t->next = nullptr;
-  t->place = ++queue->queued;
+  t->place = queue->recording ? 0 : ++queue->queued;
   t->work = work;
+  t->bytes = bytes;
   if (bytes) memcpy(t->payload, payload, bytes);
-  if (queue->last) {
-    queue->last->next = t;
+  task_list *tasks = queue->recording ? &queue->recording->tasks : &queue->tasks;
+  if (tasks->last) {
+    tasks->last->next = t;
   } else {
-    queue->first = t;
+    tasks->first = t;
   }
-  queue->last = t;
+  tasks->last = t;
   return HV_OK;
+}
+
+hv_status hv_queue_record_begin(hv_queue *queue) {
+  if (queue->recording) return hv_error(HV_ERR_INTERNAL, "a recording is begun inside another one");
+  queue->recording = (hv_recording *)calloc(1, sizeof *queue->recording);
+  return queue->recording ? HV_OK : hv_error_memory("a recording");
+}
+
+hv_status hv_queue_record_end(hv_queue *queue, hv_recording **out) {
+  *out = queue->recording;
+  queue->recording = nullptr;
+  return *out ? HV_OK : hv_error(HV_ERR_INTERNAL, "a recording is ended that was not begun");
+}
+
+hv_status hv_queue_replay(hv_queue *queue, hv_recording *recording) {
+  for (const task *t = recording->tasks.first; t; t = t->next) {
+    HV_TRY(hv_emu_enqueue(queue, t->work, t->payload, t->bytes));
+  }
+  return HV_OK;
+}
+
+void hv_queue_recording_close(hv_recording *recording) {
+  if (!recording) return;
+  for (task *t = recording->tasks.first; t;) {
+    task *next = t->next;
+    free(t);
+    t = next;
+  }
+  free(recording);
 }
 
 struct copy_payload {

@@ -135,6 +135,25 @@ static void check_robot_units(const parity *p, const hv_policy_result *result) {
   hv_dataset_statistics_free(&statistics);
 }
 
+/* Later predictions, which a device may replay from a recording, give the same bytes; one with other draws lies
+ * between. */
+static void check_repetition(const parity *p, hv_policy *policy, const hv_policy_draws *draws,
+                             const hv_policy_result *first) {
+  float diffusion[64] = {0}, confidences[64] = {0};
+  size_t bytes = (size_t)p->values * sizeof(float);
+  assert_true(p->values <= 64);
+  if (first->diffusion) memcpy(diffusion, first->diffusion, bytes);
+  if (first->confidences) memcpy(confidences, first->confidences, bytes);
+  for (int i = 0; i < 4; i++) {
+    hv_policy_result result;
+    hv_policy_draws none = {.seed = 3};
+    assert_ok(hv_policy_predict(policy, &p->observation, i == 1 ? &none : draws, &result));
+    if (i == 1) continue;
+    if (first->diffusion) assert_memory_equal(diffusion, result.diffusion, bytes);
+    if (first->confidences) assert_memory_equal(confidences, result.confidences, bytes);
+  }
+}
+
 /* Opens a policy, predicts with the file's draws and hands the result to the checks. */
 static void with_policy(const parity *p, const hv_policy_options *options, const int32_t *ar_timestep,
                         const char *sampled, const char *condition) {
@@ -150,6 +169,7 @@ static void with_policy(const parity *p, const hv_policy_options *options, const
   if (condition) check_tokens(p, condition, &result);
   bool first_condition = !condition || !strcmp(condition, "noise") || !strcmp(condition, "prefix");
   if ((!sampled || !strcmp(sampled, "ddim4")) && first_condition) check_robot_units(p, &result);
+  if (options->sampler == HV_SAMPLER_DDIM) check_repetition(p, policy, &draws, &result);
   hv_policy_close(policy);
 }
 

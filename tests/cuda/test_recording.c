@@ -1,0 +1,131 @@
+/* Recorded operations: kept while recorded, done as often as replayed, with what lies in memory then.
+ * test_recording [DEVICE], by default emu. */
+#include "tests/cuda/under_test.h"
+
+enum { ROWS = 24, WIDTH = 40 };
+
+typedef struct fixture {
+  hv_device *device;
+  hv_stream *stream;
+  hv_tensor x, weight, norm_weight, hidden, sum, y;
+  void *memory[6];
+  int count;
+} fixture;
+
+static hv_tensor matrix(fixture *f, int64_t rows, int64_t cols, const float *values) {
+  assert_ok(hv_device_allocate(f->device, (size_t)(rows * cols) * sizeof(float), "a matrix", &f->memory[f->count]));
+  hv_tensor t = hv_tensor_make(f->memory[f->count++], HV_F32, rows, cols);
+  if (values) hv_upload(f->stream, t.data, values, (size_t)(rows * cols) * sizeof(float));
+  assert_ok(hv_stream_synchronize(f->stream));
+  return t;
+}
+
+static void fill_values(float *values, int count, int seed) {
+  for (int i = 0; i < count; i++) values[i] = (float)((i * 37 + seed * 101) % 97 - 48) / 48.0f;
+}
+
+static fixture open_fixture(void) {
+  float values[WIDTH * WIDTH];
+  fixture f = {0};
+  assert_ok(hv_device_load(under_test, &(hv_device_options){.index = 0}, &f.device));
+  assert_ok(hv_stream_open(f.device, &f.stream));
+  fill_values(values, WIDTH * WIDTH, 1);
+  f.weight = matrix(&f, WIDTH, WIDTH, values);
+  fill_values(values, WIDTH, 2);
+  f.norm_weight = matrix(&f, 1, WIDTH, values);
+  f.x = matrix(&f, ROWS, WIDTH, NULL);
+  f.hidden = matrix(&f, ROWS, WIDTH, NULL);
+  f.sum = matrix(&f, 1, 1, NULL);
+  f.y = matrix(&f, ROWS, WIDTH, NULL);
+  return f;
+}
+
+static void close_fixture(fixture *f) {
+  for (int i = 0; i < f->count; i++) hv_device_release(f->device, f->memory[i]);
+  hv_stream_close(f->stream);
+  hv_device_close(f->device);
+}
+
+/* A layer, and a sum that grows with every run. */
+static void queue_sequence(fixture *f) {
+  hv_linear(f->stream, &(hv_linear_args){.x = f->x, .weight = f->weight, .activation = HV_ACT_SILU, .y = f->hidden});
+  hv_norm(f->stream,
+          &(hv_norm_args){.kind = HV_NORM_RMS, .eps = 1e-5, .x = f->hidden, .weight = f->norm_weight, .y = f->y});
+  hv_sum_squares(f->stream,
+                 &(hv_sum_squares_args){.x = hv_tensor_reshape(f->y, 1, (int64_t)ROWS * WIDTH), .y = f->sum});
+}
+
+static void set_input(fixture *f, int seed) {
+  static float values[ROWS * WIDTH];
+  fill_values(values, ROWS * WIDTH, seed);
+  hv_upload(f->stream, f->x.data, values, sizeof values);
+  assert_ok(hv_stream_synchronize(f->stream));
+}
+
+static float sum_of(fixture *f) {
+  float sum;
+  hv_download(f->stream, &sum, f->sum.data, sizeof sum);
+  assert_ok(hv_stream_synchronize(f->stream));
+  return sum;
+}
+
+static void result_of(fixture *f, float *y) {
+  hv_download(f->stream, y, f->y.data, ROWS * WIDTH * sizeof *y);
+  assert_ok(hv_stream_synchronize(f->stream));
+}
+
+static void replays_do_what_was_recorded(void **state) {
+  (void)state;
+  fixture f = open_fixture();
+  static float plain[ROWS * WIDTH], replayed[ROWS * WIDTH];
+  if (!hv_device_records(f.device)) skip();
+  hv_fill(f.stream, &(hv_fill_args){.dst = f.sum});
+  set_input(&f, 3);
+  queue_sequence(&f);
+  float once = sum_of(&f);
+
+  hv_recording *recording;
+  assert_ok(hv_stream_record_begin(f.stream));
+  queue_sequence(&f);
+  assert_ok(hv_stream_record_end(f.stream, &recording));
+  assert_true(sum_of(&f) == once); /* nothing has run */
+
+  set_input(&f, 4);
+  queue_sequence(&f);
+  result_of(&f, plain);
+  hv_fill(f.stream, &(hv_fill_args){.dst = f.y});
+  hv_fill(f.stream, &(hv_fill_args){.dst = f.sum});
+  hv_stream_replay(f.stream, recording);
+  result_of(&f, replayed);
+  assert_memory_equal(plain, replayed, sizeof plain);
+  float after_one = sum_of(&f);
+  for (int i = 0; i < 2; i++) hv_stream_replay(f.stream, recording);
+  assert_true(sum_of(&f) > 2.99f * after_one && sum_of(&f) < 3.01f * after_one);
+  hv_recording_close(f.device, recording);
+  close_fixture(&f);
+}
+
+/* Work that has never run has not got its scratch memory yet. */
+static void refuses_what_would_allocate(void **state) {
+  (void)state;
+  fixture f = open_fixture();
+  if (!hv_device_records(f.device)) skip();
+  hv_recording *recording;
+  assert_ok(hv_stream_record_begin(f.stream));
+  queue_sequence(&f);
+  assert_error(hv_stream_record_end(f.stream, &recording), "scratch", "once before");
+  assert_null(recording);
+  set_input(&f, 3);
+  queue_sequence(&f); /* the stream works on */
+  assert_ok(hv_stream_synchronize(f.stream));
+  close_fixture(&f);
+}
+
+int main(int argc, char **argv) {
+  choose_device(argc, argv);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(replays_do_what_was_recorded),
+      cmocka_unit_test(refuses_what_would_allocate),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
