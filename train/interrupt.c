@@ -20,6 +20,7 @@ static void *wait_for_signals(void *argument) {
   for (;;) {
     int number;
     if (sigwait(&interrupt->signals, &number) != 0) continue;
+    if (number == SIGUSR1) number = SIGTERM;
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
       hv_log_info("%s%s: finishing the step, then writing a checkpoint", isatty(STDERR_FILENO) ? "\n" : "",
@@ -38,6 +39,7 @@ hv_status hv_interrupt_open(hv_interrupt **out) {
   sigemptyset(&interrupt->signals);
   sigaddset(&interrupt->signals, SIGINT);
   sigaddset(&interrupt->signals, SIGTERM);
+  sigaddset(&interrupt->signals, SIGUSR1);
   int problem = pthread_sigmask(SIG_BLOCK, &interrupt->signals, NULL);
   if (problem == 0) problem = pthread_create(&interrupt->thread, NULL, wait_for_signals, interrupt);
   if (problem != 0) {

@@ -1,4 +1,5 @@
-/* SIGINT and SIGTERM as a question that the training loop asks between two steps.
+/* SIGINT, SIGTERM and SIGUSR1 as a question that the training loop asks between two steps. SIGUSR1 counts as SIGTERM:
+ * it is what mpirun hands on to its ranks without ending them itself.
  *
  * A thread waits for the signals, which every other thread blocks: nothing is interrupted and no handler runs. The
  * first one is remembered, a second SIGINT ends the process at once with exit code 130.

@@ -10,12 +10,12 @@
 #define ENVIRONMENT                                                                                                    \
   "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "                     \
   "OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 "                                            \
-  "OMPI_MCA_odls_base_sigkill_timeout=10 OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 "                               \
+  "OMPI_MCA_odls_base_sigkill_timeout=3 OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 "                                \
   "LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib':\"$LD_LIBRARY_PATH\" "
 
 int run_ranks(int ranks, const char *command, char **output, double *seconds) {
   char line[4096];
-  int length = snprintf(line, sizeof line, "exec 2>&1; " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks,
+  int length = snprintf(line, sizeof line, "exec 2>&1; exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks,
                         HVLA_BINARY_DIR, command);
   assert_true(length < (int)sizeof line);
   double start = hv_clock_seconds();
@@ -34,6 +34,33 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds) {
     free(text);
   }
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+pid_t start_ranks(int ranks, const char *command, const char *log) {
+  char line[4096];
+  int length = snprintf(line, sizeof line, "exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s > '%s' 2>&1",
+                        ranks, HVLA_BINARY_DIR, command, log);
+  assert_true(length < (int)sizeof line);
+  (void)unlink(log); /* an earlier one would be taken for this one's */
+  pid_t process = fork();
+  assert_true(process >= 0);
+  if (process == 0) {
+    execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+    _exit(127);
+  }
+  return process;
+}
+
+pid_t process_of_a_rank(pid_t mpirun, int which) {
+  char path[64];
+  char word[32] = "0";
+  snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)mpirun, (int)mpirun);
+  FILE *file = fopen(path, "r");
+  if (!file) return 0;
+  bool found = true;
+  for (int i = 0; i <= which && found; i++) found = fscanf(file, "%31s", word) == 1;
+  (void)fclose(file);
+  return found ? (pid_t)strtol(word, NULL, 10) : 0;
 }
 
 void check_ranks(int code, int ranks, const char *command, const char *const *words) {

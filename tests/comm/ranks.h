@@ -2,11 +2,20 @@
 #ifndef HV_TESTS_COMM_RANKS_H
 #define HV_TESTS_COMM_RANKS_H
 
+#include <sys/types.h>
+
 /* Runs "mpirun -np <ranks> <build folder>/<command>" and returns its exit code, 128 + n after signal n. *output, both
  * streams of all ranks, is freed by the caller unless it is NULL; `seconds` (optional) receives how long it took. */
 int run_ranks(int ranks, const char *command, char **output, double *seconds);
 
-/* The same, failing the test unless the exit code is as given and the output holds every one of the words. */
+/* Starts the same without waiting; output goes to the file `log`. The process is mpirun itself. */
+pid_t start_ranks(int ranks, const char *command, const char *log);
+
+/* The process of one of the ranks that `mpirun` started; 0: there is none. */
+pid_t process_of_a_rank(pid_t mpirun, int which);
+
+/* The same as run_ranks, failing the test unless the exit code is as given and the output holds every one of the words.
+ */
 #define expect_ranks(code, ranks, command, ...)                                                                        \
   check_ranks(code, ranks, command, (const char *const[]){__VA_ARGS__, (void *)0})
 void check_ranks(int code, int ranks, const char *command, const char *const *words);

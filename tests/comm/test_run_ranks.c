@@ -1,0 +1,206 @@
+/* `hvla-train run` on several ranks, from outside: the same curve as on one, resumed on other numbers of ranks, through
+ * signals and with ranks that are killed. */
+#include <jansson.h>
+#include <math.h>
+#include <signal.h>
+#include <time.h>
+
+#include "core/base/random.h"
+#include "core/io/safetensors.h"
+#include "tests/check.h"
+#include "tests/comm/ranks.h"
+#include "tests/train/program.h"
+
+enum { STEPS = 12, LONGER = 40 /* steps: some seconds */ };
+
+/* "train/hvla-train run --config C --set output=<folder>/<name> <rest>" */
+static const char *run_of(const char *folder, const char *name, const char *rest) {
+  static char commands[4][2048];
+  static int next;
+  char *command = commands[next++ % 4];
+  const char *config = write_tiny_config(folder, "unset");
+  snprintf(command, sizeof commands[0],
+           "train/hvla-train run --config '%s' --set 'output=%s/%s' --set train.batch_size=8 %s", config, folder, name,
+           rest);
+  return command;
+}
+
+static const char *in_run(const char *folder, const char *name, const char *file) {
+  static char paths[4][1024];
+  static int next;
+  char *path = paths[next++ % 4];
+  snprintf(path, sizeof paths[0], "%s/%s/%s", folder, name, file);
+  return path;
+}
+
+/* The losses of a run's steps, which must follow one another without a gap; how many. */
+static int read_losses(const char *folder, const char *name, double *losses, int most) {
+  char *text, *rest = NULL;
+  int count = 0;
+  assert_ok(hv_read_text(in_run(folder, name, "metrics.jsonl"), 1 << 24, &text, NULL));
+  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    json_t *object = json_loads(line, 0, NULL);
+    assert_non_null(object);
+    assert_true(count < most);
+    assert_int_equal(json_integer_value(json_object_get(object, "step")), count + 1);
+    losses[count++] = json_number_value(json_object_get(object, "loss"));
+    json_decref(object);
+  }
+  free(text);
+  return count;
+}
+
+/* ‖a − b‖ / ‖b‖ over all tensors of the models that two runs left. */
+static double model_difference(const char *folder, const char *a, const char *b) {
+  hv_safetensors *x, *y;
+  double difference = 0, size = 0;
+  assert_ok(hv_safetensors_open(in_run(folder, a, "model/model.safetensors"), &x));
+  assert_ok(hv_safetensors_open(in_run(folder, b, "model/model.safetensors"), &y));
+  assert_int_equal(hv_safetensors_count(x), hv_safetensors_count(y));
+  for (int32_t i = 0; i < hv_safetensors_count(y); i++) {
+    const hv_file_tensor *p = hv_safetensors_get(x, i), *q = hv_safetensors_get(y, i);
+    assert_int_equal(p->count, q->count);
+    float *u = calloc((size_t)p->count + 1, sizeof *u), *v = calloc((size_t)p->count + 1, sizeof *v);
+    assert_true(u && v);
+    hv_file_tensor_read_f32(p, 0, p->count, u);
+    hv_file_tensor_read_f32(q, 0, q->count, v);
+    for (int64_t e = 0; e < p->count; e++) {
+      difference += ((double)u[e] - v[e]) * ((double)u[e] - v[e]);
+      size += (double)v[e] * v[e];
+    }
+    free(u);
+    free(v);
+  }
+  hv_safetensors_close(x);
+  hv_safetensors_close(y);
+  return sqrt(difference / size);
+}
+
+static void assert_same_run(const char *folder, const char *a, const char *b, int steps, double tolerance) {
+  double x[LONGER] = {0}, y[LONGER] = {0};
+  assert_int_equal(read_losses(folder, a, x, LONGER), steps);
+  assert_int_equal(read_losses(folder, b, y, LONGER), steps);
+  for (int i = 0; i < steps; i++) {
+    if (!(fabs(x[i] - y[i]) < tolerance * y[i])) fail_msg("step %d: the losses are %.9g, %.9g", i + 1, x[i], y[i]);
+  }
+  double difference = model_difference(folder, a, b);
+  if (!(difference < tolerance)) fail_msg("the models of %s and %s differ by %g", a, b, difference);
+}
+
+/* One rank, to the end. */
+static void run_alone(const char *folder, const char *name, int steps, const char *settings) {
+  char rest[512];
+  snprintf(rest, sizeof rest, "--set train.steps=%d %s", steps, settings);
+  expect_ranks(0, 1, run_of(folder, name, rest), "done");
+}
+
+typedef struct stretch {
+  int ranks, steps; /* steps in all at its end */
+  const char *sharding;
+} stretch;
+
+static void run_stretches(const char *folder, const char *name, const stretch *stretches, int count,
+                          const char *settings) {
+  for (int i = 0; i < count; i++) {
+    char rest[512];
+    snprintf(rest, sizeof rest, "--set train.steps=%d --set parallel.sharding=%s %s %s", stretches[i].steps,
+             stretches[i].sharding, settings, i ? "--resume" : "");
+    expect_ranks(0, stretches[i].ranks, run_of(folder, name, rest), i ? "resumed from" : "done");
+  }
+}
+
+static void a_run_goes_on_with_other_numbers_of_ranks(void **state) {
+  static const stretch stretches[] = {
+      {4, 3, "parameters"}, {2, 6, "optimizer"}, {8, 9, "gradients"}, {1, 12, "replicate"}};
+  run_alone(*state, "alone", STEPS, "");
+  run_stretches(*state, "shared", stretches, 4, "");
+  assert_same_run(*state, "shared", "alone", STEPS, 1e-5);
+}
+
+/* BF16 values come with 16-bit remainders, and ranks add up gradients in another order. */
+static void a_run_in_bf16_goes_on_with_other_numbers_of_ranks(void **state) {
+  static const stretch stretches[] = {{2, 3, "parameters"}, {4, 9, "replicate"}, {2, 12, "gradients"}};
+  run_alone(*state, "alone", STEPS, "--set dtype=bf16");
+  run_stretches(*state, "shared", stretches, 3, "--set dtype=bf16 --set train.micro_batch=1");
+  assert_same_run(*state, "shared", "alone", STEPS, 2e-2);
+}
+
+/* A signal that reaches mpirun stops all ranks after the same step, with a checkpoint to go on from. */
+static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
+  char log[512];
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  pid_t process = start_ranks(2, run_of(*state, "shared", "--set train.steps=100000"), log);
+  wait_for_text(log, "step 2/");
+  assert_int_equal(kill(process, SIGUSR1), 0); /* which it hands on */
+  int code = wait_for_exit(process);
+  char *text;
+  assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+  if (code != 75 || !strstr(text, "the checkpoint is written")) fail_msg("two ranks ended with %d:\n%s", code, text);
+  free(text);
+  expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=1 --resume"), "resumed from");
+}
+
+static void a_checkpoint_that_lacks_a_part_is_passed_over(void **state) {
+  static const stretch stretches[] = {{2, 6, "optimizer"}};
+  run_alone(*state, "alone", STEPS, "");
+  run_stretches(*state, "shared", stretches, 1, "");
+  assert_int_equal(unlink(in_run(*state, "shared", "checkpoints/step-6/training-00002-of-00002.safetensors")), 0);
+  char rest[64];
+  snprintf(rest, sizeof rest, "--set train.steps=%d --resume", STEPS);
+  expect_ranks(0, 4, run_of(*state, "shared", rest), "training-00002-of-00002.safetensors", "resumed from", "step-3");
+  assert_same_run(*state, "shared", "alone", STEPS, 1e-5);
+}
+
+/* Kills one of two ranks `ms` milliseconds after the first step. The other ends by itself, and says what happened. */
+static void kill_a_rank_of(const char *folder, const char *name, const char *settings, int64_t ms) {
+  char log[512], *text;
+  snprintf(log, sizeof log, "%s/log", folder);
+  pid_t process = start_ranks(2, run_of(folder, name, settings), log);
+  wait_for_text(log, "step 1/");
+  nanosleep(&(struct timespec){.tv_nsec = ms * 1000000}, NULL);
+  pid_t victim = process_of_a_rank(process, ms % 2 == 0 ? 0 : 1);
+  assert_true(victim > 0);
+  assert_int_equal(kill(victim, SIGKILL), 0);
+  int code = wait_for_exit(process);
+  assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+  if (code == 0 || !strstr(text, "has died") || !strstr(text, "cannot end on rank")) {
+    fail_msg("two ranks, one killed after %d ms, ended with %d:\n%s", (int)ms, code, text);
+  }
+  free(text);
+}
+
+/* Steps are neither lost nor counted twice, and the curve is that of a run in which nothing happened. */
+static void a_killed_rank_leaves_a_run_that_goes_on(void **state) {
+  int trials = getenv("HVLA_LONG_TESTS") ? 20 : 2;
+  const char *checkpoints = "--set checkpoint.interval=1 --set parallel.sharding=parameters";
+  char rest[256];
+  run_alone(*state, "alone", LONGER, "--set checkpoint.interval=0");
+  snprintf(rest, sizeof rest, "--set train.steps=%d %s", LONGER, checkpoints);
+  for (int trial = 0; trial < trials; trial++) {
+    assert_ok(hv_remove_tree(in_folder(*state, "shared")));
+    int64_t ms = hv_random_below(9, HV_RANDOM_INIT, 0, (uint64_t)trial, 0, 0, 500);
+    kill_a_rank_of(*state, "shared", rest, ms);
+    char resume[512];
+    snprintf(resume, sizeof resume, "%s --set parallel.sharding=optimizer --resume", rest);
+    expect_ranks(0, 4, run_of(*state, "shared", resume), "done");
+    assert_same_run(*state, "shared", "alone", LONGER, 1e-5);
+  }
+}
+
+static void ranks_that_cannot_share_the_batch_are_refused(void **state) {
+  expect_ranks(2, 3, run_of(*state, "run", ""), "train.batch_size (8) is not divided by the 3 ranks");
+  expect_ranks(2, 2, run_of(*state, "run", "--set train.micro_batch=8"), "train.micro_batch (8) must divide");
+  expect_ranks(2, 2, run_of(*state, "run", "--set parallel.sharding=some"), "parallel.sharding");
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_run_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_in_bf16_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_signal_ends_all_ranks_with_a_checkpoint, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_checkpoint_that_lacks_a_part_is_passed_over, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_killed_rank_leaves_a_run_that_goes_on, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_that_cannot_share_the_batch_are_refused, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
