@@ -120,6 +120,33 @@ static void backward_weight_bf16(void **state) {
   run_all("linear_backward_weight", HV_BF16, run_backward_weight);
 }
 
+/* Rows of x that begin at odd addresses, which a library may refuse, with what it would have done besides: a bias, the
+ * tanh GELU, a residual. Enough rows that they are no product of few. */
+static void odd_rows(void **state) {
+  (void)state;
+  enum { ROWS = 24, IN = 31, OUT = 64 };
+  op_env env;
+  open_both(&env, HV_BF16, "1");
+  env.name = "odd rows";
+  for (int i = 0; i < 3; i++) {
+    env.seed = (uint64_t)i + 1;
+    op_operand x = op_random(&env, OP_T, 1, ROWS * IN, 1, 0), y = op_result(&env, OP_T, 1, ROWS * OUT);
+    op_operand weight = op_random(&env, OP_T, 1, OUT * IN, spread(IN), 0), bias = op_random(&env, OP_T, 1, OUT, 1, 0);
+    op_operand residual = i == 2 ? op_random(&env, OP_T, 1, ROWS * OUT, 1, 0) : op_absent();
+    for (int side = 0; side < OP_SIDES; side++) {
+      x.at[side] = hv_tensor_reshape(x.at[side], ROWS, IN);
+      weight.at[side] = hv_tensor_reshape(weight.at[side], OUT, IN);
+      y.at[side] = hv_tensor_reshape(y.at[side], ROWS, OUT);
+      if (i == 2) residual.at[side] = hv_tensor_reshape(residual.at[side], ROWS, OUT);
+    }
+    OP_RUN(&env, linear, .x = x.at[side], .weight = weight.at[side], .bias = bias.at[side],
+           .residual = residual.at[side], .activation = i == 1 ? HV_ACT_GELU_TANH : HV_ACT_NONE, .y = y.at[side]);
+    op_compare_sides(&env, "y", &y);
+    op_env_clear(&env);
+  }
+  close_both(&env);
+}
+
 /* Nothing to do is done without a fault. */
 static void no_rows(void **state) {
   (void)state;
@@ -144,6 +171,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(backward_input_bf16),
       cmocka_unit_test(backward_weight_fp32),
       cmocka_unit_test(backward_weight_bf16),
+      cmocka_unit_test(odd_rows),
       cmocka_unit_test(no_rows),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
