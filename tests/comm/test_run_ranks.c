@@ -140,6 +140,25 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=1 --resume"), "resumed from");
 }
 
+/* The launcher that people use does so on SIGTERM, to which mpirun itself gives its ranks no time. */
+static void the_launcher_ends_with_a_checkpoint(void **state) {
+  char log[512], line[4096];
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  const char *command = run_of(*state, "shared", "--set train.steps=100000");
+  snprintf(line, sizeof line, "exec '%s/scripts/launch/mpirun.sh' -n 2 '%s'/%s > '%s' 2>&1", HVLA_SOURCE_DIR,
+           HVLA_BINARY_DIR, command, log);
+  pid_t process = fork();
+  assert_true(process >= 0);
+  if (process == 0) {
+    execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+    _exit(127);
+  }
+  wait_for_text(log, "step 2/");
+  assert_int_equal(kill(process, SIGTERM), 0);
+  assert_int_equal(wait_for_exit(process), 75);
+  expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=1 --resume"), "resumed from");
+}
+
 static void a_checkpoint_that_lacks_a_part_is_passed_over(void **state) {
   static const stretch stretches[] = {{2, 6, "optimizer"}};
   run_alone(*state, "alone", STEPS, "");
@@ -198,6 +217,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_run_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_run_in_bf16_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_signal_ends_all_ranks_with_a_checkpoint, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_launcher_ends_with_a_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_that_lacks_a_part_is_passed_over, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_killed_rank_leaves_a_run_that_goes_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_cannot_share_the_batch_are_refused, make_folder, remove_folder),

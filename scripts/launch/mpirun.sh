@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Starts a run on several ranks with mpirun, on this machine or on several: see the usage.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: scripts/launch/mpirun.sh -n RANKS [-H HOST:SLOTS,HOST:SLOTS,…] PROGRAM ARGUMENTS…
+
+  scripts/launch/mpirun.sh -n 2 build/release/train/hvla-train run --config configs/lift-tiny.yaml --set output=runs/two
+  scripts/launch/mpirun.sh -n 16 -H node1:8,node2:8 hvla-train run --config run.yaml --resume
+
+RANKS processes train together. With hosts, the program, the data and the run directory must have the same paths on all
+of them, and `ssh` must reach them without a password. OMP_NUM_THREADS says how many threads a rank has (otherwise the
+processors of this machine are divided among the ranks that run on it).
+
+SIGTERM and Ctrl-C let all ranks finish the step and write a checkpoint; the exit code is then 75, and the same command
+with --resume goes on, with this or any other number of ranks. If a rank dies, all end within a minute with a message
+that names it.
+TEXT
+}
+
+fail() {
+  echo "mpirun.sh: $*; see scripts/launch/mpirun.sh --help" >&2
+  exit 2
+}
+
+ranks='' hosts=''
+while (($# > 0)); do
+  case $1 in
+    -n) ranks=${2:?-n needs a number} && shift 2 ;;
+    -H) hosts=${2:?-H needs a list of hosts} && shift 2 ;;
+    -h | --help) usage && exit 0 ;;
+    --) shift && break ;;
+    -*) fail "unknown option '$1'" ;;
+    *) break ;;
+  esac
+done
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "-n RANKS is needed, a number from 1 on"
+(($# > 0)) || fail "no program is given"
+command -v mpirun > /dev/null || fail "mpirun is not installed (Debian: openmpi-bin)"
+
+slots=$ranks
+if [[ $hosts =~ ^[^:,]+:([0-9]+) ]]; then slots=${BASH_REMATCH[1]}; fi
+if [[ -z ${OMP_NUM_THREADS:-} ]]; then
+  threads=$(($(nproc) / slots))
+  export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+fi
+if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+
+# Ranks are not bound to processors, which their threads share; more ranks than processors are allowed. When one dies,
+# the others have some seconds to say what they know.
+command=(mpirun -np "$ranks" --bind-to none --oversubscribe -x OMP_NUM_THREADS
+  --mca odls_base_sigkill_timeout 3 --mca mpi_yield_when_idle 1)
+if [[ -n $hosts ]]; then command+=(-H "$hosts"); fi
+
+# mpirun answers SIGTERM and Ctrl-C by ending its ranks with too little time for a checkpoint, but hands SIGUSR1 on to
+# them. In a process group of its own it does not get the terminal's Ctrl-C.
+set -m
+"${command[@]}" "$@" < /dev/null &
+pid=$!
+trap 'kill -USR1 "$pid" 2> /dev/null || true' TERM INT
+code=0
+wait "$pid" || code=$?
+# A signal ends the wait, not mpirun.
+while kill -0 "$pid" 2> /dev/null; do
+  code=0
+  wait "$pid" || code=$?
+done
+exit "$code"

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=hvla-train
+#SBATCH --output=hvla-train-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+# A training run as a SLURM job, one task a rank:
+#
+#   sbatch --nodes=2 --ntasks-per-node=8 scripts/launch/slurm.sh build/release/train/hvla-train run --config run.yaml
+#
+# Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a checkpoint;
+# the job then goes back to the queue and resumes. Run directory and data must be on a file system that all nodes share.
+set -euo pipefail
+
+# What the program says after a signal: the checkpoint is written.
+readonly stopped=75
+
+(($# > 0)) || { echo "slurm.sh: the training command is missing" >&2 && exit 2; }
+[[ -n ${SLURM_JOB_ID:-} ]] || { echo "slurm.sh: submit this with sbatch" >&2 && exit 2; }
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS ranks, $OMP_NUM_THREADS threads each"
+
+# Without a checkpoint, --resume starts anew. Each rank gets the signal from srun.
+srun --mpi=pmix --kill-on-bad-exit=1 "$@" --resume &
+pid=$!
+trap 'kill -USR1 "$pid" 2> /dev/null || true' USR1 TERM
+code=0
+wait "$pid" || code=$?
+while kill -0 "$pid" 2> /dev/null; do
+  code=0
+  wait "$pid" || code=$?
+done
+if ((code == stopped)); then
+  echo "job $SLURM_JOB_ID goes back to the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
