@@ -96,14 +96,15 @@ static double loss_in(const hv_safetensors *tensors) {
   return (double)loss;
 }
 
-/* What the fixtures allow of bf16. In `diffusion`, rounding the weights to bf16 and computing all else in fp32 already
- * turns single gradients to a cosine of 0.967. Elsewhere biases and norms, sums of 16 to 24 elements that can cancel,
- * turn further than matrices do. */
+/* What the fixtures allow of bf16: they are narrow, so single roundings turn a gradient far. PyTorch's own bf16 reaches
+ * 0.990 on `one_arm` with parameters in bf16 and 0.994 under autocast, 0.998 on `two_arms` either way. In `diffusion`,
+ * rounding the weights and computing all else in fp32 already turns single gradients to a cosine of 0.967. Biases and
+ * norms, sums of 16 to 24 elements that can cancel, turn further than matrices do. */
 enum { FEW_ELEMENTS = 32 };
 
 static double least_cosine(const char *case_name, int64_t elements) {
   if (strcmp(case_name, "diffusion") == 0) return 0.96;
-  return elements < FEW_ELEMENTS ? 0.995 : 0.998;
+  return elements < FEW_ELEMENTS ? 0.995 : 0.997;
 }
 
 static void bf16_is_close_to_pytorchs_fp32(void **state) {
