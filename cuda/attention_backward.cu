@@ -245,8 +245,8 @@ template <typename T, int D> struct dk_layout {
   static constexpr size_t TABLE = DOUT + stages<T> * STAGE_BYTES, BYTES = TABLE + query_table<dk_queries<T>>::BYTES;
 };
 
-/* Blocks of a multiprocessor that registers are kept free for. */
-template <typename T, int D> static constexpr int dk_blocks = sizeof(T) == 2 && D <= 80 ? 3 : 2;
+/* Blocks of a multiprocessor that registers are kept free for; nvcc alone reads it. */
+template <typename T, int D> [[maybe_unused]] static constexpr int dk_blocks = sizeof(T) == 2 && D <= 80 ? 3 : 2;
 
 template <typename T, int D>
 static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dk_blocks<T, D>) dk_dv_kernel(backward_params<T> p) {

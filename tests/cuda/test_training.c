@@ -78,7 +78,7 @@ static void resumes_to_the_same_bytes(void **state) {
 
 int main(int argc, char **argv) {
   choose_device(argc, argv);
-  if (argc > 2) steps = atoi(argv[2]);
+  if (argc > 2) steps = (int)strtol(argv[2], NULL, 10);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(learns_as_the_cpu_does, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
