@@ -223,6 +223,7 @@ static void need_card(void) {
     return;
   }
   printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  hv_status_free(status);
   exit(SKIPPED);
 }
 
