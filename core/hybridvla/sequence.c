@@ -489,10 +489,6 @@ static void copy_values(hv_sequence *sequence, const hv_batch *batch, uint64_t s
 
 hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64_t seed, uint64_t step) {
   HV_TRY(check_batch(sequence, batch));
-  for (int32_t s = 0; s < batch->samples; s++) {
-    int32_t prompt;
-    HV_TRY(prompt_length(sequence, batch, s, &prompt));
-  }
   builder b = make_builder(sequence, batch);
   int32_t longest = 0;
   for (int32_t s = 0; s < batch->samples; s++) {
