@@ -25,14 +25,6 @@ static const char *run_of(const char *folder, const char *name, const char *rest
   return command;
 }
 
-static const char *in_run(const char *folder, const char *name, const char *file) {
-  static char paths[4][1024];
-  static int next;
-  char *path = paths[next++ % 4];
-  snprintf(path, sizeof paths[0], "%s/%s/%s", folder, name, file);
-  return path;
-}
-
 /* The losses of a run's steps, which must follow one another without a gap; how many. */
 static int read_losses(const char *folder, const char *name, double *losses, int most) {
   char *text, *rest = NULL;

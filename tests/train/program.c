@@ -146,3 +146,11 @@ int same_bytes(const char *a, const char *b) {
   hv_unmap(&y);
   return same;
 }
+
+const char *in_run(const char *folder, const char *name, const char *file) {
+  static char paths[4][1024];
+  static int next;
+  char *path = paths[next++ % 4];
+  snprintf(path, sizeof paths[0], "%s/%s/%s", folder, name, file);
+  return path;
+}

@@ -25,6 +25,9 @@ int wait_for_exit(pid_t process);
  * its path inside `folder`; valid until the next call. */
 const char *write_tiny_config(const char *folder, const char *output);
 
+/* "<folder>/<name>/<file>": a file of a run directory; valid until the fourth call after this one. */
+const char *in_run(const char *folder, const char *name, const char *file);
+
 /* The last line of metrics.jsonl of a run that has the key, NULL: none; json_decref it. */
 json_t *last_metrics(const char *run, const char *key);
 

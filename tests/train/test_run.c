@@ -14,14 +14,6 @@ static const char *run_of(const char *folder, const char *name, const char *rest
   return arguments;
 }
 
-static const char *in_run(const char *folder, const char *name, const char *file) {
-  static char paths[4][1024];
-  static int next;
-  char *path = paths[next++ % 4];
-  snprintf(path, sizeof paths[0], "%s/%s/%s", folder, name, file);
-  return path;
-}
-
 static double number(const json_t *object, const char *key) {
   const json_t *value = json_object_get(object, key);
   if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
