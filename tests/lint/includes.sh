@@ -17,8 +17,8 @@ declare -A may_include=(
   [train]="core/base core/tensor core/nn core/hybridvla core/image core/text core/io data"
   [infer]="core/base core/tensor core/nn core/hybridvla core/image core/text core/io"
 )
-# The one header that opens the CPU device, and who may name it: a program where it starts, and the library.
-names_a_device="train/main.c infer/device.c"
+# The one header that opens the CPU device, and who may name it: the folder of a program, in one file.
+names_a_device="train/device.c infer/device.c"
 
 room_of() {
   if [[ $1 == core/* ]]; then cut -d/ -f1-2 <<<"$1"; else cut -d/ -f1 <<<"$1"; fi

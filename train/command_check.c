@@ -1,0 +1,103 @@
+#include <stddef.h>
+
+#include "train/check.h"
+#include "train/commands.h"
+#include "train/device.h"
+
+static const char *const dtypes[] = {"fp32", "bf16", NULL};
+static const char *const objectives[] = {"hybrid", "diffusion", "autoregressive", "model", NULL};
+
+typedef struct check_options {
+  char *model, *batch, *out, *device;
+  int32_t objective, dtype;
+  int64_t steps, threads;
+  double learning_rate;
+} check_options;
+
+static const hv_option options[] = {
+    {.key = "model",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(check_options, model),
+     .unit = "DIR",
+     .doc = "Model directory."},
+    {.key = "batch",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(check_options, batch),
+     .unit = "FILE",
+     .doc = "Safetensors with images, prompt_ids, state, actions, noise, timesteps and, optionally, action_mask."},
+    {.key = "out",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(check_options, out),
+     .unit = "FILE",
+     .doc = "Safetensors that is written."},
+    {.key = "objective",
+     .type = HV_OPTION_ENUM,
+     .offset = offsetof(check_options, objective),
+     .fallback = "model",
+     .choices = objectives,
+     .doc = "Which losses; `model`: those that the model was trained with."},
+    {.key = "steps",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(check_options, steps),
+     .fallback = "0",
+     .max = 1e6,
+     .unit = "N",
+     .doc = "AdamW steps on the batch, after the first pass."},
+    {.key = "lr",
+     .type = HV_OPTION_FLOAT,
+     .offset = offsetof(check_options, learning_rate),
+     .fallback = "2e-5",
+     .max = 1e3,
+     .unit = "X",
+     .doc = "Their learning rate."},
+    {.key = "device",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(check_options, device),
+     .fallback = "cpu",
+     .unit = "NAME",
+     .doc = "Where the model runs."},
+    {.key = "dtype",
+     .type = HV_OPTION_ENUM,
+     .offset = offsetof(check_options, dtype),
+     .fallback = "fp32",
+     .choices = dtypes,
+     .doc = "Storage of parameters and activations."},
+    {.key = "threads",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(check_options, threads),
+     .fallback = "0",
+     .max = 4096,
+     .unit = "N",
+     .doc = "Threads of the CPU device; 0: one a processor."},
+};
+
+static hv_status work(const void *values, hv_command_result *out) {
+  const check_options *given = values;
+  (void)out;
+  hv_device *device;
+  hv_check_options what = {.model = given->model,
+                           .batch = given->batch,
+                           .out = given->out,
+                           .objective = objectives[given->objective + 1] ? given->objective : -1,
+                           .dtype = given->dtype == 0 ? HV_F32 : HV_BF16,
+                           .steps = given->steps,
+                           .learning_rate = given->learning_rate};
+  HV_TRY(hv_train_open_device(given->device, given->threads, 0, &device));
+  hv_status status = hv_check(&what, device);
+  hv_device_close(device);
+  return status;
+}
+
+const hv_train_command hv_command_check = {
+    .command = {.name = "check",
+                .summary = "Write what a model makes of one batch: losses, outputs, gradients.",
+                .help =
+                    "Reads a batch with every random draw in it and writes the losses, noise predictions, vision\n"
+                    "features, image tokens and the gradient of every trained parameter (vision is frozen); with\n"
+                    "--steps also the losses and the parameters of that many AdamW steps.\n\n"
+                    "  hvla-train check --model runs/lift/model --batch batch.safetensors --out numbers.safetensors",
+                .options = options,
+                .num_options = sizeof options / sizeof options[0]},
+    .values_size = sizeof(check_options),
+    .work = work,
+};

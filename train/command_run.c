@@ -1,0 +1,90 @@
+#include <signal.h>
+#include <stddef.h>
+
+#include "core/base/log.h"
+#include "train/commands.h"
+#include "train/device.h"
+#include "train/interrupt.h"
+#include "train/launch.h"
+#include "train/run.h"
+
+/* Exit codes of a run that a signal ended (interchange.md). */
+enum { EXIT_INTERRUPTED = 130, EXIT_TERMINATED = 75 };
+
+typedef struct run_options {
+  char *config, *device;
+  hv_string_list sets;
+  bool resume;
+} run_options;
+
+static const hv_option options[] = {
+    HV_CONFIG_OPTION(run_options),
+    HV_SET_OPTION(run_options),
+    {.key = "resume",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(run_options, resume),
+     .fallback = "false",
+     .doc = "Go on from the newest whole checkpoint of the run directory."},
+    HV_DEVICE_OPTION(run_options),
+};
+
+/* An error on one of several ranks ends them all: the others may not know of it. */
+static void end_all_ranks(hv_comm *comm, hv_status status) {
+  if (!comm || comm->size == 1) return;
+  hv_log_error("rank %d: %s", comm->rank, hv_status_message(status));
+  hv_comm_abort(comm, hv_status_exit_code(status));
+}
+
+static hv_status work(const void *values, hv_command_result *out) {
+  const run_options *given = values;
+  hv_status status = HV_OK;
+  hv_train_config config = {0};
+  hv_interrupt *interrupt = NULL;
+  hv_device *device = NULL;
+  hv_comm *comm = NULL;
+  hv_launch launch;
+  int signal_number = 0;
+  HV_CHECK(hv_train_config_load(given->config, (const char *const *)given->sets.items, given->sets.count, &config));
+  HV_CHECK(hv_train_config_check_run(&config));
+  HV_CHECK(hv_interrupt_open(&interrupt));
+  HV_CHECK(hv_launch_read(&launch));
+  if (launch.rank > 0) hv_log_set_level(HV_LOG_WARNING);
+  HV_CHECK(
+      hv_train_open_device(given->device ? given->device : config.device, config.threads, launch.local_rank, &device));
+  HV_CHECK(hv_launch_open_comm(&launch, device, config.parallel.timeout, &comm));
+  hv_run_options how = {.comm = comm, .resume = given->resume, .interrupt = interrupt};
+  HV_CHECK(hv_run(&config, device, &how, &signal_number));
+  if (signal_number == 0) {
+    hv_log_info("done: %s/model", config.output);
+  } else {
+    hv_log_info("stopped by %s; the checkpoint is written, --resume goes on",
+                signal_number == SIGINT ? "Ctrl-C" : "SIGTERM");
+    out->exit_code = signal_number == SIGINT ? EXIT_INTERRUPTED : EXIT_TERMINATED;
+  }
+done:
+  if (status) end_all_ranks(comm, status);
+  hv_comm_close(comm);
+  hv_device_close(device);
+  hv_interrupt_close(interrupt);
+  hv_train_config_free(&config);
+  return status;
+}
+
+const hv_train_command hv_command_run = {
+    .command =
+        {.name = "run",
+         .summary = "Train a model on demonstrations.",
+         .help =
+             "Makes a run directory (the configuration's `output`): config.yaml as resolved, metrics.jsonl,\n"
+             "checkpoints/step-N/ to resume from, and model/, the newest model as hvla-infer reads it.\n\n"
+             "  hvla-train run --config configs/lift-tiny.yaml\n"
+             "  hvla-train run --config configs/lift-tiny.yaml --set optimizer.learning_rate=5e-4 --set output=runs/b\n"
+             "  hvla-train run --config configs/lift-tiny.yaml --resume\n\n"
+             "Ctrl-C and SIGTERM finish the step and write a checkpoint; the run then ends with exit code 130 or\n"
+             "75 and goes on with --resume as if nothing had happened. A second Ctrl-C ends it at once.\n",
+         .options = options,
+         .num_options = sizeof options / sizeof options[0]},
+    .values_size = sizeof(run_options),
+    .work = work,
+    .more_help = hv_train_config_list,
+};
