@@ -14,14 +14,11 @@
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 #include "train/progress.h"
-#include "train/run_data.h"
+#include "train/run_files.h"
 #include "train/validation.h"
 
 /* Steps in a row that may be skipped for gradients that are not finite. */
 enum { MAX_SKIPPED = 10 };
-
-/* How long ranks wait for one another while files are written. */
-static const double file_timeout = 1800;
 
 typedef struct run {
   const hv_train_config *config;
@@ -37,7 +34,8 @@ typedef struct run {
   hv_metrics *metrics;
   hv_progress progress;
   hv_learning_rate learning_rate;
-  int64_t total_steps, saved_step, skipped_in_row;
+  hv_run_files files;
+  int64_t total_steps, skipped_in_row;
 } run;
 
 static int64_t count_steps(const hv_train_config *config, int64_t frames) {
@@ -203,7 +201,7 @@ static hv_status open_run(run *self, hv_device *device) {
                                            .final_ratio = config->optimizer.final_ratio};
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
-  self->saved_step = -1;
+  self->files = hv_run_files_make(config, &self->model, self->directory.tensors, &self->data, self->trainer);
   HV_TRY(
       hv_comm_agree(self->comm, "opening the run directory", self->leader ? open_outputs(self, position.step) : HV_OK));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
@@ -223,69 +221,6 @@ static void close_run(run *self) {
   hv_run_data_close(&self->data);
   hv_model_directory_close(&self->directory);
   hv_model_config_free(&self->model);
-}
-
-static hv_status save_model(const run *self) {
-  const hv_trainer *trainer = self->trainer;
-  char *path = hv_path_join(self->config->output, "model");
-  if (!path) return hv_error_memory("a path");
-  hv_model_save what = {.model = &self->model,
-                        .params = trainer->params,
-                        .dtype = hv_train_config_dtype(self->config),
-                        .carry = self->directory.tensors,
-                        .tokenizer_path = self->data.tokenizer_path,
-                        .statistics = self->data.statistics_document};
-  hv_status status = hv_model_directory_save(path, &what, trainer->stream);
-  free(path);
-  return status;
-}
-
-/* Where values are sharded, the others give theirs while one rank reads parameter after parameter. */
-static hv_status hand_over_values(const run *self) {
-  const hv_params *params = self->trainer->params;
-  hv_status status = HV_OK;
-  int64_t largest = 1;
-  for (hv_param_id id = 0; id < hv_params_count(params); id++) {
-    const hv_param *param = hv_params_get(params, id);
-    if (param->rows * param->cols > largest) largest = param->rows * param->cols;
-  }
-  float *values = malloc((size_t)largest * sizeof *values);
-  if (!values) return hv_error_memory("a parameter");
-  for (hv_param_id id = 0; id < hv_params_count(params) && !status; id++) {
-    status = hv_param_read(params, id, hv_params_dtype(params), values, self->trainer->stream);
-  }
-  free(values);
-  return status;
-}
-
-/* A checkpoint, then the model as others read it. */
-static hv_status save_files(run *self) {
-  const hv_trainer *trainer = self->trainer;
-  const char *output = self->config->output;
-  bool sharded = hv_params_sharding(trainer->params) == HV_SHARD_PARAMETERS;
-  hv_run_position position = {.step = trainer->step,
-                              .updates = hv_optimizer_updates(trainer->optimizer),
-                              .samples = trainer->step * self->config->train.batch_size,
-                              .seed = self->config->seed};
-  HV_TRY(hv_checkpoint_save(output, &position, trainer->params, trainer->optimizer, trainer->stream));
-  hv_status status = HV_OK;
-  if (self->leader) {
-    status = hv_checkpoint_prune(output, self->config->checkpoint.keep);
-    if (!status) status = save_model(self);
-    /* The others may be handing over values still: they are not at the agreement below. */
-    if (status && sharded) return status;
-  } else if (sharded) {
-    HV_TRY(hand_over_values(self));
-  }
-  return hv_comm_agree(self->comm, "saving the model", status);
-}
-
-static hv_status save(run *self) {
-  hv_comm_set_timeout(self->comm, file_timeout);
-  hv_status status = save_files(self);
-  hv_comm_set_timeout(self->comm, self->config->parallel.timeout);
-  if (!status) self->saved_step = self->trainer->step;
-  return status;
 }
 
 static void report_validation(run *self, const hv_validation *held_out) {
@@ -325,7 +260,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
                             .held_out = validate ? &held_out : NULL};
     if (self->leader) HV_TRY(hv_metrics_write(self->metrics, &line));
   }
-  if (last || due(step, config->checkpoint.interval)) HV_TRY(save(self));
+  if (last || due(step, config->checkpoint.interval)) HV_TRY(hv_run_files_save(&self->files));
   return HV_OK;
 }
 
@@ -362,7 +297,7 @@ static hv_status train(run *self, int *signal_number) {
     HV_TRY(check_skipped(self, &result));
     HV_TRY(after_step(self, &result, learning_rate));
   }
-  if (self->saved_step != trainer->step) return save(self);
+  if (self->files.saved_step != trainer->step) return hv_run_files_save(&self->files);
   return HV_OK;
 }
 
