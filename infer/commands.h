@@ -27,11 +27,21 @@ typedef struct hv_bench_options {
   bool json;
 } hv_bench_options;
 
+typedef struct hv_export_options {
+  char *model, *out;
+  int32_t format, dtype; /* indices into hv_export_format_choices, hv_export_dtype_choices */
+  int64_t shard_size;
+  bool verify;
+} hv_export_options;
+
 /* Choices of the enumerations above, ending in NULL. */
 extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const hv_ar_condition_choices[],
                                                                              *const hv_dtype_choices[];
 
+extern const char *const hv_export_format_choices[], *const hv_export_dtype_choices[];
+
 HV_NODISCARD hv_status hv_command_predict(const hv_predict_options *options, hv_text *out);
 HV_NODISCARD hv_status hv_command_bench(const hv_bench_options *options, hv_text *out);
+HV_NODISCARD hv_status hv_command_export(const hv_export_options *options, hv_text *out);
 
 #endif

@@ -1,4 +1,4 @@
-/* hvla-infer: predictions from the command line. */
+/* hvla-infer: predictions and exports from the command line. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -7,10 +7,11 @@
 #include "core/base/log.h"
 #include "infer/commands.h"
 
-/* One command's options, and what both commands say alike. */
+/* One command's options, and what several commands say alike. */
 typedef union arguments {
   hv_predict_options predict;
   hv_bench_options bench;
+  hv_export_options export;
 } arguments;
 
 #define MODE_OPTION(type_, doc_)                                                                                       \
@@ -175,6 +176,40 @@ static const hv_option bench_table[] = {
      .doc = "Print one JSON object instead of the table."},
 };
 
+static const hv_option export_table[] = {
+    {.key = "model",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(hv_export_options, model),
+     .unit = "DIR",
+     .doc = "The model directory: what hvla-train writes to RUN/model."},
+    {.key = "out",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(hv_export_options, out),
+     .unit = "DIR",
+     .doc = "Where the export goes: a new or an empty directory."},
+    {.key = "format",
+     .type = HV_OPTION_ENUM,
+     .offset = offsetof(hv_export_options, format),
+     .fallback = "safetensors",
+     .choices = hv_export_format_choices,
+     .doc = "safetensors: a model directory."},
+    {.key = "dtype",
+     .type = HV_OPTION_ENUM,
+     .offset = offsetof(hv_export_options, dtype),
+     .fallback = "auto",
+     .choices = hv_export_dtype_choices,
+     .doc = "What floating-point tensors are written in, rounded to nearest even; auto: as they are stored."},
+    {.key = "shard-size",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(hv_export_options, shard_size),
+     .fallback = "5000000000",
+     .min = 1,
+     .max = 9e15,
+     .unit = "BYTES",
+     .doc = "More tensors than this are spread over several files, with Hugging Face's index. Of the format "
+            "safetensors."},
+};
+
 static const hv_command commands[] = {
     {.name = "predict",
      .summary = "one action from pictures, an instruction and the robot's state",
@@ -200,11 +235,24 @@ static const hv_command commands[] = {
          "  hvla-infer bench --model runs/lift/model --mode diffusion --json\n",
      .options = bench_table,
      .num_options = sizeof bench_table / sizeof *bench_table},
+    {.name = "export",
+     .summary = "a model for others: another dtype, files of a given size, a card that tells how it was trained",
+     .help =
+         "Writes a directory that hvla-infer, hvla-train and Hugging Face's loaders read: config.json, the tensors,\n"
+         "tokenizer, statistics, and README.md, the card. What the card tells of training comes from the run\n"
+         "directory that holds the model (config.yaml, metrics.jsonl); where there is none, it says so. The export\n"
+         "is complete or absent, needs no more memory than a few tensors, and takes the place of nothing. Exit\n"
+         "code 0, or 2 for wrong input: parts that are missing, a value too large for fp16.\n"
+         "\n"
+         "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16\n"
+         "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n",
+     .options = export_table,
+     .num_options = sizeof export_table / sizeof *export_table},
 };
 
 static const hv_program program = {
     .name = "hvla-infer",
-    .summary = "predicts robot actions with a HybridVLA model, and measures how fast.",
+    .summary = "predicts robot actions with a HybridVLA model, measures how fast, and exports models.",
     .commands = commands,
     .num_commands = sizeof commands / sizeof *commands,
 };
@@ -216,6 +264,14 @@ static hv_status make_help(size_t command, hv_text *out) {
     hv_program_help(&program, out);
   }
   return out->failed ? hv_error_memory("a help text") : HV_OK;
+}
+
+static hv_status run_command(size_t command, const arguments *values, hv_text *out) {
+  switch (command) {
+  case 0: return hv_command_predict(&values->predict, out);
+  case 1: return hv_command_bench(&values->bench, out);
+  default: return hv_command_export(&values->export, out);
+  }
 }
 
 /* What the command line asks for, as text for standard output. */
@@ -231,7 +287,7 @@ static hv_status serve(int argc, const char *const *argv, hv_text *out) {
   arguments values;
   HV_TRY(hv_command_parse(&program, &commands[command], argc, argv, &values, &request));
   if (request == HV_REQUEST_HELP) return make_help(command, out);
-  hv_status status = command == 0 ? hv_command_predict(&values.predict, out) : hv_command_bench(&values.bench, out);
+  hv_status status = run_command(command, &values, out);
   hv_command_free(&commands[command], &values);
   return status;
 }

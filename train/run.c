@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/build_commit.h"
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -114,6 +115,7 @@ static hv_status write_config(const run *self) {
   if (!path) return hv_error_memory("a path");
   HV_CHECK(hv_train_config_resolve(self->config, &resolved));
   if (self->options->resume) HV_CHECK(report_changes(self, resolved));
+  hv_text_add(&text, "# Resolved by hvla-train %s, commit %s.\n", HVLA_VERSION, hv_build_commit());
   HV_CHECK(hv_yaml_format(resolved, &text));
   status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
 done:

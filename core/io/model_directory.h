@@ -20,19 +20,28 @@ void hv_model_directory_close(hv_model_directory *directory); /* leaves it empty
 char *hv_model_directory_tokenizer(const char *path);
 char *hv_model_directory_statistics(const char *path);
 
-/* Values of every parameter from the file (params allocated before). Missing tensors, wrong shapes and dtypes that are
- * no floating point are all listed in one error, and nothing is written then. Tensors that no parameter asks for are
- * listed in `unexpected`, one a line, if it is not NULL. */
+/* Whether the file holds every parameter (declared before): missing tensors, wrong shapes and dtypes that are no
+ * floating point are all listed in one error. */
+HV_NODISCARD hv_status hv_model_directory_check(const hv_model_directory *directory, const hv_params *params);
+
+/* Values of every parameter from the file (params allocated before); nothing is written where the check above fails.
+ * Tensors that no parameter asks for are listed in `unexpected`, one a line, if it is not NULL. */
 HV_NODISCARD hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params,
                                                hv_stream *stream, hv_text *unexpected);
 
+/* What becomes a model directory: parameters, the tensors of another file, or both. */
 typedef struct hv_model_save {
   const hv_model_config *model;
-  const hv_params *params;
-  hv_dtype dtype;              /* of the file: HV_F32, HV_BF16 or HV_F16 */
-  const hv_safetensors *carry; /* tensors of it that are no parameters are copied as they are; NULL: none */
-  const char *tokenizer_path;  /* copied as tokenizer.model; NULL: none */
-  const json_t *statistics;    /* the whole dataset_statistics.json; NULL: none */
+  const hv_params *params;     /* NULL: none, the tensors are those of `carry` */
+  const hv_safetensors *carry; /* its tensors that are no parameters; NULL: none */
+  hv_dtype dtype;              /* of the parameters in the file: HV_F32, HV_BF16 or HV_F16 */
+  bool convert_carried; /* carried tensors that are floating point get the dtype too; else they stay as they are */
+  int64_t shard_size;   /* bytes of tensors in a file, more are spread over several; 0: one file */
+  const char *tokenizer_path;                    /* copied as tokenizer.model; NULL: none */
+  const json_t *statistics;                      /* the whole dataset_statistics.json; NULL: none */
+  const char *card;                              /* the text of README.md; NULL: none */
+  void (*progress)(void *context, size_t bytes); /* called as tensors are written; NULL: not */
+  void *progress_context;
 } hv_model_save;
 
 /* Writes a complete model directory beside `path`, syncs it and puts it in place of what was there. Readers see the old

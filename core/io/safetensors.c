@@ -411,29 +411,3 @@ hv_status hv_safetensors_require(const hv_safetensors *file, const char *name, c
   }
   return HV_OK;
 }
-
-void hv_file_tensor_read_f32(const hv_file_tensor *tensor, int64_t first, int64_t count, float *out) {
-  const uint8_t *from = (const uint8_t *)tensor->data + (size_t)first * hv_dtype_size(tensor->dtype);
-  for (int64_t i = 0; i < count; i++) {
-    const uint8_t *at = from + (size_t)i * hv_dtype_size(tensor->dtype);
-    union {
-      float f32;
-      double f64;
-      uint16_t bits;
-      int16_t i16;
-      int32_t i32;
-      int64_t i64;
-    } value;
-    memcpy(&value, at, hv_dtype_size(tensor->dtype));
-    switch (tensor->dtype) {
-    case HV_F32: out[i] = value.f32; break;
-    case HV_BF16: out[i] = hv_bf16_to_float(value.bits); break;
-    case HV_F64: out[i] = (float)value.f64; break;
-    case HV_F16: out[i] = hv_f16_to_float(value.bits); break;
-    case HV_I16: out[i] = (float)value.i16; break;
-    case HV_I32: out[i] = (float)value.i32; break;
-    case HV_I64: out[i] = (float)value.i64; break;
-    case HV_U8: out[i] = (float)*at; break;
-    }
-  }
-}

@@ -56,6 +56,11 @@ void hv_format_shape(const char *dtype_name, const int64_t *shape, int32_t rank,
 /* Values [first, first + count) as floats (every known dtype; I64 and F64 are rounded). */
 void hv_file_tensor_read_f32(const hv_file_tensor *tensor, int64_t first, int64_t count, float *out);
 
+/* The same in `to`, rounded to nearest even; tensor and `to` are floating point, or the same. A finite value that `to`
+ * cannot hold is an error that names tensor and element. */
+HV_NODISCARD hv_status hv_file_tensor_convert(const hv_file_tensor *tensor, int64_t first, int64_t count, hv_dtype to,
+                                              void *out);
+
 /* The name that files use for a dtype: "F32", …. */
 const char *hv_safetensors_dtype_name(hv_dtype dtype);
 

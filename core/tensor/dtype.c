@@ -56,10 +56,29 @@ static void store(hv_dtype dtype, void *values, int64_t i, double value) {
   }
 }
 
+/* One pair of dtypes as a loop that the compiler can vectorise. */
+#define CONVERT(to_type, from_type, value)                                                                             \
+  do {                                                                                                                 \
+    const from_type *restrict from_values = src;                                                                       \
+    to_type *restrict to_values = dst;                                                                                 \
+    for (int64_t i = 0; i < count; i++) {                                                                              \
+      from_type x = from_values[i];                                                                                    \
+      to_values[i] = value;                                                                                            \
+    }                                                                                                                  \
+  } while (0)
+
 void hv_dtype_convert(hv_dtype to, void *dst, hv_dtype from, const void *src, int64_t count) {
   if (to == from) {
     memcpy(dst, src, (size_t)count * hv_dtype_size(to));
-    return;
+  } else if (to == HV_F32 && from == HV_BF16) {
+    CONVERT(float, uint16_t, hv_bf16_to_float(x));
+  } else if (to == HV_BF16 && from == HV_F32) {
+    CONVERT(uint16_t, float, hv_bf16_from_float(x));
+  } else if (to == HV_F32 && from == HV_F16) {
+    CONVERT(float, uint16_t, hv_f16_to_float(x));
+  } else if (to == HV_F16 && from == HV_F32) {
+    CONVERT(uint16_t, float, hv_f16_from_float(x));
+  } else {
+    for (int64_t i = 0; i < count; i++) store(to, dst, i, load(from, src, i));
   }
-  for (int64_t i = 0; i < count; i++) store(to, dst, i, load(from, src, i));
 }

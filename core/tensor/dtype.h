@@ -2,6 +2,7 @@
 #ifndef HV_TENSOR_DTYPE_H
 #define HV_TENSOR_DTYPE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -20,6 +21,10 @@ typedef enum hv_dtype {
 static inline size_t hv_dtype_size(hv_dtype dtype) {
   static const unsigned char sizes[] = {4, 2, 8, 2, 2, 4, 8, 1};
   return sizes[dtype];
+}
+
+static inline bool hv_dtype_is_floating(hv_dtype dtype) {
+  return dtype <= HV_F16;
 }
 
 /* "fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8": the spelling of options and messages. */

@@ -1,14 +1,12 @@
 /* hvla-infer from outside: what it prints, and how it refuses. */
-#include <jansson.h>
 #include <math.h>
-#include <sys/wait.h>
 
 #include "core/image/image.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
+#include "tests/infer/program.h"
 #include "tests/infer/tiny_directory.h"
 
-#define PROGRAM HVLA_BINARY_DIR "/infer/hvla-infer"
 #define STATE "--state=0.3,-1.5,0.2,0.9,2.5"
 #define PICTURES "--image front=front.png --image wrist=wrist.jpg"
 #define GOOD "predict --model hybrid " PICTURES " --instruction 'Pick up the Red cube' " STATE " "
@@ -55,48 +53,6 @@ static int enter(void **state) {
   return 0;
 }
 
-static char *read_file(const char *name) {
-  char *text;
-  assert_ok(hv_read_text(in_folder(folder, name), 1 << 24, &text, NULL));
-  return text;
-}
-
-/* Runs hvla-infer in the folder; standard output and error on the heap. Returns the exit code. */
-static int run(const char *arguments, char **out, char **errors) {
-  char command[4096];
-  int length = snprintf(command, sizeof command, "cd '%s' && '%s' %s > out 2> errors", folder, PROGRAM, arguments);
-  assert_true(length < (int)sizeof command);
-  int status = system(command);
-  *out = read_file("out");
-  *errors = read_file("errors");
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static json_t *json_of(const char *arguments) {
-  char *out, *errors;
-  json_error_t problem;
-  int code = run(arguments, &out, &errors);
-  if (code) fail_msg("hvla-infer %s: exit code %d: %s", arguments, code, errors);
-  assert_string_equal(errors, "");
-  json_t *document = json_loads(out, 0, &problem); /* the whole output is one value */
-  if (!document) fail_msg("hvla-infer %s printed no JSON: %s\n%s", arguments, problem.text, out);
-  free(out);
-  free(errors);
-  return document;
-}
-
-static void refuse_words(const char *arguments, const char *const *words) {
-  char *out, *errors;
-  int code = run(arguments, &out, &errors);
-  if (code != 2) fail_msg("hvla-infer %s: exit code %d, not 2: %s", arguments, code, errors);
-  assert_string_equal(out, "");
-  for (; *words; words++)
-    if (!strstr(errors, *words)) fail_msg("hvla-infer %s: \"%s\" lacks \"%s\"", arguments, errors, *words);
-  free(out);
-  free(errors);
-}
-#define refuse(arguments, ...) refuse_words(arguments, (const char *const[]){__VA_ARGS__, NULL})
-
 static void assert_chunk(const json_t *document, const char *key) {
   const json_t *rows = json_object_get(document, key);
   if (json_array_size(rows) != TINY_CHUNK) fail_msg("%s has no %d rows", key, TINY_CHUNK);
@@ -108,7 +64,7 @@ static void assert_chunk(const json_t *document, const char *key) {
 
 static void predicts_with_both_heads(void **state) {
   (void)state;
-  json_t *found = json_of(GOOD "--unnorm-key lift --json");
+  json_t *found = infer_json(folder, GOOD "--unnorm-key lift --json");
   assert_chunk(found, "action");
   assert_chunk(found, "diffusion");
   assert_chunk(found, "diffusion_normalized");
@@ -129,7 +85,7 @@ static void predicts_with_both_heads(void **state) {
   for (int i = 0; i < 6; i++)
     assert_true(json_real_value(json_object_get(json_object_get(found, "timing_ms"), times[i])) > 0);
 
-  json_t *mean = json_of(GOOD "--unnorm-key lift --json --theta 0");
+  json_t *mean = infer_json(folder, GOOD "--unnorm-key lift --json --theta 0");
   assert_string_equal(json_string_value(json_object_get(mean, "used")), "ensemble");
   assert_true(json_equal(json_object_get(mean, "diffusion"), json_object_get(found, "diffusion")));
   for (size_t i = 0; i < TINY_ACTIONS - 1; i++) {
@@ -144,18 +100,18 @@ static void predicts_with_both_heads(void **state) {
 
 static void leaves_out_what_a_mode_does_not_compute(void **state) {
   (void)state;
-  json_t *found = json_of(GOOD "--unnorm-key lift --json --mode diffusion");
+  json_t *found = infer_json(folder, GOOD "--unnorm-key lift --json --mode diffusion");
   assert_non_null(json_object_get(found, "diffusion"));
   assert_null(json_object_get(found, "autoregressive"));
   assert_null(json_object_get(found, "tokens"));
   assert_null(json_object_get(found, "confidence"));
   json_decref(found);
-  found = json_of(GOOD "--unnorm-key lift --json --mode autoregressive");
+  found = infer_json(folder, GOOD "--unnorm-key lift --json --mode autoregressive");
   assert_string_equal(json_string_value(json_object_get(found, "used")), "autoregressive");
   assert_null(json_object_get(found, "diffusion"));
   assert_null(json_object_get(found, "diffusion_normalized"));
   json_decref(found);
-  found = json_of("predict --model tokens " PICTURES " --instruction go --json");
+  found = infer_json(folder, "predict --model tokens " PICTURES " --instruction go --json");
   assert_string_equal(json_string_value(json_object_get(found, "used")), "autoregressive");
   json_decref(found);
 }
@@ -176,7 +132,7 @@ static void options_reach_the_policy(void **state) {
     char arguments[512];
     const char *key = strstr(variants[i], "--unnorm-key") ? "" : "--unnorm-key lift";
     snprintf(arguments, sizeof arguments, GOOD "%s --mode diffusion --json %s", key, variants[i]);
-    json_t *document = json_of(arguments), *again = json_of(arguments);
+    json_t *document = infer_json(folder, arguments), *again = infer_json(folder, arguments);
     found[i] = json_incref(json_object_get(document, "action"));
     assert_true(json_equal(found[i], json_object_get(again, "action")));
     for (int k = 0; k < i; k++) assert_false(json_equal(found[i], found[k]));
@@ -185,9 +141,11 @@ static void options_reach_the_policy(void **state) {
   }
   for (int i = 0; i < COUNT; i++) json_decref(found[i]);
 
-  json_t *noise = json_of(GOOD "--unnorm-key lift --json --mode autoregressive --seed 3");
-  json_t *random = json_of(GOOD "--unnorm-key lift --json --mode autoregressive --seed 3 --ar-condition random");
-  json_t *denoised = json_of(GOOD "--unnorm-key lift --json --mode autoregressive --seed 3 --ar-condition denoised");
+  json_t *noise = infer_json(folder, GOOD "--unnorm-key lift --json --mode autoregressive --seed 3");
+  json_t *random =
+      infer_json(folder, GOOD "--unnorm-key lift --json --mode autoregressive --seed 3 --ar-condition random");
+  json_t *denoised =
+      infer_json(folder, GOOD "--unnorm-key lift --json --mode autoregressive --seed 3 --ar-condition denoised");
   assert_false(json_equal(json_object_get(noise, "confidences"), json_object_get(random, "confidences")));
   assert_false(json_equal(json_object_get(noise, "confidences"), json_object_get(denoised, "confidences")));
   assert_chunk(denoised, "diffusion_normalized");
@@ -198,8 +156,8 @@ static void options_reach_the_policy(void **state) {
 
 static void threads_do_not_change_the_answer(void **state) {
   (void)state;
-  json_t *one = json_of(GOOD "--unnorm-key lift --json --threads 1");
-  json_t *two = json_of(GOOD "--unnorm-key lift --json --threads 2");
+  json_t *one = infer_json(folder, GOOD "--unnorm-key lift --json --threads 1");
+  json_t *two = infer_json(folder, GOOD "--unnorm-key lift --json --threads 2");
   json_object_del(one, "timing_ms");
   json_object_del(two, "timing_ms");
   assert_true(json_equal(one, two));
@@ -210,7 +168,7 @@ static void threads_do_not_change_the_answer(void **state) {
 static void prints_a_table_for_people(void **state) {
   (void)state;
   char *out, *errors;
-  assert_int_equal(run(GOOD "--unnorm-key lift", &out, &errors), 0);
+  assert_int_equal(run_infer(folder, GOOD "--unnorm-key lift", &out, &errors), 0);
   static const char *const words[] = {"action ", "diffusion ", "autoregressive ", "confidence ", "theta 0.96", " ms: "};
   for (size_t i = 0; i < sizeof words / sizeof *words; i++)
     if (!strstr(out, words[i])) fail_msg("the table lacks \"%s\":\n%s", words[i], out);
@@ -221,11 +179,11 @@ static void prints_a_table_for_people(void **state) {
 
 static void helps(void **state) {
   (void)state;
-  static const char *const calls[] = {"--help", "predict --help", "bench --help", "--version"};
-  static const char *const words[] = {"predict", "--ar-condition", "--random-weights", HVLA_VERSION};
-  for (int i = 0; i < 4; i++) {
+  static const char *const calls[] = {"--help", "predict --help", "bench --help", "export --help", "--version"};
+  static const char *const words[] = {"predict", "--ar-condition", "--random-weights", "--shard-size", HVLA_VERSION};
+  for (int i = 0; i < 5; i++) {
     char *out, *errors;
-    assert_int_equal(run(calls[i], &out, &errors), 0);
+    assert_int_equal(run_infer(folder, calls[i], &out, &errors), 0);
     assert_non_null(strstr(out, words[i]));
     assert_string_equal(errors, "");
     free(out);
@@ -237,43 +195,46 @@ static void refuses_wrong_input(void **state) {
   (void)state;
 #define WITHOUT_PICTURES "predict --model hybrid --unnorm-key lift --instruction go " STATE " "
 #define WITHOUT_STATE "predict --model hybrid --unnorm-key lift --instruction go " PICTURES " "
-  refuse("", "predict, bench");
-  refuse("serve", "serve", "predict, bench");
-  refuse("predict", "--model", "--instruction");
-  refuse(GOOD "--unnorm-kay lift", "--unnorm-kay", "did you mean --unnorm-key");
-  refuse(GOOD "--unnorm-key lfit", "lfit", "lift", "drawer", "dataset_statistics.json");
-  refuse(GOOD, "lift", "drawer");
-  refuse(GOOD "--unnorm-key lift --mode both", "both", "ensemble");
-  refuse(GOOD "--unnorm-key lift --ddim-steps 30", "DDIM with 30", "25 and 34");
-  refuse(WITHOUT_PICTURES, "front, wrist");
-  refuse(WITHOUT_PICTURES "--image front=front.png", "the camera wrist", "front, wrist");
-  refuse(WITHOUT_PICTURES PICTURES " --image top=front.png", "no camera top", "front, wrist");
-  refuse(WITHOUT_PICTURES "--image front.png", "--image front.png", "front=picture.png");
-  refuse(WITHOUT_PICTURES "--image front=nothing.png --image wrist=wrist.jpg", "nothing.png", "No such file");
-  refuse(WITHOUT_PICTURES "--image front=broken.png --image wrist=wrist.jpg", "broken.png");
-  refuse(WITHOUT_PICTURES "--image front=empty.png --image wrist=wrist.jpg", "empty.png", "empty");
-  refuse(WITHOUT_STATE, "0 values", "takes 5");
-  refuse(WITHOUT_STATE "--state 1,2,3", "3 values", "takes 5");
-  refuse(WITHOUT_STATE "--state 1,2,x,4,5", "value 2 is no number");
-  refuse(WITHOUT_STATE "--state 1,2,nan,4,5", "value 2 is no number");
-  refuse(WITHOUT_STATE "--state 1,2,3,4,", "value 4 is no number");
-  refuse(GOOD "--unnorm-key lift --noise narrow.safetensors", "narrow.safetensors: noise", "[2, 6]", "[2, 7]");
-  refuse(GOOD "--unnorm-key lift --noise steps.safetensors", "ar_timestep", "[2]", "[1]");
-  refuse(GOOD "--unnorm-key lift --noise front.png", "front.png");
-  refuse(GOOD "--unnorm-key lift --noise hybrid/model.safetensors", "none of noise");
-  refuse(GOOD "--unnorm-key lift --device abacus", "abacus");
-  refuse("predict --model nowhere " PICTURES " --instruction go", "nowhere");
-  refuse("predict --model tokens " PICTURES " --instruction go --mode ensemble", "autoregressive", "no noise head");
-  refuse("predict --model tokens " PICTURES " --instruction go --ar-condition noise", "no condition");
-  refuse("predict --model tokens " PICTURES " --instruction go --state 1", "1 values", "no state");
-  refuse("bench", "--config FILE --random-weights");
-  refuse("bench --config front.png --random-weights", "front.png");
-  refuse("bench --config front.png", "--random-weights");
+  infer_refuses(folder, "", "predict, bench");
+  infer_refuses(folder, "serve", "serve", "predict, bench");
+  infer_refuses(folder, "predict", "--model", "--instruction");
+  infer_refuses(folder, GOOD "--unnorm-kay lift", "--unnorm-kay", "did you mean --unnorm-key");
+  infer_refuses(folder, GOOD "--unnorm-key lfit", "lfit", "lift", "drawer", "dataset_statistics.json");
+  infer_refuses(folder, GOOD, "lift", "drawer");
+  infer_refuses(folder, GOOD "--unnorm-key lift --mode both", "both", "ensemble");
+  infer_refuses(folder, GOOD "--unnorm-key lift --ddim-steps 30", "DDIM with 30", "25 and 34");
+  infer_refuses(folder, WITHOUT_PICTURES, "front, wrist");
+  infer_refuses(folder, WITHOUT_PICTURES "--image front=front.png", "the camera wrist", "front, wrist");
+  infer_refuses(folder, WITHOUT_PICTURES PICTURES " --image top=front.png", "no camera top", "front, wrist");
+  infer_refuses(folder, WITHOUT_PICTURES "--image front.png", "--image front.png", "front=picture.png");
+  infer_refuses(folder, WITHOUT_PICTURES "--image front=nothing.png --image wrist=wrist.jpg", "nothing.png",
+                "No such file");
+  infer_refuses(folder, WITHOUT_PICTURES "--image front=broken.png --image wrist=wrist.jpg", "broken.png");
+  infer_refuses(folder, WITHOUT_PICTURES "--image front=empty.png --image wrist=wrist.jpg", "empty.png", "empty");
+  infer_refuses(folder, WITHOUT_STATE, "0 values", "takes 5");
+  infer_refuses(folder, WITHOUT_STATE "--state 1,2,3", "3 values", "takes 5");
+  infer_refuses(folder, WITHOUT_STATE "--state 1,2,x,4,5", "value 2 is no number");
+  infer_refuses(folder, WITHOUT_STATE "--state 1,2,nan,4,5", "value 2 is no number");
+  infer_refuses(folder, WITHOUT_STATE "--state 1,2,3,4,", "value 4 is no number");
+  infer_refuses(folder, GOOD "--unnorm-key lift --noise narrow.safetensors", "narrow.safetensors: noise", "[2, 6]",
+                "[2, 7]");
+  infer_refuses(folder, GOOD "--unnorm-key lift --noise steps.safetensors", "ar_timestep", "[2]", "[1]");
+  infer_refuses(folder, GOOD "--unnorm-key lift --noise front.png", "front.png");
+  infer_refuses(folder, GOOD "--unnorm-key lift --noise hybrid/model.safetensors", "none of noise");
+  infer_refuses(folder, GOOD "--unnorm-key lift --device abacus", "abacus");
+  infer_refuses(folder, "predict --model nowhere " PICTURES " --instruction go", "nowhere");
+  infer_refuses(folder, "predict --model tokens " PICTURES " --instruction go --mode ensemble", "autoregressive",
+                "no noise head");
+  infer_refuses(folder, "predict --model tokens " PICTURES " --instruction go --ar-condition noise", "no condition");
+  infer_refuses(folder, "predict --model tokens " PICTURES " --instruction go --state 1", "1 values", "no state");
+  infer_refuses(folder, "bench", "--config FILE --random-weights");
+  infer_refuses(folder, "bench --config front.png --random-weights", "front.png");
+  infer_refuses(folder, "bench --config front.png", "--random-weights");
 }
 
 static void measures(void **state) {
   (void)state;
-  json_t *found = json_of("bench --model hybrid --repeat 3 --json");
+  json_t *found = infer_json(folder, "bench --model hybrid --repeat 3 --json");
   const json_t *ms = json_object_get(found, "ms"), *stages = json_object_get(found, "stages");
   double low = json_real_value(json_object_get(ms, "min")), middle = json_real_value(json_object_get(ms, "median"));
   assert_true(low > 0 && low <= middle && middle <= json_real_value(json_object_get(ms, "max")));
@@ -299,7 +260,7 @@ static void measures(void **state) {
       "num_key_value_heads: 2, rms_norm_eps: 1e-5, rope_theta: 10000.0, vocab_size: 300, hidden_act: silu}, "
       "diffusion: {steps: 100, schedule: squaredcos_cap_v2}, action_tokens: {base: 290, bins: 256}, "
       "special_tokens: {bos: 1, eos: 2, pad: 297, bod: 298, eod: 299, empty: 5}}\ntrain: {batch_size: 1}\n");
-  found = json_of("bench --config run.yaml --random-weights --mode diffusion --repeat 2 --json");
+  found = infer_json(folder, "bench --config run.yaml --random-weights --mode diffusion --repeat 2 --json");
   assert_string_equal(json_string_value(json_object_get(found, "mode")), "diffusion");
   assert_true(json_real_value(json_object_get(json_object_get(found, "stages"), "decode")) == 0);
   json_decref(found);

@@ -96,6 +96,25 @@ static void arrays_convert(void **state) {
   }
 }
 
+/* From any dtype to any other, an array becomes what each value becomes by way of double. */
+static void every_pair_of_dtypes_converts(void **state) {
+  (void)state;
+  enum { COUNT = 100 };
+  static const hv_dtype dtypes[] = {HV_F32, HV_BF16, HV_F16, HV_F64};
+  double values[COUNT], from[COUNT], to[COUNT], expected[COUNT];
+  for (int i = 0; i < COUNT; i++) values[i] = (i % 2 ? -1 : 1) * exp2(0.37 * i - 18) * (1 + 0.013 * i);
+  for (size_t i = 0; i < 4; i++) {
+    for (size_t j = 0; j < 4; j++) {
+      double wide[COUNT];
+      hv_dtype_convert(dtypes[i], from, HV_F64, values, COUNT);
+      hv_dtype_convert(HV_F64, wide, dtypes[i], from, COUNT);
+      hv_dtype_convert(dtypes[j], expected, HV_F64, wide, COUNT);
+      hv_dtype_convert(dtypes[j], to, dtypes[i], from, COUNT);
+      assert_memory_equal(to, expected, COUNT * hv_dtype_size(dtypes[j]));
+    }
+  }
+}
+
 static void views(void **state) {
   (void)state;
   float data[24];
@@ -114,9 +133,13 @@ static void views(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(every_fp16_value_is_read), cmocka_unit_test(fp16_rounds_to_nearest_even),
-      cmocka_unit_test(every_bf16_value_is_read), cmocka_unit_test(bf16_rounds_to_nearest_even),
-      cmocka_unit_test(arrays_convert),           cmocka_unit_test(views),
+      cmocka_unit_test(every_fp16_value_is_read),
+      cmocka_unit_test(fp16_rounds_to_nearest_even),
+      cmocka_unit_test(every_bf16_value_is_read),
+      cmocka_unit_test(bf16_rounds_to_nearest_even),
+      cmocka_unit_test(arrays_convert),
+      cmocka_unit_test(every_pair_of_dtypes_converts),
+      cmocka_unit_test(views),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,119 @@
+/* hvla-infer export: a model as others take it. */
+#include <dirent.h>
+#include <errno.h>
+#include <libgen.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/base/file.h"
+#include "infer/byte_progress.h"
+#include "infer/commands.h"
+#include "infer/export.h"
+
+const char *const hv_export_format_choices[] = {"safetensors", NULL};
+const char *const hv_export_dtype_choices[] = {"auto", "fp32", "bf16", "fp16", NULL};
+
+static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
+
+/* `path` with every link resolved, of which only the last parts may be absent; on the heap. */
+static hv_status resolve(const char *path, char **out) {
+  hv_status status = HV_OK;
+  char *above = NULL, *parent = NULL, *whole = realpath(path, NULL);
+  *out = NULL;
+  if (!whole && errno == ENOENT) {
+    above = strdup(path);
+    char *copy = strdup(path);
+    if (!above || !copy) {
+      status = hv_error_memory("a path");
+    } else {
+      status = resolve(dirname(above), &parent);
+      if (!status) whole = hv_path_join(parent, basename(copy));
+    }
+    free(copy);
+  }
+  if (!status && !whole) status = hv_error_errno(errno, "cannot examine %s", path);
+  free(above);
+  free(parent);
+  *out = whole;
+  return status;
+}
+
+/* An export never takes the place of anything. */
+static hv_status check_empty(const char *path) {
+  struct stat info;
+  if (lstat(path, &info) != 0) return HV_OK;
+  DIR *folder = opendir(path);
+  if (!folder) return hv_error(HV_ERR_INPUT, "--out %s exists and is no directory that can be read", path);
+  int entries = 0;
+  while (entries <= 2 && readdir(folder)) entries++; /* "." and ".." are always there */
+  closedir(folder);
+  if (entries > 2)
+    return hv_error(HV_ERR_INPUT, "--out %s is not empty; a new or an empty directory is expected", path);
+  return HV_OK;
+}
+
+static hv_status check_out(const hv_export_options *options) {
+  char *model = NULL, *out = NULL;
+  hv_status status = HV_OK;
+  HV_CHECK(check_empty(options->out));
+  HV_CHECK(resolve(options->model, &model));
+  HV_CHECK(resolve(options->out, &out));
+  size_t length = strlen(model);
+  if (strncmp(out, model, length) == 0 && (out[length] == '/' || out[length] == '\0'))
+    status = hv_error(HV_ERR_INPUT, "--out %s lies in the model directory; choose a place outside %s", options->out,
+                      options->model);
+done:
+  free(model);
+  free(out);
+  return status;
+}
+
+static void count_bytes(void *progress, size_t bytes) {
+  hv_byte_progress_add(progress, bytes);
+}
+
+static hv_status write_directory(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to) {
+  hv_text card = {0};
+  hv_byte_progress progress = hv_byte_progress_make("writing", hv_export_bytes(source->directory.tensors, to));
+  hv_status status = hv_export_card(source, to, NULL, &card);
+  if (!status) {
+    hv_model_save what = {.model = &source->directory.model,
+                          .carry = source->directory.tensors,
+                          .dtype = to ? *to : HV_F32,
+                          .convert_carried = to != NULL,
+                          .shard_size = options->shard_size,
+                          .tokenizer_path = source->tokenizer_path,
+                          .statistics = source->statistics,
+                          .card = hv_text_string(&card),
+                          .progress = count_bytes,
+                          .progress_context = &progress};
+    status = hv_model_directory_save(options->out, &what, NULL);
+  }
+  hv_byte_progress_clear(&progress);
+  hv_text_free(&card);
+  return status;
+}
+
+static void report(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to, hv_text *out) {
+  const hv_safetensors *tensors = source->directory.tensors;
+  hv_text_add(out, "%s: %d tensors, %.2f MB, %s\n", options->out, hv_safetensors_count(tensors),
+              1e-6 * hv_export_bytes(tensors, to), to ? hv_dtype_name(*to) : "in the dtypes they are stored in");
+  hv_text_add(out, "%s", hv_text_string(&source->run.doubts));
+  if (!source->run.config)
+    hv_text_add(out, "no run directory lies beside the model: README.md cannot tell how it was trained\n");
+}
+
+hv_status hv_command_export(const hv_export_options *options, hv_text *out) {
+  hv_export_source source = {0};
+  const hv_dtype *to = options->dtype > 0 ? &dtypes[options->dtype] : NULL;
+  hv_status status = HV_OK;
+  HV_CHECK(check_out(options));
+  HV_CHECK(hv_export_source_open(options->model, &source));
+  HV_CHECK(write_directory(options, &source, to));
+  report(options, &source, to, out);
+  if (out->failed) status = hv_error_memory("the export's report");
+done:
+  hv_export_source_close(&source);
+  return status;
+}

@@ -1,0 +1,20 @@
+/* The README.md of an exported model: what it is, how it is used, and how it was trained as far as that is known. */
+#ifndef HV_INFER_MODEL_CARD_H
+#define HV_INFER_MODEL_CARD_H
+
+#include "core/io/model_directory.h"
+#include "infer/run_record.h"
+
+typedef struct hv_model_card {
+  const hv_model_directory *directory; /* the model that is exported */
+  const json_t *statistics;            /* its dataset_statistics.json */
+  const hv_run_record *run;
+  const char *source_card; /* its own README.md, whose section on training stands where there is no run; NULL: none */
+  const char *dtype;       /* of the exported tensors: "bf16"; NULL: as they are stored */
+  const char *usage;       /* the section on how the format is used, without its heading; NULL: hvla-infer */
+} hv_model_card;
+
+/* The same model gives the same text. */
+HV_NODISCARD hv_status hv_model_card_format(const hv_model_card *card, hv_text *out);
+
+#endif

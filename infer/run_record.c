@@ -1,0 +1,110 @@
+#include "infer/run_record.h"
+
+#include <errno.h>
+#include <libgen.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/io/json.h"
+#include "core/io/yaml.h"
+
+enum { METRICS_LIMIT = 1 << 30 /* bytes */ };
+
+/* Whether all that `part` says stands in `whole`: a run that began with another model names only what it changes. */
+static bool agrees(const json_t *part, const json_t *whole) {
+  if (json_is_object(part)) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)part, key, value) {
+      if (!agrees(value, json_object_get(whole, key))) return false;
+    }
+    return json_is_object(whole);
+  }
+  if (json_is_array(part)) {
+    bool same = json_is_array(whole) && json_array_size(part) == json_array_size(whole);
+    for (size_t i = 0; same && i < json_array_size(part); i++)
+      same = agrees(json_array_get(part, i), json_array_get(whole, i));
+    return same;
+  }
+  if (json_is_number(part)) return json_is_number(whole) && json_number_value(part) == json_number_value(whole);
+  return json_equal(part, whole);
+}
+
+/* A doubt instead of an error about what lies beside the model. */
+static void doubt(hv_run_record *record, hv_status status) {
+  if (status) hv_text_add(&record->doubts, "%s\n", hv_status_message(status));
+  hv_status_free(status);
+}
+
+static hv_status read_config(const char *path, const json_t *model_config, hv_run_record *record) {
+  char *text = NULL;
+  json_t *config = NULL;
+  hv_status status = HV_OK;
+  HV_CHECK(hv_read_text(path, HV_YAML_LIMIT, &text, NULL));
+  HV_CHECK(hv_yaml_parse(text, strlen(text), path, &config));
+  const json_t *model = json_object_get(config, "model");
+  if (model && !json_is_null(model) && !agrees(model, model_config)) {
+    status = hv_error(HV_ERR_INPUT, "%s configures another model than this one, so it is left out", path);
+    goto done;
+  }
+  record->config_text = text;
+  record->config = json_incref(config);
+  text = NULL;
+done:
+  json_decref(config);
+  free(text);
+  return status;
+}
+
+static void take(json_t **place, json_t *object) {
+  json_decref(*place);
+  *place = json_incref(object);
+}
+
+static hv_status read_metrics(const char *path, hv_run_record *record) {
+  char *text;
+  size_t length;
+  HV_TRY(hv_read_text(path, METRICS_LIMIT, &text, &length));
+  /* A line without its end is one that is being written. */
+  for (char *line = text, *end; (end = memchr(line, '\n', length - (size_t)(line - text))) != NULL; line = end + 1) {
+    json_t *object = json_loadb(line, (size_t)(end - line), 0, NULL);
+    if (json_is_integer(json_object_get(object, "step"))) {
+      take(&record->last, object);
+      if (json_is_number(json_object_get(object, "held_out_loss"))) take(&record->held_out, object);
+    }
+    json_decref(object);
+  }
+  free(text);
+  return HV_OK;
+}
+
+hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_run_record *out) {
+  *out = (hv_run_record){0};
+  hv_status status = HV_OK;
+  char *whole = realpath(model, NULL); /* "." and a link have their folder too */
+  if (!whole) return hv_error_errno(errno, "cannot find %s", model);
+  const char *folder = dirname(whole);
+  char *config = hv_path_join(folder, "config.yaml"), *metrics = hv_path_join(folder, "metrics.jsonl");
+  if (!config || !metrics) {
+    status = hv_error_memory("a path");
+    goto done;
+  }
+  if (!hv_file_exists(config)) goto done;
+  doubt(out, read_config(config, model_config, out));
+  if (out->config && hv_file_exists(metrics)) doubt(out, read_metrics(metrics, out));
+done:
+  free(config);
+  free(metrics);
+  free(whole);
+  return status;
+}
+
+void hv_run_record_free(hv_run_record *record) {
+  free(record->config_text);
+  json_decref(record->config);
+  json_decref(record->last);
+  json_decref(record->held_out);
+  hv_text_free(&record->doubts);
+  *record = (hv_run_record){0};
+}

@@ -1,0 +1,23 @@
+/* What the run directory beside a model tells of its training (interchange.md §4: config.yaml, metrics.jsonl). */
+#ifndef HV_INFER_RUN_RECORD_H
+#define HV_INFER_RUN_RECORD_H
+
+#include <jansson.h>
+
+#include "core/base/status.h"
+#include "core/base/text.h"
+
+/* Everything is owned; what is not known is NULL. */
+typedef struct hv_run_record {
+  char *config_text; /* config.yaml as it is written */
+  json_t *config;
+  json_t *last, *held_out; /* the newest line of metrics.jsonl; the newest with held_out_loss */
+  hv_text doubts;          /* a sentence for each thing that is there and cannot be used */
+} hv_run_record;
+
+/* Looks in the directory that holds the model directory `model`, whose config.json is `model_config`. A configuration
+ * of another model is not taken; neither that nor a damaged file is an error: it is a doubt. */
+HV_NODISCARD hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_run_record *out);
+void hv_run_record_free(hv_run_record *record); /* leaves it empty */
+
+#endif

@@ -1,0 +1,353 @@
+/* hvla-infer export from outside: what an exported directory holds, and what is refused without a trace. */
+#include <dirent.h>
+#include <math.h>
+#include <sys/stat.h>
+
+#include "core/io/json.h"
+#include "core/io/model_directory.h"
+#include "tests/check.h"
+#include "tests/infer/program.h"
+#include "tests/infer/tiny_directory.h"
+
+static char *folder;
+
+static int enter(void **state) {
+  if (make_folder(state)) return -1;
+  folder = *state;
+  write_tiny_directory(in_folder(folder, "model"), &(tiny_directory_options){.keys = 2});
+  return 0;
+}
+
+/* The export must succeed; what it says is returned. */
+static char *export_to(const char *arguments) {
+  char *out, *errors;
+  int code = run_infer(folder, arguments, &out, &errors);
+  if (code) fail_msg("hvla-infer %s: exit code %d: %s", arguments, code, errors);
+  assert_string_equal(errors, "");
+  free(errors);
+  return out;
+}
+
+static void export_quietly(const char *arguments) {
+  free(export_to(arguments));
+}
+
+static char *read_file(const char *path) {
+  char *text;
+  assert_ok(hv_read_text(path, 1 << 24, &text, NULL));
+  return text;
+}
+
+static void assert_same_file(const char *a, const char *b) {
+  hv_mapping x, y;
+  assert_ok(hv_map_file(a, &x));
+  assert_ok(hv_map_file(b, &y));
+  assert_int_equal(x.size, y.size);
+  assert_memory_equal(x.data, y.data, x.size);
+  hv_unmap(&x);
+  hv_unmap(&y);
+}
+
+/* Names in a folder besides "." and "..". */
+static int count_entries(const char *path) {
+  DIR *open = opendir(path);
+  assert_non_null(open);
+  int count = 0;
+  while (readdir(open)) count++;
+  closedir(open);
+  return count - 2;
+}
+
+/* Every tensor of the model is in `name`, in `dtype` and rounded to nearest even, and nothing else. */
+static void assert_tensors(const char *name, hv_dtype dtype) {
+  hv_safetensors *before, *after;
+  assert_ok(hv_safetensors_open(in_folder(folder, "model"), &before));
+  assert_ok(hv_safetensors_open(in_folder(folder, name), &after));
+  assert_int_equal(hv_safetensors_count(before), hv_safetensors_count(after));
+  for (int32_t i = 0; i < hv_safetensors_count(before); i++) {
+    const hv_file_tensor *a = hv_safetensors_get(before, i), *b = hv_safetensors_get(after, i);
+    assert_string_equal(a->name, b->name);
+    assert_int_equal(a->rank, b->rank);
+    assert_memory_equal(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape);
+    assert_int_equal(b->dtype, dtype);
+    assert_int_equal((uintptr_t)b->data % hv_dtype_size(dtype), 0);
+    void *expected = malloc(b->size + 1);
+    assert_non_null(expected);
+    hv_dtype_convert(dtype, expected, a->dtype, a->data, a->count);
+    assert_memory_equal(expected, b->data, b->size);
+    free(expected);
+  }
+  hv_safetensors_close(before);
+  hv_safetensors_close(after);
+}
+
+#define PREDICT                                                                                                        \
+  "--image front=" HVLA_SOURCE_DIR "/docs/images/lift.png --image wrist=" HVLA_SOURCE_DIR "/docs/images/lift.png"      \
+  " --instruction 'lift it' --state=0.3,-1.5,0.2,0.9,2.5 --unnorm-key drawer --json --model "
+
+static json_t *predict(const char *name) {
+  char arguments[1024];
+  snprintf(arguments, sizeof arguments, "predict " PREDICT "%s", name);
+  json_t *found = infer_json(folder, arguments);
+  json_object_del(found, "timing_ms");
+  return found;
+}
+
+static void a_copy_is_the_same_model(void **state) {
+  (void)state;
+  char *said = export_to("export --model model --out copy");
+  assert_non_null(strstr(said, "copy: "));
+  assert_non_null(strstr(said, "no run directory"));
+  free(said);
+  assert_int_equal(count_entries(in_folder(folder, "copy")), 5);
+  static const char *const files[] = {"config.json", "tokenizer.model", "dataset_statistics.json"};
+  for (int i = 0; i < 3; i++) {
+    char *a = hv_path_join(in_folder(folder, "model"), files[i]),
+         *b = hv_path_join(in_folder(folder, "copy"), files[i]);
+    assert_same_file(a, b);
+    free(a);
+    free(b);
+  }
+  assert_tensors("copy", HV_F32);
+  json_t *a = predict("model"), *b = predict("copy");
+  assert_true(json_equal(a, b));
+  json_decref(a);
+  json_decref(b);
+}
+
+static void dtypes_are_rounded_to_nearest(void **state) {
+  (void)state;
+  export_quietly("export --model model --out bf16 --dtype bf16");
+  assert_tensors("bf16", HV_BF16);
+  export_quietly("export --model model/ --out fp16 --dtype=fp16");
+  assert_tensors("fp16", HV_F16);
+  json_decref(predict("fp16"));
+  export_quietly("export --model bf16 --out wide --dtype fp32");
+  json_t *a = predict("bf16"), *b = predict("wide");
+  assert_true(json_equal(a, b));
+  json_decref(a);
+  json_decref(b);
+}
+
+static void shards_follow_hugging_faces_convention(void **state) {
+  (void)state;
+  enum { LIMIT = 100000 };
+  assert_int_equal(mkdir(in_folder(folder, "shards"), 0777), 0); /* an empty directory is welcome */
+  export_quietly("export --model model --out shards --shard-size 100000");
+  assert_tensors("shards", HV_F32);
+  json_t *index;
+  assert_ok(hv_json_load(in_folder(folder, "shards/model.safetensors.index.json"), &index));
+  hv_safetensors *whole;
+  assert_ok(hv_safetensors_open(in_folder(folder, "model"), &whole));
+  int64_t total = 0;
+  for (int32_t i = 0; i < hv_safetensors_count(whole); i++) total += (int64_t)hv_safetensors_get(whole, i)->size;
+  assert_int_equal(json_integer_value(json_object_get(json_object_get(index, "metadata"), "total_size")), total);
+  assert_int_equal(json_object_size(json_object_get(index, "weight_map")), hv_safetensors_count(whole));
+  hv_safetensors_close(whole);
+  json_decref(index);
+  int files = count_entries(in_folder(folder, "shards")) - 5;
+  assert_true(files >= 4);
+  for (int i = 1; i <= files; i++) {
+    char name[64];
+    hv_safetensors *shard;
+    snprintf(name, sizeof name, "shards/model-%05d-of-%05d.safetensors", i, files);
+    assert_ok(hv_safetensors_open(in_folder(folder, name), &shard));
+    int64_t bytes = 0;
+    for (int32_t t = 0; t < hv_safetensors_count(shard); t++) bytes += (int64_t)hv_safetensors_get(shard, t)->size;
+    assert_true(bytes <= LIMIT || hv_safetensors_count(shard) == 1);
+    hv_safetensors_close(shard);
+  }
+  json_t *a = predict("model"), *b = predict("shards");
+  assert_true(json_equal(a, b));
+  json_decref(a);
+  json_decref(b);
+  export_quietly("export --model shards --out joined --dtype fp32");
+  assert_same_file(in_folder(folder, "joined/model.safetensors"), in_folder(folder, "copy/model.safetensors"));
+}
+
+/* A model inside a run directory, of which config.json's model changes `change`. */
+static void make_run(const char *name, int64_t action_chunk) {
+  char path[512];
+  assert_ok(hv_make_directories(in_folder(folder, name)));
+  snprintf(path, sizeof path, "%s/%s/model", folder, name);
+  write_tiny_directory(path, &(tiny_directory_options){.keys = 1});
+  char text[512];
+  snprintf(text, sizeof text,
+           "# by the test\nmodel: {action_dim: 7, action_chunk: %d, llm: {rms_norm_eps: 1.0e-5}}\n"
+           "data: {instruction: stack the cans}\n",
+           (int)action_chunk);
+  snprintf(path, sizeof path, "%s/config.yaml", name);
+  write_text(in_folder(folder, path), text);
+  snprintf(path, sizeof path, "%s/metrics.jsonl", name);
+  write_text(in_folder(folder, path),
+             "{\"step\": 10, \"loss\": 3.5, \"held_out_loss\": 3.75, \"error_diffusion\": 0.5}\n"
+             "{\"step\": 20, \"loss\": 2.5, \"held_out_loss\": 2.625, \"error_diffusion\": 0.3125, "
+             "\"error_diffusion_dims\": [0.25, 0.375], \"error_mean_action\": 0.75}\n"
+             "{\"step\": 30, \"loss\": 1.5}\n"
+             "{\"step\": 40, \"lo");
+}
+
+static void assert_card(const char *name, const char *const *words, const char *const *absent) {
+  char *card = read_file(in_folder(folder, name));
+  for (; *words; words++)
+    if (!strstr(card, *words)) fail_msg("%s lacks \"%s\":\n%s", name, *words, card);
+  for (; absent && *absent; absent++)
+    if (strstr(card, *absent)) fail_msg("%s should not say \"%s\":\n%s", name, *absent, card);
+  free(card);
+}
+#define WORDS(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+static void the_card_tells_what_is_known(void **state) {
+  (void)state;
+  make_run("run", 2);
+  export_quietly("export --model run/model --out told --dtype bf16");
+  const char *const *known = WORDS("commit ", "# by the test\nmodel: {action_dim: 7", "| `lift` | 100 | 3 | 7 | 5 |",
+                                   "30 steps; the last one's loss was 1.5000", "after step 20: loss 2.6250",
+                                   "| diffusion | 0.3125 | 0.250 0.375 |", "| always the mean action | 0.7500 |");
+  assert_card("told/README.md", known, WORDS("Not known"));
+  assert_card("told/README.md",
+              WORDS("bf16", "--image front=front.png --image wrist=wrist.png", "--instruction \"stack the cans\"",
+                    "--unnorm-key lift", "--state \""),
+              NULL);
+  export_quietly("export --model told --out told-again");
+  assert_card("told-again/README.md", known, WORDS("Not known"));
+
+  assert_card("copy/README.md", WORDS("| `drawer` | 100 | 3 |", "Not known"), WORDS("```yaml"));
+  make_run("other", 1);
+  char *said = export_to("export --model other/model --out doubted");
+  assert_non_null(strstr(said, "configures another model"));
+  free(said);
+  assert_card("doubted/README.md", WORDS("Not known", "configures another model"), WORDS("```yaml", "2.6250"));
+}
+
+/* Nothing with this name, nor a part of it, is in the folder. */
+static void assert_absent(const char *name) {
+  char partial[128];
+  snprintf(partial, sizeof partial, "%s.partial", name);
+  assert_false(hv_file_exists(in_folder(folder, name)));
+  assert_false(hv_file_exists(in_folder(folder, partial)));
+}
+
+/* model/ under another name, its tensors in one file with one more of `size` bytes. */
+static void write_odd_model(const char *name, const char *dtype, const void *data, size_t size) {
+  hv_safetensors *tensors;
+  hv_text text = {0};
+  char command[1024];
+  snprintf(command, sizeof command, "cp -r '%s/model' '%s/%s'", folder, folder, name);
+  assert_int_equal(system(command), 0);
+  assert_ok(hv_safetensors_open(in_folder(folder, "model"), &tensors));
+  json_t *header = json_object();
+  hv_text_add(&text, "%8s", "");
+  json_int_t end = (json_int_t)size, count = end / (strcmp(dtype, "F32") ? 1 : 4);
+  json_object_set_new(header, "odd",
+                      json_pack("{s:s, s:[I], s:[i, I]}", "dtype", dtype, "shape", count, "data_offsets", 0, end));
+  for (int32_t i = 0; i < hv_safetensors_count(tensors); i++) {
+    const hv_file_tensor *tensor = hv_safetensors_get(tensors, i);
+    json_t *extents = json_array();
+    json_int_t begin = end;
+    end += (json_int_t)tensor->size;
+    for (int32_t d = 0; d < tensor->rank; d++) json_array_append_new(extents, json_integer(tensor->shape[d]));
+    json_object_set_new(
+        header, tensor->name,
+        json_pack("{s:s, s:o, s:[I, I]}", "dtype", tensor->dtype_name, "shape", extents, "data_offsets", begin, end));
+  }
+  char *json = json_dumps(header, JSON_COMPACT);
+  hv_text_add_bytes(&text, json, strlen(json));
+  for (int i = 0; i < 8; i++) text.data[i] = (char)(strlen(json) >> (8 * i));
+  hv_text_add_bytes(&text, data, size);
+  for (int32_t i = 0; i < hv_safetensors_count(tensors); i++)
+    hv_text_add_bytes(&text, hv_safetensors_get(tensors, i)->data, hv_safetensors_get(tensors, i)->size);
+  snprintf(command, sizeof command, "%s/model.safetensors", name);
+  assert_ok(hv_write_file_atomic(in_folder(folder, command), text.data, text.length));
+  free(json);
+  hv_text_free(&text);
+  json_decref(header);
+  hv_safetensors_close(tensors);
+}
+
+static void values_that_do_not_fit_are_named(void **state) {
+  (void)state;
+  static const float values[] = {1, 65504, INFINITY, -70000};
+  write_odd_model("large", "F32", values, sizeof values);
+  infer_refuses(folder, "export --model large --out never --dtype fp16", "large/model.safetensors", "tensor odd",
+                "element 3", "-70000", "fp16");
+  assert_absent("never");
+  export_quietly("export --model large --out large-bf16 --dtype bf16"); /* extra tensors come along */
+  hv_safetensors *after;
+  const hv_file_tensor *odd;
+  assert_ok(hv_safetensors_open(in_folder(folder, "large-bf16"), &after));
+  assert_ok(hv_safetensors_require(after, "odd", &odd));
+  float back[4];
+  hv_file_tensor_read_f32(odd, 0, 4, back);
+  assert_true(back[2] == INFINITY && fabsf(back[3] + 70000) < 300);
+  hv_safetensors_close(after);
+  write_odd_model("float8", "F8_E4M3", "abc", 3);
+  infer_refuses(folder, "export --model float8 --out never", "float8", "dtypes that are not supported",
+                "odd is F8_E4M3");
+  assert_absent("never");
+}
+
+static void integers_stay_as_they_are(void **state) {
+  (void)state;
+  write_odd_model("counted", "U8", "12345", 5);
+  export_quietly("export --model counted --out counted-bf16 --dtype bf16");
+  hv_safetensors *after;
+  const hv_file_tensor *odd;
+  assert_ok(hv_safetensors_open(in_folder(folder, "counted-bf16"), &after));
+  assert_ok(hv_safetensors_require(after, "odd", &odd));
+  assert_int_equal(odd->dtype, HV_U8);
+  assert_memory_equal(odd->data, "12345", 5);
+  hv_safetensors_close(after);
+}
+
+static void what_cannot_be_exported_leaves_nothing(void **state) {
+  (void)state;
+  write_text(in_folder(folder, "file"), "x");
+  assert_ok(hv_make_directories(in_folder(folder, "full")));
+  write_text(in_folder(folder, "full/letter"), "x");
+  infer_refuses(folder, "export --model model", "--out");
+  infer_refuses(folder, "export --model nowhere --out never", "nowhere");
+  infer_refuses(folder, "export --model model --out full", "full is not empty");
+  infer_refuses(folder, "export --model model --out file", "file exists and is no directory");
+  infer_refuses(folder, "export --model model --out model", "not empty");
+  infer_refuses(folder, "export --model model --out model/in/it", "in the model directory");
+  infer_refuses(folder, "export --model model --out ./model/../model/x", "in the model directory");
+  infer_refuses(folder, "export --model model --out never --dtype fp8", "fp8", "bf16");
+  infer_refuses(folder, "export --model model --out never --format gguf", "gguf", "safetensors");
+  infer_refuses(folder, "export --model model --out never --shard-size 0", "shard-size");
+  assert_false(hv_file_exists(in_folder(folder, "model/in")));
+  static const char *const parts[] = {"tokenizer.model", "dataset_statistics.json", "config.json", "model.safetensors"};
+  for (int i = 0; i < 4; i++) {
+    char command[1024];
+    snprintf(command, sizeof command, "rm -rf '%s/part'; cp -r '%s/model' '%s/part'; rm '%s/part/%s'", folder, folder,
+             folder, folder, parts[i]);
+    assert_int_equal(system(command), 0);
+    infer_refuses(folder, "export --model part --out never", "part", parts[i]);
+  }
+  assert_absent("never");
+}
+
+static void a_full_disk_leaves_nothing(void **state) {
+  (void)state;
+  char *out, *errors;
+  int code = run_infer_after("ulimit -f 600; trap '' XFSZ;", folder, "export --model model --out never", &out, &errors);
+  assert_int_equal(code, 2);
+  assert_non_null(strstr(errors, "model.safetensors"));
+  assert_absent("never");
+  free(out);
+  free(errors);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_copy_is_the_same_model),
+      cmocka_unit_test(dtypes_are_rounded_to_nearest),
+      cmocka_unit_test(shards_follow_hugging_faces_convention),
+      cmocka_unit_test(the_card_tells_what_is_known),
+      cmocka_unit_test(values_that_do_not_fit_are_named),
+      cmocka_unit_test(integers_stay_as_they_are),
+      cmocka_unit_test(what_cannot_be_exported_leaves_nothing),
+      cmocka_unit_test(a_full_disk_leaves_nothing),
+  };
+  return cmocka_run_group_tests(tests, enter, remove_folder);
+}
