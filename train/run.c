@@ -13,13 +13,8 @@
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 #include "train/checkpoint.h"
-#include "train/metrics.h"
-#include "train/progress.h"
 #include "train/run_files.h"
-#include "train/validation.h"
-
-/* Steps in a row that may be skipped for gradients that are not finite. */
-enum { MAX_SKIPPED = 10 };
+#include "train/run_watch.h"
 
 typedef struct run {
   const hv_train_config *config;
@@ -32,11 +27,10 @@ typedef struct run {
   hv_trainer *trainer;
   hv_loader *loader;
   hv_loader_source source;
-  hv_metrics *metrics;
-  hv_progress progress;
+  hv_run_watch watch;
   hv_learning_rate learning_rate;
   hv_run_files files;
-  int64_t total_steps, skipped_in_row;
+  int64_t total_steps;
 } run;
 
 static int64_t count_steps(const hv_train_config *config, int64_t frames) {
@@ -181,10 +175,19 @@ static hv_status begin(run *self, hv_run_position *position) {
 }
 
 /* The files that one rank keeps. */
-static hv_status open_outputs(run *self, int64_t step) {
+static hv_status open_outputs(const run *self) {
   HV_TRY(hv_make_directories(self->config->output));
-  HV_TRY(write_config(self));
-  return hv_metrics_open(self->config->output, step, &self->metrics);
+  return write_config(self);
+}
+
+/* What the run leaves behind is opened by one rank, and watched by all. */
+static hv_status open_watch(run *self, int64_t step) {
+  hv_status status = self->leader ? open_outputs(self) : HV_OK;
+  if (!status) {
+    status = hv_run_watch_open(self->config, self->leader, step, self->total_steps,
+                               hv_demonstrations_frames(self->data.train), &self->watch);
+  }
+  return hv_comm_agree(self->comm, "opening the run directory", status);
 }
 
 static hv_status open_run(run *self, hv_device *device) {
@@ -204,11 +207,9 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
   self->files = hv_run_files_make(config, &self->model, self->directory.tensors, &self->data, self->trainer);
-  HV_TRY(
-      hv_comm_agree(self->comm, "opening the run directory", self->leader ? open_outputs(self, position.step) : HV_OK));
+  HV_TRY(open_watch(self, position.step));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
   self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
-  self->progress = hv_progress_make(self->total_steps, config->log_interval, (int32_t)config->train.batch_size);
   hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
               (long long)hv_params_total(self->trainer->params), (long long)frames, (long long)self->total_steps,
               (long long)config->train.batch_size);
@@ -216,25 +217,12 @@ static hv_status open_run(run *self, hv_device *device) {
 }
 
 static void close_run(run *self) {
-  hv_progress_clear(&self->progress);
-  hv_metrics_close(self->metrics);
+  hv_run_watch_close(&self->watch);
   hv_loader_close(self->loader);
   hv_trainer_close(self->trainer);
   hv_run_data_close(&self->data);
   hv_model_directory_close(&self->directory);
   hv_model_config_free(&self->model);
-}
-
-static void report_validation(run *self, const hv_validation *held_out) {
-  hv_text text = {0};
-  hv_text_add(&text, "step %lld  held out: loss %.4f, mean absolute error", (long long)self->trainer->step,
-              held_out->loss);
-  for (int p = 0; p < HV_PREDICTORS; p++) {
-    if (held_out->present[p]) hv_text_add(&text, "  %s %.4f", hv_predictor_name(p), held_out->error[p]);
-  }
-  hv_progress_clear(&self->progress);
-  hv_log_info("%s", hv_text_string(&text));
-  hv_text_free(&text);
 }
 
 static bool due(int64_t step, int64_t interval) {
@@ -248,33 +236,10 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
   bool last = step == self->total_steps;
   hv_validation held_out;
   bool validate = self->data.valid && (due(step, config->validation.interval) || last);
-  if (validate) {
-    HV_TRY(hv_validate(self->trainer, &self->data, &held_out));
-    report_validation(self, &held_out);
-  }
-  if (validate || last || due(step, config->log_interval)) {
-    hv_metrics_line line = {.step = step,
-                            .epoch = (double)(step * config->train.batch_size) /
-                                     (double)hv_demonstrations_frames(self->data.train),
-                            .result = *result,
-                            .learning_rate = learning_rate,
-                            .samples_per_s = hv_progress_rate(&self->progress),
-                            .held_out = validate ? &held_out : NULL};
-    if (self->leader) HV_TRY(hv_metrics_write(self->metrics, &line));
-  }
+  if (validate) HV_TRY(hv_validate(self->trainer, &self->data, &held_out));
+  HV_TRY(hv_run_watch_report(&self->watch, step, result, learning_rate, validate ? &held_out : NULL));
   if (last || due(step, config->checkpoint.interval)) HV_TRY(hv_run_files_save(&self->files));
   return HV_OK;
-}
-
-/* A gradient that is not finite now and then is skipped; one after the other means that the run is lost. */
-static hv_status check_skipped(run *self, const hv_step_result *result) {
-  self->skipped_in_row = result->skipped ? self->skipped_in_row + 1 : 0;
-  if (self->skipped_in_row < MAX_SKIPPED) return HV_OK;
-  return hv_error(
-      HV_ERR_INPUT,
-      "the gradients of %d steps in a row, up to step %lld, were not finite; a lower optimizer.learning_rate "
-      "may help, and the last checkpoint is from before",
-      MAX_SKIPPED, (long long)self->trainer->step);
 }
 
 /* A signal that came to any rank stops all at the same step. */
@@ -295,8 +260,7 @@ static hv_status train(run *self, int *signal_number) {
     double start = hv_clock_seconds();
     hv_step_result result;
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
-    if (self->leader) hv_progress_step(&self->progress, trainer->step, &result, hv_clock_seconds() - start);
-    HV_TRY(check_skipped(self, &result));
+    HV_TRY(hv_run_watch_step(&self->watch, trainer->step, &result, hv_clock_seconds() - start));
     HV_TRY(after_step(self, &result, learning_rate));
   }
   if (self->files.saved_step != trainer->step) return hv_run_files_save(&self->files);
