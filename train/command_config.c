@@ -1,12 +1,13 @@
 #include <stddef.h>
 
+#include "core/io/json.h"
 #include "core/io/yaml.h"
 #include "train/commands.h"
 
 typedef struct config_options {
   char *config;
   hv_string_list sets;
-  bool document;
+  bool document, json;
 } config_options;
 
 static const hv_option options[] = {
@@ -22,6 +23,11 @@ static const hv_option options[] = {
      .offset = offsetof(config_options, document),
      .fallback = "false",
      .doc = "Print every key with its type, default and meaning as Markdown: docs/configuration.md."},
+    {.key = "json",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(config_options, json),
+     .fallback = "false",
+     .doc = "Print the resolved configuration as one JSON object, for other programs."},
 };
 
 static hv_status work(const void *values, hv_command_result *out) {
@@ -34,7 +40,12 @@ static hv_status work(const void *values, hv_command_result *out) {
   } else if (given->config) {
     HV_CHECK(hv_train_config_load(given->config, (const char *const *)given->sets.items, given->sets.count, &config));
     HV_CHECK(hv_train_config_resolve(&config, &resolved));
-    HV_CHECK(hv_yaml_format(resolved, &out->text));
+    if (given->json) {
+      HV_CHECK(hv_json_format_line(resolved, &out->text));
+      hv_text_add(&out->text, "\n");
+    } else {
+      HV_CHECK(hv_yaml_format(resolved, &out->text));
+    }
   } else {
     status = hv_error(HV_ERR_INPUT, "give --config FILE to see a resolved configuration, or --document");
   }
