@@ -84,18 +84,28 @@ static __device__ __forceinline__ int64_t find_range(const hv_adamw_range *range
   return low;
 }
 
+/* The learning rate and the weight decay of a range. */
+struct adamw_rates {
+  float lr, decay;
+};
+
+template <typename T, typename G>
+static __device__ __forceinline__ adamw_rates rates_of(const adamw_operands<T, G> &a, const hv_adamw_range &range) {
+  return {range.rate * a.dynamic[0], range.decay ? a.weight_decay : 0.0f};
+}
+
 /* What an update reads and writes of one element. */
 struct adamw_element {
   float value, moment1, moment2;
 };
 
 static __device__ __forceinline__ adamw_element updated(adamw_element e, float gradient, const float *dynamic,
-                                                        float beta1, float beta2, float eps, float decay) {
-  float lr = dynamic[0], g = dynamic[3] * gradient;
+                                                        float beta1, float beta2, float eps, adamw_rates rates) {
+  float g = dynamic[3] * gradient;
   e.moment1 = beta1 * e.moment1 + (1.0f - beta1) * g;
   e.moment2 = beta2 * e.moment2 + (1.0f - beta2) * g * g;
-  float step = lr * (e.moment1 / dynamic[1]) / (sqrtf(e.moment2 / dynamic[2]) + eps);
-  e.value = e.value * (1.0f - lr * decay) - step;
+  float step = rates.lr * (e.moment1 / dynamic[1]) / (sqrtf(e.moment2 / dynamic[2]) + eps);
+  e.value = e.value * (1.0f - rates.lr * rates.decay) - step;
   return e;
 }
 
@@ -106,12 +116,12 @@ static __device__ __forceinline__ float joined(hv_bf16 param, int16_t remainder)
 
 /* N neighbouring elements, all in one range. */
 template <int N, typename G>
-static __device__ __forceinline__ void update(const adamw_operands<float, G> &a, int64_t at, float decay) {
+static __device__ __forceinline__ void update(const adamw_operands<float, G> &a, int64_t at, adamw_rates rates) {
   hv_floats<N> p = hv_read<N>(a.param + at), g = hv_read<N>(a.grad + at);
   hv_floats<N> m = hv_read<N>(a.moment1 + at), v = hv_read<N>(a.moment2 + at);
   HV_UNROLL
   for (int j = 0; j < N; j++) {
-    adamw_element e = updated({p.at[j], m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, decay);
+    adamw_element e = updated({p.at[j], m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, rates);
     p.at[j] = e.value, m.at[j] = e.moment1, v.at[j] = e.moment2;
   }
   hv_write(a.param + at, p);
@@ -119,14 +129,14 @@ static __device__ __forceinline__ void update(const adamw_operands<float, G> &a,
   hv_write(a.moment2 + at, v);
 }
 template <int N, typename G>
-static __device__ __forceinline__ void update(const adamw_operands<hv_bf16, G> &a, int64_t at, float decay) {
+static __device__ __forceinline__ void update(const adamw_operands<hv_bf16, G> &a, int64_t at, adamw_rates rates) {
   hv_vec<hv_bf16, N> high = hv_load<N>(a.param + at);
   hv_vec<int16_t, N> low = hv_load<N>(a.remainder + at);
   hv_floats<N> g = hv_read<N>(a.grad + at), m = hv_read<N>(a.moment1 + at), v = hv_read<N>(a.moment2 + at);
   HV_UNROLL
   for (int j = 0; j < N; j++) {
     float p = joined(high.at[j], low.at[j]);
-    adamw_element e = updated({p, m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, decay);
+    adamw_element e = updated({p, m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, rates);
     uint32_t bits = __float_as_uint(e.value);
     high.at[j].bits = (uint16_t)((bits + 0x8000u) >> 16);
     low.at[j] = (int16_t)(uint16_t)bits;
@@ -144,13 +154,13 @@ template <typename T, typename G, int N> static __global__ void adamw_kernel(ada
   int64_t range = find_range(a.ranges, a.range_count, first);
   if (range == a.range_count) return;
   if (a.ranges[range].first <= first && first + N <= a.ranges[range].end) {
-    update<N>(a, first, a.ranges[range].decay ? a.weight_decay : 0.0f);
+    update<N>(a, first, rates_of(a, a.ranges[range]));
     return;
   }
   for (int64_t at = first; at < first + N && at < a.count; at++) {
     while (range < a.range_count && a.ranges[range].end <= at) range++;
     if (range == a.range_count) return;
-    if (a.ranges[range].first <= at) update<1>(a, at, a.ranges[range].decay ? a.weight_decay : 0.0f);
+    if (a.ranges[range].first <= at) update<1>(a, at, rates_of(a, a.ranges[range]));
   }
 }
 

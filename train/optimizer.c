@@ -85,11 +85,12 @@ static void fill_ranges(const hv_params *params, hv_group_id group, const hv_own
     if (param->group != group || !param->trainable) continue;
     int64_t first = within(owned, param->offset), end = within(owned, param->offset + param->rows * param->cols);
     if (first == end) continue;
-    bool joins = count > 0 && ranges[count - 1].end == first && ranges[count - 1].decay == param->decay;
+    bool joins = count > 0 && ranges[count - 1].end == first && ranges[count - 1].decay == param->decay &&
+                 ranges[count - 1].rate == param->rate;
     if (joins) {
       ranges[count - 1].end = end;
     } else {
-      ranges[count++] = (hv_adamw_range){.first = first, .end = end, .decay = param->decay};
+      ranges[count++] = (hv_adamw_range){.first = first, .end = end, .decay = param->decay, .rate = param->rate};
     }
     last = end;
   }

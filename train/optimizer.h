@@ -1,5 +1,6 @@
 /* AdamW over the parameter groups of a model: global-norm clipping, decoupled weight decay (never on biases, norms and
- * LayerScale: hv_param.decay), steps with a gradient that is not finite skipped.
+ * LayerScale: hv_param.decay), learning rates by parameter (hv_param.rate), steps with a gradient that is not finite
+ * skipped.
  *
  * Moments are held in F32 for what this rank owns of each trainable group (hv_group_owned); BF16 parameters carry
  * 16-bit remainders that restore their F32 master values (ops.h, adamw). What changes from step to step goes to the

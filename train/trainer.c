@@ -54,6 +54,7 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   HV_CHECK(hv_model_open(options->config, device, options->dtype, &trainer->model));
   trainer->params = hv_model_params(trainer->model);
   HV_CHECK(hv_params_freeze(trainer->params, options->freeze, options->freeze_count));
+  HV_CHECK(hv_params_scale_rates(trainer->params, options->rate_patterns, options->rate_factors, options->rate_count));
   if (options->comm) HV_CHECK(hv_params_distribute(trainer->params, options->comm, options->sharding));
   HV_CHECK(hv_params_allocate(trainer->params));
   HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));

@@ -34,6 +34,9 @@ typedef struct hv_trainer_options {
   int32_t parts;             /* micro-batches of this rank in one step, >= 1 */
   const char *const *freeze; /* patterns of parameter names */
   int freeze_count;
+  const char *const *rate_patterns; /* hv_params_scale_rates */
+  const double *rate_factors;
+  size_t rate_count;
   hv_loss_weights weights;
   hv_optimizer_settings optimizer;
   uint64_t seed;

@@ -69,7 +69,7 @@ static void store_master(const hv_adamw_args *a, int64_t first, int64_t count, c
   for (int64_t j = 0; j < count; j++) split_master((float)p[j], &high[j], &low[j]);
 }
 
-static void update(const adamw_context *c, int64_t first, int64_t count, bool decay) {
+static void update(const adamw_context *c, int64_t first, int64_t count, const hv_adamw_range *range) {
   const hv_adamw_args *a = c->args;
   real grad_buffer[HV_CHUNK], master[HV_CHUNK];
   bool split = hv_present(a->remainder);
@@ -77,14 +77,14 @@ static void update(const adamw_context *c, int64_t first, int64_t count, bool de
   real *p = split ? master : element(&a->param, 0, first);
   real *m = element(&a->moment1, 0, first), *v = element(&a->moment2, 0, first);
   const real *grad = load(&a->grad, 0, first, count, grad_buffer);
-  real keep = decay ? 1 - c->lr * (real)a->weight_decay : 1;
+  real lr = c->lr * (real)range->rate, keep = range->decay ? 1 - lr * (real)a->weight_decay : 1;
   if (split) load_master(a, first, count, p);
 #pragma omp simd
   for (int64_t j = 0; j < count; j++) {
     real g = c->gradient_factor * grad[j];
     m[j] = c->beta1 * m[j] + (1 - c->beta1) * g;
     v[j] = c->beta2 * v[j] + (1 - c->beta2) * g * g;
-    p[j] = p[j] * keep - c->lr * (m[j] / c->correction1) / (real_sqrt(v[j] / c->correction2) + c->eps);
+    p[j] = p[j] * keep - lr * (m[j] / c->correction1) / (real_sqrt(v[j] / c->correction2) + c->eps);
   }
   if (split) store_master(a, first, count, p);
 }
@@ -97,7 +97,7 @@ static void adamw_chunks(const void *context, int64_t first, int64_t last, void 
   for (int64_t i = 0; i < ranges->rows; i++) {
     const hv_adamw_range *range = element(ranges, i, 0);
     int64_t from = max_i64(begin, range->first), to = min_i64(end, range->end);
-    for (; from < to; from += HV_CHUNK) update(c, from, min_i64(HV_CHUNK, to - from), range->decay != 0);
+    for (; from < to; from += HV_CHUNK) update(c, from, min_i64(HV_CHUNK, to - from), range);
   }
 }
 

@@ -50,6 +50,10 @@ void hv_option_describe(const hv_option *option, hv_text *out) {
     add_range(option, out);
     break;
   case HV_OPTION_STRING_MAP: hv_text_add(out, "a mapping of strings"); break;
+  case HV_OPTION_NUMBER_MAP:
+    hv_text_add(out, "a mapping of numbers");
+    add_range(option, out);
+    break;
   case HV_OPTION_OPAQUE: hv_text_add(out, "a mapping"); break;
   }
 }
@@ -160,36 +164,77 @@ static void free_map(hv_string_map *map) {
   *map = (hv_string_map){0};
 }
 
+static hv_status add_string(const hv_option *option, const char *name, const char *text, hv_string_map *map) {
+  char **names = realloc(map->names, (map->count + 1) * sizeof *names);
+  if (names) map->names = names;
+  char **values = names ? realloc(map->values, (map->count + 1) * sizeof *values) : NULL;
+  if (values) map->values = values;
+  char *name_copy = values ? strdup(name) : NULL, *text_copy = values ? strdup(text) : NULL;
+  if (!name_copy || !text_copy) {
+    free(name_copy);
+    free(text_copy);
+    return hv_error_memory(option->key);
+  }
+  map->names[map->count] = name_copy;
+  map->values[map->count++] = text_copy;
+  return HV_OK;
+}
+
 static hv_status set_string_map(const hv_option *option, const json_t *value, hv_string_map *out) {
   if (!json_is_null(value) && !json_is_object(value)) return refuse(option, value);
   hv_string_map map = {0};
   hv_status status = HV_OK;
-  size_t count = json_object_size(value);
-  if (count == 0) {
-    free_map(out);
-    return HV_OK;
-  }
-  map.names = calloc(count, sizeof *map.names);
-  map.values = calloc(count, sizeof *map.values);
-  if (!map.names || !map.values) status = hv_error_memory(option->key);
   const char *name;
   json_t *member;
   json_object_foreach((json_t *)(uintptr_t)value, name, member) {
+    const char *text = json_string_value(member);
+    status = text ? add_string(option, name, text, &map) : refuse(option, value);
     if (status) break;
-    if (!json_is_string(member)) {
-      status = refuse(option, value);
-      break;
-    }
-    map.names[map.count] = strdup(name);
-    map.values[map.count] = strdup(json_string_value(member));
-    map.count++;
-    if (!map.names[map.count - 1] || !map.values[map.count - 1]) status = hv_error_memory(option->key);
   }
   if (status) {
     free_map(&map);
     return status;
   }
   free_map(out);
+  *out = map;
+  return HV_OK;
+}
+
+static void free_number_map(hv_number_map *map) {
+  for (size_t i = 0; i < map->count; i++) free(map->names[i]);
+  free(map->names);
+  free(map->values);
+  *map = (hv_number_map){0};
+}
+
+static hv_status add_number(const hv_option *option, const char *name, const json_t *number, hv_number_map *map) {
+  char **names = realloc(map->names, (map->count + 1) * sizeof *names);
+  if (names) map->names = names;
+  double *values = names ? realloc(map->values, (map->count + 1) * sizeof *values) : NULL;
+  if (values) map->values = values;
+  char *copy = values ? strdup(name) : NULL;
+  if (!copy) return hv_error_memory(option->key);
+  map->names[map->count] = copy;
+  map->values[map->count++] = json_number_value(number);
+  return HV_OK;
+}
+
+static hv_status set_number_map(const hv_option *option, const json_t *value, hv_number_map *out) {
+  if (!json_is_null(value) && !json_is_object(value)) return refuse(option, value);
+  hv_number_map map = {0};
+  hv_status status = HV_OK;
+  const char *name;
+  json_t *member;
+  json_object_foreach((json_t *)(uintptr_t)value, name, member) {
+    bool fits = json_is_number(member) && in_range(option, json_number_value(member));
+    status = fits ? add_number(option, name, member, &map) : refuse(option, value);
+    if (status) break;
+  }
+  if (status) {
+    free_number_map(&map);
+    return status;
+  }
+  free_number_map(out);
   *out = map;
   return HV_OK;
 }
@@ -225,6 +270,7 @@ hv_status hv_option_set(const hv_option *option, const json_t *value, void *valu
   case HV_OPTION_STRING_LIST: return set_string_list(option, value, at);
   case HV_OPTION_INT_LIST: return set_int_list(option, value, at);
   case HV_OPTION_STRING_MAP: return set_string_map(option, value, at);
+  case HV_OPTION_NUMBER_MAP: return set_number_map(option, value, at);
   case HV_OPTION_OPAQUE: return set_opaque(option, value, at);
   }
   return hv_error(HV_ERR_INTERNAL, "option %s has an unknown type", option->key);
@@ -258,6 +304,7 @@ void hv_option_zero(const hv_option *option, void *values) {
   case HV_OPTION_STRING_LIST: *(hv_string_list *)at = (hv_string_list){0}; break;
   case HV_OPTION_INT_LIST: *(hv_int_list *)at = (hv_int_list){0}; break;
   case HV_OPTION_STRING_MAP: *(hv_string_map *)at = (hv_string_map){0}; break;
+  case HV_OPTION_NUMBER_MAP: *(hv_number_map *)at = (hv_number_map){0}; break;
   case HV_OPTION_OPAQUE: *(json_t **)at = NULL; break;
   }
 }
@@ -268,6 +315,7 @@ void hv_option_clear(const hv_option *option, void *values) {
   if (option->type == HV_OPTION_STRING_LIST) hv_string_list_free(at);
   if (option->type == HV_OPTION_INT_LIST) free(((hv_int_list *)at)->items);
   if (option->type == HV_OPTION_STRING_MAP) free_map(at);
+  if (option->type == HV_OPTION_NUMBER_MAP) free_number_map(at);
   if (option->type == HV_OPTION_OPAQUE) json_decref(*(json_t **)at);
   hv_option_zero(option, values);
 }
@@ -302,6 +350,16 @@ static json_t *map_to_json(const hv_string_map *map) {
   return members;
 }
 
+static json_t *numbers_to_json(const hv_number_map *map) {
+  json_t *members = json_object();
+  for (size_t i = 0; members && i < map->count; i++) {
+    if (json_object_set_new(members, map->names[i], json_real(map->values[i])) == 0) continue;
+    json_decref(members);
+    return NULL;
+  }
+  return members;
+}
+
 json_t *hv_option_get(const hv_option *option, const void *values) {
   const void *at = (const char *)values + option->offset;
   switch (option->type) {
@@ -317,6 +375,7 @@ json_t *hv_option_get(const hv_option *option, const void *values) {
   case HV_OPTION_STRING_LIST: return strings_to_json(at);
   case HV_OPTION_INT_LIST: return integers_to_json(at);
   case HV_OPTION_STRING_MAP: return map_to_json(at);
+  case HV_OPTION_NUMBER_MAP: return numbers_to_json(at);
   case HV_OPTION_OPAQUE: {
     const json_t *opaque = *(json_t *const *)at;
     return opaque ? json_deep_copy(opaque) : json_null();

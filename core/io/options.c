@@ -37,7 +37,8 @@ static bool is_below(const char *key, const char *parent) {
 
 /* Whether somebody else reads what stands below this key. */
 static bool holds_mapping(const hv_option *option) {
-  return option->type == HV_OPTION_OPAQUE || option->type == HV_OPTION_STRING_MAP;
+  return option->type == HV_OPTION_OPAQUE || option->type == HV_OPTION_STRING_MAP ||
+         option->type == HV_OPTION_NUMBER_MAP;
 }
 
 /* The option that `key` names, or in whose mapping it lies. */

@@ -35,6 +35,13 @@ typedef struct hv_string_map {
   size_t count;
 } hv_string_map;
 
+/* A mapping of names to numbers in the order written. */
+typedef struct hv_number_map {
+  char **names;   /* owned, NULL if empty */
+  double *values; /* owned, NULL if empty */
+  size_t count;
+} hv_number_map;
+
 /* The comment is the C type of the field at `offset`. */
 typedef enum hv_option_type {
   HV_OPTION_INT,         /* int64_t */
@@ -46,6 +53,7 @@ typedef enum hv_option_type {
   HV_OPTION_STRING_LIST, /* hv_string_list; one string counts as a list of one; on a command line the option repeats */
   HV_OPTION_INT_LIST,    /* hv_int_list; one integer counts as a list of one */
   HV_OPTION_STRING_MAP,  /* hv_string_map; in a document only */
+  HV_OPTION_NUMBER_MAP,  /* hv_number_map; in a document only */
   HV_OPTION_OPAQUE,      /* json_t *, owned reference, NULL for null or absent: a mapping that somebody else reads */
 } hv_option_type;
 
@@ -53,8 +61,9 @@ typedef struct hv_option {
   const char *key; /* dotted path in a document; "ddim-steps" (without the dashes) on a command line */
   hv_option_type type;
   size_t offset;
-  const char *fallback;       /* default in YAML spelling ("4", "null", "[]"); NULL: must be given */
-  double min, max;            /* of INT, FLOAT and the items of INT_LIST, both inclusive; no range where both are 0 */
+  const char *fallback; /* default in YAML spelling ("4", "null", "[]"); NULL: must be given */
+  double min,
+      max; /* of INT, FLOAT and the items of INT_LIST and NUMBER_MAP, both inclusive; no range where both are 0 */
   const char *const *choices; /* ENUM: NULL-terminated names */
   const char *unit;           /* in a document the unit ("steps"), on a command line the placeholder ("DIR"); or NULL */
   const char *doc;            /* a sentence or two for people */

@@ -98,7 +98,8 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
                         .init = specs[i].init,
                         .decay = specs[i].decay,
                         .stack = first,
-                        .trainable = true};
+                        .trainable = true,
+                        .rate = 1.0f};
     memcpy(param->shape, specs[i].shape, sizeof param->shape);
     matrix_form(param);
     offset += param->rows * param->cols;
@@ -129,6 +130,29 @@ hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int c
     const hv_param *param = &params->params[i], *first = &params->params[param->stack];
     if (param->trainable == first->trainable) continue;
     return hv_error(HV_ERR_INPUT, "%s and %s are one matrix here: freeze both or neither", first->name, param->name);
+  }
+  return HV_OK;
+}
+
+hv_status hv_params_scale_rates(hv_params *params, const char *const *patterns, const double *factors, size_t count) {
+  for (size_t p = 0; p < count; p++) {
+    bool matched = false, used = false;
+    for (int32_t i = 0; i < params->count; i++) {
+      hv_param *param = &params->params[i];
+      if (fnmatch(patterns[p], param->name, 0) != 0) continue;
+      matched = true;
+      bool taken = !param->trainable;
+      for (size_t earlier = 0; earlier < p && !taken; earlier++) {
+        taken = fnmatch(patterns[earlier], param->name, 0) == 0;
+      }
+      if (taken) continue;
+      param->rate = (float)factors[p];
+      used = true;
+    }
+    if (used) continue;
+    return hv_error(HV_ERR_INPUT, "the pattern \"%s\" of a learning rate %s", patterns[p],
+                    matched ? "has no effect: what it matches is frozen, or an earlier pattern matches it"
+                            : "matches no parameter");
   }
   return HV_OK;
 }

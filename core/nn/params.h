@@ -42,6 +42,7 @@ typedef struct hv_param {
   hv_init init;
   bool decay;        /* weight decay may apply: not a bias, a norm's weight or a LayerScale */
   bool trainable;    /* set by hv_params_freeze; true at the start */
+  float rate;        /* factor on the learning rate, set by hv_params_scale_rates; 1 at the start */
   hv_param_id stack; /* the first of those it is stacked with, itself where it stands alone */
 } hv_param;
 
@@ -77,6 +78,11 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
 /* Freezes every parameter whose name one of the patterns (fnmatch) matches; before allocation. A pattern that matches
  * nothing is an error that names it, and so is freezing a part of a stack. */
 HV_NODISCARD hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int count);
+
+/* Gives every parameter the factor of the first pattern (fnmatch) that matches its name. A pattern that changes nothing
+ * is an error that names it: it matches no parameter, only frozen ones, or those that earlier patterns took. */
+HV_NODISCARD hv_status hv_params_scale_rates(hv_params *params, const char *const *patterns, const double *factors,
+                                             size_t count);
 
 /* What each rank keeps a 1/size share of, instead of all of it; each kind includes the ones before it. */
 typedef enum hv_sharding {

@@ -350,13 +350,15 @@ typedef struct hv_clip_factor_args {
 
 /* AdamW on one parameter group (decoupled weight decay, PyTorch's order of operations), n elements:
  *   g = dynamic[3] grad;  m = β1 m + (1 − β1) g;  v = β2 v + (1 − β2) g²
- *   p = p (1 − lr · weight_decay) − lr (m / dynamic[1]) / (sqrt(v / dynamic[2]) + eps),  lr = dynamic[0]
- * Only elements inside `ranges` change; weight decay only where a range says so. dynamic[3] < 0: nothing changes.
- * BF16 parameters carry a signed remainder each: the master value's bits are (bf16 bits << 16) + remainder. The bf16
- * value is the master rounded to nearest, halves away from zero: so the remainder always fits 16 bits. */
+ *   p = p (1 − lr · weight_decay) − lr (m / dynamic[1]) / (sqrt(v / dynamic[2]) + eps),  lr = rate · dynamic[0]
+ * Only elements inside `ranges` change; a range says its rate, and whether weight decay applies. dynamic[3] < 0:
+ * nothing changes. BF16 parameters carry a signed remainder each: the master value's bits are (bf16 bits << 16) +
+ * remainder. The bf16 value is the master rounded to nearest, halves away from zero: so the remainder always fits 16
+ * bits. */
 typedef struct hv_adamw_range {
   int64_t first, end; /* elements */
-  int64_t decay;      /* 1: weight decay applies */
+  int32_t decay;      /* 1: weight decay applies */
+  float rate;         /* factor on the learning rate */
 } hv_adamw_range;
 
 typedef struct hv_adamw_args {

@@ -197,14 +197,25 @@ static void clip_factor(op_env *env) {
   op_compare(env, "dynamic", &dynamic, expected);
 }
 
+/* The third column of an AdamW range. */
+static int64_t range_rates(int32_t decay, float rate) {
+  hv_adamw_range range = {.decay = decay, .rate = rate};
+  int64_t column;
+  memcpy(&column, &range.decay, sizeof column);
+  return column;
+}
+
 /* Ranges over n elements: gaps before, between and behind. */
-static int64_t random_ranges(op_env *env, int64_t n, int64_t (*ranges)[3], int64_t most) {
+static int64_t random_ranges(op_env *env, int64_t n, int64_t (*ranges)[3], int32_t *decays, double *rates,
+                             int64_t most) {
   int64_t count = 0, at = op_below(env, 3);
   while (at < n && count < most) {
     int64_t end = at + 1 + op_below(env, n);
     ranges[count][0] = at;
     ranges[count][1] = end < n ? end : n;
-    ranges[count][2] = op_below(env, 2);
+    decays[count] = op_coin(env);
+    rates[count] = op_coin(env) ? 1 : 0.25;
+    ranges[count][2] = range_rates(decays[count], (float)rates[count]);
     count++;
     at = end + op_below(env, 3);
   }
@@ -214,7 +225,9 @@ static int64_t random_ranges(op_env *env, int64_t n, int64_t (*ranges)[3], int64
 /* The update in double, of values that end up rounded to how they are stored. */
 static void adamw(op_env *env) {
   int64_t n = op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000), ranges[8][3];
-  int64_t count = random_ranges(env, n, ranges, 8);
+  int32_t decays[8];
+  double rates[8];
+  int64_t count = random_ranges(env, n, ranges, decays, rates, 8);
   bool skip = op_below(env, 5) == 0;
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, decay = 0.1, lr = 0.01;
   double settings[4] = {lr, 1 - pow(beta1, 3), 1 - pow(beta2, 3), skip ? -1 : 0.5};
@@ -226,11 +239,12 @@ static void adamw(op_env *env) {
   memcpy(m, moment1.host, (size_t)n * sizeof *m);
   memcpy(v, moment2.host, (size_t)n * sizeof *v);
   for (int64_t r = 0; r < count && !skip; r++) {
+    double range_lr = lr * rates[r], keep = decays[r] ? 1 - range_lr * decay : 1;
     for (int64_t i = ranges[r][0]; i < ranges[r][1]; i++) {
       double g = 0.5 * grad.host[i];
       m[i] = beta1 * m[i] + (1 - beta1) * g;
       v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-      p[i] = p[i] * (ranges[r][2] ? 1 - lr * decay : 1) - lr * (m[i] / settings[1]) / (sqrt(v[i] / settings[2]) + eps);
+      p[i] = p[i] * keep - range_lr * (m[i] / settings[1]) / (sqrt(v[i] / settings[2]) + eps);
     }
   }
   hv_tensor remainders[OP_SIDES] = {{.data = NULL}, {.data = NULL}};
@@ -275,7 +289,7 @@ static void adamw_masters(op_env *env) {
   op_operand param = op_values(env, OP_T, 1, HALVES, high), remainder = op_shorts(env, 1, HALVES, low);
   op_operand grad = op_random(env, OP_T, 1, HALVES, 1, 0), dynamic = op_values(env, OP_S, 1, 4, settings);
   op_operand moment1 = op_random(env, OP_S, 1, HALVES, 1, 0), moment2 = op_random(env, OP_S, 1, HALVES, 0, 1);
-  op_operand ranges = op_longs(env, 1, 3, (const int64_t[]){0, HALVES, 1});
+  op_operand ranges = op_longs(env, 1, 3, (const int64_t[]){0, HALVES, range_rates(1, 1)});
   hv_tensor remainders[OP_SIDES] = {remainder.at[0], {.data = NULL}};
   OP_RUN(env, adamw, .param = param.at[side], .remainder = remainders[side], .grad = grad.at[side],
          .moment1 = moment1.at[side], .moment2 = moment2.at[side], .ranges = ranges.at[side],

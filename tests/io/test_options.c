@@ -14,6 +14,7 @@ typedef struct settings {
   hv_string_list frozen;
   hv_int_list grippers;
   hv_string_map cameras;
+  hv_number_map groups;
   json_t *model;
 } settings;
 
@@ -31,6 +32,7 @@ static const hv_option table[] = {
     {"data.file", HV_OPTION_PATH, offsetof(settings, file), "demos.hdf5", 0, 0, NULL, NULL, "Demonstrations."},
     {"data.grippers", HV_OPTION_INT_LIST, offsetof(settings, grippers), "[]", 0, 31, NULL, NULL, "Dimensions."},
     {"data.cameras", HV_OPTION_STRING_MAP, offsetof(settings, cameras), "null", 0, 0, NULL, NULL, "Names."},
+    {"train.groups", HV_OPTION_NUMBER_MAP, offsetof(settings, groups), "{}", 0.1, 10, NULL, NULL, "Factors."},
     {"model", HV_OPTION_OPAQUE, offsetof(settings, model), "null", 0, 0, NULL, NULL, "The architecture."},
 };
 enum { COUNT = sizeof table / sizeof *table };
@@ -67,6 +69,7 @@ static void defaults_fill_what_is_absent(void **state) {
   assert_string_equal(s.frozen.items[0], "vision_*");
   assert_int_equal(s.grippers.count, 0);
   assert_int_equal(s.cameras.count, 0);
+  assert_int_equal(s.groups.count, 0);
   assert_null(s.model);
   hv_options_free(table, COUNT, &s);
   assert_null(s.file);
@@ -75,7 +78,8 @@ static void defaults_fill_what_is_absent(void **state) {
 static void every_type_is_read(void **state) {
   (void)state;
   settings s;
-  assert_ok(parse("train: {steps: 1e6, seed: -3, learning_rate: 1, schedule: cosine, frozen: [a, b*]}\n"
+  assert_ok(parse("train: {steps: 1e6, seed: -3, learning_rate: 1, schedule: cosine, frozen: [a, b*],\n"
+                  "  groups: {'*.b': 0.5, a.*: 3}}\n"
                   "data:\n  shuffle: false\n  name: lift\n  file: a b.hdf5\n  grippers: 6\n"
                   "  cameras: {front: agentview_image, wrist: eye}\n"
                   "model: {width: 3}\n",
@@ -93,6 +97,11 @@ static void every_type_is_read(void **state) {
   assert_int_equal(s.cameras.count, 2);
   assert_string_equal(s.cameras.names[0], "front");
   assert_string_equal(s.cameras.values[1], "eye");
+  assert_int_equal(s.groups.count, 2);
+  assert_string_equal(s.groups.names[0], "*.b");
+  assert_string_equal(s.groups.names[1], "a.*");
+  assert_float_equal(s.groups.values[0], 0.5, 0);
+  assert_float_equal(s.groups.values[1], 3, 0);
   assert_int_equal(json_integer_value(json_object_get(s.model, "width")), 3);
   hv_options_free(table, COUNT, &s);
 }
@@ -116,6 +125,9 @@ static void wrong_values_say_what_is_right(void **state) {
       {"train: {steps: 1}\ndata: {grippers: [32]}", "data.grippers", "from 0 to 31"},
       {"train: {steps: 1}\ndata: {cameras: [a]}", "data.cameras", "a mapping of strings"},
       {"train: {steps: 1}\ndata: {cameras: {a: 1}}", "data.cameras", "a mapping of strings"},
+      {"train: {steps: 1, groups: [a]}", "train.groups", "a mapping of numbers"},
+      {"train: {steps: 1, groups: {a: b}}", "train.groups", "a mapping of numbers"},
+      {"train: {steps: 1, groups: {a: 11}}", "train.groups", "a mapping of numbers from 0.1 to 10"},
       {"train: {steps: 1}\nmodel: big", "model", "a mapping"},
       {"data: {name: x}", "train.steps", "is missing; it must be an integer"},
       {"train: 5", "train", "must be a mapping"},
@@ -209,7 +221,9 @@ static void wrong_sets_are_refused(void **state) {
 static void a_resolved_document_parses_to_the_same(void **state) {
   (void)state;
   settings a, b;
-  assert_ok(parse("train: {steps: 10, learning_rate: 3e-4}\ndata: {cameras: {front: x}, grippers: [6, 13]}\n", &a));
+  assert_ok(parse("train: {steps: 10, learning_rate: 3e-4, groups: {'*.b': 0.5, a.*: 3}}\n"
+                  "data: {cameras: {front: x}, grippers: [6, 13]}\n",
+                  &a));
   json_t *first, *second;
   hv_text yaml = {0};
   assert_ok(hv_options_to_json(table, COUNT, &a, &first));

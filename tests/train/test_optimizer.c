@@ -7,6 +7,9 @@
 
 enum { WEIGHT, BIAS, FROZEN, MIXED, ALL_FROZEN, PARAMS, LARGEST = 24 };
 
+/* The learning rate of "mixed.weight" is this times that of the others. */
+#define MIXED_RATE 0.25
+
 typedef struct toy {
   hv_device *device;
   hv_stream *stream;
@@ -25,7 +28,8 @@ static float value_of(int param, int element) {
 }
 
 static void open_toy(toy *t, hv_dtype dtype, const hv_optimizer_settings *settings) {
-  const char *const frozen[] = {"frozen*"};
+  const char *const frozen[] = {"frozen*"}, *const scaled[] = {"weight", "*w*ght"};
+  const double factors[] = {1.0, MIXED_RATE};
   float values[LARGEST];
   assert_ok(hv_cpu_device_open(NULL, &t->device));
   assert_ok(hv_stream_open(t->device, &t->stream));
@@ -39,6 +43,7 @@ static void open_toy(toy *t, hv_dtype dtype, const hv_optimizer_settings *settin
   hv_params_begin_group(t->params, "c");
   declare(t->params, "frozen.all", 1, 1, 8, true);
   assert_ok(hv_params_freeze(t->params, frozen, 1));
+  assert_ok(hv_params_scale_rates(t->params, scaled, factors, 2));
   assert_ok(hv_params_allocate(t->params));
   assert_ok(hv_params_allocate_gradients(t->params, HV_F32));
   for (int p = 0; p < PARAMS; p++) {
@@ -124,7 +129,8 @@ static void check_against_formula(hv_dtype dtype, double tolerance) {
     for (int p = 0; p < PARAMS; p++) {
       if (!hv_params_get(t.params, p)->trainable) continue;
       for (int64_t i = 0; i < count_of(&t, p); i++) {
-        reference_step(states[p][i], factor * gradients[p][i], learning_rate, p == BIAS ? 0 : settings.weight_decay, n);
+        double rate = learning_rate * (p == MIXED ? MIXED_RATE : 1);
+        reference_step(states[p][i], factor * gradients[p][i], rate, p == BIAS ? 0 : settings.weight_decay, n);
       }
     }
   }
@@ -243,6 +249,21 @@ static void leaves_frozen_parameters_alone(void **state) {
   close_toy(&t);
 }
 
+static void refuses_rates_without_effect(void **state) {
+  (void)state;
+  const double factors[] = {2, 3};
+  const struct {
+    const char *patterns[2], *error;
+  } cases[] = {{{"*", "nothing*"}, "\"nothing*\" of a learning rate matches no parameter"},
+               {{"*weight", "mixed.*"}, "\"mixed.*\" of a learning rate has no effect"},
+               {{"bias", "frozen*"}, "\"frozen*\" of a learning rate has no effect"}};
+  toy t;
+  open_toy(&t, HV_F32, &settings);
+  for (int i = 0; i < 3; i++)
+    assert_error(hv_params_scale_rates(t.params, cases[i].patterns, factors, 2), cases[i].error);
+  close_toy(&t);
+}
+
 static void needs_something_to_train(void **state) {
   (void)state;
   hv_device *device;
@@ -270,6 +291,7 @@ int main(void) {
       cmocka_unit_test(remainders_restore_the_master_value),
       cmocka_unit_test(skips_gradients_that_are_not_finite),
       cmocka_unit_test(leaves_frozen_parameters_alone),
+      cmocka_unit_test(refuses_rates_without_effect),
       cmocka_unit_test(needs_something_to_train),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
