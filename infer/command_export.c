@@ -10,6 +10,7 @@
 #include "infer/byte_progress.h"
 #include "infer/commands.h"
 #include "infer/export.h"
+#include "infer/verify.h"
 
 const char *const hv_export_format_choices[] = {"safetensors", NULL};
 const char *const hv_export_dtype_choices[] = {"auto", "fp32", "bf16", "fp16", NULL};
@@ -104,6 +105,22 @@ static void report(const hv_export_options *options, const hv_export_source *sou
     hv_text_add(out, "no run directory lies beside the model: README.md cannot tell how it was trained\n");
 }
 
+static hv_status verify(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+                        hv_text *out) {
+  hv_safetensors *written;
+  hv_verification what = {.before = options->model,
+                          .after = options->out,
+                          .statistics = source->statistics,
+                          .device = options->device,
+                          .threads = (int)options->threads};
+  if (to && hv_export_narrows(source->directory.tensors, to)) what.tolerance = hv_verify_tolerance(*to);
+  HV_TRY(hv_safetensors_open(options->out, &written));
+  hv_status status = hv_verify_tensors(source->directory.tensors, written, to);
+  hv_safetensors_close(written);
+  if (!status) status = hv_verify_predictions(&what, out);
+  return hv_error_context(status, "verification failed, and %s stays for you to look at", options->out);
+}
+
 hv_status hv_command_export(const hv_export_options *options, hv_text *out) {
   hv_export_source source = {0};
   const hv_dtype *to = options->dtype > 0 ? &dtypes[options->dtype] : NULL;
@@ -112,6 +129,7 @@ hv_status hv_command_export(const hv_export_options *options, hv_text *out) {
   HV_CHECK(hv_export_source_open(options->model, &source));
   HV_CHECK(write_directory(options, &source, to));
   report(options, &source, to, out);
+  if (options->verify) HV_CHECK(verify(options, &source, to, out));
   if (out->failed) status = hv_error_memory("the export's report");
 done:
   hv_export_source_close(&source);

@@ -32,6 +32,8 @@ typedef struct hv_export_options {
   int32_t format, dtype; /* indices into hv_export_format_choices, hv_export_dtype_choices */
   int64_t shard_size;
   bool verify;
+  char *device; /* that verification predicts on */
+  int64_t threads;
 } hv_export_options;
 
 /* Choices of the enumerations above, ending in NULL. */

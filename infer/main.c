@@ -208,6 +208,19 @@ static const hv_option export_table[] = {
      .unit = "BYTES",
      .doc = "More tensors than this are spread over several files, with Hugging Face's index. Of the format "
             "safetensors."},
+    {.key = "verify",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(hv_export_options, verify),
+     .fallback = "false",
+     .doc = "Read the export back: compare every tensor, and what both models predict for made-up observations in "
+            "every mode that the model has."},
+    {.key = "device",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(hv_export_options, device),
+     .fallback = "cpu",
+     .unit = "NAME",
+     .doc = "Where --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
+    THREADS_OPTION(hv_export_options),
 };
 
 static const hv_command commands[] = {
@@ -242,9 +255,11 @@ static const hv_command commands[] = {
          "tokenizer, statistics, and README.md, the card. What the card tells of training comes from the run\n"
          "directory that holds the model (config.yaml, metrics.jsonl); where there is none, it says so. The export\n"
          "is complete or absent, needs no more memory than a few tensors, and takes the place of nothing. Exit\n"
-         "code 0, or 2 for wrong input: parts that are missing, a value too large for fp16.\n"
+         "code 0, 1 where --verify finds a difference, or 2 for wrong input: parts that are missing, a value too\n"
+         "large for fp16. Predictions must be equal to the bit, unless the dtype loses digits: then they may differ\n"
+         "by as much as the output says.\n"
          "\n"
-         "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16\n"
+         "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16 --verify\n"
          "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n",
      .options = export_table,
      .num_options = sizeof export_table / sizeof *export_table},

@@ -5,6 +5,7 @@
 
 #include "core/io/json.h"
 #include "core/io/model_directory.h"
+#include "infer/verify.h"
 #include "tests/check.h"
 #include "tests/infer/program.h"
 #include "tests/infer/tiny_directory.h"
@@ -287,6 +288,92 @@ static void values_that_do_not_fit_are_named(void **state) {
   assert_absent("never");
 }
 
+/* model/ under another name, one tensor of it times `factor`. */
+static void write_scaled_model(const char *name, const char *scaled, float factor) {
+  hv_safetensors *tensors;
+  hv_safetensors_writer *writer;
+  char command[1024], path[512];
+  snprintf(command, sizeof command, "cp -r '%s/model' '%s/%s'", folder, folder, name);
+  assert_int_equal(system(command), 0);
+  snprintf(path, sizeof path, "%s/%s/model.safetensors", folder, name);
+  assert_ok(hv_safetensors_open(in_folder(folder, "model"), &tensors));
+  assert_ok(hv_safetensors_writer_open(path, &writer));
+  for (int32_t i = 0; i < hv_safetensors_count(tensors); i++) {
+    const hv_file_tensor *tensor = hv_safetensors_get(tensors, i);
+    assert_ok(hv_safetensors_writer_declare(writer, tensor->name, HV_F32, tensor->rank, tensor->shape));
+  }
+  for (int32_t i = 0; i < hv_safetensors_count(tensors); i++) {
+    const hv_file_tensor *tensor = hv_safetensors_get(tensors, i);
+    float *values = malloc(tensor->size), times = strcmp(tensor->name, scaled) == 0 ? factor : 1;
+    assert_non_null(values);
+    hv_file_tensor_read_f32(tensor, 0, tensor->count, values);
+    for (int64_t k = 0; k < tensor->count; k++) values[k] *= times;
+    assert_ok(hv_safetensors_writer_write(writer, values, tensor->size));
+    free(values);
+  }
+  assert_ok(hv_safetensors_writer_commit(writer));
+  hv_safetensors_close(tensors);
+}
+
+static void assert_verified(const char *arguments, const char *words) {
+  char *said = export_to(arguments);
+  if (!strstr(said, words)) fail_msg("hvla-infer %s lacks \"%s\": %s", arguments, words, said);
+  free(said);
+}
+
+static void verification_predicts_with_both(void **state) {
+  (void)state;
+  write_tiny_directory(in_folder(folder, "noise"),
+                       &(tiny_directory_options){.objective = "diffusion", .keys = 1, .no_state = 1});
+  write_tiny_directory(in_folder(folder, "words"), &(tiny_directory_options){.objective = "autoregressive", .keys = 1});
+  assert_verified("export --verify --model model --out v1", "9 predictions in 3 modes are equal to the bit");
+  assert_verified("export --verify --model noise --out v2 --shard-size 1", "3 predictions in 1 modes are equal");
+  assert_verified("export --verify --model words --out v3 --dtype fp32", "3 predictions in 1 modes are equal");
+  assert_verified("export --verify --model model --out v4 --dtype bf16", "allowed: 0.1), 84 of 84 words are the same");
+  assert_verified("export --verify --model noise --out v5 --dtype fp16", "allowed: 0.02)");
+  assert_verified("export --verify --model v4 --out v6 --dtype fp32", "equal to the bit");
+
+  /* Noise so far out of range that the eighth bit decides to which end the action is clipped. */
+  write_scaled_model("touchy", "final_layer.mlp.fc2.weight", 100);
+  infer_fails(folder, 1, "export --verify --model touchy --out v7 --dtype bf16", "verification failed", "v7 predicts",
+              "mode", "allowed: 0.1");
+  write_tiny_directory(in_folder(folder, "silent"), &(tiny_directory_options){.keys = 1, .not_finite = 1});
+  infer_refuses(folder, "export --verify --model silent --out v8", "silent cannot predict");
+  infer_refuses(folder, "export --verify --model model --out v9 --device abacus", "abacus");
+}
+
+static void verification_sees_what_differs(void **state) {
+  (void)state;
+  hv_safetensors *model, *other, *same;
+  hv_text said = {0};
+  static const hv_dtype bf16 = HV_BF16;
+  write_scaled_model("scaled", "final_layer.mlp.fc1.weight", 1.001f);
+  assert_ok(hv_safetensors_open(in_folder(folder, "model"), &model));
+  assert_ok(hv_safetensors_open(in_folder(folder, "scaled"), &other));
+  assert_ok(hv_safetensors_open(in_folder(folder, "bf16"), &same));
+  assert_error(hv_verify_tensors(model, other, NULL), "1 of 69 tensors", "final_layer.mlp.fc1.weight has other values");
+  assert_error(hv_verify_tensors(model, same, NULL), "69 of 69 tensors", "another dtype");
+  assert_ok(hv_verify_tensors(model, same, &bf16));
+  hv_safetensors_close(same);
+  assert_ok(hv_safetensors_open(in_folder(folder, "large"), &same));
+  assert_error(hv_verify_tensors(model, same, NULL), "holds 70 tensors", "69");
+  assert_error(hv_verify_tensors(same, model, NULL), "1 of 70 tensors", "odd is missing");
+  hv_safetensors_close(model);
+  hv_safetensors_close(other);
+  hv_safetensors_close(same);
+
+  json_t *statistics;
+  assert_ok(hv_json_load(in_folder(folder, "model/dataset_statistics.json"), &statistics));
+  hv_verification what = {
+      .before = in_folder(folder, "model"), .after = in_folder(folder, "scaled"), .statistics = statistics};
+  assert_error(hv_verify_predictions(&what, &said), "scaled predicts otherwise", "observation 0, mode ensemble");
+  what.tolerance = 0.1;
+  assert_ok(hv_verify_predictions(&what, &said));
+  assert_non_null(strstr(said.data, "allowed: 0.1"));
+  hv_text_free(&said);
+  json_decref(statistics);
+}
+
 static void integers_stay_as_they_are(void **state) {
   (void)state;
   write_odd_model("counted", "U8", "12345", 5);
@@ -345,6 +432,8 @@ int main(void) {
       cmocka_unit_test(shards_follow_hugging_faces_convention),
       cmocka_unit_test(the_card_tells_what_is_known),
       cmocka_unit_test(values_that_do_not_fit_are_named),
+      cmocka_unit_test(verification_predicts_with_both),
+      cmocka_unit_test(verification_sees_what_differs),
       cmocka_unit_test(integers_stay_as_they_are),
       cmocka_unit_test(what_cannot_be_exported_leaves_nothing),
       cmocka_unit_test(a_full_disk_leaves_nothing),
