@@ -1,10 +1,11 @@
 /* hv_matmul on cuBLASLt. Our matrices are row-major and the library's column-major, so it is asked for dᵀ = op(b)ᵀ
  * op(a)ᵀ: its first operand is our b, and a bias of dᵀ's rows is one of our columns. */
-#include "cuda/matmul.h"
+#include "cuda/matmul_choices.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,8 @@ enum { WORKSPACE = 32 << 20 /* what the library advises for compute capability 9
   X(MatmulPreferenceDestroy)                                                                                           \
   X(MatmulPreferenceSetAttribute)                                                                                      \
   X(MatmulAlgoGetHeuristic)                                                                                            \
+  X(MatmulAlgoCheck)                                                                                                   \
+  X(GetVersion)                                                                                                        \
   X(Matmul)
 
 #define MEMBER(name) decltype(&cublasLt##name) name;
@@ -37,18 +40,10 @@ struct library {
 };
 #undef MEMBER
 
-/* What an algorithm is chosen for: all but the addresses, of which only the alignment counts. Compared as bytes. */
-struct shape {
-  int64_t m, n, k, stride_a, stride_b, stride_c, stride_d;
-  int32_t dtype, dtype_d;
-  uint32_t align_a, align_b, align_c, align_d; /* bytes */
-  bool transpose_a, transpose_b, has_c, has_bias, gelu_tanh, unused[3];
-};
-
 /* A shape that the library has been asked about. */
 struct plan {
   plan *next;
-  shape key;
+  hv_product_shape key;
   cublasLtMatmulDesc_t product;
   cublasLtMatrixLayout_t a, b, c, d;
   cublasLtMatmulAlgo_t algorithm;
@@ -59,7 +54,8 @@ struct hv_matmul {
   library lt;
   cublasLtHandle_t handle;
   plan *plans[BUCKETS];
-  int64_t shapes;
+  hv_choices choices;
+  char made_by[256]; /* library and card */
 };
 
 static hv_status check(const hv_matmul *matmul, cublasStatus_t status, const char *doing) {
@@ -82,7 +78,6 @@ static hv_status open_library(library *lt) {
 }
 
 hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
-  (void)runtime;
   *out = nullptr;
   hv_matmul *matmul = (hv_matmul *)calloc(1, sizeof *matmul);
   if (!matmul) return hv_error_memory("matrix products");
@@ -92,6 +87,9 @@ hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
     hv_matmul_close(matmul);
     return status;
   }
+  const hv_card *card = hv_runtime_card(runtime);
+  snprintf(matmul->made_by, sizeof matmul->made_by, "cuBLASLt %zu, %s, compute capability %d.%d",
+           matmul->lt.GetVersion(), card->name, card->major, card->minor);
   *out = matmul;
   return HV_OK;
 }
@@ -114,6 +112,7 @@ void hv_matmul_close(hv_matmul *matmul) {
       close_plan(&matmul->lt, p);
     }
   }
+  hv_choices_free(&matmul->choices);
   if (matmul->handle) (void)matmul->lt.Destroy(matmul->handle);
   if (matmul->lt.file) dlclose(matmul->lt.file);
   free(matmul);
@@ -125,47 +124,14 @@ size_t hv_matmul_workspace(const hv_matmul *matmul) {
 }
 
 int64_t hv_matmul_shapes(const hv_matmul *matmul) {
-  return matmul->shapes;
-}
-
-/* The largest power of two, at most 256, that divides an address. */
-static uint32_t alignment(const void *data) {
-  uint32_t align = 256;
-  while ((uintptr_t)data % align != 0) align /= 2;
-  return align;
-}
-
-static shape shape_of(const hv_matmul_args *args) {
-  shape s;
-  memset(&s, 0, sizeof s);
-  s.m = args->d.rows;
-  s.n = args->d.cols;
-  s.k = args->transpose_a ? args->a.rows : args->a.cols;
-  s.stride_a = args->a.row_stride;
-  s.stride_b = args->b.row_stride;
-  s.stride_d = args->d.row_stride;
-  s.dtype = args->a.dtype;
-  s.dtype_d = args->d.dtype;
-  s.align_a = alignment(args->a.data);
-  s.align_b = alignment(args->b.data);
-  s.align_d = alignment(args->d.data);
-  s.transpose_a = args->transpose_a;
-  s.transpose_b = args->transpose_b;
-  s.has_c = hv_present(args->c);
-  s.stride_c = s.has_c ? args->c.row_stride : s.stride_d;
-  s.align_c = s.has_c ? alignment(args->c.data) : s.align_d;
-  s.has_bias = hv_present(args->bias);
-  /* The library has no attribute for a bias: it reads one as it writes d. */
-  if (s.has_bias && alignment(args->bias.data) < s.align_d) s.align_d = alignment(args->bias.data);
-  s.gelu_tanh = args->gelu_tanh;
-  return s;
+  return matmul->choices.count;
 }
 
 static cudaDataType_t type_of(int32_t dtype) {
   return dtype == HV_BF16 ? CUDA_R_16BF : CUDA_R_32F;
 }
 
-static cublasLtEpilogue_t epilogue_of(const shape *s) {
+static cublasLtEpilogue_t epilogue_of(const hv_product_shape *s) {
   if (s->gelu_tanh) return s->has_bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
   return s->has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
@@ -177,7 +143,7 @@ static cublasStatus_t describe(const library *lt, int32_t dtype, int64_t rows, i
 }
 
 static cublasStatus_t describe_product(const library *lt, plan *p) {
-  const shape *s = &p->key;
+  const hv_product_shape *s = &p->key;
   cublasOperation_t first = s->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasOperation_t second = s->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue = epilogue_of(s);
@@ -203,7 +169,7 @@ static cublasStatus_t describe_product(const library *lt, plan *p) {
 /* The heuristic's first choice within the workspace, if it has any. */
 static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   const library *lt = &matmul->lt;
-  const shape *s = &p->key;
+  const hv_product_shape *s = &p->key;
   size_t workspace = WORKSPACE;
   cublasLtMatmulPreference_t preference = nullptr;
   cublasStatus_t status = lt->MatmulPreferenceCreate(&preference);
@@ -229,14 +195,35 @@ static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   return status;
 }
 
-static uint32_t bucket_of(const shape *s) {
+/* What was chosen before, by this process or by the one whose choices were read, if the library still takes it. */
+static bool recall_algorithm(const hv_matmul *matmul, plan *p) {
+  static_assert(sizeof p->algorithm == HV_ALGORITHM_BYTES, "cuBLASLt's algorithms are of another size");
+  const hv_algorithm *known = hv_choices_find(&matmul->choices, &p->key);
+  if (!known) return false;
+  p->taken = known->taken;
+  if (!known->taken) return true;
+  memcpy(&p->algorithm, known->bytes, sizeof p->algorithm);
+  cublasLtMatmulHeuristicResult_t result;
+  return matmul->lt.MatmulAlgoCheck(matmul->handle, p->product, p->b, p->a, p->c, p->d, &p->algorithm, &result) ==
+             CUBLAS_STATUS_SUCCESS &&
+         result.workspaceSize <= WORKSPACE;
+}
+
+static hv_status remember_algorithm(hv_matmul *matmul, const plan *p) {
+  hv_algorithm chosen = {};
+  chosen.taken = p->taken;
+  if (p->taken) memcpy(chosen.bytes, &p->algorithm, sizeof p->algorithm);
+  return hv_choices_add(&matmul->choices, &p->key, &chosen);
+}
+
+static uint32_t bucket_of(const hv_product_shape *s) {
   const unsigned char *bytes = (const unsigned char *)s;
   uint32_t hash = 2166136261u;
   for (size_t i = 0; i < sizeof *s; i++) hash = (hash ^ bytes[i]) * 16777619u;
   return hash % BUCKETS;
 }
 
-static hv_status find_plan(hv_matmul *matmul, const shape *key, plan **out) {
+static hv_status find_plan(hv_matmul *matmul, const hv_product_shape *key, plan **out) {
   plan **bucket = &matmul->plans[bucket_of(key)];
   for (*out = *bucket; *out; *out = (*out)->next) {
     if (memcmp(&(*out)->key, key, sizeof *key) == 0) return HV_OK;
@@ -245,21 +232,34 @@ static hv_status find_plan(hv_matmul *matmul, const shape *key, plan **out) {
   if (!p) return hv_error_memory("the plan of a matrix product");
   p->key = *key;
   cublasStatus_t status = describe_product(&matmul->lt, p);
-  if (status == CUBLAS_STATUS_SUCCESS) status = choose_algorithm(matmul, p);
+  bool recalled = status == CUBLAS_STATUS_SUCCESS && recall_algorithm(matmul, p);
+  if (status == CUBLAS_STATUS_SUCCESS && !recalled) status = choose_algorithm(matmul, p);
   if (status != CUBLAS_STATUS_SUCCESS) {
     close_plan(&matmul->lt, p);
     return hv_error(HV_ERR_DEVICE, "cuBLASLt, choosing an algorithm for a product of [%lld, %lld] and [%lld, %lld]: %s",
                     (long long)key->m, (long long)key->k, (long long)key->k, (long long)key->n,
                     matmul->lt.GetStatusString(status));
   }
+  hv_status kept = recalled ? HV_OK : remember_algorithm(matmul, p);
+  if (kept) {
+    close_plan(&matmul->lt, p);
+    return kept;
+  }
   p->next = *bucket;
   *bucket = *out = p;
-  matmul->shapes++;
   return HV_OK;
 }
 
+void hv_matmul_write_choices(const hv_matmul *matmul, hv_text *out) {
+  hv_choices_write(&matmul->choices, matmul->made_by, out);
+}
+
+hv_status hv_matmul_read_choices(hv_matmul *matmul, const char *text, bool *fits) {
+  return hv_choices_read(&matmul->choices, matmul->made_by, text, fits);
+}
+
 bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
-  shape key = shape_of(args);
+  hv_product_shape key = hv_product_shape_of(args);
   plan *p = nullptr;
   hv_status status = find_plan(matmul, &key, &p);
   if (!status) return p->taken;
@@ -269,7 +269,7 @@ bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
 
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
   const library *lt = &matmul->lt;
-  shape key = shape_of(args);
+  hv_product_shape key = hv_product_shape_of(args);
   plan *p = nullptr;
   HV_TRY(find_plan(matmul, &key, &p));
   if (key.has_bias) {

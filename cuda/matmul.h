@@ -1,10 +1,12 @@
 /* Matrix products by cuBLASLt (matmul.cu), which is opened at run time, and by plain loops in the emulator
  * (emu/matmul.cc). Sums are float; f32 operands are never rounded to TF32. The library's algorithm for a shape is asked
- * for once and kept, so that a shape gives the same bytes as long as the device is open. */
+ * for once and kept, so that a shape gives the same bytes as long as the device is open, and in another process that
+ * reads what this one wrote. */
 #ifndef HV_CUDA_MATMUL_H
 #define HV_CUDA_MATMUL_H
 
 #include "core/base/status.h"
+#include "core/base/text.h"
 #include "core/tensor/device.h"
 #include "cuda/runtime.h"
 
@@ -41,6 +43,10 @@ void hv_matmul_plain(hv_stream *stream, const hv_matmul_args *args);
 
 /* The state of a stream's device. */
 hv_matmul *hv_stream_matmul(hv_stream *stream);
+
+/* What hv_device_write_choices and hv_device_read_choices promise. */
+void hv_matmul_write_choices(const hv_matmul *matmul, hv_text *out);
+HV_NODISCARD hv_status hv_matmul_read_choices(hv_matmul *matmul, const char *text, bool *fits);
 
 /* How many shapes have met the library so far: steady work adds none. */
 int64_t hv_matmul_shapes(const hv_matmul *matmul);

@@ -176,6 +176,14 @@ static void replay(hv_stream *stream, hv_recording *recording) {
   hv_stream_fail(stream, hv_queue_replay(hv_stream_queue(stream), recording));
 }
 
+static void write_choices(const hv_device *device, hv_text *out) {
+  hv_matmul_write_choices(((const cuda_device *)device)->matmul, out);
+}
+
+static hv_status read_choices(hv_device *device, const char *text, bool *fits) {
+  return hv_matmul_read_choices(device_of(device)->matmul, text, fits);
+}
+
 static const hv_device_methods methods = {
     .close = close_device,
     .allocate = allocate,
@@ -195,6 +203,8 @@ static const hv_device_methods methods = {
     .record_end = record_end,
     .replay = replay,
     .recording_close = hv_queue_recording_close,
+    .write_choices = write_choices,
+    .read_choices = read_choices,
 };
 
 /* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */

@@ -13,6 +13,7 @@
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 #include "train/checkpoint.h"
+#include "train/run_choices.h"
 #include "train/run_files.h"
 #include "train/run_watch.h"
 
@@ -207,6 +208,7 @@ static hv_status open_run(run *self, hv_device *device) {
                                            .decay = config->optimizer.schedule,
                                            .total_steps = self->total_steps,
                                            .final_ratio = config->optimizer.final_ratio};
+  if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
   self->files = hv_run_files_make(config, &self->model, self->directory.tensors, &self->data, self->trainer);

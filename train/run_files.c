@@ -4,6 +4,7 @@
 
 #include "core/base/file.h"
 #include "train/checkpoint.h"
+#include "train/run_choices.h"
 
 /* How long ranks wait for one another while files are written. */
 static const double file_timeout = 1800;
@@ -64,7 +65,8 @@ static hv_status save_files(hv_run_files *files) {
   HV_TRY(hv_checkpoint_save(output, &position, trainer->params, trainer->optimizer, trainer->stream));
   hv_status status = HV_OK;
   if (files->comm->rank == 0) {
-    status = hv_checkpoint_prune(output, files->config->checkpoint.keep);
+    status = hv_run_choices_save(output, trainer->device);
+    if (!status) status = hv_checkpoint_prune(output, files->config->checkpoint.keep);
     if (!status) status = save_model(files);
     /* The others may be handing over values still: they are not at the agreement below. */
     if (status && sharded) return status;

@@ -7,6 +7,10 @@
 
 #include "core/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Zero-initialise before use. `data` is NUL-terminated, or NULL while empty. Without memory, `failed` is set and later
  * additions do nothing, so that a caller checks once at the end. */
 typedef struct hv_text {
@@ -23,5 +27,9 @@ void hv_text_free(hv_text *text); /* leaves it empty and usable */
 static inline const char *hv_text_string(const hv_text *text) {
   return text->data ? text->data : "";
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

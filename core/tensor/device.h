@@ -9,6 +9,7 @@
 #define HV_TENSOR_DEVICE_H
 
 #include "core/base/status.h"
+#include "core/base/text.h"
 #include "core/tensor/tensor.h"
 
 struct hv_op_table;
@@ -46,6 +47,10 @@ typedef struct hv_device_methods {
   hv_status (*record_end)(hv_stream *stream, hv_recording **out);
   void (*replay)(hv_stream *stream, hv_recording *recording);
   void (*recording_close)(hv_recording *recording);
+
+  /* See hv_device_write_choices; both are NULL where a device chooses nothing. */
+  void (*write_choices)(const hv_device *device, hv_text *out);
+  hv_status (*read_choices)(hv_device *device, const char *text, bool *fits);
 } hv_device_methods;
 
 struct hv_device {
@@ -124,6 +129,19 @@ static inline void hv_stream_replay(hv_stream *stream, hv_recording *recording) 
 /* When what was replayed is done; NULL is allowed. */
 static inline void hv_recording_close(hv_device *device, hv_recording *recording) {
   if (recording) device->methods->recording_close(recording);
+}
+
+/* A device may choose how it computes when it first meets a shape (algorithms of matrix products), and choose otherwise
+ * in another process. What it has chosen so far can be written as text and read by another process before it computes,
+ * which then gives the same bytes. *fits is false, and nothing is read, where the text is of another kind of device. */
+static inline bool hv_device_chooses(const hv_device *device) {
+  return device->methods->write_choices != NULL;
+}
+static inline void hv_device_write_choices(const hv_device *device, hv_text *out) {
+  device->methods->write_choices(device, out);
+}
+HV_NODISCARD static inline hv_status hv_device_read_choices(hv_device *device, const char *text, bool *fits) {
+  return device->methods->read_choices(device, text, fits);
 }
 
 /* Opens the device in the shared library libhvla-<name>.so, which exports

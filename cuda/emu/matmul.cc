@@ -1,5 +1,7 @@
-/* The emulator's matrix products: float sums in the order of k, whatever the tile. */
-#include "cuda/matmul.h"
+/* The emulator's matrix products: float sums in the order of k, forwards or backwards. Which of the two is "chosen" for
+ * a shape when it is first met, as a library chooses algorithms: by the environment's HVLA_EMU_ALGORITHM (0 or 1), so
+ * that a test can show that a resumed run keeps to what was chosen before. */
+#include "cuda/matmul_choices.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -8,19 +10,27 @@
 #include "core/tensor/dtype.h"
 #include "cuda/emu/runtime.h"
 
+static const char MADE_BY[] = "the emulator's products";
+
 enum { WORKSPACE = 4096, POISON = 0xff, TILE = 256 /* columns of d at once */, MOST_REFUSED = 1 << 17 };
 
 struct hv_matmul {
-  int64_t runs;
+  hv_choices choices;
+  bool backwards; /* what is chosen for a new shape */
 };
 
 hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
   (void)runtime;
   *out = (hv_matmul *)calloc(1, sizeof **out);
-  return *out ? HV_OK : hv_error_memory("the emulated matrix products");
+  if (!*out) return hv_error_memory("the emulated matrix products");
+  const char *algorithm = getenv("HVLA_EMU_ALGORITHM");
+  (*out)->backwards = algorithm && strcmp(algorithm, "1") == 0;
+  return HV_OK;
 }
 
 void hv_matmul_close(hv_matmul *matmul) {
+  if (!matmul) return;
+  hv_choices_free(&matmul->choices);
   free(matmul);
 }
 
@@ -30,7 +40,7 @@ size_t hv_matmul_workspace(const hv_matmul *matmul) {
 }
 
 int64_t hv_matmul_shapes(const hv_matmul *matmul) {
-  return matmul->runs > 0;
+  return matmul->choices.count;
 }
 
 /* As a library may, it refuses rows of bf16 at odd addresses; only small products of them, for the plain kernel's
@@ -45,9 +55,18 @@ bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
   return terms > MOST_REFUSED || !(is_odd(&args->a) || is_odd(&args->b) || is_odd(&args->d));
 }
 
+void hv_matmul_write_choices(const hv_matmul *matmul, hv_text *out) {
+  hv_choices_write(&matmul->choices, MADE_BY, out);
+}
+
+hv_status hv_matmul_read_choices(hv_matmul *matmul, const char *text, bool *fits) {
+  return hv_choices_read(&matmul->choices, MADE_BY, text, fits);
+}
+
 struct product {
   hv_matmul_args args;
   void *workspace;
+  bool backwards;
 };
 
 static float *element(float *matrix, int64_t row, int64_t col, int64_t cols) {
@@ -81,10 +100,12 @@ static float gelu_tanh(float x) {
 }
 
 /* Columns [first, first + cols) of row i. */
-static void compute(const hv_matmul_args *p, const float *a, const float *b, int64_t i, int64_t first, int64_t cols) {
+static void compute(const product *work, const float *a, const float *b, int64_t i, int64_t first, int64_t cols) {
+  const hv_matmul_args *p = &work->args;
   int64_t n = p->d.cols, k = p->transpose_a ? p->a.rows : p->a.cols;
   float sum[TILE] = {}, other[TILE];
-  for (int64_t j = 0; j < k; j++) {
+  for (int64_t step = 0; step < k; step++) {
+    int64_t j = work->backwards ? k - 1 - step : step;
     float left = a[i * k + j];
     const float *right = b + j * n + first;
     for (int64_t c = 0; c < cols; c++) sum[c] += left * right[c];
@@ -114,7 +135,7 @@ static hv_status run_product(hv_runtime *, const void *payload) {
 #pragma omp parallel for schedule(static) if (m * n * k > (1 << 23))
   for (int64_t i = 0; i < m; i++) {
     for (int64_t first = 0; first < n; first += TILE) {
-      compute(&p->args, a, b, i, first, n - first < TILE ? n - first : (int64_t)TILE);
+      compute(p, a, b, i, first, n - first < TILE ? n - first : (int64_t)TILE);
     }
   }
   free(a);
@@ -122,8 +143,20 @@ static hv_status run_product(hv_runtime *, const void *payload) {
   return HV_OK;
 }
 
+/* The order of sums for a shape. */
+static hv_status choose(hv_matmul *matmul, const hv_matmul_args *args, bool *backwards) {
+  hv_product_shape shape = hv_product_shape_of(args);
+  const hv_algorithm *known = hv_choices_find(&matmul->choices, &shape);
+  *backwards = known ? known->bytes[0] == 1 : matmul->backwards;
+  if (known) return HV_OK;
+  hv_algorithm chosen = {};
+  chosen.taken = true;
+  chosen.bytes[0] = matmul->backwards;
+  return hv_choices_add(&matmul->choices, &shape, &chosen);
+}
+
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
-  matmul->runs++;
-  product p = {*args, workspace};
+  product p = {*args, workspace, false};
+  HV_TRY(choose(matmul, args, &p.backwards));
   return hv_emu_enqueue(queue, run_product, &p, sizeof p);
 }

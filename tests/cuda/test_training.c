@@ -76,12 +76,34 @@ static void resumes_to_the_same_bytes(void **state) {
   }
 }
 
+/* The emulator, which can be told to choose another algorithm for a shape that is new to it. */
+static void keeps_to_chosen_algorithms(void **state) {
+  static const char file[] = "checkpoints/step-4/training.safetensors";
+  if (strcmp(under_test, "emu") != 0) {
+    print_message("skipped: cuBLASLt cannot be told what to choose\n");
+    skip();
+  }
+  train(*state, "whole", under_test, "--set train.steps=4");
+  train(*state, "halves", under_test, "--set train.steps=2");
+  train(*state, "forgetful", under_test, "--set train.steps=2");
+  assert_int_equal(unlink(in_folder(in_folder(*state, "forgetful"), "device-choices-emu.txt")), 0);
+  assert_int_equal(setenv("HVLA_EMU_ALGORITHM", "1", 1), 0);
+  train(*state, "halves", under_test, "--set train.steps=4 --resume");
+  train(*state, "forgetful", under_test, "--set train.steps=4 --resume");
+  assert_int_equal(unsetenv("HVLA_EMU_ALGORITHM"), 0);
+  char whole[1024];
+  snprintf(whole, sizeof whole, "%s/%s", in_folder(*state, "whole"), file);
+  assert_true(same_bytes(in_folder(in_folder(*state, "halves"), file), whole));
+  assert_false(same_bytes(in_folder(in_folder(*state, "forgetful"), file), whole));
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
   if (argc > 2) steps = (int)strtol(argv[2], NULL, 10);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(learns_as_the_cpu_does, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(keeps_to_chosen_algorithms, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
