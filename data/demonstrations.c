@@ -15,6 +15,7 @@ struct hv_demonstrations {
   hv_episode *episodes;
   int64_t num_episodes, frames;
   int32_t num_cameras, action_dim, state_dim;
+  int32_t *action_columns; /* [action_dim]; NULL: the file's, all in their order */
   hv_string_list state_keys;
   int32_t *state_widths; /* [state_keys.count], of the first episode */
   float *actions, *state;
@@ -46,10 +47,26 @@ static hv_status choose_instruction(hv_demonstrations *d, const hv_demonstration
   return hv_string_list_append(&d->instructions, text);
 }
 
+static hv_status choose_actions(hv_demonstrations *d, const hv_demonstrations_options *options,
+                                const hv_episode_facts *facts) {
+  int32_t count = options->num_action_columns;
+  d->action_dim = options->action_dim >= 0 ? options->action_dim : facts->action_dim;
+  if (count == 0) return HV_OK;
+  if (options->action_dim >= 0 && count != options->action_dim) {
+    return hv_error(HV_ERR_INPUT, "%s: %d dimensions of the actions are chosen, the model's action_dim is %d",
+                    options->files[0], count, options->action_dim);
+  }
+  d->action_dim = count;
+  d->action_columns = malloc((size_t)count * sizeof *d->action_columns);
+  if (!d->action_columns) return hv_error_memory("a list of columns");
+  memcpy(d->action_columns, options->action_columns, (size_t)count * sizeof *d->action_columns);
+  return HV_OK;
+}
+
 /* Fixes widths at the first episode: what the options ask for, then what the file has. */
 static hv_status start_with(hv_demonstrations *d, const hv_demonstrations_options *options, const opened_file *file,
                             const hv_episode_facts *facts) {
-  d->action_dim = options->action_dim >= 0 ? options->action_dim : facts->action_dim;
+  HV_TRY(choose_actions(d, options, facts));
   if (options->default_state) {
     HV_TRY(file->layout->default_state(facts, &d->state_keys));
   } else {
@@ -67,13 +84,22 @@ static hv_status start_with(hv_demonstrations *d, const hv_demonstrations_option
   return HV_OK;
 }
 
+static hv_status check_actions(const hv_demonstrations *d, const hv_demonstrations_options *options,
+                               const opened_file *file, const char *name, const hv_episode_facts *facts) {
+  for (int32_t i = 0; d->action_columns && i < d->action_dim; i++) {
+    if (d->action_columns[i] < facts->action_dim) continue;
+    return hv_error(HV_ERR_INPUT, "%s: %s: dimension %d of its actions is asked for, they have 0 to %d", file->path,
+                    name, d->action_columns[i], facts->action_dim - 1);
+  }
+  if (d->action_columns || facts->action_dim == d->action_dim) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d are expected (%s)", file->path, name,
+                  facts->action_dim, d->action_dim,
+                  options->action_dim >= 0 ? "the model's action_dim" : "as in the first episode");
+}
+
 static hv_status check_widths(const hv_demonstrations *d, const hv_demonstrations_options *options,
                               const opened_file *file, const char *name, const hv_episode_facts *facts) {
-  if (facts->action_dim != d->action_dim) {
-    return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d are expected (%s)", file->path, name,
-                    facts->action_dim, d->action_dim,
-                    options->action_dim >= 0 ? "the model's action_dim" : "as in the first episode");
-  }
+  HV_TRY(check_actions(d, options, file, name, facts));
   for (size_t i = 0; i < d->state_keys.count; i++) {
     const hv_signal *signal = hv_episode_signal(facts, d->state_keys.items[i]);
     if (!signal) return HV_OK; /* reading it lists what the episode has */
@@ -90,6 +116,21 @@ static hv_status check_widths(const hv_demonstrations *d, const hv_demonstration
     return status;
   }
   return HV_OK;
+}
+
+static hv_status read_actions(const hv_demonstrations *d, const opened_file *file, const char *name,
+                              const hv_episode_facts *facts, float *out) {
+  if (!d->action_columns) return hv_layout_read_actions(file->layout, file->hdf5, name, facts, out);
+  float *all = malloc((size_t)facts->frames * (size_t)facts->action_dim * sizeof *all);
+  if (!all) return hv_error_memory("an episode's actions");
+  hv_status status = hv_layout_read_actions(file->layout, file->hdf5, name, facts, all);
+  for (int64_t t = 0; t < facts->frames && !status; t++) {
+    for (int32_t i = 0; i < d->action_dim; i++) {
+      out[t * d->action_dim + i] = all[t * facts->action_dim + d->action_columns[i]];
+    }
+  }
+  free(all);
+  return status;
 }
 
 static hv_status read_state(hv_demonstrations *d, const opened_file *file, const char *name,
@@ -158,7 +199,7 @@ static hv_status add_episode(hv_demonstrations *d, const hv_demonstrations_optio
   }
   HV_CHECK(choose_instruction(d, options, file, name, &facts, &episode->instruction));
   HV_CHECK(grow(&d->actions, d->frames + facts.frames, d->action_dim, "the actions"));
-  HV_CHECK(hv_layout_read_actions(file->layout, file->hdf5, name, &facts, d->actions + d->frames * d->action_dim));
+  HV_CHECK(read_actions(d, file, name, &facts, d->actions + d->frames * d->action_dim));
   if (wants_state(d)) {
     HV_CHECK(grow(&d->state, d->frames + facts.frames, d->state_dim, "the state"));
     HV_CHECK(read_state(d, file, name, &facts, d->state + d->frames * d->state_dim));
@@ -222,6 +263,7 @@ void hv_demonstrations_close(hv_demonstrations *d) {
   free(d->actions);
   free(d->state);
   free(d->state_widths);
+  free(d->action_columns);
   hv_string_list_free(&d->state_keys);
   hv_string_list_free(&d->instructions);
   free(d);
@@ -258,6 +300,10 @@ int32_t hv_demonstrations_cameras(const hv_demonstrations *d) {
 
 int32_t hv_demonstrations_action_dim(const hv_demonstrations *d) {
   return d->action_dim;
+}
+
+int32_t hv_demonstrations_action_column(const hv_demonstrations *d, int32_t dim) {
+  return d->action_columns ? d->action_columns[dim] : dim;
 }
 
 int32_t hv_demonstrations_state_dim(const hv_demonstrations *d) {

@@ -22,7 +22,9 @@ typedef struct hv_demonstrations_options {
   const char *instruction;       /* NULL: the file's own */
   bool override_instruction;     /* `instruction` also where the file has one */
   bool need_instruction;         /* an episode without any is an error */
-  int32_t action_dim, state_dim; /* the model's widths, which the file must have; −1: whatever it has */
+  const int32_t *action_columns; /* of the file's actions, those that are wanted, in this order; */
+  int32_t num_action_columns;    /* 0: all of them */
+  int32_t action_dim, state_dim; /* the model's widths, which this must amount to; −1: whatever the file has */
 } hv_demonstrations_options;
 
 typedef struct hv_episode {
@@ -47,6 +49,8 @@ const hv_episode *hv_demonstrations_episode_of(const hv_demonstrations *demonstr
 int32_t hv_demonstrations_cameras(const hv_demonstrations *demonstrations);
 int32_t hv_demonstrations_action_dim(const hv_demonstrations *demonstrations);
 int32_t hv_demonstrations_state_dim(const hv_demonstrations *demonstrations); /* 0: no state */
+/* Which of the file's columns dimension `dim` of the actions is. */
+int32_t hv_demonstrations_action_column(const hv_demonstrations *demonstrations, int32_t dim);
 const float *
 hv_demonstrations_actions(const hv_demonstrations *demonstrations);            /* [frames, action_dim], file's units */
 const float *hv_demonstrations_state(const hv_demonstrations *demonstrations); /* [frames, state_dim]; NULL at 0 */

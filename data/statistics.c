@@ -43,15 +43,18 @@ static bool is_binary(const float *sorted, int64_t n) {
   return true;
 }
 
-/* Statistics of values [n, dims], with the default rule for the mask. */
-static hv_status compute(const float *values, int64_t n, int32_t dims, hv_value_statistics *out) {
+/* Statistics of values [n, dims], with the default rule for the mask, which asks for the file's own column where
+ * `actions` chooses among them; NULL: the dimension. */
+static hv_status compute(const float *values, int64_t n, int32_t dims, const hv_demonstrations *actions,
+                         hv_value_statistics *out) {
   HV_TRY(hv_value_statistics_allocate(dims, out));
   float *column = malloc((size_t)n * sizeof *column);
   if (!column) return hv_error_memory("a column of statistics");
   for (int32_t dim = 0; dim < dims; dim++) {
     for (int64_t i = 0; i < n; i++) column[i] = values[i * dims + dim];
     summarize(column, n, out, dim);
-    bool may_be_gripper = dim == 6 || dim == 13;
+    int32_t place = actions ? hv_demonstrations_action_column(actions, dim) : dim;
+    bool may_be_gripper = place == 6 || place == 13;
     out->mask[dim] = !(may_be_gripper && is_binary(column, n));
   }
   free(column);
@@ -84,9 +87,9 @@ hv_status hv_statistics_compute(const hv_demonstrations *demonstrations, const c
   out->num_transitions = frames;
   out->num_trajectories = hv_demonstrations_episodes(demonstrations);
   HV_CHECK(compute(hv_demonstrations_actions(demonstrations), frames, hv_demonstrations_action_dim(demonstrations),
-                   &out->action));
+                   demonstrations, &out->action));
   if (num_gripper >= 0) HV_CHECK(set_grippers(&out->action, gripper, num_gripper));
-  if (state_dim > 0) HV_CHECK(compute(hv_demonstrations_state(demonstrations), frames, state_dim, &out->proprio));
+  if (state_dim > 0) HV_CHECK(compute(hv_demonstrations_state(demonstrations), frames, state_dim, NULL, &out->proprio));
 done:
   if (status) hv_dataset_statistics_free(out);
   return status;

@@ -16,7 +16,8 @@ typedef struct hv_data_settings {
   char *instruction;
   bool override_instruction;
   char *statistics_key;
-  hv_int_list gripper_dims, absolute_dims;
+  hv_int_list action_dims;                 /* of the file */
+  hv_int_list gripper_dims, absolute_dims; /* of the model */
   int64_t cache_bytes, threads, read_ahead;
 } hv_data_settings;
 

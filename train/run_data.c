@@ -39,11 +39,20 @@ static const char *camera_in_file(const hv_train_config *config, const char *cam
   return camera;
 }
 
+/* The columns of the file's actions that are the model's; on the heap, NULL without memory. */
+static int32_t *action_columns(const hv_data_settings *data) {
+  int32_t *columns = malloc((data->action_dims.count + 1) * sizeof *columns);
+  for (size_t i = 0; columns && i < data->action_dims.count; i++) columns[i] = (int32_t)data->action_dims.items[i];
+  return columns;
+}
+
 static hv_status open_split(const hv_train_config *config, const hv_config *model, const char *split,
                             hv_demonstrations **out) {
   const hv_data_settings *data = &config->data;
   const char *cameras[HV_MAX_CAMERAS];
   for (int32_t c = 0; c < model->num_cameras; c++) cameras[c] = camera_in_file(config, model->cameras[c]);
+  int32_t *columns = action_columns(data);
+  if (!columns) return hv_error_memory("the demonstrations");
   hv_demonstrations_options options = {
       .files = (const char *const *)data->files.items,
       .num_files = data->files.count,
@@ -56,10 +65,14 @@ static hv_status open_split(const hv_train_config *config, const hv_config *mode
       .instruction = data->instruction,
       .override_instruction = data->override_instruction,
       .need_instruction = true,
+      .action_columns = columns,
+      .num_action_columns = (int32_t)data->action_dims.count,
       .action_dim = model->action_dim,
       .state_dim = model->state_dim,
   };
-  return hv_demonstrations_open(&options, out);
+  hv_status status = hv_demonstrations_open(&options, out);
+  free(columns);
+  return status;
 }
 
 static hv_status encode_prompts(const hv_tokenizer *tokenizer, const hv_config *model,
@@ -119,6 +132,18 @@ static hv_status check_dims(const hv_train_config *config, const hv_int_list *di
   return HV_OK;
 }
 
+static hv_status check_chosen(const hv_train_config *config) {
+  const hv_int_list *dims = &config->data.action_dims;
+  for (size_t i = 0; i < dims->count; i++) {
+    for (size_t j = 0; j < i; j++) {
+      if (dims->items[i] != dims->items[j]) continue;
+      return hv_error(HV_ERR_INPUT, "%s: data.action_dims names dimension %lld twice", config->source,
+                      (long long)dims->items[i]);
+    }
+  }
+  return HV_OK;
+}
+
 static hv_status compute_statistics(hv_run_data *data) {
   hv_status status = HV_OK;
   const hv_data_settings *settings = &data->config->data;
@@ -145,6 +170,21 @@ done:
   return status;
 }
 
+/* A key that the model knows already must stand for the same numbers: they scale what was learnt under it. */
+static hv_status check_known_key(const hv_run_data *data, const json_t *known, const char *path) {
+  const char *key = data->statistics.key;
+  hv_dataset_statistics before;
+  if (!json_object_get(known, key)) return HV_OK;
+  HV_TRY(hv_dataset_statistics_from_json(known, path, key, &before));
+  bool same = hv_dataset_statistics_equal(&before, &data->statistics);
+  hv_dataset_statistics_free(&before);
+  if (same) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s: the key \"%s\" of these demonstrations stands for other ones in %s; choose another with "
+                  "data.statistics_key",
+                  data->config->source, key, path);
+}
+
 /* dataset_statistics.json of the model to come: what init_from knows, and this run's own key. */
 static hv_status merge_statistics(hv_run_data *data) {
   hv_status status = HV_OK;
@@ -159,7 +199,8 @@ static hv_status merge_statistics(hv_run_data *data) {
   }
   if (!hv_file_exists(path)) goto done;
   HV_CHECK(hv_json_load(path, &known));
-  if (json_object_update_missing(data->statistics_document, known) != 0) status = hv_error_memory("the statistics");
+  HV_CHECK(check_known_key(data, known, path));
+  if (json_object_update(data->statistics_document, known) != 0) status = hv_error_memory("the statistics");
 done:
   json_decref(known);
   free(path);
@@ -171,6 +212,7 @@ hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model
   hv_status status = HV_OK;
   *out = (hv_run_data){.config = config, .model = *model, .rank = rank, .ranks = ranks};
   HV_CHECK(check_cameras(config, model));
+  HV_CHECK(check_chosen(config));
   HV_CHECK(open_split(config, model, config->data.train_split, &out->train));
   if (config->data.valid_split) HV_CHECK(open_split(config, model, config->data.valid_split, &out->valid));
   HV_CHECK(compute_statistics(out));

@@ -206,6 +206,25 @@ hv_status hv_dataset_statistics_to_json(const hv_dataset_statistics *statistics,
   return *out ? HV_OK : hv_error(HV_ERR_INTERNAL, "the statistics of %s cannot be written as JSON", statistics->key);
 }
 
+static bool equal_values(const hv_value_statistics *a, const hv_value_statistics *b) {
+  double *left[NUM_ARRAYS], *right[NUM_ARRAYS];
+  if (a->dims != b->dims) return false;
+  list_arrays(a, left);
+  list_arrays(b, right);
+  for (int32_t dim = 0; dim < a->dims; dim++) {
+    if (a->mask[dim] != b->mask[dim]) return false;
+    for (int i = 0; i < NUM_ARRAYS; i++) {
+      if (left[i][dim] != right[i][dim]) return false;
+    }
+  }
+  return true;
+}
+
+bool hv_dataset_statistics_equal(const hv_dataset_statistics *a, const hv_dataset_statistics *b) {
+  return a->num_transitions == b->num_transitions && a->num_trajectories == b->num_trajectories &&
+         equal_values(&a->action, &b->action) && equal_values(&a->proprio, &b->proprio);
+}
+
 hv_status hv_dataset_statistics_save(const char *path, const hv_dataset_statistics *statistics) {
   json_t *added = NULL, *document = NULL;
   hv_status status = HV_OK;

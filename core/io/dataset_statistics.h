@@ -41,6 +41,9 @@ void hv_dataset_statistics_free(hv_dataset_statistics *statistics); /* leaves it
 /* {key: entry}. *out is owned by the caller. */
 HV_NODISCARD hv_status hv_dataset_statistics_to_json(const hv_dataset_statistics *statistics, json_t **out);
 
+/* Whether two data sets have the same numbers, whatever their keys. */
+bool hv_dataset_statistics_equal(const hv_dataset_statistics *a, const hv_dataset_statistics *b);
+
 /* Writes the entry into the file, atomically; other keys of an existing file stay. */
 HV_NODISCARD hv_status hv_dataset_statistics_save(const char *path, const hv_dataset_statistics *statistics);
 

@@ -228,6 +228,26 @@ static void damaged_heaps_are_refused(void **state) {
   assert_null(status);
 }
 
+static void chooses_among_the_columns_of_actions(void **state) {
+  (void)state;
+  static const int32_t columns[] = {6, 0, 2};
+  hv_demonstrations_options options = lift_options();
+  hv_demonstrations *all = open_all(&options);
+  options.action_columns = columns;
+  options.num_action_columns = 3;
+  options.action_dim = 3;
+  hv_demonstrations *some = open_all(&options);
+  assert_int_equal(hv_demonstrations_action_dim(some), 3);
+  const float *from = hv_demonstrations_actions(all), *chosen = hv_demonstrations_actions(some);
+  for (int32_t dim = 0; dim < 3; dim++) {
+    assert_int_equal(hv_demonstrations_action_column(all, dim), dim);
+    assert_int_equal(hv_demonstrations_action_column(some, dim), columns[dim]);
+    for (int64_t t = 0; t < 523; t++) assert_true(chosen[t * 3 + dim] == from[t * 7 + columns[dim]]);
+  }
+  hv_demonstrations_close(all);
+  hv_demonstrations_close(some);
+}
+
 static void expect_refusal(const hv_demonstrations_options *options, const char *first, const char *second) {
   hv_demonstrations *d;
   hv_status status = hv_demonstrations_open(options, &d);
@@ -254,6 +274,10 @@ static void what_does_not_fit_is_refused(void **state) {
   options.action_dim = 14;
   expect_refusal(&options, "actions have 7 dimensions", "14 are expected (the model's action_dim)");
   options = lift_options();
+  options.action_columns = (const int32_t[]){0, 7};
+  options.num_action_columns = 2;
+  expect_refusal(&options, "demo_0: dimension 7 of its actions is asked for", "0 to 6");
+  options = lift_options();
   options.state_dim = 7;
   expect_refusal(&options, "robot0_eef_pos, robot0_eef_quat, robot0_gripper_qpos) have 9 numbers", "state_dim is 7");
   options = lift_options();
@@ -264,9 +288,13 @@ static void what_does_not_fit_is_refused(void **state) {
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(opens_the_shipped_file),       cmocka_unit_test(splits_keep_natural_order),
-      cmocka_unit_test(state_is_concatenated),        cmocka_unit_test(instructions_come_from_file_or_configuration),
-      cmocka_unit_test(strings_of_any_kind_are_read), cmocka_unit_test(damaged_heaps_are_refused),
+      cmocka_unit_test(opens_the_shipped_file),
+      cmocka_unit_test(splits_keep_natural_order),
+      cmocka_unit_test(state_is_concatenated),
+      cmocka_unit_test(instructions_come_from_file_or_configuration),
+      cmocka_unit_test(strings_of_any_kind_are_read),
+      cmocka_unit_test(damaged_heaps_are_refused),
+      cmocka_unit_test(chooses_among_the_columns_of_actions),
       cmocka_unit_test(what_does_not_fit_is_refused),
   };
   return cmocka_run_group_tests_name("demonstrations", tests, NULL, NULL);
