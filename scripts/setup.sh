@@ -9,6 +9,7 @@ packages=(
   libturbojpeg0-dev libspng-dev         # pictures
   libsentencepiece-dev libunistring-dev # text
   libyaml-dev libjansson-dev            # configurations, model directories
+  libprotobuf-c-dev protobuf-c-compiler # TensorBoard's event files
   gnuplot-nox jq                        # the quick start's picture and table
 )
 packages_of_tests=(
@@ -19,10 +20,12 @@ packages_of_tests=(
 
 usage() {
   cat <<'TEXT'
-Usage: scripts/setup.sh [--tests]
+Usage: scripts/setup.sh [--tests] [--python]
 
 Installs the packages that building and the quick start need (Debian 12, Ubuntu 24.04); with --tests also
 those of the tests. Packages that are there already are left alone; nothing else is changed.
+--python makes .venv-fixtures in the source tree, with the Python packages that some tests compare with (PyTorch,
+TensorBoard, …: some GB); without it those tests are skipped.
 TEXT
 }
 
@@ -31,9 +34,14 @@ fail() {
   exit 2
 }
 
+python=false
 for argument in "$@"; do
   case $argument in
     --tests) packages+=("${packages_of_tests[@]}") ;;
+    --python)
+      python=true
+      packages+=(python3-venv)
+      ;;
     -h | --help) usage && exit 0 ;;
     *) fail "unknown option '$argument'; see scripts/setup.sh --help" ;;
   esac
@@ -43,6 +51,22 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
   fail "this script knows apt (Debian 12, Ubuntu 24.04); elsewhere install the equivalents of: ${packages[*]}"
 fi
 
+# What the tests compare with; nothing of it is needed to run the programs.
+install_python_packages() {
+  local root requirements=scripts/fixtures/requirements.txt
+  root=$(dirname "${BASH_SOURCE[0]}")/..
+  cd "$root"
+  if cmp -s "$requirements" .venv-fixtures/installed.txt; then
+    echo "setup: .venv-fixtures is up to date"
+    return
+  fi
+  echo "setup: installing Python packages into .venv-fixtures"
+  python3 -m venv .venv-fixtures
+  .venv-fixtures/bin/pip install --quiet --disable-pip-version-check -r "$requirements" ||
+    fail "pip failed; is the network there?"
+  cp "$requirements" .venv-fixtures/installed.txt
+}
+
 missing=()
 for package in "${packages[@]}"; do
   state=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
@@ -50,6 +74,7 @@ for package in "${packages[@]}"; do
 done
 if ((${#missing[@]} == 0)); then
   echo "setup: all ${#packages[@]} packages are installed"
+  if $python; then install_python_packages; fi
   exit 0
 fi
 
@@ -77,3 +102,4 @@ echo "setup: installing ${missing[*]}"
 run_apt_get "is the network there, and may this user use sudo?" update
 run_apt_get "the packages' names are those of Debian 12 and Ubuntu 24.04" install -y --no-install-recommends "${missing[@]}"
 echo "setup: ${#missing[@]} packages installed, $((${#packages[@]} - ${#missing[@]})) were there"
+if $python; then install_python_packages; fi

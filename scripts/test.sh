@@ -9,7 +9,8 @@ Usage: scripts/test.sh [--long]
 
 Installs the packages that are missing, builds the presets `release` and `sanitize` (address and undefined
 behaviour) below build/, and runs the tests of both. --long adds the tests labelled `long` (soak, fuzzing, full
-sweeps), runs those labelled `slow` under sanitizers too, and compiles CUDA kernels (where nvcc is found) for every
+sweeps), runs those labelled `slow` under sanitizers too, installs the Python packages that some tests compare with
+(scripts/setup.sh --python) where they can be fetched, and compiles CUDA kernels (where nvcc is found) for every
 compute capability that the project names, not just the lowest. The last line sums up the test cases of all programs:
 
   N passed, N failed, N skipped
@@ -101,6 +102,7 @@ run_tests() {
 
 say "installing packages"
 scripts/setup.sh --tests
+if $long; then scripts/setup.sh --python || echo "tests that need Python's packages will be skipped"; fi
 
 release_selection=(-LE '^long$')
 sanitize_selection=(-LE '^(lint|long|slow)$')

@@ -42,6 +42,10 @@ typedef struct hv_validation_settings {
   double theta;
 } hv_validation_settings;
 
+typedef struct hv_metrics_settings {
+  bool tensorboard;
+} hv_metrics_settings;
+
 typedef struct hv_checkpoint_settings {
   int64_t interval, keep;
 } hv_checkpoint_settings;
@@ -61,6 +65,7 @@ typedef struct hv_train_config {
   hv_train_settings train;
   hv_optimizer_options optimizer;
   hv_validation_settings validation;
+  hv_metrics_settings metrics;
   hv_checkpoint_settings checkpoint;
   hv_parallel_settings parallel;
 } hv_train_config;

@@ -9,10 +9,12 @@
 
 #include "core/base/file.h"
 #include "core/io/json.h"
+#include "train/event_file.h"
 
 struct hv_metrics {
   FILE *file;
   char *path;
+  hv_event_file *events; /* NULL: none */
 };
 
 enum { METRICS_LIMIT = 1 << 30 /* bytes */ };
@@ -44,7 +46,7 @@ static hv_status drop_later_lines(const char *path, int64_t step) {
   return status;
 }
 
-hv_status hv_metrics_open(const char *run, int64_t step, hv_metrics **out) {
+hv_status hv_metrics_open(const char *run, int64_t step, bool tensorboard, hv_metrics **out) {
   hv_status status = HV_OK;
   *out = NULL;
   hv_metrics *metrics = calloc(1, sizeof *metrics);
@@ -60,6 +62,7 @@ hv_status hv_metrics_open(const char *run, int64_t step, hv_metrics **out) {
     status = hv_error_errno(errno, "cannot open %s", metrics->path);
     goto done;
   }
+  if (tensorboard) HV_CHECK(hv_event_file_open(run, step, &metrics->events));
   *out = metrics;
   metrics = NULL;
 done:
@@ -69,6 +72,7 @@ done:
 
 void hv_metrics_close(hv_metrics *metrics) {
   if (!metrics) return;
+  hv_event_file_close(metrics->events);
   if (metrics->file) fclose(metrics->file);
   free(metrics->path);
   free(metrics);
@@ -115,16 +119,61 @@ static json_t *make_object(const hv_metrics_line *line) {
   return object;
 }
 
-hv_status hv_metrics_write(hv_metrics *metrics, const hv_metrics_line *line) {
+static hv_status write_line(hv_metrics *metrics, const json_t *object) {
   hv_text text = {0};
-  json_t *object = make_object(line);
-  hv_status status = object ? hv_json_format_line(object, &text) : hv_error_memory("the metrics");
+  hv_status status = hv_json_format_line(object, &text);
   if (!status) {
     hv_text_add(&text, "\n");
     bool written = !text.failed && fwrite(text.data, 1, text.length, metrics->file) == text.length;
     if (!written || fflush(metrics->file) != 0) status = hv_error_errno(errno, "cannot write %s", metrics->path);
   }
-  json_decref(object);
   hv_text_free(&text);
+  return status;
+}
+
+/* The scalars of an event, and their tags. */
+typedef struct scalar_list {
+  hv_scalar scalars[HV_PREDICTORS * HV_MAX_ERROR_DIMS + 64];
+  char tags[HV_PREDICTORS * HV_MAX_ERROR_DIMS + 64][64];
+  size_t count;
+} scalar_list;
+
+static void add_scalar(scalar_list *list, const char *key, int index, const json_t *value) {
+  if (list->count == sizeof list->scalars / sizeof list->scalars[0]) return;
+  bool held_out = strncmp(key, "held_out_", 9) == 0;
+  const char *name = held_out ? key + 9 : key;
+  const char *group =
+      held_out || strncmp(key, "error_", 6) == 0 || strncmp(key, "ensemble_", 9) == 0 ? "held_out" : "train";
+  char *tag = list->tags[list->count];
+  int length = snprintf(tag, sizeof list->tags[0], "%s/%s", group, name);
+  if (index >= 0) snprintf(tag + length, sizeof list->tags[0] - (size_t)length, "/%d", index);
+  float number = json_is_number(value) ? (float)json_number_value(value) : (float)json_is_true(value);
+  list->scalars[list->count++] = (hv_scalar){.tag = tag, .value = json_is_null(value) ? NAN : number};
+}
+
+/* Everything in a line that is a number, or a list of them. */
+static hv_status write_events(hv_event_file *events, const json_t *object) {
+  const char *key;
+  json_t *value, *item;
+  size_t index;
+  scalar_list *list = calloc(1, sizeof *list);
+  if (!list) return hv_error_memory("an event");
+  json_object_foreach((json_t *)(uintptr_t)object, key, value) {
+    if (strcmp(key, "step") == 0 || strcmp(key, "time") == 0 || json_is_string(value)) continue;
+    if (!json_is_array(value)) add_scalar(list, key, -1, value);
+    json_array_foreach(value, index, item) add_scalar(list, key, (int)index, item);
+  }
+  int64_t step = json_integer_value(json_object_get(object, "step"));
+  double time = json_number_value(json_object_get(object, "time"));
+  hv_status status = hv_event_file_write(events, step, time, list->scalars, list->count);
+  free(list);
+  return status;
+}
+
+hv_status hv_metrics_write(hv_metrics *metrics, const hv_metrics_line *line) {
+  json_t *object = make_object(line);
+  hv_status status = object ? write_line(metrics, object) : hv_error_memory("the metrics");
+  if (!status && metrics->events) status = write_events(metrics->events, object);
+  json_decref(object);
   return status;
 }

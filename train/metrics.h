@@ -1,4 +1,6 @@
-/* What a run leaves in RUN/metrics.jsonl (interchange.md's table of fixed calls): one JSON object a line. */
+/* What a run leaves in RUN/metrics.jsonl (interchange.md's table of fixed calls), one JSON object a line, and the same
+ * figures as TensorBoard's event files in RUN/tensorboard/: figures of steps as "train/loss", …, of the held-out split
+ * as "held_out/loss", "held_out/error_diffusion", "held_out/error_diffusion_dims/0", …. */
 #ifndef HV_TRAIN_METRICS_H
 #define HV_TRAIN_METRICS_H
 
@@ -15,9 +17,9 @@ typedef struct hv_metrics_line {
 
 typedef struct hv_metrics hv_metrics;
 
-/* Opens the file for appending after dropping every line of a later step than `step` (and a last line that was cut
- * off); step 0 begins a new file. */
-HV_NODISCARD hv_status hv_metrics_open(const char *run, int64_t step, hv_metrics **out);
+/* Opens metrics.jsonl for appending after dropping every line of a later step than `step` (and a last line that was cut
+ * off); step 0 begins a new file. With `tensorboard`, begins an event file in which later steps' figures are void. */
+HV_NODISCARD hv_status hv_metrics_open(const char *run, int64_t step, bool tensorboard, hv_metrics **out);
 /* A number that is not finite is written as null. */
 HV_NODISCARD hv_status hv_metrics_write(hv_metrics *metrics, const hv_metrics_line *line);
 void hv_metrics_close(hv_metrics *metrics); /* NULL is allowed */

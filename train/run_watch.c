@@ -9,7 +9,7 @@ hv_status hv_run_watch_open(const hv_train_config *config, bool leader, int64_t 
                             int64_t frames, hv_run_watch *out) {
   *out = (hv_run_watch){.config = config, .leader = leader, .total_steps = total_steps, .frames = frames};
   out->progress = hv_progress_make(total_steps, config->log_interval, (int32_t)config->train.batch_size);
-  return leader ? hv_metrics_open(config->output, step, &out->metrics) : HV_OK;
+  return leader ? hv_metrics_open(config->output, step, config->metrics.tensorboard, &out->metrics) : HV_OK;
 }
 
 void hv_run_watch_close(hv_run_watch *watch) {
