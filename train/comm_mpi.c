@@ -1,456 +1,182 @@
 #include "train/comm_mpi.h"
 
-#include <errno.h>
-#include <mpi.h>
-#include <signal.h>
-#include <stdio.h>
+#include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "core/base/clock.h"
+#include "core/base/thread_pool.h"
+#include "train/mpi_exchange.h"
 
-enum { DEFAULT_PIECE = 1 << 20, CHECK_EVERY_MS = 20 };
+enum { MOST_QUEUED = 256 };
 
-/* Where a rank runs. */
-typedef struct rank_place {
-  char host[64];
-  char boot[40];      /* this start of that machine: names may repeat in containers */
-  uint64_t processes; /* its space of process ids */
-  int64_t pid;
-} rank_place;
+typedef struct mpi_comm mpi_comm;
 
-typedef struct message {
-  char *data;
-  size_t bytes;
-} message;
-
-typedef struct mpi_comm {
-  hv_comm head;
-  MPI_Comm world;
-  double timeout;
-  size_t piece;          /* most bytes of one message, a multiple of 8 */
-  char *parts;           /* [size][piece]: the piece of a tensor that is in work, on the host */
-  char *received;        /* [size][piece]: the others' versions of this rank's part */
-  char *result;          /* [piece]: this rank's part */
-  message *give, *get;   /* [size]: the exchange that is next; a rank's own entry is not looked at */
-  const char **terms;    /* [size]: of the sum that is next */
-  MPI_Request *requests; /* [2 size]: receives by rank, then sends by rank */
-  rank_place *places;    /* [size] */
-  int64_t calls;         /* collectives so far: their messages carry different tags */
-} mpi_comm;
-
-static hv_status mpi_error(int code, const char *what) {
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) length = 0;
-  return hv_error(HV_ERR_DEVICE, "MPI: %s: %.*s", what, length, text);
-}
-
-#define MPI_TRY(call, what)                                                                                            \
-  do {                                                                                                                 \
-    int mpi_code_ = (call);                                                                                            \
-    if (mpi_code_ != MPI_SUCCESS) return mpi_error(mpi_code_, what);                                                   \
-  } while (0)
-
-/* Empty where the system does not tell: then no rank is taken for a neighbour. */
-static void read_boot(char *out, size_t size) {
-  FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
-  if (!file) return;
-  if (!fgets(out, (int)size, file)) out[0] = '\0';
-  (void)fclose(file);
-}
-
-static rank_place own_place(void) {
-  rank_place place = {.pid = getpid()};
-  if (gethostname(place.host, sizeof place.host - 1) != 0) snprintf(place.host, sizeof place.host, "?");
-  read_boot(place.boot, sizeof place.boot);
-  struct stat space;
-  if (stat("/proc/self/ns/pid", &space) == 0) place.processes = (uint64_t)space.st_ino;
-  return place;
-}
-
-/* Whether the rank's process is known to be gone: only a neighbour's can be. */
-static bool is_dead(const mpi_comm *comm, int32_t rank) {
-  const rank_place *own = &comm->places[comm->head.rank], *other = &comm->places[rank];
-  if (rank == comm->head.rank || !own->boot[0] || !own->processes) return false;
-  if (strcmp(own->boot, other->boot) != 0 || own->processes != other->processes) return false;
-  return kill((pid_t)other->pid, 0) != 0 && errno == ESRCH;
-}
-
-/* One collective under way. */
-typedef struct exchange {
+/* A call that waits for its turn or has it. */
+typedef struct queued_call {
+  hv_job job; /* first */
   mpi_comm *comm;
-  const hv_comm_call *call;
-  int tag;
-} exchange;
+  hv_comm_call call;
+  double timeout;
+} queued_call;
 
-static hv_status lost_rank(const exchange *at, int32_t rank, const char *why) {
-  const rank_place *place = &at->comm->places[rank];
-  return hv_error(HV_ERR_DEVICE, "rank %d (process %lld on %s) %s: %s of %s cannot end on rank %d", rank,
-                  (long long)place->pid, place->host, why, hv_collective_name(at->call->collective), at->call->what,
-                  at->comm->head.rank);
+struct mpi_comm {
+  hv_comm head;
+  hv_thread_pool *thread; /* one */
+  hv_mpi_exchange *exchange;
+  size_t piece_bytes;
+  double timeout;
+  atomic_int give_up;
+  hv_event *ready; /* what the stream of the call held */
+  hv_job open, close, abort;
+  queued_call calls[MOST_QUEUED]; /* by ticket */
+
+  pthread_mutex_t mutex; /* of what follows */
+  pthread_cond_t changed;
+  hv_ticket done; /* all calls up to this one are over */
+  bool opened;
+  hv_status failure; /* the first of a call, or of opening */
+};
+
+#define COMM_OF(job, member) ((mpi_comm *)(void *)((char *)(job)-offsetof(mpi_comm, member)))
+
+/* Notes that the thread has come a step further. */
+static void advance(mpi_comm *comm, hv_ticket done, hv_status failure) {
+  pthread_mutex_lock(&comm->mutex);
+  comm->failure = hv_status_first(comm->failure, failure);
+  comm->opened = true;
+  comm->done = done;
+  pthread_cond_broadcast(&comm->changed);
+  pthread_mutex_unlock(&comm->mutex);
 }
 
-/* The rank that an unfinished exchange waits for: the lowest whose part has not come, or that has not taken ours. */
-static hv_status awaited_rank(const exchange *at, int32_t *out) {
-  int32_t size = at->comm->head.size;
-  for (int32_t i = 0; i < 2 * size; i++) {
-    int done = 1;
-    MPI_TRY(MPI_Test(&at->comm->requests[i], &done, MPI_STATUS_IGNORE), at->call->what);
-    if (done) continue;
-    *out = i % size;
-    return HV_OK;
-  }
-  *out = -1;
-  return HV_OK;
+static void open_on_thread(hv_job *job, int worker) {
+  (void)worker;
+  mpi_comm *comm = COMM_OF(job, open);
+  hv_status status = hv_mpi_exchange_open(comm->head.device, comm->piece_bytes, &comm->give_up, &comm->exchange);
+  advance(comm, 0, status);
 }
 
-static hv_status timed_out(const exchange *at) {
-  int32_t rank;
-  HV_TRY(awaited_rank(at, &rank));
-  if (rank < 0) return HV_OK;
-  int waiting = 0;
-  MPI_TRY(MPI_Iprobe(rank, MPI_ANY_TAG, at->comm->world, &waiting, MPI_STATUS_IGNORE), at->call->what);
-  char why[96];
-  snprintf(why, sizeof why, "%s for %.0f s", waiting ? "was in another operation" : "did not come", at->comm->timeout);
-  return lost_rank(at, rank, why);
+static bool has_failed(mpi_comm *comm) {
+  pthread_mutex_lock(&comm->mutex);
+  bool failed = comm->failure != HV_OK;
+  pthread_mutex_unlock(&comm->mutex);
+  return failed;
 }
 
-static hv_status check_alive(const exchange *at) {
-  for (int32_t r = 0; r < at->comm->head.size; r++) {
-    if (is_dead(at->comm, r)) return lost_rank(at, r, "has died");
-  }
-  return HV_OK;
+static void run_on_thread(hv_job *job, int worker) {
+  (void)worker;
+  queued_call *queued = (queued_call *)job;
+  mpi_comm *comm = queued->comm;
+  hv_status status = HV_OK;
+  if (!has_failed(comm)) status = hv_mpi_exchange_run(comm->exchange, &queued->call, queued->timeout);
+  advance(comm, queued->call.ticket, status);
 }
 
-/* Waits for all requests without burning the processor that a slower rank may need. */
-static hv_status wait_all(const exchange *at) {
-  double start = hv_clock_seconds(), checked = start;
-  for (long pause = 1000;; pause = pause < 500000 ? pause + pause / 4 : pause) {
-    int done = 0;
-    int code = MPI_Testall(2 * at->comm->head.size, at->comm->requests, &done, MPI_STATUSES_IGNORE);
-    if (code != MPI_SUCCESS) {
-      hv_status dead = check_alive(at);
-      return dead ? dead : mpi_error(code, at->call->what);
-    }
-    if (done) return HV_OK;
-    double now = hv_clock_seconds();
-    if (now - checked > CHECK_EVERY_MS * 1e-3) {
-      HV_TRY(check_alive(at));
-      checked = now;
-    }
-    if (now - start > at->comm->timeout) HV_TRY(timed_out(at));
-    nanosleep(&(struct timespec){.tv_nsec = pause}, NULL);
-  }
+static void abort_on_thread(hv_job *job, int worker) {
+  (void)worker;
+  hv_mpi_exchange_abort(COMM_OF(job, abort)->exchange);
 }
 
-/* One message to and one from each other rank, as `give` and `get` say. */
-static hv_status run_exchange(const exchange *at) {
-  mpi_comm *comm = at->comm;
-  int32_t size = comm->head.size, rank = comm->head.rank;
-  for (int32_t i = 0; i < 2 * size; i++) comm->requests[i] = MPI_REQUEST_NULL;
-  for (int32_t step = 1; step < size; step++) {
-    int32_t from = (rank + size - step) % size;
-    const message *get = &comm->get[from];
-    if (!get->data) continue;
-    MPI_TRY(MPI_Irecv(get->data, (int)get->bytes, MPI_BYTE, from, at->tag, comm->world, &comm->requests[from]),
-            at->call->what);
-  }
-  for (int32_t step = 1; step < size; step++) {
-    int32_t to = (rank + step) % size;
-    const message *give = &comm->give[to];
-    if (!give->data) continue;
-    MPI_TRY(MPI_Isend(give->data, (int)give->bytes, MPI_BYTE, to, at->tag, comm->world, &comm->requests[size + to]),
-            at->call->what);
-  }
-  return wait_all(at);
+static void close_on_thread(hv_job *job, int worker) {
+  (void)worker;
+  mpi_comm *comm = COMM_OF(job, close);
+  hv_mpi_exchange_close(comm->exchange, !comm->head.error && !has_failed(comm));
 }
 
-static void sum_f32(const char *const *terms, int32_t count, size_t n, float *sum) {
-  memcpy(sum, terms[0], n * sizeof *sum);
-  for (int32_t r = 1; r < count; r++) {
-    const float *term = (const float *)(const void *)terms[r];
-    for (size_t i = 0; i < n; i++) sum[i] += term[i];
-  }
-}
-
-static void sum_f64(const char *const *terms, int32_t count, size_t n, double *sum) {
-  memcpy(sum, terms[0], n * sizeof *sum);
-  for (int32_t r = 1; r < count; r++) {
-    const double *term = (const double *)(const void *)terms[r];
-    for (size_t i = 0; i < n; i++) sum[i] += term[i];
-  }
-}
-
-static void sum_i64(const char *const *terms, int32_t count, size_t n, int64_t *sum) {
-  memcpy(sum, terms[0], n * sizeof *sum);
-  for (int32_t r = 1; r < count; r++) {
-    const int64_t *term = (const int64_t *)(const void *)terms[r];
-    for (size_t i = 0; i < n; i++) sum[i] += term[i];
-  }
-}
-
-static void sum_bf16(const char *const *terms, int32_t count, size_t n, uint16_t *sum) {
-  for (size_t i = 0; i < n; i++) {
-    float total = hv_bf16_to_float(((const uint16_t *)(const void *)terms[0])[i]);
-    for (int32_t r = 1; r < count; r++) total += hv_bf16_to_float(((const uint16_t *)(const void *)terms[r])[i]);
-    sum[i] = hv_bf16_from_float(total);
-  }
-}
-
-/* result = Σ over ranks, in their order, of n elements: `own` is this rank's term, the others' lie in `received`. */
-static void sum_terms(mpi_comm *comm, hv_dtype dtype, const char *own, size_t n) {
-  int32_t size = comm->head.size;
-  for (int32_t r = 0; r < size; r++) {
-    comm->terms[r] = r == comm->head.rank ? own : comm->received + (size_t)r * comm->piece;
-  }
-  void *result = comm->result;
-  if (dtype == HV_F32) {
-    sum_f32(comm->terms, size, n, result);
-  } else if (dtype == HV_F64) {
-    sum_f64(comm->terms, size, n, result);
-  } else if (dtype == HV_I64) {
-    sum_i64(comm->terms, size, n, result);
-  } else {
-    sum_bf16(comm->terms, size, n, result);
-  }
-}
-
-static size_t smaller(size_t a, size_t b) {
-  return a < b ? a : b;
-}
-
-/* Part q of a piece of n elements, cut as evenly as it goes: where it starts. */
-static size_t part_start(const mpi_comm *comm, size_t n, int32_t q) {
-  return n * (size_t)q / (size_t)comm->head.size;
-}
-
-/* n elements at `data`, whose parts each rank sums one of and then hands to all. */
-static hv_status all_reduce_piece(const exchange *at, char *data, size_t n, hv_stream *stream) {
-  mpi_comm *comm = at->comm;
-  hv_dtype dtype = at->call->whole.dtype;
-  size_t width = hv_dtype_size(dtype);
-  size_t own = part_start(comm, n, comm->head.rank), own_count = part_start(comm, n, comm->head.rank + 1) - own;
-  hv_download(stream, comm->parts, data, n * width);
-  HV_TRY(hv_stream_synchronize(stream));
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    size_t first = part_start(comm, n, q), count = part_start(comm, n, q + 1) - first;
-    comm->give[q] = (message){.data = comm->parts + first * width, .bytes = count * width};
-    comm->get[q] = (message){.data = comm->received + (size_t)q * comm->piece, .bytes = own_count * width};
-  }
-  HV_TRY(run_exchange(at));
-  sum_terms(comm, dtype, comm->parts + own * width, own_count);
-  memcpy(comm->parts + own * width, comm->result, own_count * width);
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    comm->get[q] = comm->give[q];
-    comm->give[q] = (message){.data = comm->result, .bytes = own_count * width};
-  }
-  HV_TRY(run_exchange(at));
-  hv_upload(stream, data, comm->parts, n * width);
-  return hv_stream_synchronize(stream);
-}
-
-static hv_status all_reduce(const exchange *at, hv_stream *stream) {
-  mpi_comm *comm = at->comm;
-  size_t width = hv_dtype_size(at->call->whole.dtype), count = (size_t)at->call->whole.cols;
-  size_t most = comm->piece / width * (size_t)comm->head.size;
-  for (size_t first = 0; first < count; first += most) {
-    char *data = (char *)at->call->whole.data + first * width;
-    HV_TRY(all_reduce_piece(at, data, smaller(most, count - first), stream));
-  }
-  return HV_OK;
-}
-
-/* `bytes` of each rank's share, from `offset` on. */
-static hv_status reduce_scatter_piece(const exchange *at, size_t offset, size_t bytes, hv_stream *stream) {
-  mpi_comm *comm = at->comm;
-  const hv_comm_call *call = at->call;
-  size_t width = hv_dtype_size(call->whole.dtype), share = (size_t)call->share.cols * width;
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    char *part = comm->parts + (size_t)q * comm->piece;
-    hv_download(stream, part, (const char *)call->whole.data + (size_t)q * share + offset, bytes);
-    comm->give[q] = (message){.data = part, .bytes = bytes};
-    comm->get[q] = (message){.data = comm->received + (size_t)q * comm->piece, .bytes = bytes};
-  }
-  HV_TRY(hv_stream_synchronize(stream));
-  HV_TRY(run_exchange(at));
-  sum_terms(comm, call->whole.dtype, comm->give[comm->head.rank].data, bytes / width);
-  hv_upload(stream, (char *)call->share.data + offset, comm->result, bytes);
-  return hv_stream_synchronize(stream);
-}
-
-static hv_status all_gather_piece(const exchange *at, size_t offset, size_t bytes, hv_stream *stream) {
-  mpi_comm *comm = at->comm;
-  const hv_comm_call *call = at->call;
-  size_t share = (size_t)call->share.cols * hv_dtype_size(call->whole.dtype);
-  hv_download(stream, comm->result, (const char *)call->share.data + offset, bytes);
-  HV_TRY(hv_stream_synchronize(stream));
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    comm->give[q] = (message){.data = comm->result, .bytes = bytes};
-    comm->get[q] = (message){.data = comm->parts + (size_t)q * comm->piece, .bytes = bytes};
-  }
-  HV_TRY(run_exchange(at));
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    const char *part = q == comm->head.rank ? comm->result : comm->get[q].data;
-    hv_upload(stream, (char *)call->whole.data + (size_t)q * share + offset, part, bytes);
-  }
-  return hv_stream_synchronize(stream);
-}
-
-static hv_status broadcast_piece(const exchange *at, size_t offset, size_t bytes, hv_stream *stream) {
-  mpi_comm *comm = at->comm;
-  const hv_comm_call *call = at->call;
-  bool root = comm->head.rank == call->root;
-  char *data = (char *)call->whole.data + offset;
-  if (root) hv_download(stream, comm->result, data, bytes);
-  HV_TRY(hv_stream_synchronize(stream));
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    comm->give[q] = (message){.data = root ? comm->result : NULL, .bytes = bytes};
-    comm->get[q] = (message){.data = q == call->root ? comm->result : NULL, .bytes = bytes};
-  }
-  HV_TRY(run_exchange(at));
-  if (!root) hv_upload(stream, data, comm->result, bytes);
-  return hv_stream_synchronize(stream);
-}
-
-/* Empty messages between all. */
-static hv_status barrier(const exchange *at) {
-  mpi_comm *comm = at->comm;
-  for (int32_t q = 0; q < comm->head.size; q++) {
-    comm->give[q] = (message){.data = comm->parts};
-    comm->get[q] = (message){.data = comm->received};
-  }
-  return run_exchange(at);
-}
-
-static hv_status in_pieces(const exchange *at, hv_tensor what, hv_stream *stream,
-                           hv_status (*piece)(const exchange *, size_t, size_t, hv_stream *)) {
-  size_t bytes = (size_t)what.cols * hv_dtype_size(what.dtype);
-  for (size_t offset = 0; offset < bytes; offset += at->comm->piece) {
-    HV_TRY(piece(at, offset, smaller(at->comm->piece, bytes - offset), stream));
-  }
-  return HV_OK;
-}
-
-/* Ranks whose calls differ wait for one another instead of taking each other's messages. */
-static int tag_of(const mpi_comm *comm, const hv_comm_call *call) {
-  uint64_t key = (uint64_t)comm->calls * 8 + (uint64_t)call->collective;
-  key = key * 0x9e3779b97f4a7c15u + (uint64_t)call->whole.cols * 8 + (uint64_t)call->whole.dtype;
-  return (int)((key * 0x9e3779b97f4a7c15u) >> 49); /* 15 bits: every MPI has 0 to 32767 */
+static void wait_until_done(mpi_comm *comm, hv_ticket ticket) {
+  pthread_mutex_lock(&comm->mutex);
+  while (comm->done < ticket) pthread_cond_wait(&comm->changed, &comm->mutex);
+  pthread_mutex_unlock(&comm->mutex);
 }
 
 static hv_status run(hv_comm *head, const hv_comm_call *call, hv_stream *stream) {
   mpi_comm *comm = (mpi_comm *)head;
-  exchange at = {.comm = comm, .call = call, .tag = tag_of(comm, call)};
-  comm->calls++;
-  switch (call->collective) {
-  case HV_ALL_REDUCE: return all_reduce(&at, stream);
-  case HV_REDUCE_SCATTER: return in_pieces(&at, call->share, stream, reduce_scatter_piece);
-  case HV_ALL_GATHER: return in_pieces(&at, call->share, stream, all_gather_piece);
-  case HV_BROADCAST: return in_pieces(&at, call->whole, stream, broadcast_piece);
-  case HV_BARRIER: return barrier(&at);
-  }
-  return hv_error(HV_ERR_INTERNAL, "collective %d is unknown", (int)call->collective);
+  queued_call *queued = &comm->calls[call->ticket % MOST_QUEUED];
+  wait_until_done(comm, call->ticket - MOST_QUEUED);
+  hv_event_record(stream, comm->ready);
+  hv_event_wait(hv_mpi_exchange_stream(comm->exchange), comm->ready);
+  *queued = (queued_call){.job.run = run_on_thread, .comm = comm, .call = *call, .timeout = comm->timeout};
+  hv_thread_pool_submit(comm->thread, &queued->job);
+  if (!head->device->host_memory) wait_until_done(comm, call->ticket);
+  return HV_OK;
+}
+
+static void wait_for_call(hv_comm *head, hv_ticket ticket, hv_stream *stream) {
+  (void)stream;
+  wait_until_done((mpi_comm *)head, ticket);
+}
+
+static hv_status failure(hv_comm *head) {
+  mpi_comm *comm = (mpi_comm *)head;
+  pthread_mutex_lock(&comm->mutex);
+  hv_status status =
+      comm->failure ? hv_error(hv_status_code(comm->failure), "%s", hv_status_message(comm->failure)) : HV_OK;
+  pthread_mutex_unlock(&comm->mutex);
+  return status;
 }
 
 static void set_timeout(hv_comm *head, double seconds) {
   ((mpi_comm *)head)->timeout = seconds;
 }
 
+/* A call that waits for other ranks sees `give_up`; otherwise it is the thread's next job. It ends this process. */
 static void abort_all(hv_comm *head, int exit_code) {
   mpi_comm *comm = (mpi_comm *)head;
-  (void)MPI_Abort(comm->world, exit_code);
-}
-
-/* MPI_Finalize waits for all ranks, so after a failure it is left out: the launcher ends them when this process ends.
- */
-static void release(mpi_comm *comm, bool finalize) {
-  hv_comm *head = &comm->head;
-  hv_device_release_host(head->device, comm->parts);
-  hv_device_release_host(head->device, comm->received);
-  hv_device_release_host(head->device, comm->result);
-  hv_comm_finish(head);
-  if (finalize && comm->world != MPI_COMM_NULL) {
-    (void)MPI_Comm_free(&comm->world);
-    (void)MPI_Finalize();
-  }
-  free(comm->give);
-  free(comm->get);
-  free(comm->terms);
-  free(comm->requests);
-  free(comm->places);
-  free(comm);
+  atomic_store(&comm->give_up, exit_code);
+  comm->abort.run = abort_on_thread;
+  hv_thread_pool_submit(comm->thread, &comm->abort);
+  hv_thread_pool_close(comm->thread);
 }
 
 static void close_comm(hv_comm *head) {
-  release((mpi_comm *)head, head->error == HV_OK);
-}
-
-static const hv_comm_methods methods = {
-    .close = close_comm, .run = run, .set_timeout = set_timeout, .abort = abort_all};
-
-static hv_status open_world(mpi_comm *comm) {
-  int provided, already = 0;
-  MPI_TRY(MPI_Initialized(&already), "MPI_Initialized");
-  if (already) return hv_error(HV_ERR_INTERNAL, "MPI was started before in this process");
-  MPI_TRY(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
-  if (provided < MPI_THREAD_FUNNELED) {
-    return hv_error(HV_ERR_DEVICE, "this MPI allows no other threads in a process (MPI_THREAD_FUNNELED)");
+  mpi_comm *comm = (mpi_comm *)head;
+  if (comm->exchange) {
+    comm->close.run = close_on_thread;
+    hv_thread_pool_submit(comm->thread, &comm->close);
   }
-  MPI_TRY(MPI_Comm_dup(MPI_COMM_WORLD, &comm->world), "MPI_Comm_dup");
-  MPI_TRY(MPI_Comm_set_errhandler(comm->world, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-  return HV_OK;
+  hv_thread_pool_close(comm->thread);
+  hv_event_close(head->device, comm->ready);
+  hv_comm_finish(head);
+  hv_status_free(comm->failure);
+  pthread_cond_destroy(&comm->changed);
+  pthread_mutex_destroy(&comm->mutex);
+  free(comm);
 }
 
-static hv_status allocate_buffer(hv_device *device, size_t bytes, char **out) {
-  void *memory;
-  HV_TRY(hv_device_allocate_host(device, bytes, "the communicator's buffers", &memory));
-  *out = memory;
-  return HV_OK;
-}
+static const hv_comm_methods methods = {.close = close_comm,
+                                        .run = run,
+                                        .wait = wait_for_call,
+                                        .failure = failure,
+                                        .set_timeout = set_timeout,
+                                        .abort = abort_all};
 
-static hv_status open_buffers(mpi_comm *comm, size_t piece_bytes) {
-  size_t size = (size_t)comm->head.size;
-  comm->piece = ((piece_bytes ? piece_bytes : DEFAULT_PIECE) + 7) / 8 * 8;
-  comm->give = calloc(size, sizeof *comm->give);
-  comm->get = calloc(size, sizeof *comm->get);
-  comm->terms = calloc(size, sizeof *comm->terms);
-  comm->requests = calloc(2 * size, sizeof *comm->requests);
-  comm->places = calloc(size, sizeof *comm->places);
-  if (!comm->give || !comm->get || !comm->terms || !comm->requests || !comm->places) {
-    return hv_error_memory("the communicator");
-  }
-  HV_TRY(allocate_buffer(comm->head.device, size * comm->piece, &comm->parts));
-  HV_TRY(allocate_buffer(comm->head.device, size * comm->piece, &comm->received));
-  HV_TRY(allocate_buffer(comm->head.device, comm->piece, &comm->result));
-  rank_place own = own_place();
-  MPI_TRY(MPI_Allgather(&own, sizeof own, MPI_BYTE, comm->places, sizeof own, MPI_BYTE, comm->world),
-          "exchanging where ranks run");
-  return HV_OK;
+/* Starts the thread, and MPI on it. */
+static hv_status open_thread(mpi_comm *comm) {
+  HV_TRY(hv_thread_pool_open(1, &comm->thread));
+  comm->open.run = open_on_thread;
+  hv_thread_pool_submit(comm->thread, &comm->open);
+  pthread_mutex_lock(&comm->mutex);
+  while (!comm->opened) pthread_cond_wait(&comm->changed, &comm->mutex);
+  pthread_mutex_unlock(&comm->mutex);
+  return failure(&comm->head);
 }
 
 hv_status hv_comm_mpi_open(hv_device *device, const hv_comm_mpi_options *options, hv_comm **out) {
   hv_status status = HV_OK;
-  int rank, size;
   *out = NULL;
   mpi_comm *comm = calloc(1, sizeof *comm);
   if (!comm) return hv_error_memory("the communicator");
   comm->head.device = device;
-  comm->world = MPI_COMM_NULL;
-  HV_CHECK(open_world(comm));
-  if (MPI_Comm_rank(comm->world, &rank) != MPI_SUCCESS || MPI_Comm_size(comm->world, &size) != MPI_SUCCESS) {
-    status = hv_error(HV_ERR_DEVICE, "MPI tells no rank");
-    goto done;
-  }
-  HV_CHECK(hv_comm_start(&comm->head, "mpi", &methods, device, rank, size));
+  comm->piece_bytes = options->piece_bytes;
   comm->timeout = options->timeout;
-  HV_CHECK(open_buffers(comm, options->piece_bytes));
+  pthread_mutex_init(&comm->mutex, NULL);
+  pthread_cond_init(&comm->changed, NULL);
+  HV_CHECK(open_thread(comm));
+  HV_CHECK(hv_comm_start(&comm->head, "mpi", &methods, device, hv_mpi_exchange_rank(comm->exchange),
+                         hv_mpi_exchange_size(comm->exchange)));
+  HV_CHECK(hv_event_open(device, &comm->ready));
   *out = &comm->head;
   comm = NULL;
 done:
-  if (comm) release(comm, false);
+  if (comm) close_comm(&comm->head);
   return status;
 }

@@ -1,10 +1,8 @@
-/* The communicator over MPI: messages between hosts, through host memory on any device.
+/* The communicator over MPI: messages between hosts, through host memory on any device (mpi_exchange.h).
  *
- * Sums do not use MPI's own reductions, whose order may depend on timing and on the library: each rank receives its
- * part from all others and adds in the order of ranks. Data moves in pieces through page-locked buffers of fixed size,
- * so a collective allocates nothing; it waits for the stream and is done when it returns.
- *
- * A rank that has died on this machine is seen within milliseconds by its process id, any other by the time-out.
+ * Calls are queued for a thread that runs them one after the other, the only one that calls MPI. On a device whose
+ * memory is the host's it works beside the caller, who waits in hv_comm_wait; on any other, whose streams serve one
+ * thread at a time, a call is over when it returns.
  */
 #ifndef HV_TRAIN_COMM_MPI_H
 #define HV_TRAIN_COMM_MPI_H
@@ -16,8 +14,8 @@ typedef struct hv_comm_mpi_options {
   size_t piece_bytes; /* of one rank's part in one message; 0: 1 MiB */
 } hv_comm_mpi_options;
 
-/* Starts MPI, once a process, among the processes that mpirun (or srun) started together. Called by one thread, which
- * is the one that uses it; it is ended when the communicator is closed. */
+/* Starts MPI, once a process, among the processes that mpirun (or srun) started together; it is ended when the
+ * communicator is closed. */
 HV_NODISCARD hv_status hv_comm_mpi_open(hv_device *device, const hv_comm_mpi_options *options, hv_comm **out);
 
 #endif

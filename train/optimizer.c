@@ -194,22 +194,25 @@ void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream 
   host->dynamic[3] = 1.0f;
   hv_upload(stream, optimizer->dynamic.data, host->dynamic, sizeof host->dynamic);
   zero(optimizer->sum_squares, stream);
+  hv_params_end_passes(optimizer->params, stream);
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     if (!optimizer->groups[g].trainable) continue;
     hv_tensor gradients = optimizer->groups[g].owned.gradients;
     hv_sum_squares(stream, &(hv_sum_squares_args){.x = gradients, .y = optimizer->sum_squares});
   }
   if (hv_params_sharding(optimizer->params) != HV_SHARD_NOTHING) {
-    hv_comm_all_reduce(hv_params_comm(optimizer->params), "the gradients' norm", optimizer->sum_squares, stream);
+    hv_comm *comm = hv_params_comm(optimizer->params);
+    hv_comm_wait(comm, hv_comm_all_reduce(comm, "the gradients' norm", optimizer->sum_squares, stream), stream);
   }
   hv_clip_factor(stream, &(hv_clip_factor_args){.sum_squares = optimizer->sum_squares,
                                                 .max_norm = settings->max_norm,
                                                 .norm = optimizer->norm,
                                                 .dynamic = optimizer->dynamic});
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
-    if (optimizer->groups[g].trainable) update_group(optimizer, g, stream);
+    if (!optimizer->groups[g].trainable) continue;
+    update_group(optimizer, g, stream);
+    hv_params_publish_group(optimizer->params, g, stream);
   }
-  hv_params_publish(optimizer->params, stream);
   hv_tensor factor = hv_tensor_cols(optimizer->dynamic, 3, 1);
   hv_download(stream, &host->norm, optimizer->norm.data, sizeof host->norm);
   hv_download(stream, &host->factor, factor.data, sizeof host->factor);

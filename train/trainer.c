@@ -135,7 +135,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     if (part > 0) HV_TRY(hv_stream_synchronize(stream));
     hv_arena_release(&trainer->arena, 0);
     hv_sequence_upload(sequence, stream);
-    hv_params_reduce_next(trainer->params, part + 1 == trainer->parts);
+    hv_params_begin_pass(trainer->params, part + 1 == trainer->parts, stream);
     hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
     hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
     download_loss(trainer, activations.loss_diffusion, &trainer->losses[part][0]);

@@ -206,7 +206,7 @@ static hv_status open_device(const hv_device_options *options, const hv_op_table
   if (threads == 0) threads = omp_get_max_threads();
   cpu_device *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return hv_error_memory("the CPU device");
-  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations};
+  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations, .host_memory = true};
   hv_status status = hv_cpu_pool_open(threads, &cpu->pool);
   if (status) {
     free(cpu);

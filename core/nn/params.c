@@ -308,6 +308,7 @@ hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group) {
 
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
   if (!params->gradients) return;
+  hv_shards_finish_sums(params, stream);
   hv_tensor all = hv_tensor_make(params->gradients, params->gradient_dtype, 1, params->gradient_elements);
   hv_fill(stream, &(hv_fill_args){.dst = all});
 }
@@ -404,8 +405,9 @@ hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, cons
 hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values, hv_stream *stream) {
   /* Fetching a group changes what the slots hold, nothing that a reader could see. */
   if (hv_shards_values(params)) hv_shards_fetch((hv_params *)(uintptr_t)params, params->params[id].group, stream);
-  if (params->comm) HV_TRY(hv_comm_status(params->comm));
-  return copy_to_host(hv_param_value(params, id), dtype, values, stream);
+  if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);
+  HV_TRY(copy_to_host(hv_param_value(params, id), dtype, values, stream));
+  return params->comm ? hv_comm_status(params->comm) : HV_OK;
 }
 
 hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values,
@@ -414,5 +416,6 @@ hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dty
   if (!hv_present(gradient)) {
     return hv_error(HV_ERR_INTERNAL, "parameter %s has no gradient", params->params[id].name);
   }
+  if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);
   return copy_to_host(gradient, dtype, values, stream);
 }

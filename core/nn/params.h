@@ -111,28 +111,38 @@ hv_device *hv_params_device(const hv_params *params);
 int64_t hv_params_total(const hv_params *params); /* elements of all parameters, without padding */
 
 /* Declares that the layers of `group` are about to run, or have run, on the stream. Sharded values are gathered by use,
- * and their memory given to another group some time after done. */
+ * or ahead of it where the order of uses is that of the pass before; their memory is given to another group some time
+ * after done. */
 void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream);
 
-/* Between use and done, once in a backward pass: the group's gradients are complete. They are summed over ranks here.
- */
+/* Between use and done, once in a backward pass: the group's gradients are complete. Their sum over ranks is begun here
+ * and goes on beside the rest of the pass. */
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream);
 
-/* Whether the next backward pass is the last one of a step, whose gradients_ready sum over ranks; in those before it,
- * gradients are added up on each rank alone. Sharded gradients are summed in every pass, there being no room for more.
- * True at the start. */
-void hv_params_reduce_next(hv_params *params, bool reduce);
+/* Before each forward pass that a backward pass follows: is it the `last` one of a step, whose gradients_ready sum over
+ * ranks? In those before it gradients are added up on each rank alone; sharded ones are summed in every pass, there
+ * being no room for more. Without this call every pass is the last of its step. */
+void hv_params_begin_pass(hv_params *params, bool last, hv_stream *stream);
 
-/* After an update of what this rank owns: brings all ranks' values together. */
+/* After the passes of a step, and before group views are read or changed in any other way than between use and done:
+ * makes the stream wait until all gradients are summed and all values that were published have come. */
+void hv_params_end_passes(hv_params *params, hv_stream *stream);
+
+/* After an update of what this rank owns of one group, or of all: brings all ranks' values together, beside what the
+ * stream does next. The group's next use waits for it. */
+void hv_params_publish_group(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_publish(hv_params *params, hv_stream *stream);
+
+/* Device bytes for groups that are whole for a while, because shares of them are kept; without the communicator's. */
+size_t hv_params_communication_bytes(const hv_params *params);
 
 /* The communicator, NULL on one rank. */
 hv_comm *hv_params_comm(const hv_params *params);
 hv_sharding hv_params_sharding(const hv_params *params); /* HV_SHARD_NOTHING on one rank */
 
 /* What this rank updates of a group: elements [first, first + count), all of it without sharding. Gradients are absent
- * where nothing in the group is trained; they hold the sum over ranks after the last gradients_ready of a step. */
+ * where nothing in the group is trained; they hold the sum over ranks after hv_params_end_passes. */
 typedef struct hv_owned {
   int64_t first, count;
   hv_tensor values, gradients; /* [1, count] */
@@ -151,12 +161,12 @@ hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id);
 hv_tensor hv_param_stacked_value(const hv_params *params, hv_param_id first, int count);
 hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, int count);
 
-/* A whole group as one row: values [1, count], gradients [1, count] (absent where nothing in it is trained); under
- * sharding as the views above. */
+/* A whole group as one row, for a stream that has waited (hv_params_use, hv_params_end_passes): values [1, count],
+ * gradients [1, count] (absent where nothing in it is trained); under sharding as the views above. */
 hv_tensor hv_group_values(const hv_params *params, hv_group_id group);
 hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group);
 
-/* Sets all gradients to 0 on the stream. */
+/* Sets all gradients to 0 on the stream. Sums that are under way are waited for. */
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream);
 
 /* Values as hybridvla.md §5 says for a model made from nothing: a function of (seed, name, element). */

@@ -4,6 +4,7 @@
 #define HV_NN_PARAMS_STORE_H
 
 #include "core/nn/params.h"
+#include "core/nn/use_order.h"
 
 typedef struct hv_group_state {
   hv_group info;
@@ -11,16 +12,19 @@ typedef struct hv_group_state {
   int64_t gradient_start; /* elements from the start of the gradients */
   hv_param_id first, end; /* its parameters */
   bool in_use;
+  hv_ticket published;                  /* the gather that made its values whole after an update */
   char *values_label, *gradients_label; /* of its collectives; owned, NULL on one rank */
 } hv_group_state;
 
 /* Room for one whole group, where only shares are kept. Two groups are in use at once at most (the head and the noise
- * head's layers); a third is what was in use before, which a backward pass often asks for next. */
-enum { HV_VALUE_SLOTS = 3, HV_GRADIENT_SLOTS = 2 };
+ * head's layers); a third has its values fetched ahead of use, or its gradients summed while the pass goes on. */
+enum { HV_VALUE_SLOTS = 3, HV_GRADIENT_SLOTS = 3 };
 
 typedef struct hv_group_slot {
   char *memory;
+  char *sum;         /* of gradients: room for this rank's share of the sum */
   hv_group_id group; /* whose elements it holds; -1: none */
+  hv_ticket ticket;  /* of values: their gather; of gradients: their sum, until it is added to what is kept; 0: none */
   int64_t used;      /* when it was last fetched or used */
 } hv_group_slot;
 
@@ -40,10 +44,11 @@ struct hv_params {
 
   hv_comm *comm; /* not owned; NULL: one rank */
   hv_sharding sharding;
-  bool reduce; /* whether gradients_ready sums over ranks, where gradients are whole */
+  bool reduce;        /* whether gradients_ready sums over ranks, where gradients are whole */
+  hv_ticket last_sum; /* of gradients that are whole */
   int64_t clock;
+  hv_use_order order; /* of values that are fetched ahead */
   hv_group_slot value_slots[HV_VALUE_SLOTS], gradient_slots[HV_GRADIENT_SLOTS];
-  char *reduced; /* the largest share of a gradient, before it is added to what is there */
 };
 
 static inline bool hv_shards_values(const hv_params *params) {
@@ -72,6 +77,9 @@ void hv_shards_release(hv_params *params);
 
 /* Makes a whole group's values readable: a slot that holds them, fetched if need be. */
 void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream);
+
+/* Makes the stream wait for all sums of gradients, and adds those that are left to what is kept. */
+void hv_shards_finish_sums(hv_params *params, hv_stream *stream);
 
 /* Forgets what the slots hold, because the shares have changed. */
 void hv_shards_forget(hv_params *params);

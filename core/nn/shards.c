@@ -5,6 +5,9 @@
 #include "core/nn/params_store.h"
 #include "core/tensor/ops.h"
 
+/* Of one pass: forward and backward, and once more where a layer is computed again. */
+enum { USES_OF_A_GROUP = 4 };
+
 hv_status hv_params_distribute(hv_params *params, hv_comm *comm, hv_sharding sharding) {
   if (params->values) return hv_error(HV_ERR_INTERNAL, "parameters are distributed after they were allocated");
   if (comm->size == 1) return HV_OK;
@@ -32,15 +35,12 @@ static char *label(const char *what, const char *group) {
   return text;
 }
 
-static hv_status open_slots(hv_params *params, hv_group_slot *slots, int count, int64_t elements, hv_dtype dtype,
-                            const char *what) {
-  for (int i = 0; i < count; i++) {
-    void *memory;
-    HV_TRY(hv_device_allocate(params->device, (size_t)elements * hv_dtype_size(dtype), what, &memory));
-    slots[i] = (hv_group_slot){.memory = memory, .group = -1};
-    hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
-  }
-  return hv_stream_synchronize(params->stream);
+static hv_status allocate_zeroed(hv_params *params, int64_t elements, hv_dtype dtype, const char *what, char **out) {
+  void *memory;
+  HV_TRY(hv_device_allocate(params->device, (size_t)elements * hv_dtype_size(dtype), what, &memory));
+  *out = memory;
+  hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
+  return HV_OK;
 }
 
 static int64_t largest_group(const hv_params *params, bool trainable) {
@@ -61,19 +61,35 @@ hv_status hv_shards_allocate_values(hv_params *params) {
     if (!group->values_label || !group->gradients_label) return hv_error_memory("the parameter groups");
   }
   if (!hv_shards_values(params)) return HV_OK;
-  return open_slots(params, params->value_slots, HV_VALUE_SLOTS, largest_group(params, false), params->dtype,
-                    "the groups in use");
+  int64_t largest = largest_group(params, false);
+  for (int i = 0; i < HV_VALUE_SLOTS; i++) {
+    hv_group_slot *slot = &params->value_slots[i];
+    slot->group = -1;
+    HV_TRY(allocate_zeroed(params, largest, params->dtype, "the groups in use", &slot->memory));
+  }
+  HV_TRY(hv_use_order_open(USES_OF_A_GROUP * params->group_count, &params->order));
+  return hv_stream_synchronize(params->stream);
 }
 
 hv_status hv_shards_allocate_gradients(hv_params *params) {
   if (!hv_shards_gradients(params)) return HV_OK;
   int64_t largest = largest_group(params, true);
-  size_t share = (size_t)(largest / params->comm->size) * hv_dtype_size(params->gradient_dtype);
-  void *memory;
-  HV_TRY(hv_device_allocate(params->device, share, "a share of gradients", &memory));
-  params->reduced = memory;
-  return open_slots(params, params->gradient_slots, HV_GRADIENT_SLOTS, largest, params->gradient_dtype,
-                    "the gradients of groups in use");
+  hv_dtype dtype = params->gradient_dtype;
+  for (int i = 0; i < HV_GRADIENT_SLOTS; i++) {
+    hv_group_slot *slot = &params->gradient_slots[i];
+    slot->group = -1;
+    HV_TRY(allocate_zeroed(params, largest, dtype, "the gradients of groups in use", &slot->memory));
+    HV_TRY(allocate_zeroed(params, largest / params->comm->size, dtype, "shares of gradients", &slot->sum));
+  }
+  return hv_stream_synchronize(params->stream);
+}
+
+size_t hv_params_communication_bytes(const hv_params *params) {
+  int64_t values = hv_shards_values(params) ? largest_group(params, false) : 0;
+  int64_t gradients = hv_shards_gradients(params) && params->gradients ? largest_group(params, true) : 0;
+  int64_t sums = gradients ? gradients / params->comm->size : 0;
+  return (size_t)(HV_VALUE_SLOTS * values) * hv_dtype_size(params->dtype) +
+         (size_t)(HV_GRADIENT_SLOTS * (gradients + sums)) * hv_dtype_size(params->gradient_dtype);
 }
 
 void hv_shards_release(hv_params *params) {
@@ -82,8 +98,11 @@ void hv_shards_release(hv_params *params) {
     free(params->groups[g].gradients_label);
   }
   for (int i = 0; i < HV_VALUE_SLOTS; i++) hv_device_release(params->device, params->value_slots[i].memory);
-  for (int i = 0; i < HV_GRADIENT_SLOTS; i++) hv_device_release(params->device, params->gradient_slots[i].memory);
-  hv_device_release(params->device, params->reduced);
+  for (int i = 0; i < HV_GRADIENT_SLOTS; i++) {
+    hv_device_release(params->device, params->gradient_slots[i].memory);
+    hv_device_release(params->device, params->gradient_slots[i].sum);
+  }
+  hv_use_order_close(&params->order);
 }
 
 static hv_group_slot *slot_of(const hv_group_slot *slots, int count, hv_group_id group) {
@@ -123,35 +142,61 @@ static hv_group_slot *idle_slot(hv_params *params, hv_group_slot *slots, int cou
   return oldest;
 }
 
-void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
+/* A slot that holds the group's values, or will when its ticket is over; NULL where all are in use. What the slot held
+ * before is no longer needed once the stream has done what it holds now. */
+static hv_group_slot *start_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
   if (!slot) {
     slot = idle_slot(params, params->value_slots, HV_VALUE_SLOTS);
-    if (!slot) {
-      hv_params_breach(params, group, "used while too many others were in use");
-      return;
-    }
+    if (!slot) return NULL;
     slot->group = group;
     const hv_group_state *state = &params->groups[group];
     hv_tensor whole = hv_tensor_make(slot->memory, params->dtype, 1, state->info.count);
     hv_tensor share = hv_group_owned(params, group).values;
-    hv_comm_all_gather(params->comm, state->values_label, share, whole, stream);
+    slot->ticket = hv_comm_all_gather(params->comm, state->values_label, share, whole, stream);
   }
   slot->used = ++params->clock;
+  return slot;
+}
+
+void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
+  const hv_group_slot *slot = start_fetch(params, group, stream);
+  if (slot) {
+    hv_comm_wait(params->comm, slot->ticket, stream);
+  } else {
+    hv_params_breach(params, group, "used while too many others were in use");
+  }
+}
+
+static void fetch_ahead(hv_params *params, hv_group_id group, hv_stream *stream) {
+  if (group >= 0) (void)start_fetch(params, group, stream);
 }
 
 void hv_shards_forget(hv_params *params) {
   for (int i = 0; i < HV_VALUE_SLOTS; i++) params->value_slots[i].group = -1;
 }
 
-/* A gradient slot holds zeros whenever it changes hands: gradients_ready leaves them behind. */
-static void lend_gradients(hv_params *params, hv_group_id group) {
+/* Adds this rank's share of the sum to what it has from earlier passes, and leaves zeros for the next group. */
+static void keep_sum(hv_params *params, hv_group_slot *slot, hv_stream *stream) {
+  if (!slot->ticket) return;
+  hv_tensor kept = hv_group_owned(params, slot->group).gradients;
+  hv_tensor sum = hv_tensor_make(slot->sum, params->gradient_dtype, 1, kept.cols);
+  hv_tensor whole = hv_group_gradients(params, slot->group);
+  hv_comm_wait(params->comm, slot->ticket, stream);
+  slot->ticket = 0;
+  hv_residual_add(stream, &(hv_residual_add_args){.x = kept, .delta = sum, .y = kept});
+  hv_fill(stream, &(hv_fill_args){.dst = whole});
+}
+
+/* A slot of zeros. */
+static void lend_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
   if (!slot) slot = idle_slot(params, params->gradient_slots, HV_GRADIENT_SLOTS);
   if (!slot) {
     hv_params_breach(params, group, "used while too many others were in use");
     return;
   }
+  keep_sum(params, slot, stream);
   slot->group = group;
   slot->used = ++params->clock;
 }
@@ -159,9 +204,14 @@ static void lend_gradients(hv_params *params, hv_group_id group) {
 void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_state *state = &params->groups[group];
   if (state->in_use) hv_params_breach(params, group, "used while in use");
-  if (hv_shards_values(params)) hv_shards_fetch(params, group, stream);
-  if (hv_shards_gradients(params) && params->gradients && state->info.trainable) lend_gradients(params, group);
+  if (hv_shards_values(params)) {
+    hv_shards_fetch(params, group, stream);
+  } else if (params->comm) {
+    hv_comm_wait(params->comm, state->published, stream);
+  }
   state->in_use = true;
+  if (hv_shards_values(params)) fetch_ahead(params, hv_use_order_next(&params->order, group), stream);
+  if (hv_shards_gradients(params) && params->gradients && state->info.trainable) lend_gradients(params, group, stream);
 }
 
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
@@ -170,45 +220,57 @@ void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
   params->groups[group].in_use = false;
 }
 
-/* Adds this rank's share of the sum to what it has from earlier passes, and leaves zeros for the next group. */
-static void reduce_to_share(hv_params *params, hv_group_id group, hv_stream *stream) {
-  hv_tensor whole = hv_group_gradients(params, group), kept = hv_group_owned(params, group).gradients;
-  if (!hv_present(whole)) return;
-  hv_tensor sum = hv_tensor_make(params->reduced, params->gradient_dtype, 1, kept.cols);
-  hv_comm_reduce_scatter(params->comm, params->groups[group].gradients_label, whole, sum, stream);
-  hv_residual_add(stream, &(hv_residual_add_args){.x = kept, .delta = sum, .y = kept});
-  hv_fill(stream, &(hv_fill_args){.dst = whole});
-}
-
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {
   const hv_group_state *state = &params->groups[group];
   if (!state->in_use) hv_params_breach(params, group, "ready with its gradients without use");
   if (!params->comm || !state->info.trainable || !params->gradients) return;
+  hv_comm *comm = params->comm;
   hv_tensor whole = hv_group_gradients(params, group);
   if (hv_shards_gradients(params)) {
-    reduce_to_share(params, group, stream);
+    hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
+    if (!slot) return;
+    hv_tensor sum = hv_tensor_make(slot->sum, params->gradient_dtype, 1, whole.cols / comm->size);
+    slot->ticket = hv_comm_reduce_scatter(comm, state->gradients_label, whole, sum, stream);
   } else if (params->reduce && params->sharding == HV_SHARD_OPTIMIZER) {
-    hv_comm_reduce_scatter(params->comm, state->gradients_label, whole, hv_comm_share(params->comm, whole), stream);
+    hv_tensor share = hv_comm_share(comm, whole);
+    params->last_sum = hv_comm_reduce_scatter(comm, state->gradients_label, whole, share, stream);
   } else if (params->reduce) {
-    hv_comm_all_reduce(params->comm, state->gradients_label, whole, stream);
+    params->last_sum = hv_comm_all_reduce(comm, state->gradients_label, whole, stream);
   }
 }
 
-void hv_params_reduce_next(hv_params *params, bool reduce) {
-  params->reduce = reduce;
+void hv_params_begin_pass(hv_params *params, bool last, hv_stream *stream) {
+  params->reduce = last;
+  if (hv_shards_values(params)) fetch_ahead(params, hv_use_order_begin(&params->order), stream);
+}
+
+void hv_shards_finish_sums(hv_params *params, hv_stream *stream) {
+  if (!params->comm) return;
+  for (int i = 0; i < HV_GRADIENT_SLOTS; i++) keep_sum(params, &params->gradient_slots[i], stream);
+  hv_comm_wait(params->comm, params->last_sum, stream);
+}
+
+void hv_params_end_passes(hv_params *params, hv_stream *stream) {
+  hv_use_order_end(&params->order);
+  hv_shards_finish_sums(params, stream);
+  if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);
+}
+
+void hv_params_publish_group(hv_params *params, hv_group_id group, hv_stream *stream) {
+  hv_group_state *state = &params->groups[group];
+  if (hv_params_sharding(params) == HV_SHARD_NOTHING || !state->info.trainable) return;
+  if (hv_shards_values(params)) {
+    hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
+    if (slot) slot->group = -1;
+    return;
+  }
+  hv_tensor whole = hv_group_values(params, group);
+  state->published =
+      hv_comm_all_gather(params->comm, state->values_label, hv_comm_share(params->comm, whole), whole, stream);
 }
 
 void hv_params_publish(hv_params *params, hv_stream *stream) {
-  if (hv_params_sharding(params) == HV_SHARD_NOTHING) return;
-  if (hv_shards_values(params)) {
-    hv_shards_forget(params);
-    return;
-  }
-  for (hv_group_id g = 0; g < params->group_count; g++) {
-    if (!params->groups[g].info.trainable) continue;
-    hv_tensor whole = hv_group_values(params, g);
-    hv_comm_all_gather(params->comm, params->groups[g].values_label, hv_comm_share(params->comm, whole), whole, stream);
-  }
+  for (hv_group_id g = 0; g < params->group_count; g++) hv_params_publish_group(params, g, stream);
 }
 
 hv_owned hv_group_owned(const hv_params *params, hv_group_id group) {

@@ -44,6 +44,17 @@ static hv_status run_single(hv_comm *comm, const hv_comm_call *call, hv_stream *
   return hv_error(HV_ERR_INTERNAL, "%s of one rank", hv_collective_name(call->collective));
 }
 
+static void wait_single(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
+  (void)comm;
+  (void)ticket;
+  (void)stream;
+}
+
+static hv_status fail_never(hv_comm *comm) {
+  (void)comm;
+  return HV_OK;
+}
+
 static void ignore_timeout(hv_comm *comm, double seconds) {
   (void)comm;
   (void)seconds;
@@ -55,8 +66,12 @@ static void abort_none(hv_comm *comm, int exit_code) {
 }
 
 hv_status hv_comm_single_open(hv_device *device, hv_comm **out) {
-  static const hv_comm_methods methods = {
-      .close = close_single, .run = run_single, .set_timeout = ignore_timeout, .abort = abort_none};
+  static const hv_comm_methods methods = {.close = close_single,
+                                          .run = run_single,
+                                          .wait = wait_single,
+                                          .failure = fail_never,
+                                          .set_timeout = ignore_timeout,
+                                          .abort = abort_none};
   *out = NULL;
   hv_comm *comm = calloc(1, sizeof *comm);
   if (!comm) return hv_error_memory("the communicator");
@@ -106,42 +121,63 @@ static hv_status run_alone(const hv_comm_call *call) {
                   call->what);
 }
 
-static void run(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
-  if (comm->error) return;
+static hv_ticket run(hv_comm *comm, hv_comm_call call, hv_stream *stream) {
+  if (comm->error) return 0;
   if (comm->record) {
-    bool data = call->collective != HV_BARRIER;
-    hv_text_add(comm->record, "%s %s %lld %s\n", hv_collective_name(call->collective),
-                data ? hv_dtype_name(call->whole.dtype) : "-", data ? (long long)call->whole.cols : 0, call->what);
+    bool data = call.collective != HV_BARRIER;
+    hv_text_add(comm->record, "%s %s %lld %s\n", hv_collective_name(call.collective),
+                data ? hv_dtype_name(call.whole.dtype) : "-", data ? (long long)call.whole.cols : 0, call.what);
   }
-  comm->error = check_call(comm, call);
-  if (comm->error) return;
-  comm->error = comm->size == 1 ? run_alone(call) : comm->methods->run(comm, call, stream);
+  comm->error = check_call(comm, &call);
+  if (comm->error) return 0;
+  if (comm->size == 1) {
+    comm->error = run_alone(&call);
+    return 0;
+  }
+  call.ticket = ++comm->calls;
+  comm->error = comm->methods->run(comm, &call, stream);
+  return call.ticket;
 }
 
-void hv_comm_all_reduce(hv_comm *comm, const char *what, hv_tensor whole, hv_stream *stream) {
-  run(comm, &(hv_comm_call){.collective = HV_ALL_REDUCE, .what = what, .whole = whole}, stream);
+hv_ticket hv_comm_all_reduce(hv_comm *comm, const char *what, hv_tensor whole, hv_stream *stream) {
+  return run(comm, (hv_comm_call){.collective = HV_ALL_REDUCE, .what = what, .whole = whole}, stream);
 }
 
-void hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whole, hv_tensor share, hv_stream *stream) {
-  run(comm, &(hv_comm_call){.collective = HV_REDUCE_SCATTER, .what = what, .whole = whole, .share = share}, stream);
+hv_ticket hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whole, hv_tensor share, hv_stream *stream) {
+  return run(comm, (hv_comm_call){.collective = HV_REDUCE_SCATTER, .what = what, .whole = whole, .share = share},
+             stream);
 }
 
-void hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream) {
-  run(comm, &(hv_comm_call){.collective = HV_ALL_GATHER, .what = what, .whole = whole, .share = share}, stream);
+hv_ticket hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream) {
+  return run(comm, (hv_comm_call){.collective = HV_ALL_GATHER, .what = what, .whole = whole, .share = share}, stream);
 }
 
-void hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream) {
-  run(comm, &(hv_comm_call){.collective = HV_BROADCAST, .what = what, .whole = whole, .root = root}, stream);
+hv_ticket hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream) {
+  return run(comm, (hv_comm_call){.collective = HV_BROADCAST, .what = what, .whole = whole, .root = root}, stream);
 }
 
-hv_status hv_comm_status(const hv_comm *comm) {
+void hv_comm_wait(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
+  if (ticket > 0) comm->methods->wait(comm, ticket, stream);
+}
+
+hv_status hv_comm_status(hv_comm *comm) {
+  if (!comm->error) comm->error = comm->methods->failure(comm);
   if (!comm->error) return HV_OK;
   return hv_error(hv_status_code(comm->error), "%s", hv_status_message(comm->error));
 }
 
+/* Waits on the host for a call of the communicator's own stream. */
+static hv_status finish(hv_comm *comm, hv_ticket ticket) {
+  hv_status status = HV_OK;
+  if (ticket > 0) {
+    hv_comm_wait(comm, ticket, comm->stream);
+    status = hv_stream_synchronize(comm->stream);
+  }
+  return hv_status_first(hv_comm_status(comm), status);
+}
+
 hv_status hv_comm_barrier(hv_comm *comm, const char *what) {
-  run(comm, &(hv_comm_call){.collective = HV_BARRIER, .what = what}, comm->stream);
-  return hv_comm_status(comm);
+  return finish(comm, run(comm, (hv_comm_call){.collective = HV_BARRIER, .what = what}, comm->stream));
 }
 
 hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count) {
@@ -154,11 +190,11 @@ hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count
     memcpy(comm->host, values, bytes);
     hv_upload(comm->stream, comm->on_device, comm->host, bytes);
   }
-  hv_comm_all_reduce(comm, what, whole, comm->stream);
-  HV_TRY(hv_comm_status(comm));
-  if (comm->size == 1) return HV_OK;
+  hv_ticket ticket = hv_comm_all_reduce(comm, what, whole, comm->stream);
+  if (comm->size == 1) return hv_comm_status(comm);
+  hv_comm_wait(comm, ticket, comm->stream);
   hv_download(comm->stream, comm->host, comm->on_device, bytes);
-  HV_TRY(hv_stream_synchronize(comm->stream));
+  HV_TRY(finish(comm, ticket));
   memcpy(values, comm->host, bytes);
   return HV_OK;
 }

@@ -1,13 +1,16 @@
 /* A communicator: the ranks of one run and the collectives between them, on device memory.
  *
- * Every rank makes the same calls in the same order. A collective is queued on a stream like an operation and returns
- * nothing; the first that fails (a rank that died, a rank that does not come within the time-out) is remembered, all
- * later ones do nothing, and hv_comm_status tells which rank and which operation it was.
+ * Every rank makes the same calls in the same order, and they run one after the other in that order. A call starts
+ * after the work that its stream holds when it is made, and runs beside what is queued there later: hv_comm_wait makes
+ * a stream wait for it, where its result is needed or its operands change. Calls return a ticket and no error: the
+ * first that fails (a rank that died, a rank that does not come within the time-out) is remembered, all later ones do
+ * nothing, and hv_comm_status tells which rank and which operation it was. A call allocates nothing.
  *
- * Sums are taken in the order of ranks, in F32 for F32 and BF16 and in the type itself for F64 and I64, rounded once:
- * a given number of ranks gives the same bytes every time, on every rank.
+ * `single` and MPI take sums in the order of ranks, in F32 for F32 and BF16 and in the type itself for F64 and I64,
+ * rounded once: a given number of ranks gives the same bytes every time, on every rank. NCCL's order is its own, fixed
+ * for a number of ranks on given machines, and it rounds BF16 at every addition.
  *
- * Implementations: `single`, one rank that has nothing to do (here); MPI (train/comm_mpi.h). Not thread-safe.
+ * Implementations: `single`, one rank that has nothing to do (here); MPI (train/comm_mpi.h). Used by one thread.
  */
 #ifndef HV_TENSOR_COMM_H
 #define HV_TENSOR_COMM_H
@@ -20,8 +23,11 @@ typedef enum hv_collective {
   HV_REDUCE_SCATTER, /* share = this rank's part of Σ over ranks of whole */
   HV_ALL_GATHER,     /* whole = the shares of all ranks, one behind the other */
   HV_BROADCAST,      /* whole = the root's whole */
-  HV_BARRIER,        /* returns when all ranks have come */
+  HV_BARRIER,        /* is over when all ranks have come */
 } hv_collective;
+
+/* The number of a call, from 1 on; 0: there is nothing to wait for. */
+typedef int64_t hv_ticket;
 
 /* "all_reduce", … */
 const char *hv_collective_name(hv_collective collective);
@@ -30,18 +36,24 @@ const char *hv_collective_name(hv_collective collective);
  * may lie in its place there. */
 typedef struct hv_comm_call {
   hv_collective collective;
-  const char *what; /* names the data in messages: "gradients of llm.layer.3" */
+  const char *what; /* names the data in messages: "gradients of llm.layer.3"; stays until the call is over */
   hv_tensor whole;  /* [1, n]; a barrier has none */
   hv_tensor share;  /* [1, n / size]; reduce_scatter and all_gather */
   int32_t root;     /* broadcast */
+  hv_ticket ticket;
 } hv_comm_call;
 
 typedef struct hv_comm hv_comm;
 
 typedef struct hv_comm_methods {
   void (*close)(hv_comm *comm);
-  /* Queues a checked call; called with two ranks or more and while no call has failed. */
+  /* Queues a checked call behind what the stream holds; called with two ranks or more and while no call is known to
+   * have failed. */
   hv_status (*run)(hv_comm *comm, const hv_comm_call *call, hv_stream *stream);
+  /* Later work of the stream starts after the call. */
+  void (*wait)(hv_comm *comm, hv_ticket ticket, hv_stream *stream);
+  /* The first failure of a call since it was queued, as a new error. */
+  hv_status (*failure)(hv_comm *comm);
   void (*set_timeout)(hv_comm *comm, double seconds);
   /* Ends the processes of all ranks, this one included. */
   void (*abort)(hv_comm *comm, int exit_code);
@@ -53,6 +65,7 @@ struct hv_comm {
   const hv_comm_methods *methods;
   hv_device *device;
   int32_t rank, size;
+  hv_ticket calls;   /* made so far */
   hv_status error;   /* the first failure; kept until the communicator is closed */
   hv_text *record;   /* not owned; NULL: nothing is recorded */
   double *host;      /* page-locked; of hv_comm_sum */
@@ -73,13 +86,23 @@ void hv_comm_finish(hv_comm *comm);
 /* After a failure this returns at once and leaves the other ranks to their time-out: hv_comm_abort ends them. */
 void hv_comm_close(hv_comm *comm); /* NULL is allowed */
 
-void hv_comm_all_reduce(hv_comm *comm, const char *what, hv_tensor whole, hv_stream *stream);
-void hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whole, hv_tensor share, hv_stream *stream);
-void hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream);
-void hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream);
+hv_ticket hv_comm_all_reduce(hv_comm *comm, const char *what, hv_tensor whole, hv_stream *stream);
+hv_ticket hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whole, hv_tensor share, hv_stream *stream);
+hv_ticket hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream);
+hv_ticket hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream);
 
-/* The first failure of any call, as often as it is asked; HV_ERR_DEVICE names the rank and the operation. */
-HV_NODISCARD hv_status hv_comm_status(const hv_comm *comm);
+/* Later work of the stream starts after the call of this ticket, which also holds for all calls before it. Where
+ * streams run at once, this is what waits. */
+void hv_comm_wait(hv_comm *comm, hv_ticket ticket, hv_stream *stream);
+
+/* The ticket of the last call. */
+static inline hv_ticket hv_comm_last(const hv_comm *comm) {
+  return comm->calls;
+}
+
+/* The first failure that is known of any call, as often as it is asked; HV_ERR_DEVICE names the rank and the operation.
+ * All are known of calls that a stream has waited for, once the stream has been synchronised. */
+HV_NODISCARD hv_status hv_comm_status(hv_comm *comm);
 
 /* Waits for all ranks. */
 HV_NODISCARD hv_status hv_comm_barrier(hv_comm *comm, const char *what);

@@ -57,6 +57,7 @@ struct hv_device {
   const char *name; /* "cpu", "plan", "emu", "cuda" */
   const hv_device_methods *methods;
   const struct hv_op_table *ops;
+  bool host_memory; /* its memory is the host's: others may copy it, also while the device works */
 };
 
 /* Devices put their own state behind this head. */

@@ -111,13 +111,13 @@ static hv_status check_sums(ranks *r, hv_dtype dtype, int64_t count) {
   size_t width = hv_dtype_size(dtype);
   for (int64_t i = 0; i < count; i++) expected_sum(dtype, comm->size, i, b.want + (size_t)i * width);
   fill(r, &b, comm->rank);
-  hv_comm_all_reduce(comm, "test data", b.whole, r->stream);
+  hv_comm_wait(comm, hv_comm_all_reduce(comm, "test data", b.whole, r->stream), r->stream);
   hv_status status = hv_comm_status(comm);
   if (!status) status = compare(r, &b, b.whole, 0, "all_reduce");
   if (!status && count % comm->size == 0) {
     hv_tensor share = hv_comm_share(comm, b.whole);
     fill(r, &b, comm->rank);
-    hv_comm_reduce_scatter(comm, "test data", b.whole, share, r->stream);
+    hv_comm_wait(comm, hv_comm_reduce_scatter(comm, "test data", b.whole, share, r->stream), r->stream);
     status = hv_comm_status(comm);
     if (!status) status = compare(r, &b, share, share.cols * comm->rank, "reduce_scatter");
   }
@@ -134,7 +134,7 @@ static hv_status check_copies(ranks *r, hv_dtype dtype, int64_t count) {
   for (int32_t root = 0; root < comm->size && !status; root++) {
     for (int64_t i = 0; i < count; i++) element(dtype, root, i, b.want + (size_t)i * width);
     fill(r, &b, comm->rank);
-    hv_comm_broadcast(comm, "test data", root, b.whole, r->stream);
+    hv_comm_wait(comm, hv_comm_broadcast(comm, "test data", root, b.whole, r->stream), r->stream);
     status = hv_comm_status(comm);
     if (!status) status = compare(r, &b, b.whole, 0, "broadcast");
   }
@@ -142,7 +142,8 @@ static hv_status check_copies(ranks *r, hv_dtype dtype, int64_t count) {
     int64_t part = count / comm->size;
     for (int64_t i = 0; i < count; i++) element(dtype, (int32_t)(i / part), i, b.want + (size_t)i * width);
     fill(r, &b, comm->rank);
-    hv_comm_all_gather(comm, "test data", hv_comm_share(comm, b.whole), b.whole, r->stream);
+    hv_comm_wait(comm, hv_comm_all_gather(comm, "test data", hv_comm_share(comm, b.whole), b.whole, r->stream),
+                 r->stream);
     status = hv_comm_status(comm);
     if (!status) status = compare(r, &b, b.whole, 0, "all_gather");
   }
