@@ -11,6 +11,7 @@
  *
  * Shared memory at 128 columns: 87,040 bytes for 64 rows of bf16 and 64 keys, 73,984 for 16 rows (101,376 are allowed).
  */
+#include "cuda/attention_library.h"
 #include "cuda/attention_tiles.h"
 #include "cuda/kernels.h"
 
@@ -360,6 +361,7 @@ template <typename T, int D> static void attend_few(hv_stream *stream, const hv_
 
 void hv_cuda_attention(hv_stream *stream, const hv_attention_args *args) {
   if (args->max_q_rows == 0 || args->segments.rows == 0) return;
+  if (hv_attention_library_run(hv_stream_attention_library(stream), stream, args)) return;
   bool few = args->max_q_rows <= DECODE_ROWS && args->segments.rows <= DECODE_SEGMENTS;
   hv_with_type(stream, args->q.dtype, [&](auto type) {
     hv_with_head_columns(stream, args->head_dim, [&](auto columns) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/attention_library.h"
 #include "cuda/kernels.h"
 #include "cuda/matmul.h"
 #include "cuda/runtime.h"
@@ -11,6 +12,7 @@ struct cuda_device {
   hv_device head;
   hv_runtime *runtime;
   hv_matmul *matmul;
+  hv_attention_library *attention;
 };
 
 static cuda_device *device_of(hv_device *device) {
@@ -18,6 +20,7 @@ static cuda_device *device_of(hv_device *device) {
 }
 
 static void close_device(hv_device *device) {
+  hv_attention_library_close(device_of(device)->attention);
   hv_matmul_close(device_of(device)->matmul);
   hv_runtime_close(device_of(device)->runtime);
   free(device);
@@ -85,6 +88,10 @@ hv_runtime *hv_stream_runtime(hv_stream *stream) {
 
 hv_matmul *hv_stream_matmul(hv_stream *stream) {
   return device_of(stream->device)->matmul;
+}
+
+hv_attention_library *hv_stream_attention_library(hv_stream *stream) {
+  return device_of(stream->device)->attention;
 }
 
 /* Gives up the scratch memory; a recording keeps it in use. False without host memory. */
@@ -233,7 +240,9 @@ extern "C" __attribute__((visibility("default"))) hv_status hv_device_module_ope
   device->head.ops = &operations;
   hv_status status = hv_runtime_open(options, &device->runtime);
   if (!status) status = hv_matmul_open(device->runtime, &device->matmul);
+  if (!status) status = hv_attention_library_open(&device->attention);
   if (status) {
+    hv_matmul_close(device->matmul);
     hv_runtime_close(device->runtime);
     free(device);
     return status;

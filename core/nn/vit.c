@@ -150,7 +150,7 @@ static hv_attention_args attention_args(const hv_vit *vit, const hv_vit_tables *
       .head_dim = head_dim,
       .max_q_rows = (int32_t)hv_vit_tokens(vit),
       .max_key_rows = (int32_t)hv_vit_tokens(vit),
-      .causal = false,
+      .uniform = true,
       .scale = 1.0 / sqrt((double)head_dim),
       .out = saved->attention,
       .lse = saved->lse,

@@ -323,6 +323,10 @@ static void examine_attention(exam *e, const hv_attention_args *a) {
   optional(e, "lse", a->lse, scalar_of(t), nq, a->num_heads, WRITE);
   require(e, a->max_q_rows >= 0 && a->max_q_rows <= nq, "max_q_rows must lie between 0 and the rows of q");
   require(e, a->max_key_rows >= 0, "max_key_rows is negative");
+  if (a->uniform) {
+    require(e, !a->causal && nk == nq && a->max_key_rows == a->max_q_rows && a->segments.rows * a->max_q_rows == nq,
+            "uniform segments divide the rows evenly and are not causal");
+  }
   add_product(e, 2 * nq, a->max_key_rows, q_cols);
   check_aliases(e, NO_ALIASES);
 }

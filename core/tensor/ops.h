@@ -179,6 +179,8 @@ typedef struct hv_attention_args {
   int32_t max_q_rows;   /* of any segment: sizes the launch */
   int32_t max_key_rows; /* prefix_rows + own_rows of any segment, at most */
   bool causal;
+  bool uniform; /* segment i has rows [i max_q_rows, (i + 1) max_q_rows) of q and, as its own, of k and v, and no
+                   prefix; not causal. A device may use what it then knows of the table. */
   double scale;
   hv_tensor out; /* T [nq, num_heads head_dim] */
   hv_tensor lse; /* S [nq, num_heads], optional: log Σ exp(scale q·k), for the backward pass */

@@ -74,13 +74,17 @@ static void attention_of(op_env *env, layout_kind kind) {
   plain_attention(env, &l, h, scale, &q, &k, &v, expected, expected_lse);
   OP_RUN(env, attention, .q = q.at[side], .k = k.at[side], .v = v.at[side], .segments = segments.at[side],
          .num_heads = h.num_heads, .num_kv_heads = h.num_kv_heads, .head_dim = h.head_dim, .max_q_rows = l.max_q_rows,
-         .max_key_rows = l.max_key_rows, .causal = l.causal, .scale = scale, .out = out.at[side], .lse = lse.at[side]);
+         .max_key_rows = l.max_key_rows, .causal = l.causal, .uniform = l.uniform, .scale = scale, .out = out.at[side],
+         .lse = lse.at[side]);
   op_compare(env, "out", &out, expected);
   if (lse.host) op_compare(env, "lse", &lse, expected_lse);
 }
 
 static void attention_images(op_env *env) {
   attention_of(env, LAYOUT_IMAGES);
+}
+static void attention_uniform(op_env *env) {
+  attention_of(env, LAYOUT_UNIFORM);
 }
 static void attention_packed(op_env *env) {
   attention_of(env, LAYOUT_PACKED);
@@ -133,6 +137,7 @@ static void attention_backward_branches_only(op_env *env) {
 
 const op_case op_attention_cases[] = {
     {"attention (images)", attention_images},
+    {"attention (images of one size)", attention_uniform},
     {"attention (packed samples)", attention_packed},
     {"attention (branches only)", attention_branches_only},
     {"attention (cached keys)", attention_cached},

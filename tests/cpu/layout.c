@@ -33,6 +33,12 @@ static void add_images(op_env *env, layout *l) {
   }
 }
 
+static void add_equal_images(op_env *env, layout *l) {
+  int64_t images = 1 + op_below(env, 4);
+  int32_t rows = rows_up_to(env, 200);
+  for (int64_t i = 0; i < images; i++) add_segment(l, rows, 0, 0, add_group(l, rows, l->segments, 1), rows);
+}
+
 static void add_samples(op_env *env, layout *l, bool prefix_queries) {
   int64_t samples = 1 + op_below(env, 3);
   for (int64_t i = 0; i < samples; i++) {
@@ -58,17 +64,19 @@ static void add_cached(op_env *env, layout *l) {
 }
 
 void make_layout(op_env *env, layout_kind kind, layout *out) {
-  *out = (layout){.causal = kind != LAYOUT_IMAGES};
+  *out = (layout){.causal = kind != LAYOUT_IMAGES && kind != LAYOUT_UNIFORM, .uniform = kind == LAYOUT_UNIFORM};
   do {
     if (kind == LAYOUT_IMAGES) {
       add_images(env, out);
+    } else if (kind == LAYOUT_UNIFORM) {
+      add_equal_images(env, out);
     } else if (kind == LAYOUT_CACHED) {
       add_cached(env, out);
     } else {
       add_samples(env, out, kind == LAYOUT_PACKED);
     }
   } while (out->query_rows == 0);
-  if (op_coin(env)) {
+  if (!out->uniform && op_coin(env)) {
     add_group(out, 3, 0, 0);
     out->query_rows += 2;
   }

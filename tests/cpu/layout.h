@@ -6,6 +6,7 @@
 
 typedef enum layout_kind {
   LAYOUT_IMAGES,        /* each segment sees itself, both ways */
+  LAYOUT_UNIFORM,       /* the same for images of one size, without unused rows */
   LAYOUT_PACKED,        /* samples one behind the other: a prefix and branches that share it */
   LAYOUT_BRANCHES_ONLY, /* the same keys, queries on the branches alone */
   LAYOUT_CACHED,        /* few new queries over many own rows, and branches over a cached prefix */
@@ -19,7 +20,7 @@ typedef struct layout {
   int32_t segments, groups;
   int32_t query_rows, key_rows; /* of the matrices, with some rows that nobody uses */
   int32_t max_q_rows, max_key_rows, max_group_rows;
-  bool causal;
+  bool causal, uniform;
 } layout;
 
 /* Every key row is in one key group, the unused ones in a group without segments. */

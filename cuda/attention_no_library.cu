@@ -1,0 +1,14 @@
+/* No library for attention: for the emulator, which is there to run the own kernels, and builds without cuDNN's
+ * headers. */
+#include "cuda/attention_library.h"
+
+hv_status hv_attention_library_open(hv_attention_library **out) {
+  *out = nullptr;
+  return HV_OK;
+}
+
+void hv_attention_library_close(hv_attention_library *) {}
+
+bool hv_attention_library_run(hv_attention_library *, hv_stream *, const hv_attention_args *) {
+  return false;
+}
