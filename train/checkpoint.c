@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/directory.h"
 #include "core/base/file.h"
 #include "core/base/string_list.h"
 #include "core/io/json.h"

@@ -48,9 +48,4 @@ typedef struct hv_model_save {
  * or the new; after an error the old stands. Waits for the stream. */
 HV_NODISCARD hv_status hv_model_directory_save(const char *path, const hv_model_save *what, hv_stream *stream);
 
-/* Puts the complete directory `fresh` in place of `path` (same file system): swapped in one atomic step where the file
- * system can, and what was there is removed. Where it cannot, `path` is gone for a moment and its old content lies in
- * `path`.old meanwhile. `fresh` is gone afterwards. */
-HV_NODISCARD hv_status hv_replace_directory(const char *fresh, const char *path);
-
 #endif

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "core/base/directory.h"
 #include "core/cpu/cpu.h"
 #include "core/io/json.h"
 #include "core/io/model_directory.h"
