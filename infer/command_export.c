@@ -10,9 +10,11 @@
 #include "infer/byte_progress.h"
 #include "infer/commands.h"
 #include "infer/export.h"
+#include "infer/public_checkpoint.h"
 #include "infer/verify.h"
 
-const char *const hv_export_format_choices[] = {"safetensors", NULL};
+enum { PUBLIC_PT = 1 }; /* of the formats below */
+const char *const hv_export_format_choices[] = {"safetensors", "public-pt", NULL};
 const char *const hv_export_dtype_choices[] = {"auto", "fp32", "bf16", "fp16", NULL};
 
 static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
@@ -105,8 +107,8 @@ static void report(const hv_export_options *options, const hv_export_source *sou
     hv_text_add(out, "no run directory lies beside the model: README.md cannot tell how it was trained\n");
 }
 
-static hv_status verify(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
-                        hv_text *out) {
+static hv_status verify_directory(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+                                  hv_text *out) {
   hv_safetensors *written;
   hv_verification what = {.before = options->model,
                           .after = options->out,
@@ -117,8 +119,54 @@ static hv_status verify(const hv_export_options *options, const hv_export_source
   HV_TRY(hv_safetensors_open(options->out, &written));
   hv_status status = hv_verify_tensors(source->directory.tensors, written, to);
   hv_safetensors_close(written);
-  if (!status) status = hv_verify_predictions(&what, out);
+  return status ? status : hv_verify_predictions(&what, out);
+}
+
+static hv_status verification_failed(const hv_export_options *options, hv_status status) {
   return hv_error_context(status, "verification failed, and %s stays for you to look at", options->out);
+}
+
+static hv_status export_directory(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+                                  hv_text *out) {
+  HV_TRY(write_directory(options, source, to));
+  report(options, source, to, out);
+  if (!options->verify) return HV_OK;
+  return verification_failed(options, verify_directory(options, source, to, out));
+}
+
+static hv_status verify_public(const hv_export_options *options, const hv_public_checkpoint *checkpoint, double bytes,
+                               hv_text *out) {
+  hv_byte_progress progress = hv_byte_progress_make("verifying", bytes);
+  hv_status status = hv_public_checkpoint_verify(checkpoint, options->out, count_bytes, &progress);
+  hv_byte_progress_clear(&progress);
+  if (status && hv_status_code(status) == HV_ERR_INPUT) { /* a file of ours that cannot be read back is a no as well */
+    hv_status no = hv_error(HV_ERR_NO, "%s", hv_status_message(status));
+    hv_status_free(status);
+    status = no;
+  }
+  if (!status) hv_text_add(out, "verified: every tensor that was written is equal to the bit to the source's\n");
+  return verification_failed(options, status);
+}
+
+static hv_status export_public(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+                               hv_text *out) {
+  hv_public_checkpoint *checkpoint;
+  double bytes = hv_export_bytes(source->directory.tensors, to);
+  hv_byte_progress progress = hv_byte_progress_make("writing", bytes);
+  HV_TRY(hv_public_checkpoint_open(source, to, &checkpoint));
+  hv_status status = hv_public_checkpoint_write(checkpoint, options->out, count_bytes, &progress);
+  hv_byte_progress_clear(&progress);
+  if (!status) {
+    const char *obstacles = hv_public_checkpoint_obstacles(checkpoint);
+    report(options, source, to, out);
+    if (*obstacles) hv_text_add(out, "not loadable by the public code:\n%s", obstacles);
+    if (strstr(options->out, "openvla"))
+      hv_text_add(out, "the public code takes a path with \"openvla\" in it for another format: rename %s\n",
+                  options->out);
+    if (options->verify) status = verify_public(options, checkpoint, bytes, out);
+  }
+  hv_public_checkpoint_close(checkpoint);
+  return status;
 }
 
 hv_status hv_command_export(const hv_export_options *options, hv_text *out) {
@@ -127,10 +175,9 @@ hv_status hv_command_export(const hv_export_options *options, hv_text *out) {
   hv_status status = HV_OK;
   HV_CHECK(check_out(options));
   HV_CHECK(hv_export_source_open(options->model, &source));
-  HV_CHECK(write_directory(options, &source, to));
-  report(options, &source, to, out);
-  if (options->verify) HV_CHECK(verify(options, &source, to, out));
-  if (out->failed) status = hv_error_memory("the export's report");
+  status = options->format == PUBLIC_PT ? export_public(options, &source, to, out)
+                                        : export_directory(options, &source, to, out);
+  if (!status && out->failed) status = hv_error_memory("the export's report");
 done:
   hv_export_source_close(&source);
   return status;

@@ -192,7 +192,9 @@ static const hv_option export_table[] = {
      .offset = offsetof(hv_export_options, format),
      .fallback = "safetensors",
      .choices = hv_export_format_choices,
-     .doc = "safetensors: a model directory."},
+     .doc =
+         "safetensors: a model directory. public-pt: the folder of the public HybridVLA code, with one .pt file that "
+         "torch.load reads with weights_only."},
     {.key = "dtype",
      .type = HV_OPTION_ENUM,
      .offset = offsetof(hv_export_options, dtype),
@@ -212,8 +214,9 @@ static const hv_option export_table[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(hv_export_options, verify),
      .fallback = "false",
-     .doc = "Read the export back: compare every tensor, and what both models predict for made-up observations in "
-            "every mode that the model has."},
+     .doc =
+         "Read the export back and compare every tensor; of the format safetensors also what both models predict for "
+         "made-up observations in every mode that the model has."},
     {.key = "device",
      .type = HV_OPTION_STRING,
      .offset = offsetof(hv_export_options, device),
@@ -260,7 +263,8 @@ static const hv_command commands[] = {
          "by as much as the output says.\n"
          "\n"
          "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16 --verify\n"
-         "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n",
+         "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n"
+         "  hvla-infer export --model runs/lift/model --out lift-public --format public-pt --verify\n",
      .options = export_table,
      .num_options = sizeof export_table / sizeof *export_table},
 };

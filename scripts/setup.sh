@@ -10,6 +10,7 @@ packages=(
   libsentencepiece-dev libunistring-dev # text
   libyaml-dev libjansson-dev            # configurations, model directories
   libprotobuf-c-dev protobuf-c-compiler # TensorBoard's event files
+  libzip-dev                            # exports for PyTorch
   gnuplot-nox jq                        # the quick start's picture and table
 )
 packages_of_tests=(

@@ -218,6 +218,16 @@ hv_status hv_sync_directory(const char *path) {
   return status;
 }
 
+hv_status hv_sync_file(const char *path) {
+  int fd;
+  size_t size;
+  HV_TRY(open_for_reading(path, &fd, &size));
+  hv_status status = HV_OK;
+  if (fsync(fd) != 0) status = hv_error_errno(errno, "cannot write %s", path);
+  close(fd);
+  return status;
+}
+
 static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *walk) {
   (void)info;
   (void)type;

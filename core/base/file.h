@@ -36,6 +36,7 @@ void hv_file_writer_abort(hv_file_writer *writer); /* NULL is allowed */
 
 HV_NODISCARD hv_status hv_make_directories(const char *path); /* as mkdir -p */
 HV_NODISCARD hv_status hv_sync_directory(const char *path);   /* makes renames in it durable */
+HV_NODISCARD hv_status hv_sync_file(const char *path);        /* makes its content durable, whoever wrote it */
 HV_NODISCARD hv_status hv_remove_tree(const char *path);      /* as rm -rf; absent is fine */
 bool hv_file_exists(const char *path);
 

@@ -374,6 +374,51 @@ static void verification_sees_what_differs(void **state) {
   json_decref(statistics);
 }
 
+static void the_public_folder_is_the_public_codes(void **state) {
+  (void)state;
+  char *said = export_to("export --model run/model --out public --format public-pt --verify");
+  assert_non_null(strstr(said, "not loadable by the public code:\nits sizes are not"));
+  assert_non_null(strstr(said, "27 tensors of the vision towers are missing")); /* 12 of a block, 2 of a norm, 13 */
+  assert_non_null(strstr(said, "verified: every tensor"));
+  free(said);
+  assert_int_equal(count_entries(in_folder(folder, "public")), 4);
+  assert_true(hv_file_exists(in_folder(folder, "public/checkpoints/step-000030-epoch-00-loss=1.5000.pt")));
+  assert_card("public/README.md", WORDS("torch.load(\"checkpoints/step-000030", "27 tensors", "after step 20"), NULL);
+  json_t *config, *own, *statistics, *expected;
+  assert_ok(hv_json_load(in_folder(folder, "public/config.json"), &config));
+  assert_ok(hv_json_load(in_folder(folder, "run/model/config.json"), &own));
+  json_t *wanted =
+      json_pack("{s:{s:s}, s:i, s:i, s:b, s:i, s:O}", "vla", "base_vlm", "prism-dinosiglip-224px+7b", "action_dim", 7,
+                "future_action_window_size", 1, "use_diff", 1, "need_to_sub", 0, "hybridvla", own);
+  assert_true(json_equal(config, wanted));
+  assert_ok(hv_json_load(in_folder(folder, "public/dataset_statistics.json"), &statistics));
+  assert_ok(hv_json_load(in_folder(folder, "run/model/dataset_statistics.json"), &expected));
+  assert_true(json_equal(statistics, expected));
+  json_decref(wanted);
+  json_decref(config);
+  json_decref(own);
+  json_decref(statistics);
+  json_decref(expected);
+
+  said = export_to("export --model words --out my-openvla --format public-pt --dtype bf16");
+  assert_non_null(strstr(said, "rename my-openvla"));
+  assert_null(strstr(said, "verified"));
+  free(said);
+  assert_true(hv_file_exists(in_folder(folder, "my-openvla/checkpoints/hybridvla.pt")));
+  infer_refuses(folder, "export --model large --out never --format public-pt", "tensor odd", "no module");
+  write_scaled_model("loud", "final_layer.mlp.fc2.weight", 1e6f);
+  infer_refuses(folder, "export --model loud --out never --format public-pt --dtype fp16", "final_layer.mlp.fc2.weight",
+                "too large for fp16");
+  char *out, *errors;
+  assert_int_equal(run_infer_after("ulimit -f 600; trap '' XFSZ;", folder,
+                                   "export --model model --out never --format public-pt", &out, &errors),
+                   2);
+  assert_non_null(strstr(errors, "hybridvla.pt"));
+  assert_absent("never");
+  free(out);
+  free(errors);
+}
+
 static void integers_stay_as_they_are(void **state) {
   (void)state;
   write_odd_model("counted", "U8", "12345", 5);
@@ -434,6 +479,7 @@ int main(void) {
       cmocka_unit_test(values_that_do_not_fit_are_named),
       cmocka_unit_test(verification_predicts_with_both),
       cmocka_unit_test(verification_sees_what_differs),
+      cmocka_unit_test(the_public_folder_is_the_public_codes),
       cmocka_unit_test(integers_stay_as_they_are),
       cmocka_unit_test(what_cannot_be_exported_leaves_nothing),
       cmocka_unit_test(a_full_disk_leaves_nothing),

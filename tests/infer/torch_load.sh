@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# torch_load.sh BUILD-DIRECTORY: PyTorch (weights_only) and the safetensors package read what hvla-infer exports, to the bit.
+# Python is $PYTHON or the fixtures' environment (scripts/fixtures/requirements.txt).
+set -euo pipefail
+build=$1
+python=${PYTHON:-.venv-fixtures/bin/python}
+if ! "$python" -c 'import torch, safetensors.torch' 2>/dev/null; then
+  echo "skipped: $python has no torch and safetensors"
+  exit 77
+fi
+work=$(mktemp -d "${TMPDIR:-/tmp}/hvla-torch-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+"$build/tests/infer/make_tiny_directory" "$work/model"
+for dtype in auto bf16 fp16; do
+  "$build/infer/hvla-infer" export --model "$work/model" --out "$work/pt-$dtype" --format public-pt --dtype "$dtype" \
+    --verify >"$work/log"
+  grep -q '^verified: ' "$work/log"
+  "$python" tests/infer/torch_load.py "$work/model" "$work/pt-$dtype"
+done
+"$build/infer/hvla-infer" export --model "$work/model" --out "$work/shards" --dtype fp16 --shard-size 500000 >"$work/log"
+"$python" tests/infer/torch_load.py "$work/model" "$work/shards"
