@@ -21,6 +21,10 @@ typedef struct hv_data_settings {
   int64_t cache_bytes, threads, read_ahead;
 } hv_data_settings;
 
+typedef struct hv_init_settings {
+  hv_int_list action_dims, state_dims; /* hv_adaptation */
+} hv_init_settings;
+
 typedef struct hv_train_settings {
   int64_t steps;
   double epochs;
@@ -61,6 +65,7 @@ typedef struct hv_train_config {
   char *init_from, *tokenizer, *output, *device;
   int32_t dtype; /* index into fp32, bf16: hv_train_config_dtype */
   int64_t seed, threads, log_interval, bench_prompt;
+  hv_init_settings init;
   hv_data_settings data;
   hv_train_settings train;
   hv_optimizer_options optimizer;

@@ -12,6 +12,7 @@
 #include "core/base/log.h"
 #include "core/io/json.h"
 #include "core/io/yaml.h"
+#include "train/adapt.h"
 #include "train/checkpoint.h"
 #include "train/run_choices.h"
 #include "train/run_files.h"
@@ -69,17 +70,28 @@ static hv_status open_trainer(run *self, hv_device *device) {
   return hv_trainer_open(device, &options, &self->trainer);
 }
 
-/* Values of a run that begins. */
-static hv_status initialize(run *self) {
-  hv_text unexpected = {0};
-  const hv_model_directory *directory = self->config->init_from ? &self->directory : NULL;
-  hv_status status = hv_trainer_initialize(self->trainer, directory, &unexpected);
+/* Values from init_from, with a word on whatever is not simply taken over. */
+static hv_status start_from_directory(run *self) {
+  const hv_train_config *config = self->config;
+  hv_text report = {0}, unexpected = {0};
+  hv_adaptation adaptation = {
+      .action_dims = &config->init.action_dims, .state_dims = &config->init.state_dims, .seed = (uint64_t)config->seed};
+  hv_status status = hv_adapt_model(&self->directory, &self->model.config, &adaptation, self->trainer->params,
+                                    self->trainer->stream, &report, &unexpected);
+  if (!status && report.length > 0) hv_log_info("started from %s:\n%s", config->init_from, hv_text_string(&report));
   if (!status && unexpected.length > 0) {
-    hv_log_warning("%s holds tensors that this model does not know:\n%s", self->config->init_from,
+    hv_log_warning("%s holds tensors that this model does not know:\n%s", config->init_from,
                    hv_text_string(&unexpected));
   }
+  hv_text_free(&report);
   hv_text_free(&unexpected);
   return status;
+}
+
+/* Values of a run that begins. */
+static hv_status initialize(run *self) {
+  if (self->config->init_from) return start_from_directory(self);
+  return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
 
 /* The resolved configuration of a resumed run may differ where the data's order does not depend on it; a person should

@@ -386,6 +386,14 @@ hv_status hv_model_config_override(const hv_model_config *base, const json_t *ch
     json_decref(merged);
     return hv_error_memory(where);
   }
+  /* The default of state_dim is action_dim, which may have changed. */
+  if (!json_object_get(merged, "state_dim")) {
+    int failed = json_object_set_new(merged, "state_dim", json_integer(base->config.state_dim));
+    if (failed) {
+      json_decref(merged);
+      return hv_error_memory(where);
+    }
+  }
   hv_status status = hv_model_config_from_json(merged, where, HV_UNKNOWN_KEEP, out);
   json_decref(merged);
   if (status || json_object_get(changes, "vision")) return status;

@@ -83,11 +83,12 @@ static bool fits(const hv_param *param, const hv_file_tensor *tensor, hv_text *p
   return true;
 }
 
-hv_status hv_model_directory_check(const hv_model_directory *directory, const hv_params *params) {
+static hv_status check_all(const hv_model_directory *directory, const hv_params *params, const bool *apart) {
   hv_text problems = {0};
   int count = 0;
   for (hv_param_id id = 0; id < hv_params_count(params); id++) {
     const hv_param *param = hv_params_get(params, id);
+    if (apart && apart[id]) continue;
     count += !fits(param, hv_safetensors_find(directory->tensors, param->name), &problems);
   }
   hv_status status = HV_OK;
@@ -97,6 +98,10 @@ hv_status hv_model_directory_check(const hv_model_directory *directory, const hv
   }
   hv_text_free(&problems);
   return status;
+}
+
+hv_status hv_model_directory_check(const hv_model_directory *directory, const hv_params *params) {
+  return check_all(directory, params, NULL);
 }
 
 /* A mapped tensor may lie anywhere, but a value is read as what it is. */
@@ -114,8 +119,14 @@ static hv_status fill_one(hv_params *params, hv_param_id id, const hv_file_tenso
 
 hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params, hv_stream *stream,
                                   hv_text *unexpected) {
-  HV_TRY(hv_model_directory_check(directory, params));
+  return hv_model_directory_fill_others(directory, params, NULL, stream, unexpected);
+}
+
+hv_status hv_model_directory_fill_others(const hv_model_directory *directory, hv_params *params, const bool *apart,
+                                         hv_stream *stream, hv_text *unexpected) {
+  HV_TRY(check_all(directory, params, apart));
   for (hv_param_id id = 0; id < hv_params_count(params); id++) {
+    if (apart && apart[id]) continue;
     const hv_file_tensor *tensor = hv_safetensors_find(directory->tensors, hv_params_get(params, id)->name);
     HV_TRY(hv_error_context(fill_one(params, id, tensor, stream), "%s", tensor->name));
   }

@@ -29,6 +29,11 @@ HV_NODISCARD hv_status hv_model_directory_check(const hv_model_directory *direct
 HV_NODISCARD hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params,
                                                hv_stream *stream, hv_text *unexpected);
 
+/* The same without the parameters that are marked in `apart` [hv_params_count]: they may be missing or of another
+ * shape, and are left to the caller. */
+HV_NODISCARD hv_status hv_model_directory_fill_others(const hv_model_directory *directory, hv_params *params,
+                                                      const bool *apart, hv_stream *stream, hv_text *unexpected);
+
 /* What becomes a model directory: parameters, the tensors of another file, or both. */
 typedef struct hv_model_save {
   const hv_model_config *model;

@@ -319,7 +319,8 @@ static uint64_t name_hash(const char *name) {
   return hash;
 }
 
-static void initial_values(const hv_param *param, uint64_t seed, float *values) {
+void hv_param_initial(const hv_params *params, hv_param_id id, uint64_t seed, float *values) {
+  const hv_param *param = &params->params[id];
   int64_t count = param->rows * param->cols;
   uint64_t stream = name_hash(param->name);
   float bound = sqrtf(6.0f / (float)(param->rows + param->cols));
@@ -346,7 +347,7 @@ hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stre
   float *values = malloc((size_t)largest * sizeof *values);
   if (!values) return hv_error_memory("initial values");
   for (int32_t i = 0; i < params->count; i++) {
-    initial_values(&params->params[i], seed, values);
+    hv_param_initial(params, i, seed, values);
     HV_CHECK(hv_param_write(params, i, HV_F32, values, stream));
   }
 done:

@@ -169,7 +169,9 @@ hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group);
 /* Sets all gradients to 0 on the stream. Sums that are under way are waited for. */
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream);
 
-/* Values as hybridvla.md §5 says for a model made from nothing: a function of (seed, name, element). */
+/* Values as hybridvla.md §5 says for a model made from nothing: a function of (seed, name, element). The first gives
+ * those of one parameter, [rows, cols], and writes nothing. */
+void hv_param_initial(const hv_params *params, hv_param_id id, uint64_t seed, float *values);
 HV_NODISCARD hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream);
 
 /* Host copies of one parameter, `count` elements in the order of its shape, converted to or from `dtype`
