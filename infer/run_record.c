@@ -9,8 +9,6 @@
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 
-enum { METRICS_LIMIT = 1 << 30 /* bytes */ };
-
 /* Whether all that `part` says stands in `whole`: a run that began with another model names only what it changes. */
 static bool agrees(const json_t *part, const json_t *whole) {
   if (json_is_object(part)) {
@@ -63,19 +61,15 @@ static void take(json_t **place, json_t *object) {
 }
 
 static hv_status read_metrics(const char *path, hv_run_record *record) {
-  char *text;
-  size_t length;
-  HV_TRY(hv_read_text(path, METRICS_LIMIT, &text, &length));
-  /* A line without its end is one that is being written. */
-  for (char *line = text, *end; (end = memchr(line, '\n', length - (size_t)(line - text))) != NULL; line = end + 1) {
-    json_t *object = json_loadb(line, (size_t)(end - line), 0, NULL);
-    if (json_is_integer(json_object_get(object, "step"))) {
-      take(&record->last, object);
-      if (json_is_number(json_object_get(object, "held_out_loss"))) take(&record->held_out, object);
-    }
-    json_decref(object);
+  json_t *lines, *line;
+  size_t index;
+  HV_TRY(hv_json_load_lines(path, &lines));
+  json_array_foreach(lines, index, line) {
+    if (!json_is_integer(json_object_get(line, "step"))) continue;
+    take(&record->last, line);
+    if (json_is_number(json_object_get(line, "held_out_loss"))) take(&record->held_out, line);
   }
-  free(text);
+  json_decref(lines);
   return HV_OK;
 }
 

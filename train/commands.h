@@ -6,8 +6,9 @@
 #include "train/config.h"
 
 typedef struct hv_command_result {
-  hv_text text;  /* printed on standard output when the command succeeds */
-  int exit_code; /* 0 at the start; an error's own code wins over it */
+  hv_text text;       /* printed on standard output when the command succeeds */
+  int exit_code;      /* 0 at the start; an error's own code wins over it */
+  double again_after; /* seconds after which the command is to be done again; 0: it is done */
 } hv_command_result;
 
 typedef struct hv_train_command {
@@ -17,7 +18,7 @@ typedef struct hv_train_command {
   void (*more_help)(hv_text *out); /* goes below the help; NULL: nothing */
 } hv_train_command;
 
-extern const hv_train_command hv_command_run, hv_command_check, hv_command_config, hv_command_bench;
+extern const hv_train_command hv_command_run, hv_command_check, hv_command_config, hv_command_bench, hv_command_status;
 
 /* Options that several commands have, in a struct of type `type_` with fields of these names. */
 #define HV_CONFIG_OPTION(type_)                                                                                        \

@@ -3,11 +3,12 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "train/commands.h"
 
-static const hv_train_command *const all[] = {&hv_command_run, &hv_command_check, &hv_command_config,
-                                              &hv_command_bench};
+static const hv_train_command *const all[] = {&hv_command_run, &hv_command_check, &hv_command_config, &hv_command_bench,
+                                              &hv_command_status};
 enum { COMMANDS = sizeof all / sizeof all[0] };
 
 static void add_help(const hv_program *program, size_t command, hv_text *out) {
@@ -62,14 +63,19 @@ static hv_status print(const hv_text *text) {
 int main(int argc, char **argv) {
   /* A file size limit then shows as a failed write, with its message, instead of ending the process. */
   signal(SIGXFSZ, SIG_IGN);
-  hv_command_result result = {0};
-  hv_status status = serve(argc, (const char *const *)argv, &result);
-  if (!status) status = print(&result.text);
+  hv_command_result result;
+  hv_status status;
+  do {
+    result = (hv_command_result){0};
+    status = serve(argc, (const char *const *)argv, &result);
+    if (!status) status = print(&result.text);
+    hv_text_free(&result.text);
+    if (!status && result.again_after > 0) usleep((useconds_t)(1e6 * result.again_after));
+  } while (!status && result.again_after > 0);
   if (status) {
     fprintf(stderr, "hvla-train: %s\n", hv_status_message(status));
     result.exit_code = hv_status_exit_code(status);
   }
   hv_status_free(status);
-  hv_text_free(&result.text);
   return result.exit_code;
 }

@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/io/json.h"
 #include "train/event_file.h"
@@ -16,8 +16,6 @@ struct hv_metrics {
   char *path;
   hv_event_file *events; /* NULL: none */
 };
-
-enum { METRICS_LIMIT = 1 << 30 /* bytes */ };
 
 /* The step of one line, -1 where it is no line of metrics. */
 static int64_t line_step(const char *line, size_t length) {
@@ -33,7 +31,7 @@ static hv_status drop_later_lines(const char *path, int64_t step) {
   char *text = NULL;
   size_t length;
   hv_text kept = {0};
-  HV_TRY(hv_read_text(path, METRICS_LIMIT, &text, &length));
+  HV_TRY(hv_read_text(path, HV_JSON_LINES_LIMIT, &text, &length));
   for (const char *line = text, *end; (end = memchr(line, '\n', length - (size_t)(line - text))) != NULL;
        line = end + 1) {
     int64_t at = line_step(line, (size_t)(end - line));
@@ -103,8 +101,6 @@ static void add_held_out(json_t *object, const hv_validation *held_out) {
 
 static json_t *make_object(const hv_metrics_line *line) {
   json_t *object = json_object();
-  struct timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
   json_object_set_new(object, "step", json_integer((json_int_t)line->step));
   json_object_set_new(object, "epoch", number(line->epoch));
   json_object_set_new(object, "loss", number(line->result.loss));
@@ -113,7 +109,7 @@ static json_t *make_object(const hv_metrics_line *line) {
   json_object_set_new(object, "learning_rate", number(line->learning_rate));
   json_object_set_new(object, "grad_norm", number(line->result.grad_norm));
   json_object_set_new(object, "samples_per_s", number(line->samples_per_s));
-  json_object_set_new(object, "time", number((double)now.tv_sec + 1e-9 * (double)now.tv_nsec));
+  json_object_set_new(object, "time", number(hv_wall_seconds()));
   if (line->result.skipped) json_object_set_new(object, "skipped", json_true());
   if (line->held_out) add_held_out(object, line->held_out);
   return object;

@@ -14,6 +14,7 @@
 #include "core/io/yaml.h"
 #include "train/adapt.h"
 #include "train/checkpoint.h"
+#include "train/run_card.h"
 #include "train/run_choices.h"
 #include "train/run_files.h"
 #include "train/run_watch.h"
@@ -29,6 +30,7 @@ typedef struct run {
   hv_trainer *trainer;
   hv_loader *loader;
   hv_loader_source source;
+  hv_run_card *card; /* of the leader */
   hv_run_watch watch;
   hv_learning_rate learning_rate;
   hv_run_files files;
@@ -135,12 +137,14 @@ done:
   return status;
 }
 
-/* The step of the newest whole checkpoint, -1 where a run begins; by one rank, which others follow. */
-static hv_status find_checkpoint(const run *self, int64_t *step) {
+/* The step of the newest whole checkpoint, -1 where a run begins; by one rank, which others follow. From here on no
+ * other run begins in this directory. */
+static hv_status find_checkpoint(run *self, int64_t *step) {
   const char *output = self->config->output;
   hv_text damaged = {0};
   bool any;
   *step = -1;
+  HV_TRY(hv_run_card_open(output, &self->card));
   HV_TRY(hv_checkpoint_any(output, &any));
   if (any && !self->options->resume) {
     return hv_error(HV_ERR_INPUT,
@@ -153,7 +157,7 @@ static hv_status find_checkpoint(const run *self, int64_t *step) {
   return HV_OK;
 }
 
-static hv_status find_start(const run *self, int64_t *step) {
+static hv_status find_start(run *self, int64_t *step) {
   hv_status status = HV_OK;
   *step = 0;
   if (self->leader) status = find_checkpoint(self, step);
@@ -192,8 +196,13 @@ static hv_status begin(run *self, hv_run_position *position) {
 
 /* The files that one rank keeps. */
 static hv_status open_outputs(const run *self) {
-  HV_TRY(hv_make_directories(self->config->output));
-  return write_config(self);
+  hv_run_facts facts = {.config = self->config,
+                        .data = &self->data,
+                        .trainer = self->trainer,
+                        .ranks = self->comm->size,
+                        .total_steps = self->total_steps};
+  HV_TRY(write_config(self));
+  return hv_run_card_begin(self->card, &facts);
 }
 
 /* What the run leaves behind is opened by one rank, and watched by all. */
@@ -233,6 +242,13 @@ static hv_status open_run(run *self, hv_device *device) {
   return HV_OK;
 }
 
+/* Tells on the card how the run ended. */
+static hv_status end_run(const run *self, hv_status status, int signal_number) {
+  if (!self->card) return status;
+  const char *state = status ? "failed" : (signal_number ? "stopped" : "finished");
+  return hv_status_first(status, hv_run_card_end(self->card, state, status ? hv_status_message(status) : NULL));
+}
+
 static void close_run(run *self) {
   hv_run_watch_close(&self->watch);
   hv_loader_close(self->loader);
@@ -240,6 +256,7 @@ static void close_run(run *self) {
   hv_run_data_close(&self->data);
   hv_model_directory_close(&self->directory);
   hv_model_config_free(&self->model);
+  hv_run_card_close(self->card);
 }
 
 static bool due(int64_t step, int64_t interval) {
@@ -289,6 +306,7 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   *signal_number = 0;
   hv_status status = open_run(&self, device);
   if (!status) status = train(&self, signal_number);
+  status = end_run(&self, status, *signal_number);
   close_run(&self);
   return status;
 }

@@ -27,6 +27,30 @@ hv_status hv_json_load(const char *path, json_t **out) {
   return status;
 }
 
+hv_status hv_json_load_lines(const char *path, json_t **out) {
+  char *text;
+  size_t length;
+  hv_status status = HV_OK;
+  *out = NULL;
+  HV_TRY(hv_read_text(path, HV_JSON_LINES_LIMIT, &text, &length));
+  json_t *lines = json_array();
+  if (!lines) status = hv_error_memory("JSON lines");
+  for (const char *line = text, *end; !status; line = end + 1) {
+    end = memchr(line, '\n', length - (size_t)(line - text));
+    if (!end) break;
+    json_t *object = json_loadb(line, (size_t)(end - line), 0, NULL);
+    if (json_is_object(object) && json_array_append(lines, object) != 0) status = hv_error_memory("JSON lines");
+    json_decref(object);
+  }
+  free(text);
+  if (status) {
+    json_decref(lines);
+  } else {
+    *out = lines;
+  }
+  return status;
+}
+
 void hv_format_real(double value, char *out, size_t size) {
   for (int digits = SHORTEST; digits <= 17; digits++) {
     snprintf(out, size, "%.*g", digits, value);

@@ -10,13 +10,20 @@
 #include "core/base/status.h"
 #include "core/base/text.h"
 
-enum { HV_JSON_LIMIT = 64 << 20 /* bytes of a JSON file */ };
+enum {
+  HV_JSON_LIMIT = 64 << 20,      /* bytes of a JSON file */
+  HV_JSON_LINES_LIMIT = 1 << 30, /* bytes of a file of JSON lines */
+};
 
 /* A whole file, an object or array at the top; duplicate keys are an error. *out is owned by the caller (json_decref).
  */
 HV_NODISCARD hv_status hv_json_load(const char *path, json_t **out);
 
-/* The same from memory; `where` names the source in errors. */
+/* A file of one object a line, as metrics.jsonl is, as an array of them. A last line without its end, which is being
+ * written, and lines that are no objects are left out. */
+HV_NODISCARD hv_status hv_json_load_lines(const char *path, json_t **out);
+
+/* One document from memory; `where` names the source in errors. */
 HV_NODISCARD hv_status hv_json_parse(const char *text, size_t size, const char *where, json_t **out);
 
 /* Indented by 2 and ending in a newline; hv_json_save writes the file atomically. */

@@ -1,0 +1,129 @@
+/* `hvla-train status` from outside, on runs that go on, end, are stopped and are killed; and that no second run begins
+ * where one goes on. */
+#include <signal.h>
+
+#include "core/io/json.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+#include "train/run_status.h"
+
+static const char *run_of(const char *folder, const char *rest) {
+  static char arguments[2048];
+  snprintf(arguments, sizeof arguments, "run --config '%s' %s", write_tiny_config(folder, in_folder(folder, "run")),
+           rest);
+  return arguments;
+}
+
+/* What `status RUN --json` says. */
+static json_t *status_of(const char *folder) {
+  char arguments[1024], *output;
+  json_t *status;
+  snprintf(arguments, sizeof arguments, "status '%s/run' --json", folder);
+  int code = run_train("", arguments, &output);
+  if (code != 0) fail_msg("status ended with %d: %s", code, output);
+  assert_ok(hv_json_parse(output, strlen(output), "the status", &status));
+  free(output);
+  return status;
+}
+
+static void assert_state(const char *folder, const char *state) {
+  json_t *status = status_of(folder);
+  assert_string_equal(json_string_value(json_object_get(status, "state")), state);
+  json_decref(status);
+}
+
+static void tells_of_a_finished_run(void **state) {
+  expect_train(0,
+               run_of(*state, "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=2 "
+                              "--set checkpoint.interval=4"),
+               NULL);
+  json_t *status = status_of(*state);
+  const json_t *error = json_object_get(json_object_get(status, "held_out"), "diffusion");
+  json_t *last = last_metrics(in_folder(*state, "run"), "error_diffusion");
+  assert_string_equal(json_string_value(json_object_get(status, "state")), "finished");
+  assert_int_equal(json_integer_value(json_object_get(status, "step")), 6);
+  assert_int_equal(json_integer_value(json_object_get(status, "steps")), 6);
+  assert_int_equal(json_integer_value(json_object_get(status, "checkpoint")), 6);
+  assert_int_equal(json_integer_value(json_object_get(status, "skipped")), 0);
+  assert_true(json_number_value(json_object_get(status, "seconds_left")) == 0);
+  assert_true(json_number_value(json_object_get(error, "last")) ==
+              json_number_value(json_object_get(last, "error_diffusion")));
+  assert_true(json_number_value(json_object_get(error, "best")) <= json_number_value(json_object_get(error, "last")));
+  json_decref(status);
+  json_decref(last);
+
+  char arguments[1024];
+  snprintf(arguments, sizeof arguments, "status '%s/run' --follow", (const char *)*state);
+  expect_train(0, arguments, "finished", "step 6 of 6 (100 %)", "held out at step 6", "error of ensemble",
+               "newest checkpoint: step 6, complete", NULL);
+}
+
+/* One run after the other in one directory: alive, stopped by a signal, killed, gone on with. */
+static void knows_the_living_from_the_dead(void **state) {
+  char log[512], metrics[512], second[2048];
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  snprintf(metrics, sizeof metrics, "%s/run/metrics.jsonl", (const char *)*state);
+  snprintf(second, sizeof second, "%s", run_of(*state, "--resume"));
+  pid_t process = start_train(run_of(*state, "--set train.steps=100000 --set checkpoint.interval=0"), log);
+  wait_for_text(metrics, "\n");
+  json_t *status = status_of(*state);
+  assert_string_equal(json_string_value(json_object_get(status, "state")), "running");
+  assert_int_equal(json_integer_value(json_object_get(status, "pid")), process);
+  assert_true(json_number_value(json_object_get(status, "seconds_since")) < 60);
+  json_decref(status);
+  expect_train(2, second, "another run goes on there", NULL);
+  assert_state(*state, "running"); /* the one that was refused changed nothing */
+
+  assert_int_equal(kill(process, SIGTERM), 0);
+  assert_int_equal(wait_for_exit(process), 75);
+  assert_state(*state, "stopped");
+
+  snprintf(log, sizeof log, "%s/second-log", (const char *)*state);
+  process = start_train(run_of(*state, "--set train.steps=100000 --set checkpoint.interval=0 --resume"), log);
+  wait_for_text(log, "samples/s");
+  assert_int_equal(kill(process, SIGKILL), 0);
+  assert_int_equal(wait_for_exit(process), 128 + SIGKILL);
+  assert_state(*state, "dead");
+}
+
+static void tells_why_a_run_failed(void **state) {
+  char *output;
+  expect_train(0, run_of(*state, "--set train.steps=3"), NULL);
+  assert_true(run_train("ulimit -f 4000;", run_of(*state, "--resume"), &output) == 2);
+  free(output);
+  json_t *status = status_of(*state);
+  assert_string_equal(json_string_value(json_object_get(status, "state")), "failed");
+  assert_non_null(strstr(json_string_value(json_object_get(status, "message")), "training.safetensors"));
+  json_decref(status);
+}
+
+static void refuses_what_is_no_run(void **state) {
+  char arguments[1024];
+  snprintf(arguments, sizeof arguments, "status '%s'", (const char *)*state);
+  expect_train(2, arguments, "holds no run", NULL);
+  expect_train(2, "status", "RUN", NULL);
+}
+
+static void formats_durations(void **state) {
+  static const struct {
+    double seconds;
+    const char *text;
+  } cases[] = {{0, "0 s"}, {59.4, "59 s"}, {125, "2 min 05 s"}, {7500, "2 h 05 min"}, {266400, "3 d 02 h"}};
+  char text[32];
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    hv_format_duration(cases[i].seconds, text, sizeof text);
+    assert_string_equal(text, cases[i].text);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(tells_of_a_finished_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(knows_the_living_from_the_dead, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_why_a_run_failed, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
+      cmocka_unit_test(formats_durations),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
