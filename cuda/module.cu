@@ -35,6 +35,11 @@ static void release(hv_device *device, void *memory) {
   hv_runtime_release(device_of(device)->runtime, memory);
 }
 
+static hv_device_room room(hv_device *device) {
+  hv_runtime_use(device_of(device)->runtime);
+  return hv_runtime_room(device_of(device)->runtime);
+}
+
 static hv_status allocate_host(hv_device *device, size_t bytes, const char *what, void **out) {
   hv_runtime_use(device_of(device)->runtime);
   return hv_runtime_allocate_host(device_of(device)->runtime, bytes, what, out);
@@ -61,10 +66,9 @@ static hv_status stream_open(hv_device *device, hv_stream **out) {
 
 static void stream_close(hv_stream *stream) {
   hv_cuda_stream *own = (hv_cuda_stream *)stream;
-  hv_runtime *runtime = device_of(stream->device)->runtime;
   hv_queue_close(own->queue);
-  hv_runtime_release(runtime, own->scratch);
-  for (int i = 0; i < own->outgrown_count; i++) hv_runtime_release(runtime, own->outgrown[i]);
+  hv_device_release(stream->device, own->scratch);
+  for (int i = 0; i < own->outgrown_count; i++) hv_device_release(stream->device, own->outgrown[i]);
   free(own->outgrown);
   hv_status_free(own->error);
   free(own);
@@ -129,7 +133,8 @@ void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
     return nullptr;
   }
   own->scratch_bytes = 0;
-  hv_status status = hv_device_allocate(stream->device, bytes, "scratch of operations", &own->scratch);
+  hv_status status =
+      hv_device_allocate(stream->device, HV_MEMORY_WORKSPACE, bytes, "scratch of operations", &own->scratch);
   if (!status) own->scratch_bytes = bytes;
   hv_stream_fail(stream, status);
   return own->scratch;
@@ -195,6 +200,7 @@ static const hv_device_methods methods = {
     .close = close_device,
     .allocate = allocate,
     .release = release,
+    .room = room,
     .allocate_host = allocate_host,
     .release_host = release_host,
     .stream_open = stream_open,

@@ -95,11 +95,17 @@ hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *wha
   cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
   if (error != cudaErrorMemoryAllocation) return check(error, "allocating memory");
   (void)cudaGetLastError(); /* it has been taken note of */
-  size_t left = 0, all = 0;
-  (void)cudaMemGetInfo(&left, &all);
-  return hv_error(HV_ERR_MEMORY, "out of memory on CUDA card %d (%s): %s needs %.2f GB, %.2f of %.2f GB are free",
-                  runtime->index, runtime->card.name, what, (double)bytes * 1e-9, (double)left * 1e-9,
-                  (double)all * 1e-9);
+  hv_device_room room = hv_runtime_room(runtime);
+  return hv_error(HV_ERR_MEMORY, "out of memory on CUDA card %d (%s): %s needs %.3f GB, %.3f of %.3f GB are free",
+                  runtime->index, runtime->card.name, what, (double)bytes * 1e-9, (double)room.available * 1e-9,
+                  (double)room.all * 1e-9);
+}
+
+hv_device_room hv_runtime_room(const hv_runtime *runtime) {
+  (void)runtime;
+  hv_device_room room = {0, 0};
+  (void)cudaMemGetInfo(&room.available, &room.all);
+  return room;
 }
 
 void hv_runtime_release(hv_runtime *runtime, void *memory) {

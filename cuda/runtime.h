@@ -4,7 +4,8 @@
  * The emulator's are hostile. Memory starts as NaN between guard zones, which are looked at when a queue is waited for
  * (with AddressSanitizer, touching one ends the process). A queue runs nothing until it must: when it is waited for,
  * when memory is released, or when a queue that runs has to wait for a mark in it. The order of blocks and threads
- * comes from a seed, the environment's HVLA_EMU_SEED.
+ * comes from a seed, the environment's HVLA_EMU_SEED. The card has as much memory as HVLA_EMU_MEMORY says in bytes, by
+ * default what the machine has.
  */
 #ifndef HV_CUDA_RUNTIME_H
 #define HV_CUDA_RUNTIME_H
@@ -37,6 +38,7 @@ const hv_card *hv_runtime_card(const hv_runtime *runtime);
  * work of the card; NULL is allowed. */
 HV_NODISCARD hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out);
 void hv_runtime_release(hv_runtime *runtime, void *memory);
+hv_device_room hv_runtime_room(const hv_runtime *runtime);
 HV_NODISCARD hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char *what, void **out);
 void hv_runtime_release_host(hv_runtime *runtime, void *memory);
 

@@ -5,7 +5,7 @@
 #include "core/base/clock.h"
 #include "core/base/random.h"
 #include "core/tensor/rates.h"
-#include "train/trainer.h"
+#include "train/trainer_options.h"
 
 enum { STAGE_BUILD, STAGE_FORWARD, STAGE_BACKWARD, STAGE_OPTIMIZER, STAGES };
 static const char *const stage_names[STAGES] = {"build", "forward", "backward", "optimizer"};
@@ -22,6 +22,7 @@ typedef struct bench {
   float *state, *actions;
   int64_t *sample_ids;
   double *times[STAGES + 1]; /* [steps]: of each stage and of the whole step */
+  hv_memory_use memory;      /* of the device, at most */
   double rate;               /* floating-point operations a second */
 } bench;
 
@@ -65,23 +66,11 @@ static hv_status make_batch(bench *self, int32_t samples) {
 
 static hv_status open_trainer(bench *self, hv_device *device, int32_t samples) {
   const hv_train_config *config = self->config;
-  hv_trainer_options options = {
-      .config = &self->model.config,
-      .dtype = hv_train_config_dtype(config),
-      .limits = {.samples = samples,
-                 .branches = (int32_t)config->train.branches,
-                 .prompt = (int32_t)config->bench_prompt + 1},
-      .parts = 1,
-      .freeze = (const char *const *)config->train.freeze.items,
-      .freeze_count = (int)config->train.freeze.count,
-      .weights = {.diffusion = config->train.diffusion_weight, .ce = config->train.ce_weight},
-      .optimizer = {.beta1 = config->optimizer.beta1,
-                    .beta2 = config->optimizer.beta2,
-                    .eps = config->optimizer.eps,
-                    .weight_decay = config->optimizer.weight_decay,
-                    .max_norm = config->optimizer.max_grad_norm},
-      .seed = (uint64_t)config->seed,
-  };
+  hv_trainer_options options =
+      hv_trainer_options_make(config, &self->model.config, 1, (int32_t)config->bench_prompt + 1);
+  options.limits.samples = samples;
+  options.parts = 1;
+  options.no_update = !self->options->optimizer;
   HV_TRY(hv_trainer_open(device, &options, &self->trainer));
   return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
@@ -161,18 +150,17 @@ static hv_status report(bench *self, const hv_sequence_counts *counts, json_t **
   const hv_trainer *trainer = self->trainer;
   size_t steps = (size_t)self->options->steps;
   double *total = self->times[STAGES], median = median_ms(total, steps);
-  size_t memory = trainer->counts.peak_bytes + (self->options->optimizer ? hv_optimizer_bytes(trainer->optimizer) : 0);
   json_t *stages = json_object();
   for (int i = 0; i < STAGES; i++) {
     if (i == STAGE_OPTIMIZER && !self->options->optimizer) continue;
     json_object_set_new(stages, stage_names[i], json_real(median_ms(self->times[i], steps)));
   }
-  double flops = trainer->counts.matrix_flops;
+  double flops = trainer->matrix_flops;
   *out = json_pack("{s:f, s:{s:f, s:f, s:f}, s:f, s:f, s:f, s:I, s:o, s:s, s:s, s:i, s:i, s:f}", "samples_per_s",
                    1e3 * counts->samples / median, "ms", "min", 1e3 * total[0], "median", median, "max",
                    1e3 * total[steps - 1], "tokens_per_sample", (double)counts->rows / counts->samples, "model_tflops",
                    flops / median * 1e-9, "speed_of_light", flops / self->rate / (median * 1e-3), "peak_memory_bytes",
-                   (json_int_t)memory, "stages", stages, "device", trainer->device->name, "dtype",
+                   (json_int_t)self->memory.total, "stages", stages, "device", trainer->device->name, "dtype",
                    hv_dtype_name(hv_train_config_dtype(self->config)), "batch", counts->samples, "branches",
                    counts->branches, "matrix_product_tflops", self->rate * 1e-12);
   return *out ? HV_OK : hv_error_memory("the benchmark's result");
@@ -187,6 +175,7 @@ hv_status hv_bench(const hv_train_config *config, hv_device *device, const hv_be
   HV_CHECK(make_batch(&self, samples));
   HV_CHECK(open_trainer(&self, device, samples));
   HV_CHECK(time_steps(&self));
+  self.memory = device->memory.peak;
   const hv_sequence_counts *counts = hv_sequence_get_counts(hv_trainer_idle_sequence(self.trainer));
   HV_CHECK(measure_rate(&self, counts));
   status = report(&self, counts, out);

@@ -29,6 +29,8 @@ typedef struct hv_train_settings {
   int64_t steps;
   double epochs;
   int64_t batch_size, micro_batch, branches;
+  int32_t recompute; /* hv_recompute */
+  int64_t recompute_layers;
   double diffusion_weight, ce_weight;
   hv_string_list freeze;
 } hv_train_settings;

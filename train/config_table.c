@@ -7,6 +7,8 @@
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
 /* In the order of hv_sharding. */
 static const char *const shardings[] = {"replicate", "optimizer", "gradients", "parameters", NULL};
+/* In the order of hv_recompute. */
+static const char *const recomputations[] = {"none", "cheap", "block", NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL};
 
 #define AT(field) .offset = offsetof(hv_train_config, field)
@@ -213,6 +215,21 @@ const hv_option hv_train_config_table[] = {
      .min = 1,
      .max = 1024,
      .doc = "Draws of noise and timestep for each sample (K); they share the sample's prefix."},
+    {.key = "train.recompute",
+     .type = HV_OPTION_ENUM,
+     AT(train.recompute),
+     .fallback = "none",
+     .choices = recomputations,
+     .doc = "What the backward pass works out again instead of having it kept: nothing; what costs no matrix product "
+            "(norms, SwiGLU); or decoder layers as a whole. Less memory, for more work; the results are the same to "
+            "the bit."},
+    {.key = "train.recompute_layers",
+     .type = HV_OPTION_INT,
+     AT(train.recompute_layers),
+     .fallback = "0",
+     .min = 0,
+     .max = 1 << 20,
+     .doc = "How many decoder layers `train.recompute` is for, the first ones; 0: all. The last one is always kept."},
     {.key = "train.diffusion_weight",
      .type = HV_OPTION_FLOAT,
      AT(train.diffusion_weight),

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "core/tensor/arena.h"
 #include "core/tensor/ops.h"
 
 typedef struct group_slot {
@@ -18,6 +19,11 @@ typedef struct host_block {
   float factor; /* dynamic[3] as the device set it */
 } host_block;
 
+/* The optimizer's memory, by kind. */
+typedef struct blocks {
+  hv_arena moments, master, rest;
+} blocks;
+
 struct hv_optimizer {
   hv_device *device;
   hv_params *params;
@@ -25,23 +31,10 @@ struct hv_optimizer {
   int64_t updates;
   group_slot *groups;
   int32_t group_count;
-  void *memory; /* of all slots and the scalars */
-  size_t bytes;
+  blocks memory;
   hv_tensor dynamic, sum_squares, norm;
   host_block *host; /* page-locked */
 };
-
-/* Carves 256-byte aligned tensors from one block; with base NULL it only measures. */
-typedef struct carver {
-  char *base;
-  size_t used;
-} carver;
-
-static hv_tensor carve(carver *block, hv_dtype dtype, int64_t rows, int64_t cols) {
-  char *data = block->base ? block->base + block->used : NULL;
-  block->used += ((size_t)(rows * cols) * hv_dtype_size(dtype) + 255) / 256 * 256;
-  return hv_tensor_make(data, dtype, rows, cols);
-}
 
 static int64_t count_trainable(const hv_params *params, hv_group_id group) {
   int64_t count = 0;
@@ -53,21 +46,23 @@ static int64_t count_trainable(const hv_params *params, hv_group_id group) {
 }
 
 /* Gives every slot its place; called once to measure and once with memory. */
-static void lay_out(hv_optimizer *optimizer, carver *block) {
+static void lay_out(hv_optimizer *optimizer, blocks *memory) {
   const hv_params *params = optimizer->params;
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     const hv_group *group = hv_params_group(params, g);
     group_slot *slot = &optimizer->groups[g];
     *slot = (group_slot){.trainable = group->trainable, .owned = hv_group_owned(params, g)};
     if (!group->trainable) continue;
-    slot->moment1 = carve(block, HV_F32, 1, slot->owned.count);
-    slot->moment2 = carve(block, HV_F32, 1, slot->owned.count);
-    if (hv_params_dtype(params) == HV_BF16) slot->remainder = carve(block, HV_I16, 1, slot->owned.count);
-    slot->ranges = carve(block, HV_I64, count_trainable(params, g), 3);
+    slot->moment1 = hv_arena_take(&memory->moments, HV_F32, 1, slot->owned.count);
+    slot->moment2 = hv_arena_take(&memory->moments, HV_F32, 1, slot->owned.count);
+    if (hv_params_dtype(params) == HV_BF16) {
+      slot->remainder = hv_arena_take(&memory->master, HV_I16, 1, slot->owned.count);
+    }
+    slot->ranges = hv_arena_take(&memory->rest, HV_I64, count_trainable(params, g), 3);
   }
-  optimizer->dynamic = carve(block, HV_F32, 1, 4);
-  optimizer->sum_squares = carve(block, HV_F32, 1, 1);
-  optimizer->norm = carve(block, HV_F32, 1, 1);
+  optimizer->dynamic = hv_arena_take(&memory->rest, HV_F32, 1, 4);
+  optimizer->sum_squares = hv_arena_take(&memory->rest, HV_F32, 1, 1);
+  optimizer->norm = hv_arena_take(&memory->rest, HV_F32, 1, 1);
 }
 
 static int64_t within(const hv_owned *owned, int64_t element) {
@@ -116,6 +111,28 @@ static void zero(hv_tensor tensor, hv_stream *stream) {
   if (hv_present(tensor)) hv_fill(stream, &(hv_fill_args){.dst = tensor});
 }
 
+static hv_status open_block(hv_device *device, hv_memory_kind kind, const char *what, hv_arena *block) {
+  size_t bytes = block->peak;
+  *block = (hv_arena){0};
+  return bytes > 0 ? hv_arena_open(device, kind, bytes, what, block) : HV_OK;
+}
+
+/* Measures the layout, then lays it out in memory. */
+static hv_status allocate(hv_optimizer *optimizer) {
+  hv_device *device = optimizer->device;
+  blocks *memory = &optimizer->memory;
+  hv_arena measure = hv_arena_for_plan(device);
+  blocks measured = {.moments = measure, .master = measure, .rest = measure};
+  lay_out(optimizer, &measured);
+  *memory = measured;
+  hv_status moments = open_block(device, HV_MEMORY_MOMENTS, "the optimizer's moments", &memory->moments);
+  hv_status master = open_block(device, HV_MEMORY_MASTER, "the master values' remainders", &memory->master);
+  hv_status rest = open_block(device, HV_MEMORY_WORKSPACE, "the optimizer's scalars", &memory->rest);
+  hv_status status = hv_status_first(moments, hv_status_first(master, rest));
+  if (!status) lay_out(optimizer, memory);
+  return status;
+}
+
 hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_settings *settings, hv_stream *stream,
                             hv_optimizer **out) {
   hv_status status = HV_OK;
@@ -137,12 +154,7 @@ hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_settings *sett
     status = hv_error(HV_ERR_INPUT, "every parameter is frozen: nothing is left to train");
     goto done;
   }
-  carver block = {0};
-  lay_out(optimizer, &block);
-  optimizer->bytes = block.used;
-  HV_CHECK(hv_device_allocate(optimizer->device, optimizer->bytes, "the optimizer's moments", &optimizer->memory));
-  block = (carver){.base = optimizer->memory};
-  lay_out(optimizer, &block);
+  HV_CHECK(allocate(optimizer));
   void *host;
   HV_CHECK(hv_device_allocate_host(optimizer->device, sizeof(host_block), "the optimizer's scalars", &host));
   optimizer->host = host;
@@ -162,7 +174,9 @@ done:
 
 void hv_optimizer_close(hv_optimizer *optimizer) {
   if (!optimizer) return;
-  hv_device_release(optimizer->device, optimizer->memory);
+  hv_arena_close(&optimizer->memory.moments);
+  hv_arena_close(&optimizer->memory.master);
+  hv_arena_close(&optimizer->memory.rest);
   hv_device_release_host(optimizer->device, optimizer->host);
   free(optimizer->groups);
   free(optimizer);
@@ -235,8 +249,4 @@ void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates) {
 hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group) {
   const group_slot *slot = &optimizer->groups[group];
   return (hv_optimizer_state){.moment1 = slot->moment1, .moment2 = slot->moment2, .remainder = slot->remainder};
-}
-
-size_t hv_optimizer_bytes(const hv_optimizer *optimizer) {
-  return optimizer->bytes;
 }

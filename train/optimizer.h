@@ -41,7 +41,4 @@ typedef struct hv_optimizer_state {
 } hv_optimizer_state;
 hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group);
 
-/* Device bytes that it holds. */
-size_t hv_optimizer_bytes(const hv_optimizer *optimizer);
-
 #endif

@@ -18,6 +18,7 @@
 #include "train/run_choices.h"
 #include "train/run_files.h"
 #include "train/run_watch.h"
+#include "train/trainer_options.h"
 
 typedef struct run {
   const hv_train_config *config;
@@ -44,31 +45,9 @@ static int64_t count_steps(const hv_train_config *config, int64_t frames) {
 }
 
 static hv_status open_trainer(run *self, hv_device *device) {
-  const hv_train_config *config = self->config;
-  const hv_optimizer_options *optimizer = &config->optimizer;
-  int64_t micro_batch = hv_train_config_micro_batch(config, self->comm->size);
-  hv_trainer_options options = {
-      .config = &self->model.config,
-      .dtype = hv_train_config_dtype(config),
-      .limits = {.samples = (int32_t)micro_batch,
-                 .branches = (int32_t)config->train.branches,
-                 .prompt = hv_run_data_longest_prompt(&self->data)},
-      .parts = (int32_t)(config->train.batch_size / self->comm->size / micro_batch),
-      .freeze = (const char *const *)config->train.freeze.items,
-      .freeze_count = (int)config->train.freeze.count,
-      .rate_patterns = (const char *const *)optimizer->groups.names,
-      .rate_factors = optimizer->groups.values,
-      .rate_count = optimizer->groups.count,
-      .weights = {.diffusion = config->train.diffusion_weight, .ce = config->train.ce_weight},
-      .optimizer = {.beta1 = optimizer->beta1,
-                    .beta2 = optimizer->beta2,
-                    .eps = optimizer->eps,
-                    .weight_decay = optimizer->weight_decay,
-                    .max_norm = optimizer->max_grad_norm},
-      .seed = (uint64_t)config->seed,
-      .comm = self->comm,
-      .sharding = (hv_sharding)config->parallel.sharding,
-  };
+  hv_trainer_options options = hv_trainer_options_make(self->config, &self->model.config, self->comm->size,
+                                                       hv_run_data_longest_prompt(&self->data));
+  options.comm = self->comm;
   return hv_trainer_open(device, &options, &self->trainer);
 }
 

@@ -28,14 +28,24 @@ static int64_t most_positions(const hv_config *config, const hv_sequence_limits 
   return training > predicting ? training : predicting;
 }
 
-/* The arena serves training steps and passes without gradients; `counts` are those of training. */
+/* The arena serves training steps and passes without gradients. */
 static hv_status open_arena(hv_trainer *trainer, const hv_trainer_options *options) {
+  hv_model_step step = {.config = options->config,
+                        .dtype = options->dtype,
+                        .limits = options->limits,
+                        .frozen = options->freeze,
+                        .frozen_count = options->freeze_count,
+                        .training = true};
+  hv_plan_counts counts;
   size_t training, measuring;
-  HV_TRY(hv_model_plan_step(options->config, options->dtype, &options->limits, options->freeze, options->freeze_count,
-                            true, &training, &trainer->counts));
-  HV_TRY(hv_model_plan_step(options->config, options->dtype, &options->limits, options->freeze, options->freeze_count,
-                            false, &measuring, NULL));
-  return hv_arena_open(trainer->device, training > measuring ? training : measuring, "activations", &trainer->arena);
+  HV_TRY(hv_model_plan_step(&step, &training, &counts));
+  trainer->matrix_flops = counts.matrix_flops;
+  step.recompute = options->recompute;
+  if (step.recompute.level != HV_RECOMPUTE_NONE) HV_TRY(hv_model_plan_step(&step, &training, NULL));
+  step.training = false;
+  HV_TRY(hv_model_plan_step(&step, &measuring, NULL));
+  return hv_arena_open(trainer->device, HV_MEMORY_ACTIVATIONS, training > measuring ? training : measuring,
+                       "activations", &trainer->arena);
 }
 
 hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, hv_trainer **out) {
@@ -58,12 +68,15 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   if (options->comm) HV_CHECK(hv_params_distribute(trainer->params, options->comm, options->sharding));
   HV_CHECK(hv_params_allocate(trainer->params));
   HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));
-  HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
+  if (!options->no_update) {
+    HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
+  }
   HV_CHECK(hv_model_prepare(trainer->model, most_positions(options->config, &options->limits),
                             (int64_t)options->limits.samples * options->config->num_cameras, trainer->stream));
   for (int i = 0; i < 2; i++) {
     HV_CHECK(hv_sequence_open(options->config, device, &options->limits, &trainer->sequences[i]));
   }
+  hv_model_set_recompute(trainer->model, options->recompute);
   HV_CHECK(open_arena(trainer, options));
   HV_CHECK(hv_device_allocate_host(device, (size_t)options->parts * sizeof *trainer->losses, "the losses", &host));
   trainer->losses = host;

@@ -37,8 +37,10 @@ typedef struct hv_trainer_options {
   const char *const *rate_patterns; /* hv_params_scale_rates */
   const double *rate_factors;
   size_t rate_count;
+  hv_recomputation recompute;
   hv_loss_weights weights;
   hv_optimizer_settings optimizer;
+  bool no_update; /* gradients are worked out, and there is no optimizer: for benchmarks */
   uint64_t seed;
   hv_comm *comm; /* the ranks that train together, outlives the trainer; NULL: this process alone */
   hv_sharding sharding;
@@ -50,13 +52,13 @@ typedef struct hv_trainer {
   hv_comm *comm;     /* not owned; NULL: one rank */
   hv_stream *stream;
   hv_model *model;
-  hv_params *params; /* the model's */
-  hv_optimizer *optimizer;
+  hv_params *params;       /* the model's */
+  hv_optimizer *optimizer; /* NULL with no_update, which hv_trainer_step does not allow */
   hv_sequence *sequences[2];
   int current; /* which of them is next on the device */
   bool built;  /* whether that one holds a batch */
   hv_arena arena;
-  hv_plan_counts counts; /* of one micro-batch, forward and backward, from the plan device */
+  double matrix_flops; /* of one micro-batch, forward and backward without recomputation, from the plan device */
   hv_sequence_limits limits;
   int32_t parts;
   hv_loss_weights weights;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "core/cpu/cpu.h"
 #include "core/cpu/parallel.h"
@@ -49,6 +50,13 @@ static hv_status allocate(hv_device *device, size_t bytes, const char *what, voi
 static void release(hv_device *device, void *memory) {
   (void)device;
   free(memory);
+}
+
+static hv_device_room room(hv_device *device) {
+  (void)device;
+  size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  return (hv_device_room){.available = (size_t)sysconf(_SC_AVPHYS_PAGES) * page,
+                          .all = (size_t)sysconf(_SC_PHYS_PAGES) * page};
 }
 
 static hv_status stream_open(hv_device *device, hv_stream **out) {
@@ -99,6 +107,7 @@ static const hv_device_methods methods = {
     .close = close_device,
     .allocate = allocate,
     .release = release,
+    .room = room,
     .allocate_host = allocate,
     .release_host = release,
     .stream_open = stream_open,

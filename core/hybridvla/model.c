@@ -23,7 +23,7 @@ struct hv_model_saved {
 
 struct hv_model {
   hv_model_parts parts;
-  hv_recompute recompute;
+  hv_recomputation recompute;
   struct hv_model_saved saved;
 };
 
@@ -83,7 +83,7 @@ hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_i
   return hv_model_parts_prepare(&model->parts, max_positions, max_images, stream);
 }
 
-void hv_model_set_recompute(hv_model *model, hv_recompute recompute) {
+void hv_model_set_recompute(hv_model *model, hv_recomputation recompute) {
   model->recompute = recompute;
 }
 
@@ -232,12 +232,14 @@ static int64_t layer_rows(const hv_sequence_counts *counts, bool last) {
   return last ? counts->branch_rows : counts->rows;
 }
 
-static hv_recompute layer_recompute(const hv_model_parts *parts, hv_recompute recompute, int32_t layer) {
-  return layer + 1 == parts->config.llm.num_hidden_layers ? HV_RECOMPUTE_NONE : recompute;
+static hv_recompute layer_recompute(const hv_model_parts *parts, hv_recomputation recompute, int32_t layer) {
+  bool last = layer + 1 == parts->config.llm.num_hidden_layers;
+  bool kept = last || (recompute.layers > 0 && layer >= recompute.layers);
+  return kept ? HV_RECOMPUTE_NONE : recompute.level;
 }
 
 static void run_decoder(hv_model_parts *parts, struct hv_model_saved *saved, const hv_sequence_counts *counts,
-                        const hv_sequence_tables *tables, bool training, hv_recompute recompute, hv_tensor x,
+                        const hv_sequence_tables *tables, bool training, hv_recomputation recompute, hv_tensor x,
                         hv_arena *arena, hv_stream *stream) {
   const hv_llm_config *llm = &parts->config.llm;
   saved->last = take(parts, arena, counts->branch_rows, llm->hidden_size);
@@ -507,9 +509,7 @@ void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_mo
   hv_arena_release(arena, mark);
 }
 
-hv_status hv_model_plan_step(const hv_config *config, hv_dtype dtype, const hv_sequence_limits *limits,
-                             const char *const *frozen, int frozen_count, bool training, size_t *arena_bytes,
-                             hv_plan_counts *counts) {
+hv_status hv_model_plan_step(const hv_model_step *step, size_t *arena_bytes, hv_plan_counts *counts) {
   hv_status status = HV_OK;
   hv_device *plan = NULL;
   hv_stream *stream = NULL;
@@ -517,12 +517,12 @@ hv_status hv_model_plan_step(const hv_config *config, hv_dtype dtype, const hv_s
   hv_sequence *sequence = NULL;
   HV_CHECK(hv_plan_device_open(&plan));
   HV_CHECK(hv_stream_open(plan, &stream));
-  HV_CHECK(hv_model_open(config, plan, dtype, &model));
-  HV_CHECK(hv_params_freeze(hv_model_params(model), frozen, frozen_count));
+  HV_CHECK(hv_model_open(step->config, plan, step->dtype, &model));
+  HV_CHECK(hv_params_freeze(hv_model_params(model), step->frozen, step->frozen_count));
   HV_CHECK(hv_params_allocate(hv_model_params(model)));
-  hv_dtype gradient_dtype = dtype == HV_F64 ? HV_F64 : HV_F32;
-  if (training) HV_CHECK(hv_params_allocate_gradients(hv_model_params(model), gradient_dtype));
-  HV_CHECK(hv_sequence_open(config, plan, limits, &sequence));
+  hv_dtype gradient_dtype = step->dtype == HV_F64 ? HV_F64 : HV_F32;
+  if (step->training) HV_CHECK(hv_params_allocate_gradients(hv_model_params(model), gradient_dtype));
+  HV_CHECK(hv_sequence_open(step->config, plan, &step->limits, &sequence));
   hv_sequence_build_largest(sequence);
   const hv_sequence_counts *largest = hv_sequence_get_counts(sequence);
   HV_CHECK(hv_model_prepare(model, largest->max_key_rows, largest->images, stream));
@@ -531,16 +531,14 @@ hv_status hv_model_plan_step(const hv_config *config, hv_dtype dtype, const hv_s
   hv_arena arena = hv_arena_for_plan(plan);
   hv_model_activations activations;
   hv_loss_weights weights = {.diffusion = 1, .ce = 1};
+  hv_model_set_recompute(model, step->recompute);
   hv_sequence_upload(sequence, stream);
-  hv_model_forward(model, sequence, &weights, training, &arena, stream, &activations);
-  if (training) hv_model_backward(model, sequence, &activations, &arena, stream);
+  hv_model_forward(model, sequence, &weights, step->training, &arena, stream, &activations);
+  if (step->training) hv_model_backward(model, sequence, &activations, &arena, stream);
   HV_CHECK(hv_stream_synchronize(stream));
   HV_CHECK(hv_params_order_status(hv_model_params(model)));
   *arena_bytes = arena.peak;
-  if (counts) {
-    hv_plan_device_counts(plan, counts);
-    counts->peak_bytes += arena.peak;
-  }
+  if (counts) hv_plan_device_counts(plan, counts);
 done:
   hv_sequence_close(sequence);
   hv_model_close(model);

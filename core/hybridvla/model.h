@@ -26,9 +26,9 @@ hv_dtype hv_model_dtype(const hv_model *model);
  * device. Called once after allocation, before the first pass; waits for the stream. */
 HV_NODISCARD hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_images, hv_stream *stream);
 
-/* How much of a decoder layer a training step works out twice instead of keeping it; HV_RECOMPUTE_NONE at the start.
- * The last layer, whose backward pass comes next, is always kept. */
-void hv_model_set_recompute(hv_model *model, hv_recompute recompute);
+/* How much of a decoder layer a training step works out twice instead of keeping it; nothing at the start. Results are
+ * the same to the bit. */
+void hv_model_set_recompute(hv_model *model, hv_recomputation recompute);
 
 typedef struct hv_loss_weights {
   double diffusion, ce; /* hybridvla.md §7: 1 and 1 */
@@ -55,11 +55,18 @@ void hv_model_forward(hv_model *model, const hv_sequence *sequence, const hv_los
 void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_model_activations *activations,
                        hv_arena *arena, hv_stream *stream);
 
-/* Arena bytes for one step (forward, with backward if `training`) of the largest batch within the limits, found by
- * running it on the plan device; `counts` (optional) receives its work, parameters included in the bytes. `frozen` are
- * the patterns given to hv_params_freeze. */
-HV_NODISCARD hv_status hv_model_plan_step(const hv_config *config, hv_dtype dtype, const hv_sequence_limits *limits,
-                                          const char *const *frozen, int frozen_count, bool training,
-                                          size_t *arena_bytes, hv_plan_counts *counts);
+/* A step to plan: of the largest batch within the limits. */
+typedef struct hv_model_step {
+  const hv_config *config;
+  hv_dtype dtype;
+  hv_sequence_limits limits;
+  const char *const *frozen; /* the patterns given to hv_params_freeze */
+  int frozen_count;
+  hv_recomputation recompute;
+  bool training; /* with a backward pass */
+} hv_model_step;
+
+/* Arena bytes for one step, found by running it on the plan device; `counts` (optional) receives its work. */
+HV_NODISCARD hv_status hv_model_plan_step(const hv_model_step *step, size_t *arena_bytes, hv_plan_counts *counts);
 
 #endif

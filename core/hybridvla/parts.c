@@ -185,7 +185,7 @@ hv_status hv_model_parts_prepare(hv_model_parts *parts, int64_t max_positions, i
   take_constants(parts, &measure);
   HV_TRY(hv_stream_synchronize(stream));
   hv_arena_close(&parts->constants);
-  HV_TRY(hv_arena_open(parts->device, measure.peak, "the model's constants", &parts->constants));
+  HV_TRY(hv_arena_open(parts->device, HV_MEMORY_WORKSPACE, measure.peak, "the model's constants", &parts->constants));
   take_constants(parts, &parts->constants);
   return upload_constants(parts, stream);
 }

@@ -167,13 +167,15 @@ static hv_status construct(hv_model *model, const hv_policy_options *options, si
   }
   hv_arena measure = hv_arena_for_plan(device);
   take_memory(policy, &measure);
-  HV_CHECK(hv_arena_open(device, measure.peak, "the key-value cache and tables of a policy", &policy->memory));
+  HV_CHECK(hv_arena_open(device, HV_MEMORY_ACTIVATIONS, measure.peak, "the key-value cache and tables of a policy",
+                         &policy->memory));
   take_memory(policy, &policy->memory);
   HV_CHECK(hv_arena_status(&policy->memory));
   if (policy->planning) {
     policy->scratch = hv_arena_for_plan(device);
   } else {
-    HV_CHECK(hv_arena_open(device, scratch_bytes, "the activations of a prediction", &policy->scratch));
+    HV_CHECK(hv_arena_open(device, HV_MEMORY_ACTIVATIONS, scratch_bytes, "the activations of a prediction",
+                           &policy->scratch));
   }
   HV_CHECK(hv_stream_open(device, &policy->stream));
   void *host;

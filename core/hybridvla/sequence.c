@@ -156,7 +156,7 @@ hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_
   void *memory;
   HV_CHECK(hv_device_allocate_host(device, sequence->bytes, "a batch on the host", &memory));
   sequence->host = memory;
-  HV_CHECK(hv_device_allocate(device, sequence->bytes, "a batch", &memory));
+  HV_CHECK(hv_device_allocate(device, HV_MEMORY_WORKSPACE, sequence->bytes, "a batch", &memory));
   sequence->memory = memory;
   memset(sequence->host, 0, sequence->bytes);
   place_tables(sequence);

@@ -66,6 +66,12 @@ typedef enum hv_recompute {
   HV_RECOMPUTE_BLOCK, /* the whole layer but its last product */
 } hv_recompute;
 
+/* Of a whole decoder. Its last layer, whose backward pass comes next, is always kept. */
+typedef struct hv_recomputation {
+  hv_recompute level;
+  int32_t layers; /* so many of the first ones; 0: all */
+} hv_recomputation;
+
 /* Takes everything; without `training`, what only the backward pass reads is absent. */
 void hv_decoder_take_saved(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
                            bool training, hv_decoder_saved *out);

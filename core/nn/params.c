@@ -169,9 +169,10 @@ static hv_status check_names(const hv_params *params) {
 }
 
 /* Memory of `elements`, all 0, so that the padding between parameters is never undefined. */
-static hv_status allocate_zeroed(hv_params *params, int64_t elements, hv_dtype dtype, const char *what, char **out) {
+static hv_status allocate_zeroed(hv_params *params, hv_memory_kind kind, int64_t elements, hv_dtype dtype,
+                                 const char *what, char **out) {
   void *memory;
-  HV_TRY(hv_device_allocate(params->device, (size_t)elements * hv_dtype_size(dtype), what, &memory));
+  HV_TRY(hv_device_allocate(params->device, kind, (size_t)elements * hv_dtype_size(dtype), what, &memory));
   *out = memory;
   hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
   return hv_stream_synchronize(params->stream);
@@ -196,14 +197,15 @@ hv_status hv_params_allocate(hv_params *params) {
     if (group->info.trainable) gradient_elements += hv_kept_count(params, group, hv_shards_gradients(params));
   }
   params->gradient_elements = gradient_elements;
-  HV_TRY(allocate_zeroed(params, elements, params->dtype, "parameters", &params->values));
+  HV_TRY(allocate_zeroed(params, HV_MEMORY_WEIGHTS, elements, params->dtype, "parameters", &params->values));
   return hv_shards_allocate_values(params);
 }
 
 hv_status hv_params_allocate_gradients(hv_params *params, hv_dtype dtype) {
   params->gradient_dtype = dtype;
   if (params->gradient_elements == 0) return HV_OK;
-  HV_TRY(allocate_zeroed(params, params->gradient_elements, dtype, "gradients", &params->gradients));
+  HV_TRY(
+      allocate_zeroed(params, HV_MEMORY_GRADIENTS, params->gradient_elements, dtype, "gradients", &params->gradients));
   return hv_shards_allocate_gradients(params);
 }
 

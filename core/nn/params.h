@@ -134,9 +134,6 @@ void hv_params_end_passes(hv_params *params, hv_stream *stream);
 void hv_params_publish_group(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_publish(hv_params *params, hv_stream *stream);
 
-/* Device bytes for groups that are whole for a while, because shares of them are kept; without the communicator's. */
-size_t hv_params_communication_bytes(const hv_params *params);
-
 /* The communicator, NULL on one rank. */
 hv_comm *hv_params_comm(const hv_params *params);
 hv_sharding hv_params_sharding(const hv_params *params); /* HV_SHARD_NOTHING on one rank */

@@ -37,7 +37,8 @@ static char *label(const char *what, const char *group) {
 
 static hv_status allocate_zeroed(hv_params *params, int64_t elements, hv_dtype dtype, const char *what, char **out) {
   void *memory;
-  HV_TRY(hv_device_allocate(params->device, (size_t)elements * hv_dtype_size(dtype), what, &memory));
+  HV_TRY(hv_device_allocate(params->device, HV_MEMORY_COMMUNICATION, (size_t)elements * hv_dtype_size(dtype), what,
+                            &memory));
   *out = memory;
   hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
   return HV_OK;
@@ -82,14 +83,6 @@ hv_status hv_shards_allocate_gradients(hv_params *params) {
     HV_TRY(allocate_zeroed(params, largest / params->comm->size, dtype, "shares of gradients", &slot->sum));
   }
   return hv_stream_synchronize(params->stream);
-}
-
-size_t hv_params_communication_bytes(const hv_params *params) {
-  int64_t values = hv_shards_values(params) ? largest_group(params, false) : 0;
-  int64_t gradients = hv_shards_gradients(params) && params->gradients ? largest_group(params, true) : 0;
-  int64_t sums = gradients ? gradients / params->comm->size : 0;
-  return (size_t)(HV_VALUE_SLOTS * values) * hv_dtype_size(params->dtype) +
-         (size_t)(HV_GRADIENT_SLOTS * (gradients + sums)) * hv_dtype_size(params->gradient_dtype);
 }
 
 void hv_shards_release(hv_params *params) {

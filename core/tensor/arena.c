@@ -2,10 +2,10 @@
 
 enum { ALIGNMENT = 256 };
 
-hv_status hv_arena_open(hv_device *device, size_t capacity, const char *what, hv_arena *out) {
+hv_status hv_arena_open(hv_device *device, hv_memory_kind kind, size_t capacity, const char *what, hv_arena *out) {
   *out = (hv_arena){.device = device, .capacity = capacity};
   void *base;
-  HV_TRY(hv_device_allocate(device, capacity ? capacity : ALIGNMENT, what, &base));
+  HV_TRY(hv_device_allocate(device, kind, capacity ? capacity : ALIGNMENT, what, &base));
   out->base = base;
   return HV_OK;
 }

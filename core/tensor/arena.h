@@ -17,8 +17,9 @@ typedef struct hv_arena {
   bool overflow;
 } hv_arena;
 
-/* `what` names the block in an out-of-memory message. */
-HV_NODISCARD hv_status hv_arena_open(hv_device *device, size_t capacity, const char *what, hv_arena *out);
+/* `kind` and `what` are those of hv_device_allocate. */
+HV_NODISCARD hv_status hv_arena_open(hv_device *device, hv_memory_kind kind, size_t capacity, const char *what,
+                                     hv_arena *out);
 
 /* An arena without memory and without end, for measuring `peak` on the plan device. Needs no closing. */
 hv_arena hv_arena_for_plan(hv_device *plan);

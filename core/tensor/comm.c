@@ -18,7 +18,7 @@ hv_status hv_comm_start(hv_comm *comm, const char *name, const hv_comm_methods *
   HV_CHECK(hv_stream_open(device, &comm->stream));
   HV_CHECK(hv_device_allocate_host(device, bytes, "the communicator's numbers", &memory));
   comm->host = memory;
-  HV_CHECK(hv_device_allocate(device, bytes, "the communicator's numbers", &memory));
+  HV_CHECK(hv_device_allocate(device, HV_MEMORY_COMMUNICATION, bytes, "the communicator's numbers", &memory));
   comm->on_device = memory;
 done:
   if (status) hv_comm_finish(comm);

@@ -10,7 +10,12 @@
 
 #include "core/base/status.h"
 #include "core/base/text.h"
+#include "core/tensor/memory.h"
 #include "core/tensor/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 struct hv_op_table;
 
@@ -19,12 +24,18 @@ typedef struct hv_stream hv_stream;
 typedef struct hv_event hv_event;
 typedef struct hv_recording hv_recording;
 
+/* Memory of a device in bytes; 0 where it is not known. */
+typedef struct hv_device_room {
+  size_t available, all;
+} hv_device_room;
+
 typedef struct hv_device_methods {
   void (*close)(hv_device *device);
 
   /* Device memory, aligned to 256 bytes; contents undefined. `what` names it in an out-of-memory message. */
   hv_status (*allocate)(hv_device *device, size_t bytes, const char *what, void **out);
   void (*release)(hv_device *device, void *memory);
+  hv_device_room (*room)(hv_device *device);
   /* Host memory from which copies run at full speed (page-locked where that matters). */
   hv_status (*allocate_host)(hv_device *device, size_t bytes, const char *what, void **out);
   void (*release_host)(hv_device *device, void *memory);
@@ -57,7 +68,8 @@ struct hv_device {
   const char *name; /* "cpu", "plan", "emu", "cuda" */
   const hv_device_methods *methods;
   const struct hv_op_table *ops;
-  bool host_memory; /* its memory is the host's: others may copy it, also while the device works */
+  bool host_memory;         /* its memory is the host's: others may copy it, also while the device works */
+  hv_memory_account memory; /* of what hv_device_allocate gave out; others may read `held` and `peak` */
 };
 
 /* Devices put their own state behind this head. */
@@ -65,14 +77,15 @@ struct hv_stream {
   hv_device *device;
 };
 
-static inline void hv_device_close(hv_device *device) {
-  if (device) device->methods->close(device);
-}
-HV_NODISCARD static inline hv_status hv_device_allocate(hv_device *device, size_t bytes, const char *what, void **out) {
-  return device->methods->allocate(device, bytes, what, out);
-}
-static inline void hv_device_release(hv_device *device, void *memory) {
-  if (memory) device->methods->release(device, memory);
+/* Asks for `bytes` of memory for `what`, entered under its kind. Without memory, HV_ERR_MEMORY with a table of what is
+ * held by kind, and by others. */
+HV_NODISCARD hv_status hv_device_allocate(hv_device *device, hv_memory_kind kind, size_t bytes, const char *what,
+                                          void **out);
+void hv_device_release(hv_device *device, void *memory); /* NULL is allowed */
+void hv_device_close(hv_device *device);                 /* NULL is allowed */
+
+static inline hv_device_room hv_device_get_room(hv_device *device) {
+  return device->methods->room(device);
 }
 HV_NODISCARD static inline hv_status hv_device_allocate_host(hv_device *device, size_t bytes, const char *what,
                                                              void **out) {
@@ -153,10 +166,6 @@ typedef struct hv_device_options {
   int index;   /* which card */
   int threads; /* of the CPU; 0: as many as there are processors */
 } hv_device_options;
-
-#ifdef __cplusplus
-extern "C" {
-#endif
 
 HV_NODISCARD hv_status hv_device_load(const char *name, const hv_device_options *options, hv_device **out);
 

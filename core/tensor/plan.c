@@ -7,17 +7,10 @@
 static const uintptr_t FIRST_ADDRESS = (uintptr_t)1 << 46;
 static const size_t ALIGNMENT = 256;
 
-typedef struct allocation {
-  uintptr_t address;
-  size_t bytes;
-  struct allocation *next;
-} allocation;
-
 typedef struct plan_device {
   hv_device head;
   hv_plan_counts counts;
   uintptr_t next_address;
-  allocation *live;
 } plan_device;
 
 typedef struct plan_stream {
@@ -26,38 +19,25 @@ typedef struct plan_stream {
 } plan_stream;
 
 static void plan_close(hv_device *device) {
-  plan_device *plan = (plan_device *)device;
-  while (plan->live) {
-    allocation *next = plan->live->next;
-    free(plan->live);
-    plan->live = next;
-  }
-  free(plan);
+  free(device);
 }
 
 static hv_status plan_allocate(hv_device *device, size_t bytes, const char *what, void **out) {
   plan_device *plan = (plan_device *)device;
-  allocation *entry = malloc(sizeof *entry);
-  if (!entry) return hv_error_memory(what);
-  *entry = (allocation){.address = plan->next_address, .bytes = bytes, .next = plan->live};
-  plan->live = entry;
+  (void)what;
+  *out = (void *)plan->next_address;
   plan->next_address += (bytes / ALIGNMENT + 1) * ALIGNMENT;
-  plan->counts.allocated_bytes += bytes;
-  if (plan->counts.allocated_bytes > plan->counts.peak_bytes) plan->counts.peak_bytes = plan->counts.allocated_bytes;
-  *out = (void *)entry->address;
   return HV_OK;
 }
 
 static void plan_release(hv_device *device, void *memory) {
-  plan_device *plan = (plan_device *)device;
-  for (allocation **link = &plan->live; *link; link = &(*link)->next) {
-    allocation *entry = *link;
-    if (entry->address != (uintptr_t)memory) continue;
-    *link = entry->next;
-    plan->counts.allocated_bytes -= entry->bytes;
-    free(entry);
-    return;
-  }
+  (void)device;
+  (void)memory;
+}
+
+static hv_device_room plan_room(hv_device *device) {
+  (void)device;
+  return (hv_device_room){0};
 }
 
 /* Host memory is real: callers fill it before they upload it. */
@@ -126,6 +106,7 @@ static const hv_device_methods methods = {
     .close = plan_close,
     .allocate = plan_allocate,
     .release = plan_release,
+    .room = plan_room,
     .allocate_host = plan_allocate_host,
     .release_host = plan_release_host,
     .stream_open = plan_stream_open,
@@ -175,9 +156,11 @@ hv_status hv_plan_device_open(hv_device **out) {
 
 void hv_plan_device_counts(const hv_device *plan, hv_plan_counts *out) {
   *out = ((const plan_device *)plan)->counts;
+  out->allocated_bytes = plan->memory.held.total;
+  out->peak_bytes = plan->memory.peak.total;
 }
 
 void hv_plan_device_reset(hv_device *plan) {
-  hv_plan_counts *counts = &((plan_device *)plan)->counts;
-  *counts = (hv_plan_counts){.allocated_bytes = counts->allocated_bytes, .peak_bytes = counts->allocated_bytes};
+  ((plan_device *)plan)->counts = (hv_plan_counts){0};
+  hv_memory_reset_peak(&plan->memory);
 }

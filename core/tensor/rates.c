@@ -16,7 +16,7 @@ typedef struct product {
 static hv_status product_open(hv_device *device, hv_dtype dtype, int64_t rows, int64_t in, int64_t out, product *p) {
   size_t bytes = (size_t)(rows * in + in * out + rows * out) * hv_dtype_size(dtype) + 3 * 256;
   HV_TRY(hv_stream_open(device, &p->stream));
-  HV_TRY(hv_arena_open(device, bytes, "the operands of a measured product", &p->arena));
+  HV_TRY(hv_arena_open(device, HV_MEMORY_WORKSPACE, bytes, "the operands of a measured product", &p->arena));
   p->args = (hv_linear_args){.x = hv_arena_take(&p->arena, dtype, rows, in),
                              .weight = hv_arena_take(&p->arena, dtype, out, in),
                              .y = hv_arena_take(&p->arena, dtype, rows, out)};

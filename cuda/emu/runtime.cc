@@ -62,6 +62,7 @@ struct hv_runtime {
   allocation *allocations;
   hv_queue *queues;
   uint64_t queues_made, seed, launches;
+  size_t allocated; /* bytes asked for and not released */
 };
 
 hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
@@ -75,8 +76,9 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   }
   const char *seed = getenv("HVLA_EMU_SEED");
   runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
-  size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-  runtime->card = hv_card{"emulated card", 8, 9, 1, memory};
+  const char *memory = getenv("HVLA_EMU_MEMORY");
+  size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+  runtime->card = hv_card{"emulated card", 8, 9, 1, memory ? strtoull(memory, nullptr, 10) : machine};
   *out = runtime;
   return HV_OK;
 }
@@ -104,6 +106,11 @@ static size_t guard_bytes_after(const allocation *a) {
 
 hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
   *out = nullptr;
+  hv_device_room room = hv_runtime_room(runtime);
+  if (bytes > room.available) {
+    return hv_error(HV_ERR_MEMORY, "out of memory on the emulated card: %s needs %zu bytes, %zu of %zu are free", what,
+                    bytes, room.available, room.all);
+  }
   size_t padded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, total = padded + 2 * GUARD;
   allocation *a = (allocation *)calloc(1, sizeof *a);
   void *memory = total > bytes ? aligned_alloc(ALIGNMENT, total) : nullptr;
@@ -116,6 +123,7 @@ hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *wha
   *a = allocation{runtime->allocations, (unsigned char *)memory + GUARD, bytes, total, ""};
   snprintf(a->what, sizeof a->what, "%s", what);
   runtime->allocations = a;
+  runtime->allocated += bytes;
   ASAN_POISON_MEMORY_REGION(guard_before(a), GUARD);
   ASAN_POISON_MEMORY_REGION(a->memory + bytes, guard_bytes_after(a));
   *out = a->memory;
@@ -144,6 +152,11 @@ static hv_status check_guards(allocation *a) {
                   offset, a->what, a->bytes);
 }
 
+hv_device_room hv_runtime_room(const hv_runtime *runtime) {
+  size_t all = runtime->card.memory_bytes;
+  return {all > runtime->allocated ? all - runtime->allocated : 0, all};
+}
+
 void hv_runtime_release(hv_runtime *runtime, void *memory) {
   if (!memory) return;
   drain(runtime);
@@ -157,6 +170,7 @@ void hv_runtime_release(hv_runtime *runtime, void *memory) {
       hv_status_free(status);
     }
     *link = a->next;
+    runtime->allocated -= a->bytes;
     ASAN_UNPOISON_MEMORY_REGION(guard_before(a), a->total);
     free(guard_before(a));
     free(a);

@@ -77,7 +77,7 @@ typedef struct buffers {
 static hv_status open_buffers(ranks *r, hv_dtype dtype, int64_t count, buffers *out) {
   void *memory;
   size_t bytes = (size_t)count * hv_dtype_size(dtype);
-  HV_TRY(hv_device_allocate(r->device, bytes, "test data", &memory));
+  HV_TRY(hv_device_allocate(r->device, HV_MEMORY_WORKSPACE, bytes, "test data", &memory));
   out->whole = hv_tensor_make(memory, dtype, 1, count);
   return HV_OK;
 }

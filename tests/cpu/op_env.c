@@ -93,8 +93,8 @@ static hv_tensor make_tensor(op_env *env, int side, hv_dtype dtype, int64_t rows
   t.row_stride = cols + gap;
   int index = remember(env);
   env->allocation[index].device = env->device[side];
-  assert_ok(
-      hv_device_allocate(env->device[side], stored_bytes(&t) + 1, "an operand", &env->allocation[index].device_memory));
+  assert_ok(hv_device_allocate(env->device[side], HV_MEMORY_WORKSPACE, stored_bytes(&t) + 1, "an operand",
+                               &env->allocation[index].device_memory));
   t.data = env->allocation[index].device_memory;
   return t;
 }

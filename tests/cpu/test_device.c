@@ -131,8 +131,10 @@ static void impossible_memory_is_refused(void **state) {
   (void)state;
   hv_device *device = open_cpu(1);
   void *memory;
-  assert_error(hv_device_allocate(device, SIZE_MAX / 4, "the weights", &memory), "out of memory", "the weights");
-  assert_error(hv_device_allocate(device, SIZE_MAX, "the weights", &memory), "out of memory", "the weights");
+  assert_error(hv_device_allocate(device, HV_MEMORY_WORKSPACE, SIZE_MAX / 4, "the weights", &memory), "out of memory",
+               "the weights", "held by this process", "total");
+  assert_error(hv_device_allocate(device, HV_MEMORY_WORKSPACE, SIZE_MAX, "the weights", &memory), "out of memory",
+               "the weights");
   hv_device_close(device);
   assert_error(hv_cpu_device_open(&(hv_device_options){.threads = -1}, &device), "-1 threads");
 }

@@ -54,7 +54,7 @@ static inline void bench_close(bench *b) {
 template <typename T> static inline T *bench_memory(bench *b, size_t count) {
   assert_true(b->memory_count < 16);
   void *memory;
-  assert_ok(hv_device_allocate(b->device, count * sizeof(T), "memory of a test", &memory));
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_WORKSPACE, count * sizeof(T), "memory of a test", &memory));
   b->memory[b->memory_count++] = memory;
   return (T *)memory;
 }

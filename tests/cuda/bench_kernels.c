@@ -22,7 +22,7 @@ typedef struct bench {
 static void *allocate(bench *b, size_t bytes) {
   assert_true(b->allocations < 64);
   void **memory = &b->memory[b->allocations++];
-  assert_ok(hv_device_allocate(b->device, bytes, "a benchmark's operand", memory));
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_WORKSPACE, bytes, "a benchmark's operand", memory));
   return *memory;
 }
 

@@ -13,7 +13,8 @@ typedef struct fixture {
 } fixture;
 
 static hv_tensor matrix(fixture *f, int64_t rows, int64_t cols, const float *values) {
-  assert_ok(hv_device_allocate(f->device, (size_t)(rows * cols) * sizeof(float), "a matrix", &f->memory[f->count]));
+  assert_ok(hv_device_allocate(f->device, HV_MEMORY_WORKSPACE, (size_t)(rows * cols) * sizeof(float), "a matrix",
+                               &f->memory[f->count]));
   hv_tensor t = hv_tensor_make(f->memory[f->count++], HV_F32, rows, cols);
   if (values) hv_upload(f->stream, t.data, values, (size_t)(rows * cols) * sizeof(float));
   assert_ok(hv_stream_synchronize(f->stream));

@@ -214,7 +214,13 @@ tiny_run tiny_run_open(const hv_config *config, hv_dtype dtype, int32_t max_samp
   tiny_run run = {0};
   hv_sequence_limits limits = {.samples = max_samples, .branches = branches, .prompt = PROMPT};
   size_t arena_bytes = 0;
-  succeed(hv_model_plan_step(config, dtype, &limits, frozen, frozen_count, true, &arena_bytes, NULL));
+  hv_model_step step = {.config = config,
+                        .dtype = dtype,
+                        .limits = limits,
+                        .frozen = frozen,
+                        .frozen_count = frozen_count,
+                        .training = true};
+  succeed(hv_model_plan_step(&step, &arena_bytes, NULL));
   succeed(hv_cpu_device_open(NULL, &run.device));
   succeed(hv_stream_open(run.device, &run.stream));
   succeed(hv_model_open(config, run.device, dtype, &run.model));
@@ -226,7 +232,7 @@ tiny_run tiny_run_open(const hv_config *config, hv_dtype dtype, int32_t max_samp
   succeed(hv_sequence_open(config, run.device, &limits, &run.sequence));
   const hv_sequence_counts *largest = hv_sequence_get_counts(run.sequence);
   succeed(hv_model_prepare(run.model, largest->max_key_rows, largest->images, run.stream));
-  succeed(hv_arena_open(run.device, arena_bytes, "the step", &run.arena));
+  succeed(hv_arena_open(run.device, HV_MEMORY_ACTIVATIONS, arena_bytes, "the step", &run.arena));
   return run;
 }
 

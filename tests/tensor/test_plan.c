@@ -27,7 +27,8 @@ static int close_plan(void **state) {
 
 static hv_tensor take(bench *b, hv_dtype dtype, int64_t rows, int64_t cols) {
   void *memory;
-  assert_ok(hv_device_allocate(b->device, (size_t)(rows * cols) * hv_dtype_size(dtype), "a tensor", &memory));
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_WORKSPACE, (size_t)(rows * cols) * hv_dtype_size(dtype), "a tensor",
+                               &memory));
   return hv_tensor_make(memory, dtype, rows, cols);
 }
 
@@ -69,8 +70,8 @@ static void memory_is_counted(void **state) {
   bench *b = *state;
   void *first, *second;
   hv_plan_counts counts;
-  assert_ok(hv_device_allocate(b->device, 1000, "one", &first));
-  assert_ok(hv_device_allocate(b->device, (size_t)1 << 40, "a terabyte", &second));
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_WORKSPACE, 1000, "one", &first));
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_WORKSPACE, (size_t)1 << 40, "a terabyte", &second));
   assert_true((char *)second >= (char *)first + 1000);
   hv_device_release(b->device, second);
   hv_plan_device_counts(b->device, &counts);
@@ -82,6 +83,30 @@ static void memory_is_counted(void **state) {
   hv_device_release(b->device, first);
   hv_plan_device_counts(b->device, &counts);
   assert_int_equal(counts.allocated_bytes, 0);
+}
+
+/* Two kinds, the table of the moment when most was held, and an allocation that fails. */
+static void memory_is_accounted_by_kind(void **state) {
+  bench *b = *state;
+  void *weights, *arena;
+  hv_text table = {0};
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_WEIGHTS, 3000000, "weights", &weights));
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_ACTIVATIONS, 5000000, "an arena", &arena));
+  hv_device_release(b->device, arena);
+  assert_ok(hv_device_allocate(b->device, HV_MEMORY_ACTIVATIONS, 1000000, "an arena", &arena));
+  const hv_memory_account *memory = &b->device->memory;
+  assert_int_equal(memory->held.bytes[HV_MEMORY_ACTIVATIONS], 1000000);
+  assert_int_equal(memory->held.total, 4000000);
+  assert_int_equal(memory->peak.bytes[HV_MEMORY_ACTIVATIONS], 5000000);
+  assert_int_equal(memory->peak.total, 8000000);
+  hv_memory_table(&memory->peak, "  ", &table);
+  assert_string_equal(table.data, "  weights            0.003 GB\n"
+                                  "  activations        0.005 GB\n"
+                                  "  total              0.008 GB\n");
+  hv_text_free(&table);
+  hv_device_release(b->device, arena);
+  hv_device_release(b->device, weights);
+  assert_int_equal(memory->held.total, 0);
 }
 
 static void results_read_as_zeros(void **state) {
@@ -174,7 +199,7 @@ static void an_arena_measures_and_then_serves(void **state) {
   assert_int_equal(plan.peak, 256 + 1536);
   assert_ok(hv_arena_status(&plan));
   hv_arena arena;
-  assert_ok(hv_arena_open(b->device, plan.peak, "activations", &arena));
+  assert_ok(hv_arena_open(b->device, HV_MEMORY_ACTIVATIONS, plan.peak, "activations", &arena));
   first = hv_arena_take(&arena, HV_F32, 3, 5);
   second = hv_arena_take(&arena, HV_BF16, 100, 7);
   assert_ok(hv_arena_status(&arena));
@@ -201,6 +226,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(work_is_counted),
       TEST(memory_is_counted),
+      TEST(memory_is_accounted_by_kind),
       TEST(results_read_as_zeros),
       TEST(the_first_wrong_operand_is_told),
       TEST(checks_refuse),

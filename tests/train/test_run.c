@@ -88,6 +88,19 @@ static void assert_same_state(const char *folder, const char *a, const char *b, 
   assert_true(same_bytes(in_run(folder, a, "model/model.safetensors"), in_run(folder, b, "model/model.safetensors")));
 }
 
+/* What is worked out again has the same bytes as what would have been kept. */
+static void recomputes_to_the_same_bytes(void **state) {
+  static const char *const levels[] = {"none", "cheap", "block"};
+  for (int l = 0; l < 3; l++) {
+    char rest[256];
+    snprintf(rest, sizeof rest,
+             "--set train.recompute=%s --set train.steps=2 --set dtype=bf16 --set model.llm.num_hidden_layers=3",
+             levels[l]);
+    expect_train(0, run_of(*state, levels[l], rest), NULL);
+    if (l > 0) assert_same_state(*state, levels[0], levels[l], 2);
+  }
+}
+
 /* Three steps, a second process with three more, beside six in one go; also with other threads, parts and read-ahead.
  */
 static void resumes_to_the_same_bytes(void **state) {
@@ -281,6 +294,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(leaves_a_run_directory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(trains_each_objective, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(recomputes_to_the_same_bytes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(cuts_metrics_back_to_the_resumed_step, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_damaged_checkpoints, make_folder, remove_folder),

@@ -1,0 +1,59 @@
+/* What a device's memory is used for: an account of every allocation by kind, kept in the head of each device
+ * (device.h). A forecast on the plan device and a run on a real one keep the same account, so that they can be
+ * compared. Not thread-safe.
+ */
+#ifndef HV_TENSOR_MEMORY_H
+#define HV_TENSOR_MEMORY_H
+
+#include <stddef.h>
+
+#include "core/base/text.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum hv_memory_kind {
+  HV_MEMORY_WEIGHTS,       /* parameters, or this rank's part of them */
+  HV_MEMORY_MASTER,        /* what restores fp32 values from 16-bit parameters */
+  HV_MEMORY_MOMENTS,       /* of the optimizer */
+  HV_MEMORY_GRADIENTS,     /* or this rank's part of them */
+  HV_MEMORY_ACTIVATIONS,   /* the arena of a step or a prediction, and a policy's key-value cache */
+  HV_MEMORY_WORKSPACE,     /* batches, constants, scratch of operations */
+  HV_MEMORY_COMMUNICATION, /* groups that are whole for a while, what is on its way between ranks */
+  HV_MEMORY_KINDS,
+} hv_memory_kind;
+
+/* "weights", … as interchange.md §4 calls them. */
+const char *hv_memory_kind_name(hv_memory_kind kind);
+
+typedef struct hv_memory_use {
+  size_t bytes[HV_MEMORY_KINDS], total;
+} hv_memory_use;
+
+/* All zero while empty. Fields are memory.c's but for `held` and `peak`. */
+typedef struct hv_memory_account {
+  hv_memory_use held;             /* now */
+  hv_memory_use peak;             /* when the total was highest */
+  struct hv_memory_block *blocks; /* one for each live allocation */
+} hv_memory_account;
+
+/* Enters an allocation. HV_ERR_MEMORY: nothing is entered. */
+HV_NODISCARD hv_status hv_memory_enter(hv_memory_account *account, hv_memory_kind kind, const void *memory,
+                                       size_t bytes);
+/* Strikes it out. Memory that was never entered is ignored. */
+void hv_memory_strike(hv_memory_account *account, const void *memory);
+
+/* The peak becomes what is held. */
+void hv_memory_reset_peak(hv_memory_account *account);
+
+void hv_memory_close(hv_memory_account *account); /* leaves it empty */
+
+/* A table for a person, one line a kind that is not 0 and one for the total, each after `indent`. */
+void hv_memory_table(const hv_memory_use *use, const char *indent, hv_text *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
