@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/cpu/cpu.h"
+#include "core/cpu/instructions.h"
 #include "core/cpu/parallel.h"
 #include "core/tensor/ops.h"
 
@@ -182,26 +183,24 @@ KEY_OPERANDS(DECLARE)
 KEY_OPERANDS(RUN_F32)
 static const hv_op_table baseline = {HV_OPS(ENTRY_F32)};
 
-#ifdef HV_CPU_HAS_AVX512
+#ifdef HV_CPU_X86_VARIANTS
 #define RUN_AVX512(name, key) RUN(name, key, f32_avx512)
 #define ENTRY_AVX512(name) .name = run_##name##_f32_avx512,
 KEY_OPERANDS(RUN_AVX512)
 static const hv_op_table avx512 = {HV_OPS(ENTRY_AVX512)};
+
+#define RUN_AMX(name, key) RUN(name, key, f32_amx)
+#define ENTRY_AMX(name) .name = run_##name##_f32_amx,
+KEY_OPERANDS(RUN_AMX)
+static const hv_op_table amx = {HV_OPS(ENTRY_AMX)};
+
+static const hv_op_table *const operations[] = {
+    [HV_CPU_BASELINE] = &baseline, [HV_CPU_AVX512] = &avx512, [HV_CPU_AMX] = &amx};
+#else
+static const hv_op_table *const operations[] = {[HV_CPU_BASELINE] = &baseline};
 #endif
 
-/* The widest kernels that this processor runs. */
-static const hv_op_table *best_operations(void) {
-#ifdef HV_CPU_HAS_AVX512
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return &avx512;
-  }
-#endif
-  return &baseline;
-}
-
-static hv_status open_device(const hv_device_options *options, const hv_op_table *operations, hv_device **out) {
+static hv_status open_device(const hv_device_options *options, hv_cpu_instructions instructions, hv_device **out) {
   *out = NULL;
   if (openblas_get_parallel() != OPENBLAS_PARALLEL_OPENMP) {
     return hv_error(HV_ERR_DEVICE, "the OpenBLAS linked into this program is not its OpenMP build, whose threads would "
@@ -215,7 +214,7 @@ static hv_status open_device(const hv_device_options *options, const hv_op_table
   if (threads == 0) threads = omp_get_max_threads();
   cpu_device *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return hv_error_memory("the CPU device");
-  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations, .host_memory = true};
+  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations[instructions], .host_memory = true};
   hv_status status = hv_cpu_pool_open(threads, &cpu->pool);
   if (status) {
     free(cpu);
@@ -226,9 +225,16 @@ static hv_status open_device(const hv_device_options *options, const hv_op_table
 }
 
 hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) {
-  return open_device(options, best_operations(), out);
+  *out = NULL;
+  hv_cpu_instructions instructions;
+  HV_TRY(hv_cpu_instructions_limit(hv_cpu_instructions_detect(), &instructions));
+  return open_device(options, instructions, out);
 }
 
-hv_status hv_cpu_device_open_baseline(const hv_device_options *options, hv_device **out) {
-  return open_device(options, &baseline, out);
+hv_status hv_cpu_device_open_with(const hv_device_options *options, hv_cpu_instructions instructions, hv_device **out) {
+  *out = NULL;
+  if (instructions > hv_cpu_instructions_detect()) {
+    return hv_error(HV_ERR_DEVICE, "this processor, or its operating system, lacks instructions that were asked for");
+  }
+  return open_device(options, instructions, out);
 }

@@ -6,6 +6,7 @@
 #define HV_CPU_KERNEL_H
 
 #include "core/cpu/parallel.h"
+#include "core/cpu/tile_product.h"
 #include "core/tensor/ops.h"
 
 #ifdef HV_CPU_DOUBLE
@@ -78,14 +79,17 @@ static inline const int32_t *int_list(const hv_tensor *t) {
 }
 
 /* c = alpha a b + beta c in real memory of row stride ldc, where a is m by k (or k by m and transposed) and b likewise;
- * the views carry the sizes. `scratch` holds product_scratch(m, n) elements and is touched only where a or b is
- * not stored as `real`. */
+ * the views carry the sizes. `scratch` holds product_scratch(m, n) elements. */
 void HV_KERNEL(product)(real alpha, hv_tensor a, bool transpose_a, hv_tensor b, bool transpose_b, real beta, real *c,
                         int64_t ldc, real *scratch);
 #define multiply HV_KERNEL(product)
 enum { HV_PRODUCT_DEPTH = 512 };
 static inline int64_t product_scratch(int64_t m, int64_t n) {
+#ifdef HV_CPU_HAS_TILES
+  return max_i64((m + n) * HV_PRODUCT_DEPTH, (int64_t)(hv_tile_product_scratch(m, n) / sizeof(real)));
+#else
   return (m + n) * HV_PRODUCT_DEPTH;
+#endif
 }
 
 /* y = activation(x), and d = d ∘ activation'(pre); results may lie on operands. */

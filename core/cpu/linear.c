@@ -2,7 +2,13 @@
  * activation, residual) while it lies in the cache. */
 #include "core/cpu/kernel.h"
 
-enum { TILE = 512, SMALLEST_TILE = 256, TILE_UNIT = 16, ENOUGH_TILES = 24 };
+/* The matrix unit works so fast that splitting a weight for fewer rows would cost as much as the products. */
+#ifdef HV_CPU_HAS_TILES
+enum { TILE = 512, FEWEST_ROWS = TILE, FEWEST_COLS = 256, TILE_UNIT = 32 };
+#else
+enum { TILE = 512, FEWEST_ROWS = 256, FEWEST_COLS = 256, TILE_UNIT = 16 };
+#endif
+enum { ENOUGH_TILES = 24 };
 
 /* A result matrix cut into tiles of nearly equal size. */
 typedef struct tiling {
@@ -24,11 +30,13 @@ static tiling make_tiling(int64_t rows, int64_t cols) {
   for (int64_t row_limit = TILE, col_limit = TILE;;) {
     cut(rows, row_limit, &t.tile_rows, &t.row_tiles);
     cut(cols, col_limit, &t.tile_cols, &t.col_tiles);
-    if (t.row_tiles * t.col_tiles >= ENOUGH_TILES || row_limit + col_limit == 2 * SMALLEST_TILE) return t;
-    if (col_limit == row_limit) {
-      col_limit = SMALLEST_TILE;
+    if (t.row_tiles * t.col_tiles >= ENOUGH_TILES) return t;
+    if (col_limit > FEWEST_COLS) {
+      col_limit = FEWEST_COLS;
+    } else if (row_limit > FEWEST_ROWS) {
+      row_limit = FEWEST_ROWS;
     } else {
-      row_limit = SMALLEST_TILE;
+      return t;
     }
   }
 }

@@ -31,6 +31,12 @@ static void pack(const hv_tensor *t, bool depth_is_rows, int64_t first, int64_t 
 void HV_KERNEL(product)(real alpha, hv_tensor a, bool transpose_a, hv_tensor b, bool transpose_b, real beta, real *c,
                         int64_t ldc, real *scratch) {
   int64_t m = transpose_a ? a.cols : a.rows, k = transpose_a ? a.rows : a.cols, n = transpose_b ? b.rows : b.cols;
+#ifdef HV_CPU_HAS_TILES
+  if (hv_tile_product_suits(&a, &b, m, n, k)) {
+    hv_tile_product(alpha, a, transpose_a, b, transpose_b, beta, c, ldc, scratch);
+    return;
+  }
+#endif
   if (a.dtype == HV_REAL_DTYPE && b.dtype == HV_REAL_DTYPE) {
     gemm(alpha, a.data, a.row_stride, transpose_a, b.data, b.row_stride, transpose_b, m, n, k, beta, c, ldc);
     return;

@@ -110,6 +110,21 @@ static void same_bytes_with_any_number_of_threads(void **state) {
   }
 }
 
+/* The environment lowers what the processor has, and is told when it names nothing. */
+static void environment_limits_instructions(void **state) {
+  (void)state;
+  hv_device *device, *baseline;
+  assert_int_equal(setenv("HVLA_CPU_INSTRUCTIONS", "baseline", 1), 0);
+  assert_ok(hv_cpu_device_open(NULL, &device));
+  assert_ok(hv_cpu_device_open_with(NULL, HV_CPU_BASELINE, &baseline));
+  assert_ptr_equal(device->ops, baseline->ops);
+  hv_device_close(device);
+  hv_device_close(baseline);
+  assert_int_equal(setenv("HVLA_CPU_INSTRUCTIONS", "mmx", 1), 0);
+  assert_error(hv_cpu_device_open(NULL, &device), "HVLA_CPU_INSTRUCTIONS", "mmx", "avx512");
+  assert_int_equal(unsetenv("HVLA_CPU_INSTRUCTIONS"), 0);
+}
+
 static void wrong_operands_surface(void **state) {
   (void)state;
   hv_device *device = open_cpu(1);
@@ -143,6 +158,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(allocates_nothing),
       cmocka_unit_test(same_bytes_with_any_number_of_threads),
+      cmocka_unit_test(environment_limits_instructions),
       cmocka_unit_test(wrong_operands_surface),
       cmocka_unit_test(impossible_memory_is_refused),
   };

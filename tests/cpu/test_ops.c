@@ -1,5 +1,5 @@
-/* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 12 300. The device cpu-baseline is
- * the CPU without the kernels for wider vectors. */
+/* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 12 300. The devices cpu-avx512 and
+ * cpu-baseline are the CPU without its matrix unit, and without wider vectors besides. */
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
@@ -10,15 +10,16 @@ static struct {
   int64_t max_size;
 } settings = {"cpu", 12, 300};
 
+static hv_status try_device(const char *name, hv_device **out) {
+  if (strcmp(name, "cpu") == 0) return hv_cpu_device_open(NULL, out);
+  if (strcmp(name, "cpu-avx512") == 0) return hv_cpu_device_open_with(NULL, HV_CPU_AVX512, out);
+  if (strcmp(name, "cpu-baseline") == 0) return hv_cpu_device_open_with(NULL, HV_CPU_BASELINE, out);
+  return hv_device_load(name, &(hv_device_options){.index = 0}, out);
+}
+
 static hv_device *open_device(const char *name) {
   hv_device *device;
-  if (strcmp(name, "cpu") == 0) {
-    assert_ok(hv_cpu_device_open(NULL, &device));
-  } else if (strcmp(name, "cpu-baseline") == 0) {
-    assert_ok(hv_cpu_device_open_baseline(NULL, &device));
-  } else {
-    assert_ok(hv_device_load(name, &(hv_device_options){.index = 0}, &device));
-  }
+  assert_ok(try_device(name, &device));
   return device;
 }
 
@@ -51,22 +52,24 @@ static void fp64(void **state) {
 
 enum { SKIPPED = 77 /* CTest's sign */ };
 
-static bool lacks_card(void) {
+/* A card, or instructions of the processor, that the device needs and this machine lacks. */
+static bool lacks_hardware(void) {
   hv_device *device;
-  if (strcmp(settings.device, "cuda") != 0) return false;
-  hv_status status = hv_device_load("cuda", &(hv_device_options){.index = 0}, &device);
+  bool card = strcmp(settings.device, "cuda") == 0;
+  if (!card && strcmp(settings.device, "cpu-avx512") != 0) return false;
+  hv_status status = try_device(settings.device, &device);
   if (!status) {
     hv_device_close(device);
     return false;
   }
-  printf("skipped: no GPU (%s)\n", hv_status_message(status));
+  printf("skipped: no %s (%s)\n", card ? "GPU" : "AVX-512", hv_status_message(status));
   hv_status_free(status);
   return true;
 }
 
 int main(int argc, char **argv) {
   if (argc > 1) settings.device = argv[1];
-  if (lacks_card()) return SKIPPED;
+  if (lacks_hardware()) return SKIPPED;
   if (argc > 2) settings.repeats = (int)strtol(argv[2], NULL, 10);
   if (argc > 3) settings.max_size = strtol(argv[3], NULL, 10);
   const struct CMUnitTest tests[] = {
