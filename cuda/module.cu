@@ -157,6 +157,10 @@ static void event_wait(hv_stream *stream, hv_event *event) {
   hv_stream_fail(stream, hv_mark_wait(hv_stream_queue(stream), (hv_mark *)event));
 }
 
+static hv_status event_synchronize(hv_event *event) {
+  return hv_mark_synchronize((hv_mark *)event);
+}
+
 static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
   hv_runtime_use(hv_stream_runtime(stream));
   hv_stream_fail(stream, hv_queue_copy(hv_stream_queue(stream), to, from, bytes));
@@ -210,6 +214,7 @@ static const hv_device_methods methods = {
     .event_close = event_close,
     .event_record = event_record,
     .event_wait = event_wait,
+    .event_synchronize = event_synchronize,
     .upload = copy,
     .download = copy,
     .record_begin = record_begin,

@@ -200,3 +200,7 @@ hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
 hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
   return check(cudaStreamWaitEvent((cudaStream_t)queue, (cudaEvent_t)mark, 0), "waiting for an event");
 }
+
+hv_status hv_mark_synchronize(hv_mark *mark) {
+  return check(cudaEventSynchronize((cudaEvent_t)mark), "waiting for an event");
+}

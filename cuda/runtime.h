@@ -61,6 +61,7 @@ HV_NODISCARD hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out);
 void hv_mark_close(hv_mark *mark);
 HV_NODISCARD hv_status hv_mark_record(hv_queue *queue, hv_mark *mark);
 HV_NODISCARD hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark); /* a mark never recorded is no obstacle */
+HV_NODISCARD hv_status hv_mark_synchronize(hv_mark *mark);           /* the caller waits; likewise */
 
 /* A stream of this device: the operations' view of a queue. */
 typedef struct hv_cuda_stream {

@@ -144,8 +144,6 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   for (int32_t part = 0; part < trainer->parts; part++) {
     hv_sequence *sequence = trainer->sequences[trainer->current];
     hv_model_activations activations;
-    /* The device must have passed the other sequence before the next batch is built into it below. */
-    if (part > 0) HV_TRY(hv_stream_synchronize(stream));
     hv_arena_release(&trainer->arena, 0);
     hv_sequence_upload(sequence, stream);
     hv_params_begin_pass(trainer->params, part + 1 == trainer->parts, stream);

@@ -99,6 +99,11 @@ static void event_record(hv_stream *stream, hv_event *event) {
   (void)event;
 }
 
+static hv_status event_synchronize(hv_event *event) {
+  (void)event;
+  return HV_OK;
+}
+
 static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
   (void)stream;
   memcpy(to, from, bytes);
@@ -118,6 +123,7 @@ static const hv_device_methods methods = {
     .event_close = event_close,
     .event_record = event_record,
     .event_wait = event_record,
+    .event_synchronize = event_synchronize,
     .upload = copy,
     .download = copy,
 };

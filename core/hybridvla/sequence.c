@@ -31,6 +31,7 @@ struct hv_sequence {
   hv_sequence_counts counts;
   hv_sequence_tables tables;
   char *host, *memory;
+  hv_event *uploaded; /* the device has read the host's half */
   size_t bytes;
   int32_t *id_count; /* [vocabulary + 1]: scratch of the sort by token id */
   bool draws_noise, draws_timesteps;
@@ -158,6 +159,7 @@ hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_
   sequence->host = memory;
   HV_CHECK(hv_device_allocate(device, HV_MEMORY_WORKSPACE, sequence->bytes, "a batch", &memory));
   sequence->memory = memory;
+  HV_CHECK(hv_event_open(device, &sequence->uploaded));
   memset(sequence->host, 0, sequence->bytes);
   place_tables(sequence);
   *out = sequence;
@@ -169,6 +171,7 @@ done:
 
 void hv_sequence_close(hv_sequence *sequence) {
   if (!sequence) return;
+  hv_event_close(sequence->device, sequence->uploaded);
   hv_device_release_host(sequence->device, sequence->host);
   hv_device_release(sequence->device, sequence->memory);
   free(sequence->id_count);
@@ -489,6 +492,7 @@ static void copy_values(hv_sequence *sequence, const hv_batch *batch, uint64_t s
 
 hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64_t seed, uint64_t step) {
   HV_TRY(check_batch(sequence, batch));
+  HV_TRY(hv_event_synchronize(sequence->device, sequence->uploaded));
   builder b = make_builder(sequence, batch);
   int32_t longest = 0;
   for (int32_t s = 0; s < batch->samples; s++) {
@@ -517,6 +521,7 @@ hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64
 void hv_sequence_upload(hv_sequence *sequence, hv_stream *stream) {
   const hv_sequence_tables *t = &sequence->tables;
   hv_upload(stream, sequence->memory, sequence->host, sequence->bytes);
+  hv_event_record(stream, sequence->uploaded);
   int32_t branches = sequence->limits.branches;
   if (sequence->draws_noise) {
     hv_draw_normal(stream, &(hv_draw_normal_args){.seed_step = t->seed_step,

@@ -87,7 +87,7 @@ HV_NODISCARD hv_status hv_sequence_open(const hv_config *config, hv_device *devi
 void hv_sequence_close(hv_sequence *sequence);
 
 /* Checks the batch (HV_ERR_INPUT names the tensor, the sample and what would be right) and works out the tables on the
- * host. `seed` and `step` key the draws. Allocates nothing. */
+ * host, once the device has read the batch before. `seed` and `step` key the draws. Allocates nothing. */
 HV_NODISCARD hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64_t seed, uint64_t step);
 
 /* Queues the copy to the device, and the draws of noise and timesteps that the batch did not give. */

@@ -48,6 +48,7 @@ typedef struct hv_device_methods {
   void (*event_close)(hv_event *event);
   void (*event_record)(hv_stream *stream, hv_event *event);
   void (*event_wait)(hv_stream *stream, hv_event *event); /* later work on the stream starts after the event */
+  hv_status (*event_synchronize)(hv_event *event);        /* waits until the event's stream has passed it */
 
   /* Queued copies of `bytes` bytes; host memory must stay untouched until the stream has passed them. */
   void (*upload)(hv_stream *stream, void *to, const void *from_host, size_t bytes);
@@ -114,6 +115,10 @@ static inline void hv_event_record(hv_stream *stream, hv_event *event) {
 }
 static inline void hv_event_wait(hv_stream *stream, hv_event *event) {
   stream->device->methods->event_wait(stream, event);
+}
+/* Errors of the stream's work stay with the stream. An event that was never recorded is no obstacle. */
+HV_NODISCARD static inline hv_status hv_event_synchronize(hv_device *device, hv_event *event) {
+  return device->methods->event_synchronize(event);
 }
 static inline void hv_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
   if (bytes) stream->device->methods->upload(stream, to, from_host, bytes);

@@ -88,6 +88,11 @@ static void plan_event_record(hv_stream *stream, hv_event *event) {
   (void)event;
 }
 
+static hv_status plan_event_synchronize(hv_event *event) {
+  (void)event;
+  return HV_OK;
+}
+
 static void plan_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
   (void)stream;
   (void)to;
@@ -116,6 +121,7 @@ static const hv_device_methods methods = {
     .event_close = plan_event_close,
     .event_record = plan_event_record,
     .event_wait = plan_event_record,
+    .event_synchronize = plan_event_synchronize,
     .upload = plan_upload,
     .download = plan_download,
 };

@@ -52,6 +52,7 @@ struct hv_queue {
 };
 
 struct hv_mark {
+  hv_runtime *runtime;
   uint64_t queue; /* identity; 0: never recorded */
   uint64_t place;
 };
@@ -326,9 +327,10 @@ hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes) {
 }
 
 hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out) {
-  (void)runtime;
   *out = (hv_mark *)calloc(1, sizeof **out);
-  return *out ? HV_OK : hv_error_memory("an event of the emulated device");
+  if (!*out) return hv_error_memory("an event of the emulated device");
+  (*out)->runtime = runtime;
+  return HV_OK;
 }
 
 void hv_mark_close(hv_mark *mark) {
@@ -336,7 +338,7 @@ void hv_mark_close(hv_mark *mark) {
 }
 
 hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
-  *mark = hv_mark{queue->identity, queue->queued};
+  *mark = hv_mark{queue->runtime, queue->identity, queue->queued};
   return HV_OK;
 }
 
@@ -352,6 +354,10 @@ static hv_status run_wait(hv_runtime *runtime, const void *payload) {
 hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
   if (mark->queue == 0) return HV_OK;
   return hv_emu_enqueue(queue, run_wait, mark, sizeof *mark);
+}
+
+hv_status hv_mark_synchronize(hv_mark *mark) {
+  return mark->queue ? run_wait(mark->runtime, mark) : HV_OK;
 }
 
 /* A launch in a queue; its arguments follow. */

@@ -54,6 +54,18 @@ static void learns_as_the_cpu_does(void **state) {
   free(found);
 }
 
+/* The host builds the next micro-batch while the device is at one before. */
+static void micro_batches_as_on_the_cpu(void **state) {
+  enum { STEPS = 3 };
+  static const char rest[] = "--set train.steps=3 --set checkpoint.interval=3 --set train.micro_batch=1";
+  train(*state, "cpu", "cpu", rest);
+  train(*state, "device", under_test, rest);
+  double *expected = losses_of(in_folder(*state, "cpu"), STEPS), *found = losses_of(in_folder(*state, "device"), STEPS);
+  for (int i = 0; i < STEPS; i++) assert_true(fabs(found[i] - expected[i]) < 1e-5 * expected[i]);
+  free(expected);
+  free(found);
+}
+
 static void resumes_to_the_same_bytes(void **state) {
   static const char *const dtypes[] = {"fp32", "bf16"};
   static const char *const files[] = {"model/model.safetensors", "checkpoints/step-6/training.safetensors"};
@@ -102,6 +114,7 @@ int main(int argc, char **argv) {
   if (argc > 2) steps = (int)strtol(argv[2], NULL, 10);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(learns_as_the_cpu_does, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(micro_batches_as_on_the_cpu, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(keeps_to_chosen_algorithms, make_folder, remove_folder),
   };
