@@ -11,6 +11,7 @@ packages=(
   libyaml-dev libjansson-dev            # configurations, model directories
   libprotobuf-c-dev protobuf-c-compiler # TensorBoard's event files
   libzip-dev                            # exports for PyTorch
+  libxxhash-dev                         # checksums of checkpoints
   gnuplot-nox jq                        # the quick start's picture and table
 )
 packages_of_tests=(

@@ -53,7 +53,8 @@ typedef struct hv_metrics_settings {
 } hv_metrics_settings;
 
 typedef struct hv_checkpoint_settings {
-  int64_t interval, keep;
+  int64_t interval, keep, keep_every, model_interval;
+  bool async;
 } hv_checkpoint_settings;
 
 typedef struct hv_parallel_settings {
@@ -99,6 +100,9 @@ HV_NODISCARD hv_status hv_train_config_resolve(const hv_train_config *config, js
 
 /* The path of the tokenizer: `tokenizer:`, or that of `init_from`; on the heap, NULL: none or no memory. */
 char *hv_train_config_tokenizer(const hv_train_config *config);
+
+/* "replicate", …: the value of parallel.sharding. */
+const char *hv_train_config_sharding(const hv_train_config *config);
 
 /* Every key with its default and the first sentence of its meaning, for `hvla-train run --help`. */
 void hv_train_config_list(hv_text *out);

@@ -370,6 +370,31 @@ const hv_option hv_train_config_table[] = {
      .min = 1,
      .max = 1e6,
      .doc = "Checkpoints that stay: the newest ones."},
+    {.key = "checkpoint.keep_every",
+     .type = HV_OPTION_INT,
+     AT(checkpoint.keep_every),
+     .fallback = "0",
+     .min = 0,
+     .max = MANY,
+     .unit = "steps",
+     .doc = "Checkpoints of steps that this divides stay, too; 0: no others."},
+    {.key = "checkpoint.model_interval",
+     .type = HV_OPTION_INT,
+     AT(checkpoint.model_interval),
+     .fallback = "0",
+     .min = 0,
+     .max = MANY,
+     .unit = "steps",
+     .doc =
+         "With the checkpoints of which steps `model/` is brought up to date: those that this divides, and the last; "
+         "0: with every checkpoint."},
+    {.key = "checkpoint.async",
+     .type = HV_OPTION_BOOL,
+     AT(checkpoint.async),
+     .fallback = "true",
+     .doc =
+         "Whether training goes on while checkpoints are written. This takes host memory for a copy of what the rank "
+         "writes; where that is not there, training waits."},
     {.key = "parallel.sharding",
      .type = HV_OPTION_ENUM,
      AT(parallel.sharding),
@@ -396,3 +421,7 @@ const hv_option hv_train_config_table[] = {
      .doc = "Length of a prompt in `hvla-train bench`, `<s>` not counted."},
 };
 const size_t hv_train_config_table_count = sizeof hv_train_config_table / sizeof hv_train_config_table[0];
+
+const char *hv_train_config_sharding(const hv_train_config *config) {
+  return shardings[config->parallel.sharding];
+}

@@ -34,7 +34,7 @@ typedef struct run {
   hv_run_card *card; /* of the leader */
   hv_run_watch watch;
   hv_learning_rate learning_rate;
-  hv_run_files files;
+  hv_run_files *files;
   int64_t total_steps;
 } run;
 
@@ -116,35 +116,30 @@ done:
   return status;
 }
 
-/* The step of the newest whole checkpoint, -1 where a run begins; by one rank, which others follow. From here on no
- * other run begins in this directory. */
-static hv_status find_checkpoint(run *self, int64_t *step) {
-  const char *output = self->config->output;
-  hv_text damaged = {0};
-  bool any;
-  *step = -1;
-  HV_TRY(hv_run_card_open(output, &self->card));
-  HV_TRY(hv_checkpoint_any(output, &any));
-  if (any && !self->options->resume) {
-    return hv_error(HV_ERR_INPUT,
-                    "%s already holds checkpoints of a run; add --resume to go on with it, or choose another output",
-                    output);
-  }
-  if (any) HV_TRY(hv_checkpoint_find(output, step, &damaged));
-  if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
-  hv_text_free(&damaged);
-  return HV_OK;
+/* No other run begins in this directory from here on, and one that is not resumed finds no checkpoints. */
+static hv_status take_directory(run *self) {
+  int64_t *steps;
+  size_t count;
+  HV_TRY(hv_run_card_open(self->config->output, &self->card));
+  if (self->options->resume) return HV_OK;
+  HV_TRY(hv_checkpoint_steps(self->config->output, &steps, &count));
+  free(steps);
+  if (count == 0) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s already holds checkpoints of a run; add --resume to go on with it, or choose another output",
+                  self->config->output);
 }
 
+/* The step of the newest whole checkpoint, -1 where a run begins. */
 static hv_status find_start(run *self, int64_t *step) {
-  hv_status status = HV_OK;
-  *step = 0;
-  if (self->leader) status = find_checkpoint(self, step);
-  HV_TRY(hv_comm_agree(self->comm, "looking for checkpoints", status));
-  double shared = (double)*step;
-  HV_TRY(hv_comm_sum(self->comm, "the step to begin at", &shared, 1));
-  *step = (int64_t)shared;
-  return HV_OK;
+  *step = -1;
+  HV_TRY(hv_comm_agree(self->comm, "taking the run directory", self->leader ? take_directory(self) : HV_OK));
+  if (!self->options->resume) return HV_OK;
+  hv_text damaged = {0};
+  hv_status status = hv_checkpoint_find(self->config->output, self->comm, step, &damaged);
+  if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
+  hv_text_free(&damaged);
+  return status;
 }
 
 /* Starts fresh, or from the newest whole checkpoint. */
@@ -194,6 +189,15 @@ static hv_status open_watch(run *self, int64_t step) {
   return hv_comm_agree(self->comm, "opening the run directory", status);
 }
 
+static hv_status open_files(run *self) {
+  hv_run_files_options options = {.config = self->config,
+                                  .model = &self->model,
+                                  .carry = self->directory.tensors,
+                                  .data = &self->data,
+                                  .trainer = self->trainer};
+  return hv_run_files_open(&options, &self->files);
+}
+
 static hv_status open_run(run *self, hv_device *device) {
   const hv_train_config *config = self->config;
   hv_run_position position;
@@ -211,8 +215,8 @@ static hv_status open_run(run *self, hv_device *device) {
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
-  self->files = hv_run_files_make(config, &self->model, self->directory.tensors, &self->data, self->trainer);
   HV_TRY(open_watch(self, position.step));
+  HV_TRY(open_files(self));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
   self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
   hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
@@ -229,6 +233,7 @@ static hv_status end_run(const run *self, hv_status status, int signal_number) {
 }
 
 static void close_run(run *self) {
+  hv_run_files_close(self->files);
   hv_run_watch_close(&self->watch);
   hv_loader_close(self->loader);
   hv_trainer_close(self->trainer);
@@ -251,23 +256,24 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
   bool validate = self->data.valid && (due(step, config->validation.interval) || last);
   if (validate) HV_TRY(hv_validate(self->trainer, &self->data, &held_out));
   HV_TRY(hv_run_watch_report(&self->watch, step, result, learning_rate, validate ? &held_out : NULL));
-  if (last || due(step, config->checkpoint.interval)) HV_TRY(hv_run_files_save(&self->files));
+  if (!last && due(step, config->checkpoint.interval)) HV_TRY(hv_run_files_save(self->files));
   return HV_OK;
 }
 
-/* A signal that came to any rank stops all at the same step. */
-static hv_status agree_on_signal(const run *self, int *out) {
+/* What ranks tell each other before every step: a signal that came to any stops all at the same step, and a checkpoint
+ * is complete when all have written. */
+static hv_status exchange(run *self, int *signal_number) {
   int own = hv_interrupt_signal(self->options->interrupt);
-  double came[2] = {own == SIGINT, own == SIGTERM};
-  HV_TRY(hv_comm_sum(self->comm, "signals", came, 2));
-  *out = came[0] > 0 ? SIGINT : (came[1] > 0 ? SIGTERM : 0);
-  return HV_OK;
+  double sums[] = {own == SIGINT, own == SIGTERM, hv_run_files_report(self->files)};
+  HV_TRY(hv_comm_sum(self->comm, "signals and files", sums, 3));
+  *signal_number = sums[0] > 0 ? SIGINT : (sums[1] > 0 ? SIGTERM : 0);
+  return hv_run_files_advance(self->files, sums[2]);
 }
 
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
   while (trainer->step < self->total_steps) {
-    HV_TRY(agree_on_signal(self, signal_number));
+    HV_TRY(exchange(self, signal_number));
     if (*signal_number) break;
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
     double start = hv_clock_seconds();
@@ -276,8 +282,7 @@ static hv_status train(run *self, int *signal_number) {
     HV_TRY(hv_run_watch_step(&self->watch, trainer->step, &result, hv_clock_seconds() - start));
     HV_TRY(after_step(self, &result, learning_rate));
   }
-  if (self->files.saved_step != trainer->step) return hv_run_files_save(&self->files);
-  return HV_OK;
+  return hv_run_files_finish(self->files);
 }
 
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {

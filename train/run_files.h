@@ -1,25 +1,44 @@
-/* What a run leaves on disk to go on from and to use: checkpoints, and the newest model. On several ranks all make the
- * same calls. */
+/* What a run leaves on disk to go on from and to use: checkpoints, and the newest model.
+ *
+ * A checkpoint is begun between two steps by copying this rank's part of the state to the host; a thread writes the
+ * copy while training goes on. When all ranks' files are written (which they tell each other with the sum of every step
+ * that they make anyway), the first rank gives the checkpoint its name, removes those that need not stay, and brings
+ * the model up to date from the checkpoint's files, in its thread as well. Without room for the copy, or with
+ * checkpoint.async false, training waits instead.
+ *
+ * On several ranks all make the same calls. An error, on whatever rank, is all ranks' error at the next call that takes
+ * note of it; checkpoints that were complete stay.
+ */
 #ifndef HV_TRAIN_RUN_FILES_H
 #define HV_TRAIN_RUN_FILES_H
 
 #include "train/run_data.h"
 
-typedef struct hv_run_files {
+typedef struct hv_run_files_options {
   const hv_train_config *config;
   const hv_model_config *model;
   const hv_safetensors *carry; /* tensors of init_from, those that are no parameters go into the model; NULL: none */
   const hv_run_data *data;
   const hv_trainer *trainer;
-  hv_comm *comm;
-  int64_t saved_step; /* the newest step whose files are on disk, -1: none by this process */
-} hv_run_files;
+} hv_run_files_options;
 
-/* The rest is not owned and outlives it. */
-hv_run_files hv_run_files_make(const hv_train_config *config, const hv_model_config *model, const hv_safetensors *carry,
-                               const hv_run_data *data, const hv_trainer *trainer);
+typedef struct hv_run_files hv_run_files;
 
-/* A checkpoint of the trainer's step, then the model as others read it. */
+/* What the options point to outlives it. */
+HV_NODISCARD hv_status hv_run_files_open(const hv_run_files_options *options, hv_run_files **out);
+
+/* Gives up what is being written. NULL is allowed. */
+void hv_run_files_close(hv_run_files *files);
+
+/* Begins a checkpoint of the trainer's step; waits for the one before, if that is still being written. */
 HV_NODISCARD hv_status hv_run_files_save(hv_run_files *files);
+
+/* Before every step: what this rank adds to a sum over ranks, and, with that sum, what has come of the writing. */
+double hv_run_files_report(const hv_run_files *files);
+HV_NODISCARD hv_status hv_run_files_advance(hv_run_files *files, double sum);
+
+/* Waits for what is being written, and writes a checkpoint and the model of the trainer's step if that is not on disk.
+ */
+HV_NODISCARD hv_status hv_run_files_finish(hv_run_files *files);
 
 #endif

@@ -7,7 +7,7 @@
 #include "core/base/file.h"
 #include "core/io/json.h"
 #include "core/io/yaml.h"
-#include "train/checkpoint.h"
+#include "train/checkpoint_files.h"
 #include "train/run_card.h"
 
 /* Reads RUN/name with `load`, where it is there. */
@@ -40,7 +40,6 @@ static const char *find_state(const hv_run_history *history) {
 
 hv_status hv_run_history_read(const char *run, hv_run_history *out) {
   hv_status status = HV_OK;
-  bool any;
   *out = (hv_run_history){.run = strdup(run), .checkpoint = -1};
   if (!out->run) return hv_error_memory("the run");
   HV_CHECK(read_part(run, "run.json", load_card, &out->card));
@@ -53,8 +52,7 @@ hv_status hv_run_history_read(const char *run, hv_run_history *out) {
   if (!out->card) out->card = json_object();
   if (!out->config) out->config = json_object();
   if (!out->lines) out->lines = json_array();
-  HV_CHECK(hv_checkpoint_any(run, &any));
-  if (any) HV_CHECK(hv_checkpoint_find(run, &out->checkpoint, &out->damaged));
+  HV_CHECK(hv_checkpoint_newest(run, &out->checkpoint, &out->damaged));
   out->state = find_state(out);
 done:
   if (status) hv_run_history_free(out);

@@ -9,8 +9,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 static hv_status open_for_reading(const char *path, int *fd, size_t *size) {
+  *size = 0;
   *fd = open(path, O_RDONLY | O_CLOEXEC);
   if (*fd < 0) return hv_error_errno(errno, "cannot open %s", path);
   struct stat info;
@@ -87,91 +89,34 @@ done:
   return status;
 }
 
-struct hv_file_writer {
+hv_status hv_digest_file(const char *path, hv_file_digest *out) {
+  enum { PIECE = 1 << 20 };
   int fd;
-  char *path, *partial_path;
-};
-
-static void free_writer(hv_file_writer *writer) {
-  if (writer->fd >= 0) close(writer->fd);
-  free(writer->path);
-  free(writer->partial_path);
-  free(writer);
-}
-
-hv_status hv_file_writer_open(const char *path, hv_file_writer **out) {
-  *out = NULL;
-  hv_file_writer *writer = calloc(1, sizeof *writer);
-  if (!writer) return hv_error_memory("a file writer");
-  writer->fd = -1;
-  size_t size = strlen(path) + 32;
-  writer->path = strdup(path);
-  writer->partial_path = malloc(size);
-  if (!writer->path || !writer->partial_path) {
-    free_writer(writer);
-    return hv_error_memory("a file name");
-  }
-  snprintf(writer->partial_path, size, "%s.%ld.tmp", path, (long)getpid());
-  writer->fd = open(writer->partial_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (writer->fd < 0) {
-    hv_status status = hv_error_errno(errno, "cannot create %s", writer->partial_path);
-    free_writer(writer);
-    return status;
-  }
-  *out = writer;
-  return HV_OK;
-}
-
-hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size) {
-  const char *from = data;
-  while (size > 0) {
-    ssize_t written = write(writer->fd, from, size);
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return hv_error_errno(errno, "cannot write %s", writer->path);
-    from += written;
-    size -= (size_t)written;
-  }
-  return HV_OK;
-}
-
-/* The directory that holds `path`, on the heap; NULL without memory. */
-static char *directory_of(const char *path) {
-  const char *slash = strrchr(path, '/');
-  if (!slash) return strdup(".");
-  if (slash == path) return strdup("/");
-  return strndup(path, (size_t)(slash - path));
-}
-
-hv_status hv_file_writer_commit(hv_file_writer *writer) {
+  size_t size;
+  *out = (hv_file_digest){0};
+  HV_TRY(open_for_reading(path, &fd, &size));
   hv_status status = HV_OK;
-  char *directory = NULL;
-  if (fsync(writer->fd) != 0) {
-    status = hv_error_errno(errno, "cannot write %s", writer->path);
+  char *piece = malloc(PIECE);
+  XXH3_state_t *hash = XXH3_createState();
+  if (!piece || !hash || XXH3_64bits_reset(hash) != XXH_OK) {
+    status = hv_error_memory(path);
     goto done;
   }
-  int closed = close(writer->fd);
-  writer->fd = -1;
-  if (closed != 0) {
-    status = hv_error_errno(errno, "cannot write %s", writer->path);
-    goto done;
+  for (ssize_t got; (got = read(fd, piece, PIECE)) != 0;) {
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      status = hv_error_errno(errno, "cannot read %s", path);
+      goto done;
+    }
+    XXH3_64bits_update(hash, piece, (size_t)got);
+    out->size += (uint64_t)got;
   }
-  if (rename(writer->partial_path, writer->path) != 0) {
-    status = hv_error_errno(errno, "cannot rename %s to %s", writer->partial_path, writer->path);
-    goto done;
-  }
-  directory = directory_of(writer->path);
-  status = directory ? hv_sync_directory(directory) : hv_error_memory("a file name");
+  out->xxh3 = XXH3_64bits_digest(hash);
 done:
-  free(directory);
-  if (status) unlink(writer->partial_path);
-  free_writer(writer);
+  XXH3_freeState(hash);
+  free(piece);
+  close(fd);
   return status;
-}
-
-void hv_file_writer_abort(hv_file_writer *writer) {
-  if (!writer) return;
-  unlink(writer->partial_path);
-  free_writer(writer);
 }
 
 hv_status hv_write_file_atomic(const char *path, const void *data, size_t size) {

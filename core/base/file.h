@@ -22,6 +22,15 @@ void hv_unmap(hv_mapping *mapping); /* leaves it empty; an empty one is allowed 
 /* Whole file as text, NUL-terminated; *out is freed by the caller. `limit` bytes at most, more is an error. */
 HV_NODISCARD hv_status hv_read_text(const char *path, size_t limit, char **out, size_t *length);
 
+/* A file's content in short, to find damage by. */
+typedef struct hv_file_digest {
+  uint64_t size; /* bytes */
+  uint64_t xxh3; /* XXH3, 64 bits, seed 0 */
+} hv_file_digest;
+
+/* Reads the whole file. */
+HV_NODISCARD hv_status hv_digest_file(const char *path, hv_file_digest *out);
+
 /* Writes a whole file beside `path`, syncs it, and renames it over `path`: readers see the old or the new, never a
  * part. */
 HV_NODISCARD hv_status hv_write_file_atomic(const char *path, const void *data, size_t size);
@@ -31,6 +40,8 @@ HV_NODISCARD hv_status hv_write_file_atomic(const char *path, const void *data, 
 typedef struct hv_file_writer hv_file_writer;
 HV_NODISCARD hv_status hv_file_writer_open(const char *path, hv_file_writer **out);
 HV_NODISCARD hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size);
+/* What was written so far. */
+hv_file_digest hv_file_writer_digest(const hv_file_writer *writer);
 HV_NODISCARD hv_status hv_file_writer_commit(hv_file_writer *writer);
 void hv_file_writer_abort(hv_file_writer *writer); /* NULL is allowed */
 

@@ -37,7 +37,11 @@ HV_NODISCARD hv_status hv_model_directory_fill_others(const hv_model_directory *
 /* What becomes a model directory: parameters, the tensors of another file, or both. */
 typedef struct hv_model_save {
   const hv_model_config *model;
-  const hv_params *params;     /* NULL: none, the tensors are those of `carry` */
+  const hv_params *params; /* NULL: none, the tensors are those of `carry` */
+  /* Where the parameters' values lie, if not in `params`, which then only tells what there is: fills `values`, a whole
+   * parameter in `dtype`. NULL: in `params`. */
+  hv_status (*read)(void *source, hv_param_id id, void *values);
+  void *source;
   const hv_safetensors *carry; /* its tensors that are no parameters; NULL: none */
   hv_dtype dtype;              /* of the parameters in the file: HV_F32, HV_BF16 or HV_F16 */
   bool convert_carried; /* carried tensors that are floating point get the dtype too; else they stay as they are */

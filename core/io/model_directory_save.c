@@ -81,7 +81,8 @@ static hv_status write_parameters(const hv_model_save *what, hv_safetensors_shar
   hv_status status = HV_OK;
   for (hv_param_id id = 0; id < hv_params_count(what->params) && !status; id++) {
     const hv_param *param = hv_params_get(what->params, id);
-    status = hv_param_read(what->params, id, what->dtype, values, stream);
+    status = what->read ? what->read(what->source, id, values)
+                        : hv_param_read(what->params, id, what->dtype, values, stream);
     if (!status) status = write_data(what, values, (size_t)(param->rows * param->cols) * width, file);
   }
   free(values);

@@ -10,7 +10,7 @@
 
 #include <stdbool.h>
 
-#include "core/base/status.h"
+#include "core/base/file.h"
 #include "core/tensor/dtype.h"
 
 enum { HV_FILE_MAX_RANK = 8 };
@@ -75,6 +75,8 @@ HV_NODISCARD hv_status hv_safetensors_writer_declare(hv_safetensors_writer *writ
 HV_NODISCARD hv_status hv_safetensors_writer_write(hv_safetensors_writer *writer, const void *data, size_t size);
 /* After commit or abort the writer is gone. Data missing from or beyond what was declared is an error. */
 HV_NODISCARD hv_status hv_safetensors_writer_commit(hv_safetensors_writer *writer);
+/* The same, telling what the file holds. */
+HV_NODISCARD hv_status hv_safetensors_writer_commit_digest(hv_safetensors_writer *writer, hv_file_digest *out);
 void hv_safetensors_writer_abort(hv_safetensors_writer *writer); /* NULL is allowed */
 
 #endif

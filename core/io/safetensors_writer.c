@@ -101,12 +101,13 @@ hv_status hv_safetensors_writer_write(hv_safetensors_writer *writer, const void 
   return HV_OK;
 }
 
-hv_status hv_safetensors_writer_commit(hv_safetensors_writer *writer) {
+hv_status hv_safetensors_writer_commit_digest(hv_safetensors_writer *writer, hv_file_digest *out) {
   hv_status status = writer->header ? write_header(writer) : HV_OK;
   if (!status && writer->written != writer->declared) {
     status = hv_error(HV_ERR_INTERNAL, "%s: %" PRId64 " bytes of data were declared, %" PRId64 " written", writer->path,
                       writer->declared, writer->written);
   }
+  *out = hv_file_writer_digest(writer->file);
   if (status) {
     hv_file_writer_abort(writer->file);
   } else {
@@ -114,6 +115,11 @@ hv_status hv_safetensors_writer_commit(hv_safetensors_writer *writer) {
   }
   free_writer(writer);
   return status;
+}
+
+hv_status hv_safetensors_writer_commit(hv_safetensors_writer *writer) {
+  hv_file_digest digest;
+  return hv_safetensors_writer_commit_digest(writer, &digest);
 }
 
 void hv_safetensors_writer_abort(hv_safetensors_writer *writer) {

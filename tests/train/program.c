@@ -154,3 +154,20 @@ const char *in_run(const char *folder, const char *name, const char *file) {
   snprintf(path, sizeof paths[0], "%s/%s/%s", folder, name, file);
   return path;
 }
+
+const char *run_arguments(const char *folder, const char *name, const char *rest) {
+  static char arguments[4096];
+  const char *config = write_tiny_config(folder, "unset");
+  int length =
+      snprintf(arguments, sizeof arguments, "run --config '%s' --set 'output=%s/%s' %s", config, folder, name, rest);
+  assert_true(length < (int)sizeof arguments);
+  return arguments;
+}
+
+void assert_same_state(const char *folder, const char *a, const char *b, int step) {
+  char file[128];
+  snprintf(file, sizeof file, "checkpoints/step-%d/training.safetensors", step);
+  if (!same_bytes(in_run(folder, a, file), in_run(folder, b, file))) fail_msg("%s and %s differ at %d", a, b, step);
+  const char *model = "model/model.safetensors";
+  if (!same_bytes(in_run(folder, a, model), in_run(folder, b, model))) fail_msg("%s's model is not %s's", a, b);
+}

@@ -25,6 +25,9 @@ int wait_for_exit(pid_t process);
  * its path inside `folder`; valid until the next call. */
 const char *write_tiny_config(const char *folder, const char *output);
 
+/* "run --config C --set output=<folder>/<name> <rest>" with that configuration; valid until the next call. */
+const char *run_arguments(const char *folder, const char *name, const char *rest);
+
 /* "<folder>/<name>/<file>": a file of a run directory; valid until the fourth call after this one. */
 const char *in_run(const char *folder, const char *name, const char *file);
 
@@ -33,5 +36,8 @@ json_t *last_metrics(const char *run, const char *key);
 
 /* Whether two files hold the same bytes. */
 int same_bytes(const char *a, const char *b);
+
+/* Fails unless two runs of one rank ended in the same bytes: the checkpoint of the step, and the model. */
+void assert_same_state(const char *folder, const char *a, const char *b, int step);
 
 #endif

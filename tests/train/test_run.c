@@ -5,15 +5,6 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 
-static char arguments[4096];
-
-/* "run --config C --set output=<folder>/<name> <rest>" */
-static const char *run_of(const char *folder, const char *name, const char *rest) {
-  const char *config = write_tiny_config(folder, "unset");
-  snprintf(arguments, sizeof arguments, "run --config '%s' --set 'output=%s/%s' %s", config, folder, name, rest);
-  return arguments;
-}
-
 static double number(const json_t *object, const char *key) {
   const json_t *value = json_object_get(object, key);
   if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
@@ -36,10 +27,10 @@ static void leaves_a_run_directory(void **state) {
                                      "error_ensemble",
                                      "error_mean_action"};
   expect_train(0,
-               run_of(*state, "run",
-                      "--set train.steps=30 --set optimizer.learning_rate=1e-2 --set data.valid_split=valid "
-                      "--set validation.samples=6 "
-                      "--set validation.interval=10"),
+               run_arguments(*state, "run",
+                             "--set train.steps=30 --set optimizer.learning_rate=1e-2 --set data.valid_split=valid "
+                             "--set validation.samples=6 "
+                             "--set validation.interval=10"),
                "held out", "done", NULL);
   json_t *last = last_metrics(in_folder(*state, "run"), "held_out_loss");
   assert_non_null(last);
@@ -71,7 +62,7 @@ static void trains_each_objective(void **state) {
     snprintf(rest, sizeof rest,
              "--set model.objective=%s --set data.valid_split=valid --set validation.samples=3 --set train.steps=3",
              objectives[o]);
-    expect_train(0, run_of(*state, objectives[o], rest), "held out", NULL);
+    expect_train(0, run_arguments(*state, objectives[o], rest), "held out", NULL);
     json_t *last = last_metrics(in_folder(*state, objectives[o]), "held_out_loss");
     assert_true((json_object_get(last, "error_diffusion") != NULL) == (o == 0));
     assert_true((json_object_get(last, "error_autoregressive") != NULL) == (o == 1));
@@ -79,13 +70,6 @@ static void trains_each_objective(void **state) {
     assert_non_null(json_object_get(last, "error_mean_action"));
     json_decref(last);
   }
-}
-
-static void assert_same_state(const char *folder, const char *a, const char *b, int step) {
-  char file[128];
-  snprintf(file, sizeof file, "checkpoints/step-%d/training.safetensors", step);
-  if (!same_bytes(in_run(folder, a, file), in_run(folder, b, file))) fail_msg("%s and %s differ at %d", a, b, step);
-  assert_true(same_bytes(in_run(folder, a, "model/model.safetensors"), in_run(folder, b, "model/model.safetensors")));
 }
 
 /* What is worked out again has the same bytes as what would have been kept. */
@@ -96,7 +80,7 @@ static void recomputes_to_the_same_bytes(void **state) {
     snprintf(rest, sizeof rest,
              "--set train.recompute=%s --set train.steps=2 --set dtype=bf16 --set model.llm.num_hidden_layers=3",
              levels[l]);
-    expect_train(0, run_of(*state, levels[l], rest), NULL);
+    expect_train(0, run_arguments(*state, levels[l], rest), NULL);
     if (l > 0) assert_same_state(*state, levels[0], levels[l], 2);
   }
 }
@@ -108,13 +92,13 @@ static void resumes_to_the_same_bytes(void **state) {
   for (int k = 0; k < 3; k++) {
     char rest[256];
     snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4", kinds[k]);
-    expect_train(0, run_of(*state, "whole", rest), NULL);
+    expect_train(0, run_arguments(*state, "whole", rest), NULL);
     snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4 --set train.steps=3", kinds[k]);
-    expect_train(0, run_of(*state, "halves", rest), NULL);
+    expect_train(0, run_arguments(*state, "halves", rest), NULL);
     snprintf(rest, sizeof rest,
              "%s --set optimizer.warmup_steps=4 --resume --set threads=2 --set data.read_ahead=1 --set data.threads=2",
              kinds[k]);
-    expect_train(0, run_of(*state, "halves", rest), "resumed from", "step-3", NULL);
+    expect_train(0, run_arguments(*state, "halves", rest), "resumed from", "step-3", NULL);
     assert_same_state(*state, "whole", "halves", 6);
     assert_ok(hv_remove_tree(in_folder(*state, "whole")));
     assert_ok(hv_remove_tree(in_folder(*state, "halves")));
@@ -122,9 +106,9 @@ static void resumes_to_the_same_bytes(void **state) {
 }
 
 static void cuts_metrics_back_to_the_resumed_step(void **state) {
-  expect_train(0, run_of(*state, "run", ""), NULL);
+  expect_train(0, run_arguments(*state, "run", ""), NULL);
   assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints/step-6")));
-  expect_train(0, run_of(*state, "run", "--resume"), "step-3", NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "step-3", NULL);
   char *text, *rest = NULL;
   int expected = 1;
   assert_ok(hv_read_text(in_run(*state, "run", "metrics.jsonl"), 1 << 20, &text, NULL));
@@ -138,46 +122,46 @@ static void cuts_metrics_back_to_the_resumed_step(void **state) {
 }
 
 static void passes_over_damaged_checkpoints(void **state) {
-  expect_train(0, run_of(*state, "whole", ""), NULL);
-  expect_train(0, run_of(*state, "run", ""), NULL);
+  expect_train(0, run_arguments(*state, "whole", ""), NULL);
+  expect_train(0, run_arguments(*state, "run", ""), NULL);
   assert_int_equal(truncate(in_run(*state, "run", "checkpoints/step-6/training.safetensors"), 1000000), 0);
-  expect_train(0, run_of(*state, "run", "--resume"), "damaged", "step-6/training.safetensors", "resumed from", "step-3",
-               NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "damaged", "step-6/training.safetensors", "resumed from",
+               "step-3", NULL);
   assert_same_state(*state, "whole", "run", 6);
 }
 
 /* What a process that died while writing leaves behind is not taken for a checkpoint, and is cleared away. */
 static void ignores_half_written_checkpoints(void **state) {
-  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-9.tmp")));
   write_text(in_run(*state, "run", "checkpoints/step-9.tmp/state.json"), "{");
-  expect_train(0, run_of(*state, "run", "--resume"), "step-3", NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "step-3", NULL);
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-9.tmp")));
 }
 
 static void does_not_overwrite_a_run(void **state) {
-  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
-  expect_train(2, run_of(*state, "run", ""), "already holds checkpoints", "--resume", NULL);
-  expect_train(0, run_of(*state, "fresh", "--resume --set train.steps=3"), "starting anew", NULL);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(2, run_arguments(*state, "run", ""), "already holds checkpoints", "--resume", NULL);
+  expect_train(0, run_arguments(*state, "fresh", "--resume --set train.steps=3"), "starting anew", NULL);
 }
 
 static void resumes_only_what_fits(void **state) {
-  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
-  expect_train(2, run_of(*state, "run", "--resume --set seed=1"), "seed 0, not 1", NULL);
-  expect_train(2, run_of(*state, "run", "--resume --set dtype=bf16"), "fp32", "bf16", NULL);
-  expect_train(2, run_of(*state, "run", "--resume --set train.batch_size=5"), "train.batch_size", NULL);
-  expect_train(2, run_of(*state, "run", "--resume --set model.llm.intermediate_size=48"), "does not fit",
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(2, run_arguments(*state, "run", "--resume --set seed=1"), "seed 0, not 1", NULL);
+  expect_train(2, run_arguments(*state, "run", "--resume --set dtype=bf16"), "fp32", "bf16", NULL);
+  expect_train(2, run_arguments(*state, "run", "--resume --set train.batch_size=5"), "train.batch_size", NULL);
+  expect_train(2, run_arguments(*state, "run", "--resume --set model.llm.intermediate_size=48"), "does not fit",
                "layers.0.moment1", "layers.1.moment1", NULL);
-  expect_train(0, run_of(*state, "run", "--resume --set optimizer.learning_rate=1e-4"), "has changed under `optimizer`",
-               NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume --set optimizer.learning_rate=1e-4"),
+               "has changed under `optimizer`", NULL);
 }
 
 /* A limit on the size of files fails a write as a full disk does. */
 static void survives_a_full_disk(void **state) {
   char *output;
-  expect_train(0, run_of(*state, "whole", ""), NULL);
-  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
-  int code = run_train("ulimit -f 4000;", run_of(*state, "run", "--resume"), &output);
+  expect_train(0, run_arguments(*state, "whole", ""), NULL);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  int code = run_train("ulimit -f 4000;", run_arguments(*state, "run", "--resume"), &output);
   if (code != 2 || !strstr(output, "step-6") || !strstr(output, "training.safetensors")) {
     fail_msg("ended with %d: %s", code, output);
   }
@@ -185,7 +169,7 @@ static void survives_a_full_disk(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-6")));
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-6.tmp")));
   assert_true(hv_file_exists(in_run(*state, "run", "model/model.safetensors")));
-  expect_train(0, run_of(*state, "run", "--resume"), "resumed from", "step-3", NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "resumed from", "step-3", NULL);
   assert_same_state(*state, "whole", "run", 6);
 }
 
@@ -222,7 +206,7 @@ static void assert_holds_tensor(const char *path, const char *name, float value)
 
 static void starts_from_a_model_directory(void **state) {
   char rest[1024], *output;
-  expect_train(0, run_of(*state, "first", "--set train.steps=40 --set train.batch_size=8"), NULL);
+  expect_train(0, run_arguments(*state, "first", "--set train.steps=40 --set train.batch_size=8"), NULL);
   static const char unused[] = "vision_backbone.featurizer.norm.bias";
   add_unused_tensor(in_run(*state, "first", "model/model.safetensors"), unused, 42);
   const char *config = in_folder(*state, "second.yaml");
@@ -277,16 +261,16 @@ static void refuses_bad_input(void **state) {
       {"--device nowhere", "nowhere", NULL},
   };
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-    expect_train(2, run_of(*state, "run", bad[i][0]), bad[i][1], bad[i][1] ? bad[i][2] : NULL, NULL);
+    expect_train(2, run_arguments(*state, "run", bad[i][0]), bad[i][1], bad[i][1] ? bad[i][2] : NULL, NULL);
     if (hv_file_exists(in_folder(*state, "run"))) fail_msg("%s left a run directory", bad[i][0]);
   }
 }
 
 static void gives_up_on_gradients_that_are_not_finite(void **state) {
   expect_train(2,
-               run_of(*state, "run",
-                      "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
-                      "--set train.diffusion_weight=1000000 --set train.steps=60"),
+               run_arguments(*state, "run",
+                             "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
+                             "--set train.diffusion_weight=1000000 --set train.steps=60"),
                "not finite", NULL);
 }
 

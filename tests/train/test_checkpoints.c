@@ -1,0 +1,141 @@
+/* The checkpoints of `hvla-train run`, from outside: damage is found, the right ones stay, and writing them beside the
+ * training changes nothing. */
+#include <dirent.h>
+#include <fcntl.h>
+
+#include "core/io/json.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+/* Changes one bit in the middle of a file. */
+static void flip_a_bit(const char *path) {
+  int fd = open(path, O_RDWR);
+  assert_true(fd >= 0);
+  off_t middle = lseek(fd, 0, SEEK_END) / 2;
+  unsigned char byte;
+  assert_int_equal(pread(fd, &byte, 1, middle), 1);
+  byte ^= 4;
+  assert_int_equal(pwrite(fd, &byte, 1, middle), 1);
+  close(fd);
+}
+
+/* Bytes that changed without a change of size: only a checksum can tell. */
+static void passes_over_a_changed_bit(void **state) {
+  expect_train(0, run_arguments(*state, "whole", ""), NULL);
+  expect_train(0, run_arguments(*state, "run", ""), NULL);
+  flip_a_bit(in_run(*state, "run", "checkpoints/step-6/training.safetensors"));
+  expect_train(0, run_arguments(*state, "run", "--resume"), "damaged", "step-6/training.safetensors", "checksum",
+               "resumed from", "step-3", NULL);
+  assert_same_state(*state, "whole", "run", 6);
+}
+
+static void passes_over_a_checkpoint_without_its_parts(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set checkpoint.interval=1 --set checkpoint.keep=4"), NULL);
+  assert_int_equal(unlink(in_run(*state, "run", "checkpoints/step-6/state.json")), 0);
+  write_text(in_run(*state, "run", "checkpoints/step-5/state.json"), "{\"format\": 2, \"st");
+  assert_int_equal(unlink(in_run(*state, "run", "checkpoints/step-4/training.safetensors")), 0);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "step-6/state.json", "step-5/state.json",
+               "step-4/training.safetensors", "resumed from", "step-3", NULL);
+}
+
+/* What versions before checksums wrote. */
+static void resumes_from_the_first_format(void **state) {
+  expect_train(0, run_arguments(*state, "whole", ""), NULL);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  const char *path = in_run(*state, "run", "checkpoints/step-3/state.json");
+  json_t *manifest;
+  assert_ok(hv_json_load(path, &manifest));
+  assert_int_equal(json_integer_value(json_object_get(manifest, "format")), 2);
+  assert_int_equal(json_array_size(json_object_get(manifest, "files")), 1);
+  assert_string_equal(json_string_value(json_object_get(manifest, "sharding")), "replicate");
+  json_object_set_new(manifest, "format", json_integer(1));
+  json_object_del(manifest, "files");
+  json_object_del(manifest, "sharding");
+  assert_ok(hv_json_save(path, manifest));
+  json_decref(manifest);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "resumed from", "step-3", NULL);
+  assert_same_state(*state, "whole", "run", 6);
+  json_t *next;
+  assert_ok(hv_json_load(in_run(*state, "run", "checkpoints/step-6/state.json"), &next));
+  json_object_set_new(next, "format", json_integer(9));
+  assert_ok(hv_json_save(in_run(*state, "run", "checkpoints/step-6/state.json"), next));
+  json_decref(next);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "format 9", "resumed from", "step-3", NULL);
+}
+
+/* The names of all that lies in a run's folder of checkpoints, in order. */
+static void expect_checkpoints(const char *folder, const char *name, const char *expected) {
+  struct dirent **entries;
+  char found[1024] = "";
+  int count = scandir(in_run(folder, name, "checkpoints"), &entries, NULL, alphasort);
+  assert_true(count >= 0);
+  for (int i = 0; i < count; i++) {
+    if (entries[i]->d_name[0] != '.') {
+      size_t used = strlen(found);
+      snprintf(found + used, sizeof found - used, "%s ", entries[i]->d_name);
+    }
+    free(entries[i]);
+  }
+  free(entries);
+  assert_string_equal(found, expected);
+}
+
+static void keeps_the_last_and_every_so_many(void **state) {
+  expect_train(0,
+               run_arguments(*state, "run",
+                             "--set train.steps=9 --set checkpoint.interval=1 --set checkpoint.keep=2 "
+                             "--set checkpoint.keep_every=3"),
+               NULL);
+  expect_checkpoints(*state, "run", "step-3 step-6 step-8 step-9 ");
+  expect_train(
+      0,
+      run_arguments(*state, "run", "--set train.steps=11 --set checkpoint.interval=1 --set checkpoint.keep=1 --resume"),
+      NULL);
+  expect_checkpoints(*state, "run", "step-11 ");
+}
+
+/* A damaged checkpoint that is newer is neither counted among those to keep nor in the way. */
+static void a_damaged_checkpoint_pushes_out_no_whole_one(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=9"), NULL);
+  flip_a_bit(in_run(*state, "run", "checkpoints/step-9/training.safetensors"));
+  const char *rest = "--set train.steps=8 --set checkpoint.interval=0 --set checkpoint.keep=1 --resume";
+  expect_train(0, run_arguments(*state, "run", rest), "resumed from", "step-6", NULL);
+  expect_checkpoints(*state, "run", "step-8 step-9 ");
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=9 --resume"), "resumed from", "step-8", NULL);
+}
+
+static void writes_the_same_while_training_waits(void **state) {
+  static const char *const kinds[] = {"", "--set dtype=bf16"};
+  for (int k = 0; k < 2; k++) {
+    char rest[256];
+    snprintf(rest, sizeof rest, "--set checkpoint.interval=1 %s", kinds[k]);
+    expect_train(0, run_arguments(*state, "beside", rest), NULL);
+    snprintf(rest, sizeof rest, "--set checkpoint.interval=2 --set checkpoint.async=false %s", kinds[k]);
+    expect_train(0, run_arguments(*state, "waiting", rest), NULL);
+    assert_same_state(*state, "beside", "waiting", 6);
+    assert_true(same_bytes(in_run(*state, "beside", "checkpoints/step-6/state.json"),
+                           in_run(*state, "waiting", "checkpoints/step-6/state.json")));
+    assert_ok(hv_remove_tree(in_folder(*state, "beside")));
+    assert_ok(hv_remove_tree(in_folder(*state, "waiting")));
+  }
+}
+
+/* The model of the last step is there however seldom it is asked for. */
+static void the_model_may_be_written_less_often(void **state) {
+  expect_train(0, run_arguments(*state, "always", ""), NULL);
+  expect_train(0, run_arguments(*state, "seldom", "--set checkpoint.model_interval=1000"), NULL);
+  assert_same_state(*state, "always", "seldom", 6);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(passes_over_a_changed_bit, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(passes_over_a_checkpoint_without_its_parts, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(resumes_from_the_first_format, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(keeps_the_last_and_every_so_many, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(writes_the_same_while_training_waits, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_model_may_be_written_less_often, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

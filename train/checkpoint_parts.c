@@ -1,0 +1,54 @@
+#include "train/checkpoint_parts.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MOST_OF_A_GROUP = 4 };
+
+static void name_part(const hv_group *group, const char *what, char name[HV_PART_NAME]) {
+  snprintf(name, HV_PART_NAME, "%s.%s", group->name, what);
+}
+
+void hv_checkpoint_values_name(const hv_group *group, char name[HV_PART_NAME]) {
+  name_part(group, "values", name);
+}
+
+static void add(hv_checkpoint_parts *parts, const hv_group *group, const char *what, hv_tensor tensor, int64_t first) {
+  if (!hv_present(tensor)) return;
+  hv_checkpoint_part *part = &parts->items[parts->count++];
+  name_part(group, what, part->name);
+  part->tensor = tensor;
+  part->first = first;
+  part->total = group->count;
+}
+
+/* The values of a group that are on this rank: all, or where values are sharded its share. */
+static void add_values(hv_checkpoint_parts *parts, const hv_params *params, hv_group_id group) {
+  hv_owned owned = hv_group_owned(params, group);
+  bool whole = hv_params_sharding(params) != HV_SHARD_PARAMETERS;
+  hv_tensor values = whole ? hv_group_values(params, group) : owned.values;
+  add(parts, hv_params_group(params, group), "values", values, whole ? 0 : owned.first);
+}
+
+hv_status hv_checkpoint_parts_list(const hv_params *params, const hv_optimizer *optimizer, hv_checkpoint_parts *out) {
+  int32_t groups = hv_params_group_count(params);
+  *out = (hv_checkpoint_parts){.items = calloc((size_t)groups * MOST_OF_A_GROUP + 1, sizeof *out->items)};
+  if (!out->items) return hv_error_memory("the list of parameter groups");
+  for (hv_group_id g = 0; g < groups; g++) {
+    const hv_optimizer_state state = hv_optimizer_group_state(optimizer, g);
+    const hv_group *group = hv_params_group(params, g);
+    add(out, group, "moment1", state.moment1, hv_group_owned(params, g).first);
+    add(out, group, "moment2", state.moment2, hv_group_owned(params, g).first);
+  }
+  for (hv_group_id g = 0; g < groups; g++) add_values(out, params, g);
+  for (hv_group_id g = 0; g < groups; g++) {
+    hv_tensor remainder = hv_optimizer_group_state(optimizer, g).remainder;
+    add(out, hv_params_group(params, g), "remainder", remainder, hv_group_owned(params, g).first);
+  }
+  return HV_OK;
+}
+
+void hv_checkpoint_parts_free(hv_checkpoint_parts *parts) {
+  free(parts->items);
+  *parts = (hv_checkpoint_parts){0};
+}
