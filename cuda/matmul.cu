@@ -13,7 +13,7 @@
 #define TEXT(x) TEXT_OF(x)
 #define LIBRARY "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR)
 
-enum { WORKSPACE = 32 << 20 /* what the library advises for compute capability 9.0 */, BUCKETS = 256 };
+enum { WORKSPACE = HV_CUDA_WORKSPACE, BUCKETS = 256 };
 
 /* The library's functions in use. */
 #define FUNCTIONS(X)                                                                                                   \

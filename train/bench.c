@@ -3,8 +3,9 @@
 #include <stdlib.h>
 
 #include "core/base/clock.h"
-#include "core/base/random.h"
 #include "core/tensor/rates.h"
+#include "train/made_up_batch.h"
+#include "train/plan.h"
 #include "train/trainer_options.h"
 
 enum { STAGE_BUILD, STAGE_FORWARD, STAGE_BACKWARD, STAGE_OPTIMIZER, STAGES };
@@ -16,53 +17,11 @@ typedef struct bench {
   hv_model_config model;
   hv_model_directory directory;
   hv_trainer *trainer;
-  hv_batch batch;
-  uint8_t *images;
-  int32_t *prompts;
-  float *state, *actions;
-  int64_t *sample_ids;
+  hv_made_up_batch made_up;
   double *times[STAGES + 1]; /* [steps]: of each stage and of the whole step */
   hv_memory_use memory;      /* of the device, at most */
   double rate;               /* floating-point operations a second */
 } bench;
-
-static float uniform(uint64_t element) {
-  return 2.0f * hv_random_uniform(0, HV_RANDOM_INIT, 0, element >> 32, 0, (uint32_t)element) - 1.0f;
-}
-
-static hv_status make_batch(bench *self, int32_t samples) {
-  const hv_config *config = &self->model.config;
-  int32_t stride = (int32_t)self->config->bench_prompt + 1;
-  int64_t side = config->vision[0].image_size, b = samples;
-  int64_t pixels = b * config->num_cameras * side * side * 3, actions = b * config->action_chunk * config->action_dim;
-  int64_t state = b * config->state_dim;
-  self->images = malloc((size_t)pixels);
-  self->prompts = malloc((size_t)(b * stride) * sizeof *self->prompts);
-  self->state = malloc((size_t)(state + 1) * sizeof *self->state);
-  self->actions = malloc((size_t)actions * sizeof *self->actions);
-  self->sample_ids = malloc((size_t)b * sizeof *self->sample_ids);
-  if (!self->images || !self->prompts || !self->state || !self->actions || !self->sample_ids) {
-    return hv_error_memory("the benchmark's batch");
-  }
-  for (int64_t i = 0; i < pixels; i++) self->images[i] = (uint8_t)(i * 2654435761u >> 24);
-  int32_t words = config->action_base - config->action_bins - 3;
-  for (int64_t i = 0; i < b * stride; i++) self->prompts[i] = 3 + (int32_t)((uint64_t)i * 7919u % (uint64_t)words);
-  for (int64_t i = 0; i < b; i++) {
-    self->prompts[i * stride] = config->token_bos;
-    if (config->token_empty >= 0) self->prompts[(i + 1) * stride - 1] = config->token_empty;
-    self->sample_ids[i] = i;
-  }
-  for (int64_t i = 0; i < state; i++) self->state[i] = uniform((uint64_t)i);
-  for (int64_t i = 0; i < actions; i++) self->actions[i] = uniform((uint64_t)i + 1000003u);
-  self->batch = (hv_batch){.samples = samples,
-                           .images = self->images,
-                           .prompt_ids = self->prompts,
-                           .prompt_stride = stride,
-                           .state = self->state,
-                           .actions = self->actions,
-                           .sample_ids = self->sample_ids};
-  return HV_OK;
-}
 
 static hv_status open_trainer(bench *self, hv_device *device, int32_t samples) {
   const hv_train_config *config = self->config;
@@ -71,7 +30,8 @@ static hv_status open_trainer(bench *self, hv_device *device, int32_t samples) {
   options.limits.samples = samples;
   options.parts = 1;
   options.no_update = !self->options->optimizer;
-  HV_TRY(hv_trainer_open(device, &options, &self->trainer));
+  hv_status status = hv_trainer_open(device, &options, &self->trainer);
+  HV_TRY(hv_plan_explain(status, config, &self->model.config, device, 1, options.limits.prompt));
   return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
 
@@ -84,7 +44,7 @@ static hv_status timed_step(bench *self, double times[STAGES]) {
   double at[STAGES + 1], norm;
   bool skipped;
   at[0] = hv_clock_seconds();
-  HV_TRY(hv_sequence_build(sequence, &self->batch, 0, 0));
+  HV_TRY(hv_sequence_build(sequence, &self->made_up.batch, 0, 0));
   hv_sequence_upload(sequence, stream);
   hv_params_zero_gradients(trainer->params, stream);
   HV_TRY(hv_stream_synchronize(stream));
@@ -172,7 +132,7 @@ hv_status hv_bench(const hv_train_config *config, hv_device *device, const hv_be
   int32_t samples = (int32_t)(options->batch > 0 ? options->batch : hv_train_config_micro_batch(config, 1));
   *out = NULL;
   HV_CHECK(hv_train_config_model(config, &self.model, &self.directory));
-  HV_CHECK(make_batch(&self, samples));
+  HV_CHECK(hv_made_up_batch_open(&self.model.config, samples, (int32_t)config->bench_prompt + 1, &self.made_up));
   HV_CHECK(open_trainer(&self, device, samples));
   HV_CHECK(time_steps(&self));
   self.memory = device->memory.peak;
@@ -184,10 +144,6 @@ done:
   hv_model_directory_close(&self.directory);
   hv_model_config_free(&self.model);
   for (int i = 0; i <= STAGES; i++) free(self.times[i]);
-  free(self.images);
-  free(self.prompts);
-  free(self.state);
-  free(self.actions);
-  free(self.sample_ids);
+  hv_made_up_batch_close(&self.made_up);
   return status;
 }

@@ -101,11 +101,12 @@ HV_NODISCARD hv_status hv_train_config_resolve(const hv_train_config *config, js
 /* The path of the tokenizer: `tokenizer:`, or that of `init_from`; on the heap, NULL: none or no memory. */
 char *hv_train_config_tokenizer(const hv_train_config *config);
 
-/* "replicate", …: the value of parallel.sharding. */
-const char *hv_train_config_sharding(const hv_train_config *config);
-
 /* Every key with its default and the first sentence of its meaning, for `hvla-train run --help`. */
 void hv_train_config_list(hv_text *out);
+
+/* What the configuration calls these: "replicate", …, and "none", …. */
+const char *hv_train_config_sharding_name(int32_t sharding);
+const char *hv_train_config_recompute_name(int32_t recompute);
 
 /* docs/configuration.md. */
 void hv_train_config_document(hv_text *out);

@@ -422,6 +422,10 @@ const hv_option hv_train_config_table[] = {
 };
 const size_t hv_train_config_table_count = sizeof hv_train_config_table / sizeof hv_train_config_table[0];
 
-const char *hv_train_config_sharding(const hv_train_config *config) {
-  return shardings[config->parallel.sharding];
+const char *hv_train_config_sharding_name(int32_t sharding) {
+  return shardings[sharding];
+}
+
+const char *hv_train_config_recompute_name(int32_t recompute) {
+  return recomputations[recompute];
 }

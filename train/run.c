@@ -14,6 +14,7 @@
 #include "core/io/yaml.h"
 #include "train/adapt.h"
 #include "train/checkpoint.h"
+#include "train/plan.h"
 #include "train/run_card.h"
 #include "train/run_choices.h"
 #include "train/run_files.h"
@@ -48,7 +49,8 @@ static hv_status open_trainer(run *self, hv_device *device) {
   hv_trainer_options options = hv_trainer_options_make(self->config, &self->model.config, self->comm->size,
                                                        hv_run_data_longest_prompt(&self->data));
   options.comm = self->comm;
-  return hv_trainer_open(device, &options, &self->trainer);
+  hv_status status = hv_trainer_open(device, &options, &self->trainer);
+  return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
 }
 
 /* Values from init_from, with a word on whatever is not simply taken over. */

@@ -75,7 +75,8 @@ hv_status hv_run_files_open(const hv_run_files_options *options, hv_run_files **
   files->manifest = (hv_manifest){.ranks = files->comm->size,
                                   .dtype = hv_params_dtype(trainer->params),
                                   .parameters = hv_params_total(trainer->params)};
-  snprintf(files->manifest.sharding, sizeof files->manifest.sharding, "%s", hv_train_config_sharding(options->config));
+  snprintf(files->manifest.sharding, sizeof files->manifest.sharding, "%s",
+           hv_train_config_sharding_name(options->config->parallel.sharding));
   files->manifest.digests = calloc((size_t)files->comm->size, sizeof *files->manifest.digests);
   if (!files->manifest.digests) {
     status = hv_error_memory("the run's files");

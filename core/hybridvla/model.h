@@ -9,6 +9,7 @@
 #include "core/nn/mlp.h"
 #include "core/nn/params.h"
 #include "core/tensor/arena.h"
+#include "core/tensor/plan.h"
 
 typedef struct hv_model hv_model;
 

@@ -6,6 +6,7 @@
 #include "core/base/random.h"
 #include "core/hybridvla/action_tokens.h"
 #include "core/hybridvla/policy_state.h"
+#include "core/tensor/plan.h"
 
 enum { ALIGNMENT = 256 };
 

@@ -25,6 +25,7 @@ typedef enum hv_collective {
   HV_BROADCAST,      /* whole = the root's whole */
   HV_BARRIER,        /* is over when all ranks have come */
 } hv_collective;
+enum { HV_COLLECTIVES = HV_BARRIER + 1 };
 
 /* The number of a call, from 1 on; 0: there is nothing to wait for. */
 typedef int64_t hv_ticket;

@@ -174,22 +174,6 @@ typedef struct hv_device_options {
 
 HV_NODISCARD hv_status hv_device_load(const char *name, const hv_device_options *options, hv_device **out);
 
-/* A device that runs nothing: operations check their operands and count work, allocations count bytes and hand out
- * addresses that must not be followed. Running a step on it tells whether the step fits and what it costs.
- * The first operand that is wrong is returned by hv_stream_synchronize. */
-typedef struct hv_plan_counts {
-  double matrix_flops;    /* of matrix products and attention (each query with max_key_rows keys), 2 per multiply-add */
-  double bytes;           /* read and written by all operations, each operand once */
-  double weight_bytes;    /* of weights read by linear operations */
-  int64_t operations;     /* how many were queued */
-  size_t allocated_bytes; /* live now */
-  size_t peak_bytes;      /* most that was live at once */
-} hv_plan_counts;
-
-HV_NODISCARD hv_status hv_plan_device_open(hv_device **out);
-void hv_plan_device_counts(const hv_device *plan, hv_plan_counts *out);
-void hv_plan_device_reset(hv_device *plan); /* zeroes the work, keeps allocations; the peak becomes what is live */
-
 #ifdef __cplusplus
 }
 #endif

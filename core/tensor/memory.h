@@ -13,6 +13,9 @@
 extern "C" {
 #endif
 
+/* Scratch for cuBLASLt on each stream that multiplies, in bytes: what it advises for compute capability 9.0. */
+enum { HV_CUDA_WORKSPACE = 32 << 20 };
+
 typedef enum hv_memory_kind {
   HV_MEMORY_WEIGHTS,       /* parameters, or this rank's part of them */
   HV_MEMORY_MASTER,        /* what restores fp32 values from 16-bit parameters */

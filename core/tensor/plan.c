@@ -1,3 +1,5 @@
+#include "core/tensor/plan.h"
+
 #include <stdlib.h>
 
 #include "core/tensor/op_check.h"
@@ -11,12 +13,30 @@ typedef struct plan_device {
   hv_device head;
   hv_plan_counts counts;
   uintptr_t next_address;
+  hv_plan_machine machine;
+  double now; /* of the host */
 } plan_device;
 
 typedef struct plan_stream {
   hv_stream head;
   hv_status error;
+  double end;    /* when its work is done */
+  void *scratch; /* NULL until a matrix product is queued */
 } plan_stream;
+
+typedef struct plan_event {
+  plan_device *device;
+  double at;
+} plan_event;
+
+static plan_device *plan_of(hv_stream *stream) {
+  return (plan_device *)stream->device;
+}
+
+/* The host waits until then. */
+static void pass_time(plan_device *device, double until) {
+  if (until > device->now) device->now = until;
+}
 
 static void plan_close(hv_device *device) {
   free(device);
@@ -63,20 +83,24 @@ static hv_status plan_stream_open(hv_device *device, hv_stream **out) {
 static void plan_stream_close(hv_stream *stream) {
   plan_stream *plan = (plan_stream *)stream;
   hv_status_free(plan->error);
+  hv_device_release(stream->device, plan->scratch);
   free(plan);
 }
 
 static hv_status plan_stream_synchronize(hv_stream *stream) {
   plan_stream *plan = (plan_stream *)stream;
   hv_status error = plan->error;
+  pass_time(plan_of(stream), plan->end);
   plan->error = HV_OK;
   return error;
 }
 
 static hv_status plan_event_open(hv_device *device, hv_event **out) {
-  (void)device;
-  *out = malloc(1);
-  return *out ? HV_OK : hv_error_memory("an event of the plan device");
+  plan_event *event = calloc(1, sizeof *event);
+  *out = (hv_event *)event;
+  if (!event) return hv_error_memory("an event of the plan device");
+  event->device = (plan_device *)device;
+  return HV_OK;
 }
 
 static void plan_event_close(hv_event *event) {
@@ -84,12 +108,16 @@ static void plan_event_close(hv_event *event) {
 }
 
 static void plan_event_record(hv_stream *stream, hv_event *event) {
-  (void)stream;
-  (void)event;
+  ((plan_event *)event)->at = hv_plan_stream_end(stream);
+}
+
+static void plan_event_wait(hv_stream *stream, hv_event *event) {
+  hv_plan_stream_delay(stream, ((const plan_event *)event)->at);
 }
 
 static hv_status plan_event_synchronize(hv_event *event) {
-  (void)event;
+  const plan_event *plan = (const plan_event *)event;
+  pass_time(plan->device, plan->at);
   return HV_OK;
 }
 
@@ -120,23 +148,41 @@ static const hv_device_methods methods = {
     .event_open = plan_event_open,
     .event_close = plan_event_close,
     .event_record = plan_event_record,
-    .event_wait = plan_event_record,
+    .event_wait = plan_event_wait,
     .event_synchronize = plan_event_synchronize,
     .upload = plan_upload,
     .download = plan_download,
 };
 
+/* Time of one operation on the machine. */
+static double seconds_of(const hv_plan_machine *machine, const hv_op_cost *cost) {
+  double arithmetic = machine->flops_per_s > 0 ? cost->matrix_flops / machine->flops_per_s : 0;
+  double traffic = machine->bytes_per_s > 0 ? cost->bytes / machine->bytes_per_s : 0;
+  return arithmetic > traffic ? arithmetic : traffic;
+}
+
+static hv_status take_scratch(plan_stream *stream) {
+  size_t bytes = plan_of(&stream->head)->machine.stream_bytes;
+  if (stream->scratch || bytes == 0) return HV_OK;
+  return hv_device_allocate(stream->head.device, HV_MEMORY_WORKSPACE, bytes, "scratch of operations", &stream->scratch);
+}
+
 static void record(hv_stream *stream, hv_status error, const hv_op_cost *cost) {
   plan_stream *plan = (plan_stream *)stream;
-  hv_plan_counts *counts = &((plan_device *)stream->device)->counts;
+  plan_device *device = plan_of(stream);
+  hv_plan_counts *counts = &device->counts;
   counts->operations++;
+  if (!error && cost->matrix_flops > 0) error = take_scratch(plan);
   if (error) {
     plan->error = hv_status_first(plan->error, error);
     return;
   }
+  double seconds = seconds_of(&device->machine, cost);
   counts->matrix_flops += cost->matrix_flops;
   counts->bytes += cost->bytes;
   counts->weight_bytes += cost->weight_bytes;
+  counts->seconds += seconds;
+  plan->end = hv_plan_stream_end(stream) + seconds;
 }
 
 #define RECORD(name)                                                                                                   \
@@ -169,4 +215,25 @@ void hv_plan_device_counts(const hv_device *plan, hv_plan_counts *out) {
 void hv_plan_device_reset(hv_device *plan) {
   ((plan_device *)plan)->counts = (hv_plan_counts){0};
   hv_memory_reset_peak(&plan->memory);
+}
+
+hv_status hv_plan_device_set_machine(hv_device *plan, const hv_plan_machine *machine) {
+  void *held;
+  ((plan_device *)plan)->machine = *machine;
+  if (machine->device_bytes == 0) return HV_OK;
+  return hv_device_allocate(plan, HV_MEMORY_WORKSPACE, machine->device_bytes, "the open device", &held);
+}
+
+double hv_plan_device_now(const hv_device *plan) {
+  return ((const plan_device *)plan)->now;
+}
+
+double hv_plan_stream_end(const hv_stream *stream) {
+  double end = ((const plan_stream *)stream)->end, now = hv_plan_device_now(stream->device);
+  return end > now ? end : now;
+}
+
+void hv_plan_stream_delay(hv_stream *stream, double until) {
+  plan_stream *plan = (plan_stream *)stream;
+  if (until > plan->end) plan->end = until;
 }

@@ -1,6 +1,9 @@
 /* The plan device, the arena that it measures, the checks of operands, and modules that cannot be opened. */
+#include <math.h>
+
 #include "core/tensor/arena.h"
 #include "core/tensor/ops.h"
+#include "core/tensor/plan_comm.h"
 #include "tests/check.h"
 
 typedef struct bench {
@@ -107,6 +110,52 @@ static void memory_is_accounted_by_kind(void **state) {
   hv_device_release(b->device, arena);
   hv_device_release(b->device, weights);
   assert_int_equal(memory->held.total, 0);
+}
+
+/* 2 · 10 · 32 · 64 operations at 1e6 a second take 41 ms; their 13 kB at 1e6 bytes a second, 14 ms. */
+static void time_passes_as_on_the_machine(void **state) {
+  bench *b = *state;
+  hv_stream *other;
+  hv_event *event;
+  hv_linear_args args = {.x = take(b, HV_F32, 10, 32), .weight = take(b, HV_F32, 64, 32), .y = take(b, HV_F32, 10, 64)};
+  const double each = 2.0 * 10 * 32 * 64 / 1e6;
+  assert_ok(hv_plan_device_set_machine(b->device, &(hv_plan_machine){.flops_per_s = 1e6, .bytes_per_s = 1e6}));
+  assert_ok(hv_stream_open(b->device, &other));
+  assert_ok(hv_event_open(b->device, &event));
+  hv_linear(b->stream, &args);
+  hv_event_record(b->stream, event);
+  hv_linear(b->stream, &args);
+  assert_true(hv_plan_device_now(b->device) == 0); /* nobody has waited yet */
+  hv_linear(other, &args);
+  assert_true(hv_plan_stream_end(other) == each); /* beside the first */
+  hv_event_wait(other, event);
+  hv_linear(other, &args);
+  assert_true(fabs(hv_plan_stream_end(other) - 2 * each) < 1e-12); /* behind it */
+  assert_ok(hv_stream_synchronize(b->stream));
+  assert_true(fabs(hv_plan_device_now(b->device) - 2 * each) < 1e-12);
+  hv_event_close(b->device, event);
+  hv_stream_close(other);
+}
+
+/* Four ranks, two to a machine: the network's 2 · 100 bytes a second are slower than the machine's 1000. */
+static void collectives_take_the_slowest_link(void **state) {
+  bench *b = *state;
+  hv_comm *comm;
+  hv_plan_traffic traffic[HV_COLLECTIVES];
+  hv_plan_links links = {.node_ranks = 2, .node_bytes_per_s = 1000, .network_bytes_per_s = 100, .efficiency = 0.5};
+  hv_tensor whole = take(b, HV_F32, 1, 400);
+  assert_ok(hv_plan_comm_open(b->device, 1, 4, &links, &comm));
+  hv_ticket first = hv_comm_all_gather(comm, "values", hv_comm_share(comm, whole), whole, b->stream);
+  hv_ticket second = hv_comm_all_reduce(comm, "gradients", whole, b->stream);
+  hv_comm_wait(comm, first, b->stream);
+  assert_true(fabs(hv_plan_stream_end(b->stream) - 1600 * 0.75 / 100) < 1e-9);
+  hv_comm_wait(comm, second, b->stream);
+  assert_true(fabs(hv_plan_stream_end(b->stream) - 1600 * 2.25 / 100) < 1e-9); /* one after the other */
+  hv_plan_comm_traffic(comm, traffic);
+  assert_int_equal(traffic[HV_ALL_REDUCE].calls, 1);
+  assert_true(traffic[HV_ALL_REDUCE].bytes == 1600 * 1.5 && traffic[HV_ALL_GATHER].bytes == 1600 * 0.75);
+  assert_ok(hv_comm_status(comm));
+  hv_comm_close(comm);
 }
 
 static void results_read_as_zeros(void **state) {
@@ -227,6 +276,8 @@ int main(void) {
       TEST(work_is_counted),
       TEST(memory_is_counted),
       TEST(memory_is_accounted_by_kind),
+      TEST(time_passes_as_on_the_machine),
+      TEST(collectives_take_the_slowest_link),
       TEST(results_read_as_zeros),
       TEST(the_first_wrong_operand_is_told),
       TEST(checks_refuse),

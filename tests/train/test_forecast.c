@@ -1,0 +1,126 @@
+/* The forecast of memory against a trainer's own account on a real device, kind by kind, as one rank of one or four and
+ * for every way of sharing state. test_forecast [DEVICE], by default cpu. */
+#include "core/cpu/cpu.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+#include "train/forecast.h"
+#include "train/made_up_batch.h"
+#include "train/trainer_options.h"
+
+enum { SKIPPED = 77, PROMPT = 12, STEPS = 2 };
+
+static const char *under_test = "cpu";
+
+static hv_status open_device(hv_device **out) {
+  hv_device_options options = {.threads = 1};
+  return strcmp(under_test, "cpu") == 0 ? hv_cpu_device_open(&options, out) : hv_device_load(under_test, &options, out);
+}
+
+/* A communicator whose other ranks never come: what is received does not matter to memory. */
+static void close_alone(hv_comm *comm) {
+  hv_comm_finish(comm);
+}
+static hv_status run_alone(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
+  (void)comm;
+  if (call->collective == HV_REDUCE_SCATTER) hv_fill(stream, &(hv_fill_args){.dst = call->share});
+  if (call->collective == HV_ALL_GATHER) hv_fill(stream, &(hv_fill_args){.dst = call->whole});
+  return HV_OK;
+}
+static void wait_alone(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
+  (void)comm, (void)ticket, (void)stream;
+}
+static hv_status fail_never(hv_comm *comm) {
+  (void)comm;
+  return HV_OK;
+}
+static const hv_comm_methods alone = {
+    .close = close_alone, .run = run_alone, .wait = wait_alone, .failure = fail_never};
+
+static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_config *model, int32_t ranks) {
+  hv_device *device;
+  hv_trainer *trainer;
+  hv_comm comm;
+  hv_made_up_batch made_up;
+  hv_step_result result;
+  assert_ok(open_device(&device));
+  assert_ok(hv_comm_start(&comm, "alone", &alone, device, 0, ranks));
+  hv_trainer_options options = hv_trainer_options_make(config, model, ranks, PROMPT);
+  options.comm = &comm;
+  assert_ok(hv_trainer_open(device, &options, &trainer));
+  assert_ok(hv_trainer_initialize(trainer, NULL, NULL));
+  assert_ok(hv_made_up_batch_open(model, options.limits.samples, PROMPT, &made_up));
+  hv_fixed_source source = hv_fixed_source_make(&made_up.batch);
+  for (int i = 0; i < STEPS; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-4, &result));
+  hv_memory_use peak = device->memory.peak;
+  hv_made_up_batch_close(&made_up);
+  hv_trainer_close(trainer);
+  assert_int_equal(device->memory.held.total, comm.size > 1 ? HV_COMM_MAX_SUM * sizeof(double) : 0);
+  hv_comm_close(&comm);
+  hv_device_close(device);
+  return peak;
+}
+
+static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_sets) {
+  hv_train_config config;
+  hv_model_config model;
+  hv_model_directory directory;
+  hv_forecast forecast;
+  assert_ok(hv_train_config_load(HVLA_SOURCE_DIR "/configs/tiny.yaml", sets, num_sets, &config));
+  assert_ok(hv_train_config_model(&config, &model, &directory));
+  hv_forecast_options options = hv_forecast_h100(ranks, hv_train_config_dtype(&config));
+  options.prompt = PROMPT;
+  options.device = under_test;
+  assert_ok(hv_forecast_make(&config, &model.config, &options, &forecast));
+  hv_memory_use run = memory_of_a_run(&config, &model.config, ranks);
+  size_t seen = forecast.memory.total - forecast.unseen_bytes;
+  double ratio = (double)seen / (double)run.total;
+  print_message("%d ranks, %s: forecast %zu bytes, used %zu, ratio %.4f\n", ranks, sets[0], seen, run.total, ratio);
+  assert_true(ratio > 0.95 && ratio < 1.05);
+  for (int k = 0; k < HV_MEMORY_KINDS; k++) {
+    if (k == HV_MEMORY_WORKSPACE) continue; /* operations' scratch is a device's own */
+    if (k == HV_MEMORY_COMMUNICATION && forecast.unseen_bytes > 0) continue;
+    assert_int_equal(forecast.memory.bytes[k], run.bytes[k]);
+  }
+  hv_model_directory_close(&directory);
+  hv_model_config_free(&model);
+  hv_train_config_free(&config);
+}
+
+/* Without validation: a trainer alone opens no policy. */
+#define ALONE "data.valid_split=null"
+
+static void one_rank_is_forecast(void **state) {
+  (void)state;
+  static const char *const plain[] = {"dtype=fp32", ALONE}, *const half[] = {"dtype=bf16", ALONE};
+  static const char *const block[] = {"train.recompute=block", "dtype=bf16", "train.micro_batch=2", ALONE};
+  assert_forecast(1, plain, 2);
+  assert_forecast(1, half, 2);
+  assert_forecast(1, block, 4);
+}
+
+static void each_sharding_is_forecast(void **state) {
+  (void)state;
+  static const char *const shardings[] = {"parallel.sharding=replicate", "parallel.sharding=optimizer",
+                                          "parallel.sharding=gradients", "parallel.sharding=parameters"};
+  static const char *const levels[] = {"train.recompute=none", "train.recompute=cheap", "train.recompute=block",
+                                       "train.recompute=block"};
+  for (int s = 0; s < 4; s++) {
+    const char *const sets[] = {shardings[s], levels[s], s % 2 ? "dtype=bf16" : "dtype=fp32", ALONE};
+    assert_forecast(4, sets, 4);
+  }
+}
+
+int main(int argc, char **argv) {
+  hv_device *device;
+  if (argc > 1) under_test = argv[1];
+  hv_status status = open_device(&device);
+  if (status && strcmp(under_test, "cuda") == 0) {
+    printf("skipped: no GPU (%s)\n", hv_status_message(status));
+    hv_status_free(status);
+    return SKIPPED;
+  }
+  if (!status) hv_device_close(device);
+  const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_forecast),
+                                     cmocka_unit_test(each_sharding_is_forecast)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,118 @@
+/* `hvla-train plan` from outside, memory that runs out with a way out, and the smoke-test configuration. */
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+#define CONFIG(name) "--config '" HVLA_SOURCE_DIR "/configs/" name "' "
+
+/* The JSON object that "plan <arguments> --json" prints, with that exit code; owned by the caller. */
+static json_t *plan(int code, const char *arguments) {
+  char call[2048], *output;
+  json_error_t problem;
+  snprintf(call, sizeof call, "plan %s --json", arguments);
+  int found = run_train("", call, &output);
+  if (found != code) fail_msg("%s ended with %d:\n%s", call, found, output);
+  json_t *object = json_loads(output, JSON_REJECT_DUPLICATES, &problem);
+  if (!object) fail_msg("%s printed no JSON object: %s\n%s", call, problem.text, output);
+  free(output);
+  return object;
+}
+
+static double bytes_of(const json_t *object, const char *kind) {
+  const json_t *value = json_object_get(json_object_get(object, "memory_bytes"), kind);
+  if (!json_is_integer(value)) fail_msg("memory_bytes.%s is missing", kind);
+  return json_number_value(value);
+}
+
+static void seven_billion_are_planned_without_them(void **state) {
+  (void)state;
+  static const char *const kinds[] = {"weights",     "master",    "moments",      "gradients",
+                                      "activations", "workspace", "communication"};
+  json_t *whole = plan(1, CONFIG("7b.yaml") "--gpus 8 --gpu-memory 80");
+  double sum = 0;
+  for (int k = 0; k < 7; k++) sum += bytes_of(whole, kinds[k]);
+  assert_true(sum == bytes_of(whole, "total"));
+  assert_true(bytes_of(whole, "weights") > 15.0e9 && bytes_of(whole, "weights") < 15.3e9);
+  assert_true(bytes_of(whole, "moments") > 54e9 && bytes_of(whole, "moments") < 56e9);
+  assert_true(json_is_false(json_object_get(whole, "fits")));
+  assert_true(json_number_value(json_object_get(whole, "step_seconds")) > 0.3);
+  assert_int_equal(json_array_size(json_object_get(whole, "table")), 12);
+  const json_t *recommended = json_object_get(whole, "recommended");
+  assert_true(bytes_of(recommended, "total") < 80e9);
+  assert_string_equal(json_string_value(json_object_get(recommended, "sharding")), "parameters");
+  json_t *shared = plan(0, CONFIG("7b.yaml") "--gpus 8 --gpu-memory 80 --set parallel.sharding=parameters");
+  assert_true(bytes_of(shared, "moments") * 8 > 54e9 && bytes_of(shared, "moments") * 8 < 56e9);
+  assert_true(bytes_of(shared, "activations") == bytes_of(whole, "activations"));
+  json_decref(whole);
+  json_decref(shared);
+}
+
+static void what_cannot_run_is_told(void **state) {
+  (void)state;
+  expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
+               "train.batch_size 256 is not divided by the 3 GPUs", "train.micro_batch 32 does not divide",
+               "3 GPUs cannot keep parts of the state", NULL);
+  expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 1 --gpu-memory 24", "does not fit", "most of it",
+               "Nothing fits that leaves the results as they are", NULL);
+  expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 0", "gpus", NULL);
+  expect_train(0, "plan " CONFIG("tiny.yaml") "--gpus 2", "fits", "samples/s", NULL);
+}
+
+/* A card of 100 MB, which the model fits and the activations of so many samples do not. */
+static void memory_that_runs_out_ends_with_a_table(void **state) {
+  char call[2048], *output;
+  snprintf(call, sizeof call,
+           "run " CONFIG("tiny.yaml") "--device emu --set output='%s/run' --set train.batch_size=64 "
+                                      "--set data.files='" DEMONSTRATIONS "' --set tokenizer='" HVLA_SOURCE_DIR
+                                      "/data/tokenizer/llama2-tokenizer.model'",
+           (const char *)*state);
+  int code = run_train("HVLA_EMU_MEMORY=100000000 LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'", call, &output);
+  static const char *const words[] = {"out of memory on the emulated card",
+                                      "activations needs",
+                                      "held by this process",
+                                      "moments",
+                                      "forecast for the configuration",
+                                      "settings that would fit the 0.100 GB",
+                                      "train.recompute=block",
+                                      "train.micro_batch="};
+  assert_int_equal(code, 2);
+  for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+    if (!strstr(output, words[i])) fail_msg("nothing is said of \"%s\":\n%s", words[i], output);
+  }
+  free(output);
+}
+
+static void the_tiny_configuration_is_measured(const char *device) {
+  char call[1024], *output;
+  json_error_t problem;
+  snprintf(call, sizeof call,
+           "bench " CONFIG("tiny.yaml") "--random-weights --optimizer --batch 1 --steps 1 --json --device %s", device);
+  int code = run_train("LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'", call, &output);
+  if (code != 0) fail_msg("%s ended with %d:\n%s", call, code, output);
+  json_t *object = json_loads(output, 0, &problem);
+  if (!object) fail_msg("no JSON object: %s\n%s", problem.text, output);
+  assert_true(json_number_value(json_object_get(object, "samples_per_s")) > 0);
+  assert_true(json_integer_value(json_object_get(object, "peak_memory_bytes")) > 20000000);
+  json_decref(object);
+  free(output);
+}
+
+static void benches_run_on_the_cpu(void **state) {
+  (void)state;
+  the_tiny_configuration_is_measured("cpu");
+}
+
+static void benches_run_on_the_emulator(void **state) {
+  (void)state;
+  the_tiny_configuration_is_measured("emu");
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(seven_billion_are_planned_without_them),
+      cmocka_unit_test(what_cannot_run_is_told),
+      cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
+      cmocka_unit_test(benches_run_on_the_cpu),
+      cmocka_unit_test(benches_run_on_the_emulator),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
