@@ -1,4 +1,4 @@
-/* sum_squares, clip_factor and adamw. */
+/* sum_squares, clip_factor, adamw, average and exchange. */
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
@@ -114,6 +114,12 @@ static __device__ __forceinline__ float joined(hv_bf16 param, int16_t remainder)
   return __uint_as_float(((uint32_t)param.bits << 16) + (uint32_t)(int32_t)remainder);
 }
 
+static __device__ __forceinline__ void split(float value, hv_bf16 *param, int16_t *remainder) {
+  uint32_t bits = __float_as_uint(value);
+  param->bits = (uint16_t)((bits + 0x8000u) >> 16);
+  *remainder = (int16_t)(uint16_t)bits;
+}
+
 /* N neighbouring elements, all in one range. */
 template <int N, typename G>
 static __device__ __forceinline__ void update(const adamw_operands<float, G> &a, int64_t at, adamw_rates rates) {
@@ -137,9 +143,7 @@ static __device__ __forceinline__ void update(const adamw_operands<hv_bf16, G> &
   for (int j = 0; j < N; j++) {
     float p = joined(high.at[j], low.at[j]);
     adamw_element e = updated({p, m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, rates);
-    uint32_t bits = __float_as_uint(e.value);
-    high.at[j].bits = (uint16_t)((bits + 0x8000u) >> 16);
-    low.at[j] = (int16_t)(uint16_t)bits;
+    split(e.value, &high.at[j], &low.at[j]);
     m.at[j] = e.moment1, v.at[j] = e.moment2;
   }
   hv_store(a.param + at, high);
@@ -187,6 +191,105 @@ void hv_cuda_adamw(hv_stream *stream, const hv_adamw_args *args) {
                                   (float)args->weight_decay};
         HV_LAUNCH((adamw_kernel<T, G, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
       });
+    });
+  });
+}
+
+template <typename T> struct average_operands {
+  T *param;
+  int16_t *remainder;
+  float *average;
+  int64_t count;
+};
+
+/* The master values of N neighbouring elements, read and written. */
+template <int N>
+static __device__ __forceinline__ hv_floats<N> read_master(const average_operands<float> &a, int64_t at) {
+  return hv_read<N>(a.param + at);
+}
+template <int N>
+static __device__ __forceinline__ hv_floats<N> read_master(const average_operands<hv_bf16> &a, int64_t at) {
+  hv_vec<hv_bf16, N> high = hv_load<N>(a.param + at);
+  hv_vec<int16_t, N> low = hv_load<N>(a.remainder + at);
+  hv_floats<N> values;
+  HV_UNROLL
+  for (int j = 0; j < N; j++) values.at[j] = joined(high.at[j], low.at[j]);
+  return values;
+}
+
+template <int N>
+static __device__ __forceinline__ void write_master(const average_operands<float> &a, int64_t at,
+                                                    const hv_floats<N> &values) {
+  hv_write(a.param + at, values);
+}
+template <int N>
+static __device__ __forceinline__ void write_master(const average_operands<hv_bf16> &a, int64_t at,
+                                                    const hv_floats<N> &values) {
+  hv_vec<hv_bf16, N> high;
+  hv_vec<int16_t, N> low;
+  HV_UNROLL
+  for (int j = 0; j < N; j++) split(values.at[j], &high.at[j], &low.at[j]);
+  hv_store(a.param + at, high);
+  hv_store(a.remainder + at, low);
+}
+
+template <int N, typename T>
+static __device__ __forceinline__ void move_average(const average_operands<T> &a, int64_t at, float weight) {
+  hv_floats<N> p = read_master<N>(a, at), average = hv_read<N>(a.average + at);
+  HV_UNROLL
+  for (int j = 0; j < N; j++) average.at[j] += weight * (p.at[j] - average.at[j]);
+  hv_write(a.average + at, average);
+}
+
+template <typename T, int N>
+static __global__ void average_kernel(average_operands<T> a, const float *weight, const float *factor) {
+  int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (first >= a.count || *factor < 0.0f) return;
+  if (first + N <= a.count) {
+    move_average<N>(a, first, *weight);
+    return;
+  }
+  for (int64_t at = first; at < a.count; at++) move_average<1>(a, at, *weight);
+}
+
+template <int N, typename T>
+static __device__ __forceinline__ void exchange_at(const average_operands<T> &a, int64_t at) {
+  hv_floats<N> p = read_master<N>(a, at), average = hv_read<N>(a.average + at);
+  write_master(a, at, average);
+  hv_write(a.average + at, p);
+}
+
+template <typename T, int N> static __global__ void exchange_kernel(average_operands<T> a) {
+  int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (first >= a.count) return;
+  if (first + N <= a.count) {
+    exchange_at<N>(a, first);
+    return;
+  }
+  for (int64_t at = first; at < a.count; at++) exchange_at<1>(a, at);
+}
+
+void hv_cuda_average(hv_stream *stream, const hv_average_args *args) {
+  hv_with_type(stream, args->param.dtype, [&](auto type) {
+    hv_with_width(hv_are_wide(args->param, args->remainder, args->average), [&](auto width) {
+      using T = decltype(type);
+      constexpr int N = decltype(width)::value;
+      average_operands<T> a = {(T *)args->param.data, (int16_t *)args->remainder.data, (float *)args->average.data,
+                               args->param.cols};
+      HV_LAUNCH((average_kernel<T, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a,
+                (const float *)args->weight.data, (const float *)args->factor.data);
+    });
+  });
+}
+
+void hv_cuda_exchange(hv_stream *stream, const hv_exchange_args *args) {
+  hv_with_type(stream, args->param.dtype, [&](auto type) {
+    hv_with_width(hv_are_wide(args->param, args->remainder, args->average), [&](auto width) {
+      using T = decltype(type);
+      constexpr int N = decltype(width)::value;
+      average_operands<T> a = {(T *)args->param.data, (int16_t *)args->remainder.data, (float *)args->average.data,
+                               args->param.cols};
+      HV_LAUNCH((exchange_kernel<T, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
     });
   });
 }

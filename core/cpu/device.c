@@ -168,7 +168,9 @@ static bool admit(hv_stream *stream, hv_status error) {
   X(fill, dst)                                                                                                         \
   X(sum_squares, y)                                                                                                    \
   X(clip_factor, sum_squares)                                                                                          \
-  X(adamw, moment1)
+  X(adamw, moment1)                                                                                                    \
+  X(average, average)                                                                                                  \
+  X(exchange, average)
 
 /* run_<op>_<variant>: the kernels of a variant for float, and those of f64 for double. */
 #define DECLARE(name, key) void hv_cpu_##name##_f64(hv_cpu_pool *pool, const hv_##name##_args *args);

@@ -1,4 +1,4 @@
-/* The gradient's norm, clipping, and AdamW. */
+/* The gradient's norm, clipping, AdamW, and averages of what it makes. */
 #include "core/cpu/kernel.h"
 #include "core/cpu/vector_math.h"
 
@@ -55,16 +55,17 @@ static void split_master(float value, uint16_t *high, int16_t *low) {
   *low = (int16_t)(uint16_t)bits;
 }
 
-static void load_master(const hv_adamw_args *a, int64_t first, int64_t count, real *p) {
-  const uint16_t *high = element(&a->param, 0, first);
-  const int16_t *low = element(&a->remainder, 0, first);
+static void load_master(const hv_tensor *param, const hv_tensor *remainder, int64_t first, int64_t count, real *p) {
+  const uint16_t *high = element(param, 0, first);
+  const int16_t *low = element(remainder, 0, first);
 #pragma omp simd
   for (int64_t j = 0; j < count; j++) p[j] = (real)master_value(high[j], low[j]);
 }
 
-static void store_master(const hv_adamw_args *a, int64_t first, int64_t count, const real *p) {
-  uint16_t *high = element(&a->param, 0, first);
-  int16_t *low = element(&a->remainder, 0, first);
+static void store_master(const hv_tensor *param, const hv_tensor *remainder, int64_t first, int64_t count,
+                         const real *p) {
+  uint16_t *high = element(param, 0, first);
+  int16_t *low = element(remainder, 0, first);
 #pragma omp simd
   for (int64_t j = 0; j < count; j++) split_master((float)p[j], &high[j], &low[j]);
 }
@@ -78,7 +79,7 @@ static void update(const adamw_context *c, int64_t first, int64_t count, const h
   real *m = element(&a->moment1, 0, first), *v = element(&a->moment2, 0, first);
   const real *grad = load(&a->grad, 0, first, count, grad_buffer);
   real lr = c->lr * (real)range->rate, keep = range->decay ? 1 - lr * (real)a->weight_decay : 1;
-  if (split) load_master(a, first, count, p);
+  if (split) load_master(&a->param, &a->remainder, first, count, p);
 #pragma omp simd
   for (int64_t j = 0; j < count; j++) {
     real g = c->gradient_factor * grad[j];
@@ -86,7 +87,7 @@ static void update(const adamw_context *c, int64_t first, int64_t count, const h
     v[j] = c->beta2 * v[j] + (1 - c->beta2) * g * g;
     p[j] = p[j] * keep - lr * (m[j] / c->correction1) / (real_sqrt(v[j] / c->correction2) + c->eps);
   }
-  if (split) store_master(a, first, count, p);
+  if (split) store_master(&a->param, &a->remainder, first, count, p);
 }
 
 static void adamw_chunks(const void *context, int64_t first, int64_t last, void *scratch) {
@@ -109,4 +110,58 @@ void HV_KERNEL(adamw)(hv_cpu_pool *pool, const hv_adamw_args *args) {
   c.gradient_factor = load_one(&args->dynamic, 0, 3);
   if (c.gradient_factor < 0) return;
   hv_cpu_for(pool, chunks_of(args->param.cols), hv_cpu_grain(8 * HV_CHUNK), adamw_chunks, &c);
+}
+
+/* The coefficients of one step of an average. */
+typedef struct average_context {
+  const hv_average_args *args;
+  real weight;
+} average_context;
+
+static void average_chunks(const void *context, int64_t first, int64_t last, void *scratch) {
+  (void)scratch;
+  const average_context *c = context;
+  const hv_average_args *a = c->args;
+  real master[HV_CHUNK];
+  for (int64_t i = first; i < last; i++) {
+    int64_t col = i * HV_CHUNK, count = min_i64(HV_CHUNK, a->param.cols - col);
+    real *average = element(&a->average, 0, col);
+    const real *p = master;
+    if (hv_present(a->remainder)) {
+      load_master(&a->param, &a->remainder, col, count, master);
+    } else {
+      p = element(&a->param, 0, col);
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < count; j++) average[j] += c->weight * (p[j] - average[j]);
+  }
+}
+
+void HV_KERNEL(average)(hv_cpu_pool *pool, const hv_average_args *args) {
+  average_context c = {.args = args, .weight = load_one(&args->weight, 0, 0)};
+  if (load_one(&args->factor, 0, 0) < 0) return;
+  hv_cpu_for(pool, chunks_of(args->param.cols), hv_cpu_grain(2 * HV_CHUNK), average_chunks, &c);
+}
+
+static void exchange_chunks(const void *context, int64_t first, int64_t last, void *scratch) {
+  (void)scratch;
+  const hv_exchange_args *a = context;
+  real values[HV_CHUNK];
+  for (int64_t i = first; i < last; i++) {
+    int64_t col = i * HV_CHUNK, count = min_i64(HV_CHUNK, a->param.cols - col);
+    size_t size = (size_t)count * sizeof(real);
+    real *average = element(&a->average, 0, col);
+    if (hv_present(a->remainder)) {
+      load_master(&a->param, &a->remainder, col, count, values);
+      store_master(&a->param, &a->remainder, col, count, average);
+    } else {
+      memcpy(values, element(&a->param, 0, col), size);
+      memcpy(element(&a->param, 0, col), average, size);
+    }
+    memcpy(average, values, size);
+  }
+}
+
+void HV_KERNEL(exchange)(hv_cpu_pool *pool, const hv_exchange_args *args) {
+  hv_cpu_for(pool, chunks_of(args->param.cols), hv_cpu_grain(2 * HV_CHUNK), exchange_chunks, args);
 }

@@ -524,6 +524,24 @@ static void examine_adamw(exam *e, const hv_adamw_args *a) {
   check_aliases(e, NO_ALIASES);
 }
 
+static void examine_average(exam *e, const hv_average_args *a) {
+  int64_t n = a->param.cols;
+  int t = type_operand(e, "param", a->param, 1, -1, READ), s = scalar_of(t);
+  exactly_if(e, t == BF16, "remainder", a->remainder, I16, 1, n, READ);
+  operand(e, "average", a->average, s, 1, n, WRITE);
+  operand(e, "weight", a->weight, s, 1, 1, READ);
+  operand(e, "factor", a->factor, s, 1, 1, READ);
+  check_aliases(e, NO_ALIASES);
+}
+
+static void examine_exchange(exam *e, const hv_exchange_args *a) {
+  int64_t n = a->param.cols;
+  int t = type_operand(e, "param", a->param, 1, -1, WRITE), s = scalar_of(t);
+  exactly_if(e, t == BF16, "remainder", a->remainder, I16, 1, n, WRITE);
+  operand(e, "average", a->average, s, 1, n, WRITE);
+  check_aliases(e, NO_ALIASES);
+}
+
 #define DEFINE(name)                                                                                                   \
   hv_status hv_measure_##name(const hv_##name##_args *args, hv_op_cost *cost) {                                        \
     exam e = {.op = #name};                                                                                            \

@@ -374,6 +374,23 @@ typedef struct hv_adamw_args {
   double beta1, beta2, eps, weight_decay;
 } hv_adamw_args;
 
+/* A moving average of master values: average += weight (p − average), p being the parameter, with its remainder where
+ * it has one as in adamw. factor < 0: nothing changes. */
+typedef struct hv_average_args {
+  hv_tensor param;     /* T [1, n] */
+  hv_tensor remainder; /* I16 [1, n], present exactly if T is BF16 */
+  hv_tensor average;   /* S [1, n] */
+  hv_tensor weight;    /* S [1, 1] */
+  hv_tensor factor;    /* S [1, 1]: dynamic[3] of adamw */
+} hv_average_args;
+
+/* Parameters and averages change places, to the bit: twice is as before. */
+typedef struct hv_exchange_args {
+  hv_tensor param;     /* T [1, n] */
+  hv_tensor remainder; /* I16 [1, n], present exactly if T is BF16 */
+  hv_tensor average;   /* S [1, n] */
+} hv_exchange_args;
+
 /* Every operation once; tables, wrappers, the plan device and recorders are made from this list. */
 #define HV_OPS(X)                                                                                                      \
   X(linear)                                                                                                            \
@@ -406,7 +423,9 @@ typedef struct hv_adamw_args {
   X(fill)                                                                                                              \
   X(sum_squares)                                                                                                       \
   X(clip_factor)                                                                                                       \
-  X(adamw)
+  X(adamw)                                                                                                             \
+  X(average)                                                                                                           \
+  X(exchange)
 
 #define HV_OP_MEMBER(name) void (*name)(hv_stream * stream, const hv_##name##_args *args);
 typedef struct hv_op_table {

@@ -222,6 +222,16 @@ static int64_t random_ranges(op_env *env, int64_t n, int64_t (*ranges)[3], int32
   return count;
 }
 
+/* The F32 value that a BF16 parameter and its remainder are together. */
+static double joined(double high, double low) {
+  float value = (float)high;
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  bits += (uint32_t)(int32_t)low;
+  memcpy(&value, &bits, sizeof value);
+  return (double)value;
+}
+
 /* The update in double, of values that end up rounded to how they are stored. */
 static void adamw(op_env *env) {
   int64_t n = op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000), ranges[8][3];
@@ -265,12 +275,8 @@ static void adamw(op_env *env) {
   const double *high_values = op_read(env, 0, &param), *low_values = op_read(env, 0, &low);
   double difference = 0, norm = 0;
   for (int64_t i = 0; i < n; i++) {
-    float high = (float)high_values[i], master;
-    uint32_t bits;
-    memcpy(&bits, &high, sizeof bits);
-    bits += (uint32_t)(int32_t)low_values[i];
-    memcpy(&master, &bits, sizeof master);
-    difference += ((double)master - p[i]) * ((double)master - p[i]);
+    double master = joined(high_values[i], low_values[i]);
+    difference += (master - p[i]) * (master - p[i]);
     norm += p[i] * p[i];
   }
   assert_true(sqrt(difference / norm) < 1e-6);
@@ -305,6 +311,56 @@ static void adamw_masters(op_env *env) {
   }
 }
 
+/* Parameters [1, n] with remainders where the device under test stores BF16, and their master values. */
+typedef struct master_operands {
+  op_operand param, remainder;
+  hv_tensor remainders[OP_SIDES];
+  double *values;
+} master_operands;
+
+static master_operands random_masters(op_env *env, int64_t n) {
+  master_operands m = {.param = op_random(env, OP_T, 1, n, 1, 0), .values = op_array(env, n)};
+  memcpy(m.values, m.param.host, (size_t)n * sizeof *m.values);
+  if (env->dtype != HV_BF16) return m;
+  int16_t *low = (int16_t *)op_array(env, n);
+  for (int64_t i = 0; i < n; i++) {
+    low[i] = (int16_t)(op_below(env, 65536) - 32768);
+    m.values[i] = joined(m.param.host[i], low[i]);
+  }
+  m.remainder = op_shorts(env, 1, n, low);
+  m.remainders[0] = m.remainder.at[0];
+  return m;
+}
+
+static void average(op_env *env) {
+  int64_t n = op_coin(env) ? op_size(env) : 5000 + op_below(env, 5000);
+  double weight = 0.125, factor = op_below(env, 4) == 0 ? -1 : 0.5;
+  master_operands m = random_masters(env, n);
+  op_operand average = op_random(env, OP_S, 1, n, 1, 0);
+  op_operand weights = op_values(env, OP_S, 1, 1, &weight), factors = op_values(env, OP_S, 1, 1, &factor);
+  double *expected = op_array(env, n);
+  for (int64_t i = 0; i < n; i++) {
+    expected[i] = average.host[i] + (factor < 0 ? 0 : weight) * (m.values[i] - average.host[i]);
+  }
+  OP_RUN(env, average, .param = m.param.at[side], .remainder = m.remainders[side], .average = average.at[side],
+         .weight = weights.at[side], .factor = factors.at[side]);
+  op_compare_within(env, "average", &average, expected, env->dtype == HV_F64 ? 1e-15 : 1e-6);
+}
+
+static void exchange(op_env *env) {
+  int64_t n = op_coin(env) ? op_size(env) : 5000 + op_below(env, 5000);
+  master_operands m = random_masters(env, n);
+  op_operand average = op_random(env, OP_S, 1, n, 1, 0);
+  OP_RUN(env, exchange, .param = m.param.at[side], .remainder = m.remainders[side], .average = average.at[side]);
+  if (env->before_second) return;
+  const double *old = op_read(env, 0, &average), *param = op_read(env, 0, &m.param);
+  const double *low = env->dtype == HV_BF16 ? op_read(env, 0, &m.remainder) : NULL;
+  for (int64_t i = 0; i < n; i++) {
+    assert_true(old[i] == m.values[i]);
+    assert_true((low ? joined(param[i], low[i]) : param[i]) == average.host[i]);
+  }
+}
+
 const op_case op_head_cases[] = {
     {"q_sample", q_sample},
     {"sampler_step", sampler_step},
@@ -317,5 +373,7 @@ const op_case op_head_cases[] = {
     {"clip_factor", clip_factor},
     {"adamw", adamw},
     {"adamw (masters)", adamw_masters},
+    {"average", average},
+    {"exchange", exchange},
     {NULL, NULL},
 };
