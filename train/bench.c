@@ -58,6 +58,7 @@ static hv_status timed_step(bench *self, double times[STAGES]) {
   at[3] = hv_clock_seconds();
   if (self->options->optimizer) {
     hv_optimizer_step(trainer->optimizer, self->config->optimizer.learning_rate, stream);
+    hv_ema_update(trainer->ema, stream);
     HV_TRY(hv_stream_synchronize(stream));
     hv_optimizer_finish(trainer->optimizer, &norm, &skipped);
   }

@@ -74,7 +74,7 @@ static hv_status check_parts(const hv_checkpoint_parts *parts, const hv_checkpoi
   if (problems.failed) {
     status = hv_error_memory("a list of findings");
   } else if (problems.length > 0) {
-    status = hv_error(HV_ERR_INPUT, "%s does not fit the configured model or what it freezes:%s",
+    status = hv_error(HV_ERR_INPUT, "%s does not fit the configured model, what it freezes, or its train.ema_decay:%s",
                       hv_safetensors_path(content->shards[0]), hv_text_string(&problems));
   }
   hv_text_free(&problems);
@@ -95,10 +95,10 @@ static void read_piece(const hv_checkpoint_part *part, const hv_checkpoint_conte
 }
 
 static hv_status read_parts(const hv_checkpoint_content *content, const hv_params *params,
-                            const hv_optimizer *optimizer, hv_stream *stream) {
+                            const hv_optimizer *optimizer, const hv_ema *ema, hv_stream *stream) {
   hv_status status = HV_OK;
   hv_checkpoint_parts parts = {0};
-  HV_CHECK(hv_checkpoint_parts_list(params, optimizer, &parts));
+  HV_CHECK(hv_checkpoint_parts_list(params, optimizer, ema, &parts));
   HV_CHECK(check_parts(&parts, content));
   for (int i = 0; i < parts.count; i++) {
     for (int32_t shard = 0; shard < content->manifest.ranks; shard++) {
@@ -111,14 +111,14 @@ done:
   return status;
 }
 
-hv_status hv_checkpoint_load(const char *run, int64_t step, hv_params *params, hv_optimizer *optimizer,
+hv_status hv_checkpoint_load(const char *run, int64_t step, hv_params *params, hv_optimizer *optimizer, hv_ema *ema,
                              hv_stream *stream, hv_run_position *out) {
   hv_checkpoint_content content;
   char where[HV_CHECKPOINT_PATH];
   HV_TRY(hv_checkpoint_path(run, step, "", where));
   hv_status status = hv_checkpoint_open(run, step, &content);
   if (!status) status = check_dtype(&content, where, params);
-  if (!status) status = read_parts(&content, params, optimizer, stream);
+  if (!status) status = read_parts(&content, params, optimizer, ema, stream);
   *out = content.manifest.position;
   hv_checkpoint_close(&content);
   hv_comm *comm = hv_params_comm(params);

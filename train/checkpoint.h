@@ -7,6 +7,7 @@
 
 #include "core/base/text.h"
 #include "train/checkpoint_files.h"
+#include "train/ema.h"
 #include "train/optimizer.h"
 
 /* The newest checkpoint that is whole, *step = -1 where there is none: its files are read and held against their
@@ -14,8 +15,8 @@
  */
 HV_NODISCARD hv_status hv_checkpoint_find(const char *run, hv_comm *comm, int64_t *step, hv_text *damaged);
 
-/* Reads it into parameters and optimizer. One that belongs to another model or dtype is HV_ERR_INPUT. */
+/* Reads it into parameters, optimizer and averages. One that belongs to another model or dtype is HV_ERR_INPUT. */
 HV_NODISCARD hv_status hv_checkpoint_load(const char *run, int64_t step, hv_params *params, hv_optimizer *optimizer,
-                                          hv_stream *stream, hv_run_position *out);
+                                          hv_ema *ema, hv_stream *stream, hv_run_position *out);
 
 #endif

@@ -59,15 +59,40 @@ static json_t *format_files(const hv_manifest *manifest) {
   return files;
 }
 
+/* {"metric", "step", "figure", "since"}, null where nothing was measured. */
+static json_t *format_best(const hv_best *best) {
+  if (best->metric[0] == '\0') return json_null();
+  return json_pack("{s:s, s:I, s:f, s:I}", "metric", best->metric, "step", (json_int_t)best->step, "figure",
+                   best->figure, "since", (json_int_t)best->since);
+}
+
+static hv_status parse_best(const char *path, json_t *object, hv_best *out) {
+  const char *metric;
+  json_int_t step, since;
+  *out = (hv_best){.step = -1};
+  if (!object || json_is_null(object)) return HV_OK;
+  double figure;
+  if (json_unpack(object, "{s:s, s:I, s:F, s:I}", "metric", &metric, "step", &step, "figure", &figure, "since",
+                  &since) != 0) {
+    return hv_error(HV_ERR_INPUT, "%s: best needs metric, step, figure and since", path);
+  }
+  *out = hv_best_make(metric);
+  out->step = step;
+  out->figure = figure;
+  out->since = since;
+  return HV_OK;
+}
+
 static hv_status write_manifest(const char *directory, const hv_manifest *manifest) {
   char path[FILE_PATH];
   snprintf(path, sizeof path, "%s/state.json", directory);
   const hv_run_position *position = &manifest->position;
-  json_t *state = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o}", "format", FORMAT, "version",
+  json_t *state = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o}", "format", FORMAT, "version",
                             HVLA_VERSION, "step", (json_int_t)position->step, "updates", (json_int_t)position->updates,
                             "samples", (json_int_t)position->samples, "seed", (json_int_t)position->seed, "ranks",
                             manifest->ranks, "sharding", manifest->sharding, "dtype", hv_dtype_name(manifest->dtype),
-                            "parameters", (json_int_t)manifest->parameters, "files", format_files(manifest));
+                            "parameters", (json_int_t)manifest->parameters, "best", format_best(&position->best),
+                            "files", format_files(manifest));
   if (!state) return hv_error_memory("a checkpoint's manifest");
   hv_status status = hv_json_save(path, state);
   json_decref(state);
@@ -144,6 +169,7 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   }
   out->format = format;
   out->position = (hv_run_position){.step = step, .updates = updates, .samples = samples, .seed = seed};
+  HV_TRY(parse_best(path, json_object_get(state, "best"), &out->position.best));
   out->ranks = (int32_t)ranks;
   out->parameters = parameters;
   snprintf(out->sharding, sizeof out->sharding, "%s", sharding);

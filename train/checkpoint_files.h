@@ -14,6 +14,7 @@
 #include "core/base/file.h"
 #include "core/base/text.h"
 #include "core/io/safetensors.h"
+#include "train/best.h"
 
 enum { HV_CHECKPOINT_PATH = 4096, HV_CHECKPOINT_NAME = 64, HV_CHECKPOINT_RANKS = 1024 /* most that write one */ };
 
@@ -23,6 +24,7 @@ typedef struct hv_run_position {
   int64_t updates; /* those that changed the parameters */
   int64_t samples; /* of the training split's order that were consumed */
   int64_t seed;
+  hv_best best; /* no metric: the checkpoint tells of none */
 } hv_run_position;
 
 typedef struct hv_manifest {

@@ -1,5 +1,6 @@
 #include "train/checkpoint_model.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "train/checkpoint_files.h"
@@ -10,19 +11,35 @@ typedef struct value_source {
   hv_checkpoint_content content;
 } value_source;
 
+/* A run of elements in the files. */
+typedef struct value_run {
+  char name[HV_PART_NAME];
+  hv_dtype dtype;
+} value_run;
+
+static value_run run_of(const value_source *from, const hv_group *group) {
+  value_run run = {.dtype = from->content.manifest.dtype};
+  if (from->what->averages && group->trainable) {
+    run.dtype = HV_F32;
+    hv_checkpoint_average_name(group, run.name);
+  } else {
+    hv_checkpoint_values_name(group, run.name);
+  }
+  return run;
+}
+
 /* What one file holds of a parameter that is elements [first, end) of its group. */
-static hv_status copy_piece(const value_source *from, const hv_param *param, int32_t shard, int64_t first, int64_t end,
+static hv_status copy_piece(const value_source *from, const hv_param *param, const value_run *run, int32_t shard,
                             char *values) {
   const hv_group *group = hv_params_group(from->what->params, param->group);
+  int64_t first = param->offset, end = first + param->rows * param->cols;
   const hv_file_tensor *tensor;
-  char name[HV_PART_NAME];
-  hv_checkpoint_values_name(group, name);
-  HV_TRY(hv_safetensors_require(from->content.shards[shard], name, &tensor));
+  HV_TRY(hv_safetensors_require(from->content.shards[shard], run->name, &tensor));
   hv_element_range file = hv_checkpoint_file_range(group->count, shard, from->content.manifest.ranks);
-  if (tensor->count != file.end - file.first || tensor->dtype != from->content.manifest.dtype) {
-    return hv_error(HV_ERR_INPUT, "%s: %s has %lld values of %s, the model %lld of %s", tensor->file, name,
+  if (tensor->count != file.end - file.first || tensor->dtype != run->dtype) {
+    return hv_error(HV_ERR_INPUT, "%s: %s has %lld values of %s, the model %lld of %s", tensor->file, run->name,
                     (long long)tensor->count, tensor->dtype_name, (long long)file.end - (long long)file.first,
-                    hv_safetensors_dtype_name(from->content.manifest.dtype));
+                    hv_safetensors_dtype_name(run->dtype));
   }
   int64_t begin = first > file.first ? first : file.first, stop = end < file.end ? end : file.end;
   if (begin >= stop) return HV_OK;
@@ -32,14 +49,26 @@ static hv_status copy_piece(const value_source *from, const hv_param *param, int
   return HV_OK;
 }
 
+static hv_status copy_pieces(const value_source *from, const hv_param *param, const value_run *run, char *values) {
+  for (int32_t shard = 0; shard < from->content.manifest.ranks; shard++) {
+    HV_TRY(copy_piece(from, param, run, shard, values));
+  }
+  return HV_OK;
+}
+
 static hv_status read_value(void *source, hv_param_id id, void *values) {
   const value_source *from = source;
   const hv_param *param = hv_params_get(from->what->params, id);
   if (from->what->stop && atomic_load(from->what->stop)) return hv_error(HV_ERR_IO, "writing was given up");
-  for (int32_t shard = 0; shard < from->content.manifest.ranks; shard++) {
-    HV_TRY(copy_piece(from, param, shard, param->offset, param->offset + param->rows * param->cols, values));
-  }
-  return HV_OK;
+  value_run run = run_of(from, hv_params_group(from->what->params, param->group));
+  if (run.dtype == from->content.manifest.dtype) return copy_pieces(from, param, &run, values);
+  int64_t count = param->rows * param->cols;
+  char *wide = malloc((size_t)count * hv_dtype_size(run.dtype));
+  if (!wide) return hv_error_memory(param->name);
+  hv_status status = copy_pieces(from, param, &run, wide);
+  if (!status) hv_dtype_convert(from->content.manifest.dtype, values, run.dtype, wide, count);
+  free(wide);
+  return status;
 }
 
 hv_status hv_checkpoint_model_save(const hv_checkpoint_model *what, const char *path) {

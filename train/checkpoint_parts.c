@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MOST_OF_A_GROUP = 4 };
+enum { MOST_OF_A_GROUP = 5 };
 
 static void name_part(const hv_group *group, const char *what, char name[HV_PART_NAME]) {
   snprintf(name, HV_PART_NAME, "%s.%s", group->name, what);
@@ -11,6 +11,10 @@ static void name_part(const hv_group *group, const char *what, char name[HV_PART
 
 void hv_checkpoint_values_name(const hv_group *group, char name[HV_PART_NAME]) {
   name_part(group, "values", name);
+}
+
+void hv_checkpoint_average_name(const hv_group *group, char name[HV_PART_NAME]) {
+  name_part(group, "average", name);
 }
 
 static void add(hv_checkpoint_parts *parts, const hv_group *group, const char *what, hv_tensor tensor, int64_t first) {
@@ -30,7 +34,8 @@ static void add_values(hv_checkpoint_parts *parts, const hv_params *params, hv_g
   add(parts, hv_params_group(params, group), "values", values, whole ? 0 : owned.first);
 }
 
-hv_status hv_checkpoint_parts_list(const hv_params *params, const hv_optimizer *optimizer, hv_checkpoint_parts *out) {
+hv_status hv_checkpoint_parts_list(const hv_params *params, const hv_optimizer *optimizer, const hv_ema *ema,
+                                   hv_checkpoint_parts *out) {
   int32_t groups = hv_params_group_count(params);
   *out = (hv_checkpoint_parts){.items = calloc((size_t)groups * MOST_OF_A_GROUP + 1, sizeof *out->items)};
   if (!out->items) return hv_error_memory("the list of parameter groups");
@@ -39,6 +44,7 @@ hv_status hv_checkpoint_parts_list(const hv_params *params, const hv_optimizer *
     const hv_group *group = hv_params_group(params, g);
     add(out, group, "moment1", state.moment1, hv_group_owned(params, g).first);
     add(out, group, "moment2", state.moment2, hv_group_owned(params, g).first);
+    add(out, group, "average", hv_ema_group(ema, g), hv_group_owned(params, g).first);
   }
   for (hv_group_id g = 0; g < groups; g++) add_values(out, params, g);
   for (hv_group_id g = 0; g < groups; g++) {

@@ -1,5 +1,6 @@
 /* What a checkpoint holds of a model that is trained: of every parameter group its values, and where it is trained
- * moment1, moment2 and (BF16) remainder, each a run of elements under the name <group>.<what>.
+ * moment1, moment2, (BF16) remainder and, if one is kept, the moving average, each a run of elements under the name
+ * <group>.<what>.
  *
  * Whatever a rank keeps in memory, the file of each of R ranks holds the same part of every run: elements
  * [total · r / R, total · (r + 1) / R).
@@ -7,6 +8,7 @@
 #ifndef HV_TRAIN_CHECKPOINT_PARTS_H
 #define HV_TRAIN_CHECKPOINT_PARTS_H
 
+#include "train/ema.h"
 #include "train/optimizer.h"
 
 /* Elements [first, end). */
@@ -31,12 +33,13 @@ typedef struct hv_checkpoint_parts {
   int count;
 } hv_checkpoint_parts;
 
-/* "<group>.values": the run of a group's values. */
+/* "<group>.values": the run of a group's values; "<group>.average": of their averages, F32. */
 void hv_checkpoint_values_name(const hv_group *group, char name[HV_PART_NAME]);
+void hv_checkpoint_average_name(const hv_group *group, char name[HV_PART_NAME]);
 
 /* Everything, wider dtypes first. */
 HV_NODISCARD hv_status hv_checkpoint_parts_list(const hv_params *params, const hv_optimizer *optimizer,
-                                                hv_checkpoint_parts *out);
+                                                const hv_ema *ema, hv_checkpoint_parts *out);
 void hv_checkpoint_parts_free(hv_checkpoint_parts *parts); /* leaves it empty */
 
 #endif

@@ -19,12 +19,13 @@ static size_t part_bytes(const hv_checkpoint_part *part) {
   return (size_t)part->tensor.cols * hv_dtype_size(part->tensor.dtype);
 }
 
-hv_status hv_checkpoint_shard_open(const hv_params *params, const hv_optimizer *optimizer, hv_checkpoint_shard **out) {
+hv_status hv_checkpoint_shard_open(const hv_params *params, const hv_optimizer *optimizer, const hv_ema *ema,
+                                   hv_checkpoint_shard **out) {
   *out = NULL;
   hv_checkpoint_shard *shard = calloc(1, sizeof *shard);
   if (!shard) return hv_error_memory("a checkpoint's part");
   shard->device = hv_params_device(params);
-  hv_status status = hv_checkpoint_parts_list(params, optimizer, &shard->parts);
+  hv_status status = hv_checkpoint_parts_list(params, optimizer, ema, &shard->parts);
   if (status) {
     hv_checkpoint_shard_close(shard);
     return status;

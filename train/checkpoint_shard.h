@@ -6,13 +6,14 @@
 #include <stdatomic.h>
 
 #include "core/base/file.h"
+#include "train/ema.h"
 #include "train/optimizer.h"
 
 typedef struct hv_checkpoint_shard hv_checkpoint_shard;
 
-/* Lists what this rank writes of the state; parameters and optimizer outlive it. */
+/* Lists what this rank writes of the state; parameters, optimizer and averages outlive it. */
 HV_NODISCARD hv_status hv_checkpoint_shard_open(const hv_params *params, const hv_optimizer *optimizer,
-                                                hv_checkpoint_shard **out);
+                                                const hv_ema *ema, hv_checkpoint_shard **out);
 void hv_checkpoint_shard_close(hv_checkpoint_shard *shard); /* NULL is allowed */
 
 /* Bytes of it: what a copy on the host takes. */

@@ -31,7 +31,7 @@ typedef struct hv_train_settings {
   int64_t batch_size, micro_batch, branches;
   int32_t recompute; /* hv_recompute */
   int64_t recompute_layers;
-  double diffusion_weight, ce_weight;
+  double diffusion_weight, ce_weight, ema_decay;
   hv_string_list freeze;
 } hv_train_settings;
 
@@ -45,6 +45,9 @@ typedef struct hv_optimizer_options {
 
 typedef struct hv_validation_settings {
   int64_t interval, samples, ddim_steps;
+  int32_t metric; /* hv_held_out_metric */
+  int64_t patience;
+  bool at_start, keep_best;
   double theta;
 } hv_validation_settings;
 
@@ -97,6 +100,9 @@ HV_NODISCARD hv_status hv_train_config_model(const hv_train_config *config, hv_m
 
 /* The whole configuration with defaults filled in, as config.yaml holds it: `model` is what the file said. */
 HV_NODISCARD hv_status hv_train_config_resolve(const hv_train_config *config, json_t **out);
+
+/* The key in metrics.jsonl of validation.metric. */
+const char *hv_train_config_metric(const hv_train_config *config);
 
 /* The path of the tokenizer: `tokenizer:`, or that of `init_from`; on the heap, NULL: none or no memory. */
 char *hv_train_config_tokenizer(const hv_train_config *config);

@@ -9,6 +9,9 @@ static const char *const dtypes[] = {"fp32", "bf16", NULL};
 static const char *const shardings[] = {"replicate", "optimizer", "gradients", "parameters", NULL};
 /* In the order of hv_recompute. */
 static const char *const recomputations[] = {"none", "cheap", "block", NULL};
+/* In the order of hv_held_out_metric. */
+static const char *const metrics[] = {"held_out_loss", "error_diffusion", "error_autoregressive", "error_ensemble",
+                                      NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL};
 
 #define AT(field) .offset = offsetof(hv_train_config, field)
@@ -249,6 +252,14 @@ const hv_option hv_train_config_table[] = {
      AT(train.freeze),
      .fallback = "[\"vision_backbone.*\"]",
      .doc = "Parameters that stay as they are: patterns (`*`, `?`) of their names."},
+    {.key = "train.ema_decay",
+     .type = HV_OPTION_FLOAT,
+     AT(train.ema_decay),
+     .fallback = "0",
+     .min = 0,
+     .max = 0.9999999,
+     .doc = "Decay of an exponential moving average of the parameters, which validation and the saved models then are "
+            "of (0.999: over about the last thousand steps, fewer at the start); 0: none is kept."},
     {.key = "optimizer.learning_rate",
      .type = HV_OPTION_FLOAT,
      AT(optimizer.learning_rate),
@@ -355,6 +366,30 @@ const hv_option hv_train_config_table[] = {
      AT(metrics.tensorboard),
      .fallback = "true",
      .doc = "Write the figures of metrics.jsonl also as TensorBoard's event files, in `output`/tensorboard."},
+    {.key = "validation.at_start",
+     .type = HV_OPTION_BOOL,
+     AT(validation.at_start),
+     .fallback = "false",
+     .doc = "Measure before the first step, too: what the model can do that a run starts from."},
+    {.key = "validation.metric",
+     .type = HV_OPTION_ENUM,
+     AT(validation.metric),
+     .fallback = "held_out_loss",
+     .choices = metrics,
+     .doc = "The figure that tells which model is the best: a mean loss, or the mean absolute error of a way to act."},
+    {.key = "validation.keep_best",
+     .type = HV_OPTION_BOOL,
+     AT(validation.keep_best),
+     .fallback = "true",
+     .doc = "Keep the best model so far in `best/`; every better one is then a checkpoint, too."},
+    {.key = "validation.patience",
+     .type = HV_OPTION_INT,
+     AT(validation.patience),
+     .fallback = "0",
+     .min = 0,
+     .max = MANY,
+     .unit = "measurements",
+     .doc = "The run ends early when so many in a row brought nothing better; 0: never."},
     {.key = "checkpoint.interval",
      .type = HV_OPTION_INT,
      AT(checkpoint.interval),
@@ -428,4 +463,8 @@ const char *hv_train_config_sharding_name(int32_t sharding) {
 
 const char *hv_train_config_recompute_name(int32_t recompute) {
   return recomputations[recompute];
+}
+
+const char *hv_train_config_metric(const hv_train_config *config) {
+  return metrics[config->validation.metric];
 }

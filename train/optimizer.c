@@ -227,15 +227,18 @@ void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream 
     update_group(optimizer, g, stream);
     hv_params_publish_group(optimizer->params, g, stream);
   }
-  hv_tensor factor = hv_tensor_cols(optimizer->dynamic, 3, 1);
   hv_download(stream, &host->norm, optimizer->norm.data, sizeof host->norm);
-  hv_download(stream, &host->factor, factor.data, sizeof host->factor);
+  hv_download(stream, &host->factor, hv_optimizer_factor(optimizer).data, sizeof host->factor);
 }
 
 void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped) {
   *norm = optimizer->host->norm;
   *skipped = optimizer->host->factor < 0.0f;
   if (!*skipped) optimizer->updates++;
+}
+
+hv_tensor hv_optimizer_factor(const hv_optimizer *optimizer) {
+  return hv_tensor_cols(optimizer->dynamic, 3, 1);
 }
 
 int64_t hv_optimizer_updates(const hv_optimizer *optimizer) {

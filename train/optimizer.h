@@ -30,6 +30,9 @@ void hv_optimizer_close(hv_optimizer *optimizer); /* NULL is allowed */
 void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream *stream);
 void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped);
 
+/* On the device, S [1, 1]: the gradient factor of the latest step queued; negative where the step was skipped. */
+hv_tensor hv_optimizer_factor(const hv_optimizer *optimizer);
+
 /* Updates made so far: the t of the bias corrections. */
 int64_t hv_optimizer_updates(const hv_optimizer *optimizer);
 void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates);

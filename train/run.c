@@ -36,6 +36,7 @@ typedef struct run {
   hv_run_watch watch;
   hv_learning_rate learning_rate;
   hv_run_files *files;
+  hv_best best;
   int64_t total_steps;
 } run;
 
@@ -150,12 +151,15 @@ static hv_status begin(run *self, hv_run_position *position) {
   hv_trainer *trainer = self->trainer;
   int64_t step;
   *position = (hv_run_position){.seed = self->config->seed};
+  self->best = hv_best_make(hv_train_config_metric(self->config));
   HV_TRY(find_start(self, &step));
   if (step < 0) {
     if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
-    return initialize(self);
+    HV_TRY(initialize(self));
+    return hv_ema_reset(trainer->ema, trainer->stream);
   }
-  HV_TRY(hv_checkpoint_load(output, step, trainer->params, trainer->optimizer, trainer->stream, position));
+  HV_TRY(
+      hv_checkpoint_load(output, step, trainer->params, trainer->optimizer, trainer->ema, trainer->stream, position));
   if (position->seed != self->config->seed) {
     return hv_error(HV_ERR_INPUT, "%s was started with seed %" PRId64 ", not %" PRId64 ": its data order would change",
                     output, position->seed, self->config->seed);
@@ -166,6 +170,8 @@ static hv_status begin(run *self, hv_run_position *position) {
                     position->samples, self->config->train.batch_size);
   }
   trainer->step = position->step;
+  /* What was the best by another figure says nothing about this one. */
+  if (strcmp(position->best.metric, self->best.metric) == 0) self->best = position->best;
   hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
   return HV_OK;
 }
@@ -196,8 +202,22 @@ static hv_status open_files(run *self) {
                                   .model = &self->model,
                                   .carry = self->directory.tensors,
                                   .data = &self->data,
-                                  .trainer = self->trainer};
+                                  .trainer = self->trainer,
+                                  .best = &self->best};
   return hv_run_files_open(&options, &self->files);
+}
+
+/* A model without one of the heads has no figures for it. */
+static hv_status check_metric(const run *self) {
+  const hv_config *model = &self->model.config;
+  hv_held_out_metric metric = (hv_held_out_metric)self->config->validation.metric;
+  bool diffusion = metric == HV_METRIC_DIFFUSION || metric == HV_METRIC_ENSEMBLE;
+  bool autoregression = metric == HV_METRIC_AUTOREGRESSIVE || metric == HV_METRIC_ENSEMBLE;
+  bool lacks =
+      (diffusion && !hv_config_has_diffusion(model)) || (autoregression && !hv_config_has_autoregression(model));
+  if (!lacks) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s: validation.metric is %s, which the objective %s does not have",
+                  self->config->source, hv_train_config_metric(self->config), hv_objective_name(model->objective));
 }
 
 static hv_status open_run(run *self, hv_device *device) {
@@ -207,6 +227,7 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_check_ranks(config, self->comm->size));
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
+  HV_TRY(check_metric(self));
   int64_t frames = hv_demonstrations_frames(self->data.train);
   self->total_steps = count_steps(config, frames);
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
@@ -249,17 +270,58 @@ static bool due(int64_t step, int64_t interval) {
   return interval > 0 && step % interval == 0;
 }
 
+/* Measures the held-out split with what the run would leave: the averages, where they are kept. */
+static hv_status validate(run *self, hv_validation *out) {
+  hv_trainer *trainer = self->trainer;
+  hv_ema_exchange(trainer->ema, trainer->stream);
+  hv_status status = hv_validate(trainer, &self->data, out);
+  hv_ema_exchange(trainer->ema, trainer->stream);
+  return status;
+}
+
+/* Holds what was measured against the best so far, by the first rank's figure. */
+static hv_status judge(run *self, const hv_validation *held_out, bool *better) {
+  double figure = self->leader ? hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric) : 0;
+  HV_TRY(hv_comm_sum(self->comm, "the held-out figure", &figure, 1));
+  *better = hv_best_take(&self->best, self->trainer->step, figure);
+  return HV_OK;
+}
+
 /* Whatever follows a step: validation, figures, checkpoint. */
 static hv_status after_step(run *self, const hv_step_result *result, double learning_rate) {
   const hv_train_config *config = self->config;
   int64_t step = self->trainer->step;
-  bool last = step == self->total_steps;
+  bool last = step == self->total_steps, better = false;
   hv_validation held_out;
-  bool validate = self->data.valid && (due(step, config->validation.interval) || last);
-  if (validate) HV_TRY(hv_validate(self->trainer, &self->data, &held_out));
-  HV_TRY(hv_run_watch_report(&self->watch, step, result, learning_rate, validate ? &held_out : NULL));
-  if (!last && due(step, config->checkpoint.interval)) HV_TRY(hv_run_files_save(self->files));
+  bool measure = self->data.valid && (due(step, config->validation.interval) || last);
+  if (measure) {
+    HV_TRY(validate(self, &held_out));
+    HV_TRY(judge(self, &held_out, &better));
+  }
+  HV_TRY(hv_run_watch_report(&self->watch, step, result, learning_rate, measure ? &held_out : NULL));
+  bool keep = (better && config->validation.keep_best) || due(step, config->checkpoint.interval);
+  if (!last && keep) HV_TRY(hv_run_files_save(self->files));
   return HV_OK;
+}
+
+/* What the model can do before the run: a line of metrics without a step's figures. */
+static hv_status measure_start(run *self) {
+  hv_validation held_out;
+  if (!self->data.valid || !self->config->validation.at_start || self->trainer->step > 0) return HV_OK;
+  HV_TRY(validate(self, &held_out));
+  hv_step_result none = {.loss = NAN, .loss_diffusion = NAN, .loss_ce = NAN, .grad_norm = NAN};
+  return hv_run_watch_report(&self->watch, 0, &none, NAN, &held_out);
+}
+
+/* Whether the run ends before its last step. */
+static bool is_stale(const run *self) {
+  if (!hv_best_is_stale(&self->best, self->config->validation.patience)) return false;
+  if (self->leader) {
+    hv_log_info("stopped early after step %lld: %s has not become better than %.4f at step %lld in %lld measurements",
+                (long long)self->trainer->step, self->best.metric, self->best.figure, (long long)self->best.step,
+                (long long)self->best.since);
+  }
+  return true;
 }
 
 /* What ranks tell each other before every step: a signal that came to any stops all at the same step, and a checkpoint
@@ -274,7 +336,8 @@ static hv_status exchange(run *self, int *signal_number) {
 
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
-  while (trainer->step < self->total_steps) {
+  HV_TRY(measure_start(self));
+  while (trainer->step < self->total_steps && !is_stale(self)) {
     HV_TRY(exchange(self, signal_number));
     if (*signal_number) break;
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);

@@ -6,6 +6,7 @@
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/io/json.h"
 #include "train/background.h"
 #include "train/checkpoint_files.h"
 #include "train/checkpoint_model.h"
@@ -31,6 +32,7 @@ struct hv_run_files {
   phase phase;
   hv_manifest manifest; /* of the checkpoint under way */
   bool with_model;      /* that checkpoint's model is written, too */
+  bool with_best;       /* and is the best so far */
   int64_t saved_step;   /* the newest step of which all is on disk, -1: none by this process */
   int64_t model_step;   /* the same of the model */
   bool told_of_waiting;
@@ -63,6 +65,87 @@ static hv_status reserve(hv_run_files *files) {
   return HV_OK;
 }
 
+/* This rank's file; in the background. */
+static hv_status write_shard(void *context, const atomic_bool *stop) {
+  hv_run_files *files = context;
+  int32_t rank = files->comm->rank, ranks = files->comm->size;
+  char directory[HV_CHECKPOINT_PATH], name[HV_CHECKPOINT_NAME], path[HV_CHECKPOINT_PATH + HV_CHECKPOINT_NAME + 1];
+  HV_TRY(hv_checkpoint_path(files->with.config->output, files->manifest.position.step, ".tmp", directory));
+  hv_checkpoint_file_name(rank, ranks, name);
+  snprintf(path, sizeof path, "%s/%s", directory, name);
+  return hv_checkpoint_shard_write(files->shard, path, files->with.trainer->stream, stop,
+                                   &files->manifest.digests[rank]);
+}
+
+/* The model of the checkpoint as RUN/<name>. */
+static hv_status write_model(const hv_run_files *files, const char *name, const atomic_bool *stop) {
+  const hv_run_files_options *with = &files->with;
+  char *path = hv_path_join(with->config->output, name);
+  if (!path) return hv_error_memory("a path");
+  hv_checkpoint_model what = {.run = with->config->output,
+                              .step = files->manifest.position.step,
+                              .params = with->trainer->params,
+                              .model = with->model,
+                              .carry = with->carry,
+                              .tokenizer_path = with->data->tokenizer_path,
+                              .statistics = with->data->statistics_document,
+                              .averages = with->trainer->ema != NULL,
+                              .stop = stop};
+  hv_status status = hv_checkpoint_model_save(&what, path);
+  free(path);
+  return status;
+}
+
+/* RUN/best/, and then what tells of it. */
+static hv_status write_best(const hv_run_files *files, const atomic_bool *stop) {
+  const hv_best *best = &files->manifest.position.best;
+  HV_TRY(write_model(files, "best", stop));
+  char *path = hv_path_join(files->with.config->output, "best.json");
+  json_t *told =
+      json_pack("{s:I, s:s, s:f}", "step", (json_int_t)best->step, "metric", best->metric, "value", best->figure);
+  hv_status status = path && told ? hv_json_save(path, told) : hv_error_memory("the best model's figures");
+  json_decref(told);
+  free(path);
+  return status;
+}
+
+/* Whether RUN/best/ is of that step. */
+static hv_status has_best(const char *run, int64_t step, bool *out) {
+  json_t *told = NULL;
+  char *path = hv_path_join(run, "best.json");
+  if (!path) return hv_error_memory("a path");
+  hv_status status = hv_file_exists(path) ? hv_json_load(path, &told) : HV_OK;
+  *out = json_integer_value(json_object_get(told, "step")) == step && told;
+  json_decref(told);
+  free(path);
+  return status;
+}
+
+/* Makes up for RUN/best/ where a run was killed between the checkpoint that is the best and that. */
+static hv_status restore_best(hv_run_files *files) {
+  const hv_best *best = files->with.best;
+  bool there = false;
+  if (!files->with.config->validation.keep_best || best->step <= 0 || best->step != files->with.trainer->step) {
+    return HV_OK;
+  }
+  HV_TRY(has_best(files->with.config->output, best->step, &there));
+  if (there) return HV_OK;
+  files->manifest.position = (hv_run_position){.step = best->step, .best = *best};
+  return write_best(files, NULL);
+}
+
+/* What one rank does when all have written; in the background. Nothing is removed before the new one is durable. */
+static hv_status complete(void *context, const atomic_bool *stop) {
+  const hv_run_files *files = context;
+  const hv_checkpoint_settings *settings = &files->with.config->checkpoint;
+  const char *run = files->with.config->output;
+  hv_retention retention = {.keep = settings->keep, .every = settings->keep_every};
+  HV_TRY(hv_checkpoint_publish(run, &files->manifest));
+  HV_TRY(hv_checkpoint_prune(run, files->manifest.position.step, retention));
+  if (files->with_best) HV_TRY(write_best(files, stop));
+  return files->with_model ? write_model(files, "model", stop) : HV_OK;
+}
+
 hv_status hv_run_files_open(const hv_run_files_options *options, hv_run_files **out) {
   hv_status status = HV_OK;
   const hv_trainer *trainer = options->trainer;
@@ -82,7 +165,9 @@ hv_status hv_run_files_open(const hv_run_files_options *options, hv_run_files **
     status = hv_error_memory("the run's files");
     goto done;
   }
-  HV_CHECK(hv_checkpoint_shard_open(trainer->params, trainer->optimizer, &files->shard));
+  HV_CHECK(hv_checkpoint_shard_open(trainer->params, trainer->optimizer, trainer->ema, &files->shard));
+  status = files->comm->rank == 0 ? restore_best(files) : HV_OK;
+  HV_CHECK(hv_comm_agree(files->comm, "looking for the best model", status));
   HV_CHECK(reserve(files));
   HV_CHECK(hv_background_open(files->async, &files->background));
   *out = files;
@@ -98,46 +183,6 @@ void hv_run_files_close(hv_run_files *files) {
   hv_checkpoint_shard_close(files->shard);
   hv_manifest_free(&files->manifest);
   free(files);
-}
-
-/* This rank's file; in the background. */
-static hv_status write_shard(void *context, const atomic_bool *stop) {
-  hv_run_files *files = context;
-  int32_t rank = files->comm->rank, ranks = files->comm->size;
-  char directory[HV_CHECKPOINT_PATH], name[HV_CHECKPOINT_NAME], path[HV_CHECKPOINT_PATH + HV_CHECKPOINT_NAME + 1];
-  HV_TRY(hv_checkpoint_path(files->with.config->output, files->manifest.position.step, ".tmp", directory));
-  hv_checkpoint_file_name(rank, ranks, name);
-  snprintf(path, sizeof path, "%s/%s", directory, name);
-  return hv_checkpoint_shard_write(files->shard, path, files->with.trainer->stream, stop,
-                                   &files->manifest.digests[rank]);
-}
-
-static hv_status write_model(const hv_run_files *files, const atomic_bool *stop) {
-  const hv_run_files_options *with = &files->with;
-  char *path = hv_path_join(with->config->output, "model");
-  if (!path) return hv_error_memory("a path");
-  hv_checkpoint_model what = {.run = with->config->output,
-                              .step = files->manifest.position.step,
-                              .params = with->trainer->params,
-                              .model = with->model,
-                              .carry = with->carry,
-                              .tokenizer_path = with->data->tokenizer_path,
-                              .statistics = with->data->statistics_document,
-                              .stop = stop};
-  hv_status status = hv_checkpoint_model_save(&what, path);
-  free(path);
-  return status;
-}
-
-/* What one rank does when all have written; in the background. Nothing is removed before the new one is durable. */
-static hv_status complete(void *context, const atomic_bool *stop) {
-  const hv_run_files *files = context;
-  const hv_checkpoint_settings *settings = &files->with.config->checkpoint;
-  const char *run = files->with.config->output;
-  hv_retention retention = {.keep = settings->keep, .every = settings->keep_every};
-  HV_TRY(hv_checkpoint_publish(run, &files->manifest));
-  HV_TRY(hv_checkpoint_prune(run, files->manifest.position.step, retention));
-  return files->with_model ? write_model(files, stop) : HV_OK;
 }
 
 /* Sizes and checksums of all ranks' files, from each rank's own. */
@@ -227,8 +272,10 @@ static hv_status begin(hv_run_files *files, bool with_model) {
   files->manifest.position = (hv_run_position){.step = trainer->step,
                                                .updates = hv_optimizer_updates(trainer->optimizer),
                                                .samples = trainer->step * config->train.batch_size,
-                                               .seed = config->seed};
+                                               .seed = config->seed,
+                                               .best = *files->with.best};
   files->with_model = with_model;
+  files->with_best = config->validation.keep_best && files->with.best->step == trainer->step;
   hv_status status = files->comm->rank == 0 ? prepare(files) : HV_OK;
   HV_TRY(hv_comm_agree(files->comm, "making the checkpoint's folder", status));
   HV_TRY(hv_checkpoint_shard_copy(files->shard, trainer->stream));
@@ -265,7 +312,8 @@ hv_status hv_run_files_advance(hv_run_files *files, double sum) {
 /* The model of the newest checkpoint, which lacks it. */
 static hv_status bring_model_up_to_date(hv_run_files *files) {
   if (files->model_step == files->saved_step) return HV_OK;
-  HV_TRY(hv_comm_agree(files->comm, "saving the model", files->comm->rank == 0 ? write_model(files, NULL) : HV_OK));
+  HV_TRY(hv_comm_agree(files->comm, "saving the model",
+                       files->comm->rank == 0 ? write_model(files, "model", NULL) : HV_OK));
   files->model_step = files->saved_step;
   return HV_OK;
 }

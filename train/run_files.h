@@ -6,12 +6,16 @@
  * the model up to date from the checkpoint's files, in its thread as well. Without room for the copy, or with
  * checkpoint.async false, training waits instead.
  *
+ * A checkpoint of the step that is the best so far brings RUN/best/ up to date likewise: a model directory that later
+ * checkpoints do not touch, with RUN/best.json to tell of which step it is, and what was measured.
+ *
  * On several ranks all make the same calls. An error, on whatever rank, is all ranks' error at the next call that takes
  * note of it; checkpoints that were complete stay.
  */
 #ifndef HV_TRAIN_RUN_FILES_H
 #define HV_TRAIN_RUN_FILES_H
 
+#include "train/best.h"
 #include "train/run_data.h"
 
 typedef struct hv_run_files_options {
@@ -20,6 +24,7 @@ typedef struct hv_run_files_options {
   const hv_safetensors *carry; /* tensors of init_from, those that are no parameters go into the model; NULL: none */
   const hv_run_data *data;
   const hv_trainer *trainer;
+  const hv_best *best; /* of the run, up to date at every call; kept with checkpoints */
 } hv_run_files_options;
 
 typedef struct hv_run_files hv_run_files;

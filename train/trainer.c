@@ -70,6 +70,9 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));
   if (!options->no_update) {
     HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
+    if (options->ema_decay > 0) {
+      HV_CHECK(hv_ema_open(trainer->optimizer, trainer->params, options->ema_decay, &trainer->ema));
+    }
   }
   HV_CHECK(hv_model_prepare(trainer->model, most_positions(options->config, &options->limits),
                             (int64_t)options->limits.samples * options->config->num_cameras, trainer->stream));
@@ -93,6 +96,7 @@ void hv_trainer_close(hv_trainer *trainer) {
   hv_device_release_host(trainer->device, trainer->losses);
   hv_arena_close(&trainer->arena);
   for (int i = 0; i < 2; i++) hv_sequence_close(trainer->sequences[i]);
+  hv_ema_close(trainer->ema);
   hv_optimizer_close(trainer->optimizer);
   hv_model_close(trainer->model);
   hv_stream_close(trainer->stream);
@@ -156,6 +160,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     HV_TRY(build_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
   }
   hv_optimizer_step(trainer->optimizer, learning_rate, stream);
+  hv_ema_update(trainer->ema, stream);
   HV_TRY(hv_stream_synchronize(stream));
   HV_TRY(hv_arena_status(&trainer->arena));
   hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &out->skipped);

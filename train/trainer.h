@@ -10,6 +10,7 @@
 
 #include "core/hybridvla/model.h"
 #include "core/io/model_directory.h"
+#include "train/ema.h"
 #include "train/optimizer.h"
 
 /* Where batches come from: one after the other, each the next `micro-batch` of the run, with the divisors of the whole
@@ -40,7 +41,8 @@ typedef struct hv_trainer_options {
   hv_recomputation recompute;
   hv_loss_weights weights;
   hv_optimizer_settings optimizer;
-  bool no_update; /* gradients are worked out, and there is no optimizer: for benchmarks */
+  bool no_update;   /* gradients are worked out, and there is no optimizer: for benchmarks */
+  double ema_decay; /* of the moving average of the parameters; 0: none is kept */
   uint64_t seed;
   hv_comm *comm; /* the ranks that train together, outlives the trainer; NULL: this process alone */
   hv_sharding sharding;
@@ -54,6 +56,7 @@ typedef struct hv_trainer {
   hv_model *model;
   hv_params *params;       /* the model's */
   hv_optimizer *optimizer; /* NULL with no_update, which hv_trainer_step does not allow */
+  hv_ema *ema;             /* NULL: none */
   hv_sequence *sequences[2];
   int current; /* which of them is next on the device */
   bool built;  /* whether that one holds a batch */
@@ -67,7 +70,7 @@ typedef struct hv_trainer {
   float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each; page-locked */
 } hv_trainer;
 
-/* Opens a trainer whose parameters hold no values yet: hv_trainer_initialize. */
+/* Opens a trainer whose parameters hold no values yet: hv_trainer_initialize; its average none: hv_ema_reset. */
 HV_NODISCARD hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, hv_trainer **out);
 void hv_trainer_close(hv_trainer *trainer); /* NULL is allowed */
 
@@ -82,8 +85,8 @@ typedef struct hv_step_result {
   bool skipped;                         /* a gradient was not finite: nothing was updated */
 } hv_step_result;
 
-/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW. Waits for the device and for
- * the other ranks. */
+/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW, the average. Waits for the
+ * device and for the other ranks. */
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 

@@ -165,6 +165,17 @@ static void finish(const measurement *m, hv_validation *out) {
   }
 }
 
+double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metric) {
+  hv_predictor predictor = HV_PREDICT_DIFFUSION;
+  switch (metric) {
+  case HV_METRIC_LOSS: return held_out->loss;
+  case HV_METRIC_DIFFUSION: break;
+  case HV_METRIC_AUTOREGRESSIVE: predictor = HV_PREDICT_AUTOREGRESSIVE; break;
+  case HV_METRIC_ENSEMBLE: predictor = HV_PREDICT_ENSEMBLE; break;
+  }
+  return held_out->present[predictor] ? held_out->error[predictor] : NAN;
+}
+
 hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_validation *out) {
   hv_status status = HV_OK;
   measurement m = {.trainer = trainer, .data = data, .model = &data->model};

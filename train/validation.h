@@ -32,6 +32,17 @@ typedef struct hv_validation {
   double ensemble_rate; /* how often the ensemble averaged both heads */
 } hv_validation;
 
+/* A figure by which runs are judged: the smaller the better. */
+typedef enum hv_held_out_metric {
+  HV_METRIC_LOSS,
+  HV_METRIC_DIFFUSION,
+  HV_METRIC_AUTOREGRESSIVE,
+  HV_METRIC_ENSEMBLE,
+} hv_held_out_metric;
+
+/* The figure; NaN where a model without that head has none. */
+double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metric);
+
 /* Measures the held-out split of `data`, which must have one. */
 HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_validation *out);
 

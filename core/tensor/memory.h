@@ -19,7 +19,7 @@ enum { HV_CUDA_WORKSPACE = 32 << 20 };
 typedef enum hv_memory_kind {
   HV_MEMORY_WEIGHTS,       /* parameters, or this rank's part of them */
   HV_MEMORY_MASTER,        /* what restores fp32 values from 16-bit parameters */
-  HV_MEMORY_MOMENTS,       /* of the optimizer */
+  HV_MEMORY_MOMENTS,       /* of the optimizer, and the average of the parameters */
   HV_MEMORY_GRADIENTS,     /* or this rank's part of them */
   HV_MEMORY_ACTIVATIONS,   /* the arena of a step or a prediction, and a policy's key-value cache */
   HV_MEMORY_WORKSPACE,     /* batches, constants, scratch of operations */

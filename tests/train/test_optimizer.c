@@ -3,6 +3,7 @@
 
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
+#include "train/ema.h"
 #include "train/optimizer.h"
 
 enum { WEIGHT, BIAS, FROZEN, MIXED, ALL_FROZEN, PARAMS, LARGEST = 24 };
@@ -249,6 +250,57 @@ static void leaves_frozen_parameters_alone(void **state) {
   close_toy(&t);
 }
 
+/* The average against its formula in double, over updates of which one is skipped; and what an exchange does. */
+static void check_average(hv_dtype dtype) {
+  enum { UPDATES = 20 };
+  const double decay = 0.5;
+  toy t;
+  hv_ema *ema;
+  double expected[LARGEST], norm;
+  bool skipped;
+  float values[LARGEST], trained[LARGEST], frozen[LARGEST], after[LARGEST];
+  open_toy(&t, dtype, &settings);
+  read_value(&t, FROZEN, frozen);
+  assert_ok(hv_ema_open(t.optimizer, t.params, decay, &ema));
+  assert_ok(hv_ema_reset(ema, t.stream));
+  read_value(&t, MIXED, values);
+  for (int i = 0; i < LARGEST; i++) expected[i] = values[i];
+  for (int n = 1; n <= UPDATES; n++) {
+    write_gradients(&t, 0.3f, n == 4 ? NAN : 0.25f);
+    hv_optimizer_step(t.optimizer, 1e-2, t.stream);
+    hv_ema_update(ema, t.stream);
+    assert_ok(hv_stream_synchronize(t.stream));
+    hv_optimizer_finish(t.optimizer, &norm, &skipped);
+    assert_int_equal(skipped, n == 4);
+    if (skipped) continue;
+    double updates = n < 4 ? n : n - 1, weight = 1 - fmin(decay, (1 + updates) / (10 + updates));
+    read_value(&t, MIXED, values);
+    for (int i = 0; i < LARGEST; i++) expected[i] += weight * ((double)values[i] - expected[i]);
+  }
+  read_value(&t, MIXED, trained);
+  hv_ema_exchange(ema, t.stream);
+  read_value(&t, MIXED, values);
+  for (int i = 0; i < LARGEST; i++) {
+    assert_true(fabs((double)values[i] - expected[i]) <
+                (dtype == HV_F32 ? 1e-6 : 1.0 / 128) * fmax(fabs(expected[i]), 0.1));
+  }
+  assert_memory_not_equal(values, trained, sizeof values);
+  read_value(&t, FROZEN, after);
+  assert_memory_equal(after, frozen, (size_t)count_of(&t, FROZEN) * sizeof *after);
+  hv_ema_exchange(ema, t.stream);
+  read_value(&t, MIXED, values);
+  assert_memory_equal(values, trained, sizeof values);
+  assert_false(hv_present(hv_ema_group(ema, hv_params_get(t.params, ALL_FROZEN)->group)));
+  hv_ema_close(ema);
+  close_toy(&t);
+}
+
+static void averages_follow_the_parameters(void **state) {
+  (void)state;
+  check_average(HV_F32);
+  check_average(HV_BF16);
+}
+
 static void refuses_rates_without_effect(void **state) {
   (void)state;
   const double factors[] = {2, 3};
@@ -291,6 +343,7 @@ int main(void) {
       cmocka_unit_test(remainders_restore_the_master_value),
       cmocka_unit_test(skips_gradients_that_are_not_finite),
       cmocka_unit_test(leaves_frozen_parameters_alone),
+      cmocka_unit_test(averages_follow_the_parameters),
       cmocka_unit_test(refuses_rates_without_effect),
       cmocka_unit_test(needs_something_to_train),
   };

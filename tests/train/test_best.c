@@ -1,0 +1,181 @@
+/* What validation decides, from outside: the best model that is kept, the early end, and the moving average that is
+ * measured and saved. */
+#include <math.h>
+
+#include "core/io/json.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+#define HELD_OUT "--set data.valid_split=valid --set validation.samples=3 "
+
+static char arguments[4096];
+
+/* "run --config C --set output=<folder>/<name> <rest>" */
+static const char *run_of(const char *folder, const char *name, const char *rest) {
+  const char *config = write_tiny_config(folder, "unset");
+  snprintf(arguments, sizeof arguments, "run --config '%s' --set 'output=%s/%s' " HELD_OUT "%s", config, folder, name,
+           rest);
+  return arguments;
+}
+
+static double number(const json_t *object, const char *key) {
+  const json_t *value = json_object_get(object, key);
+  if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
+  return json_number_value(value);
+}
+
+/* The figure `key` of the metrics' line of a step. */
+static double figure_at(const char *folder, const char *name, int step, const char *key) {
+  json_t *lines;
+  size_t i;
+  json_t *line;
+  double figure = NAN;
+  assert_ok(hv_json_load_lines(in_run(folder, name, "metrics.jsonl"), &lines));
+  json_array_foreach(lines, i, line) {
+    if ((int)number(line, "step") == step && json_object_get(line, key)) figure = number(line, key);
+  }
+  json_decref(lines);
+  if (isnan(figure)) fail_msg("%s: no %s at step %d", name, key, step);
+  return figure;
+}
+
+/* RUN/best.json. */
+static void read_best(const char *folder, const char *name, int *step, double *value) {
+  json_t *best;
+  assert_ok(hv_json_load(in_run(folder, name, "best.json"), &best));
+  *step = (int)number(best, "step");
+  *value = number(best, "value");
+  assert_string_equal(json_string_value(json_object_get(best, "metric")), "error_diffusion");
+  json_decref(best);
+}
+
+/* The least of the metrics' lines is what best.json tells of. */
+static void assert_best(const char *folder, const char *name, int last) {
+  int step, expected = 0;
+  double value, least = INFINITY;
+  read_best(folder, name, &step, &value);
+  for (int at = 2; at <= last; at += 2) {
+    double figure = figure_at(folder, name, at, "error_diffusion");
+    if (figure < least) expected = at;
+    if (figure < least) least = figure;
+  }
+  assert_int_equal(step, expected);
+  assert_true(fabs(value - least) < 1e-12);
+}
+
+static const char measured[] = "--set validation.interval=2 --set validation.metric=error_diffusion "
+                               "--set optimizer.learning_rate=2e-2 ";
+
+/* Resumed in between, a run keeps the same model as one that went through. */
+static void keeps_the_best_model(void **state) {
+  char rest[512];
+  static const char *const files[] = {"best/model.safetensors", "best/config.json", "best/dataset_statistics.json",
+                                      "best/tokenizer.model",   "best.json",        "model/model.safetensors"};
+  snprintf(rest, sizeof rest, "%s --set train.steps=12", measured);
+  expect_train(0, run_of(*state, "whole", rest), "held out", NULL);
+  assert_best(*state, "whole", 12);
+  snprintf(rest, sizeof rest, "%s --set train.steps=6", measured);
+  expect_train(0, run_of(*state, "halves", rest), NULL);
+  assert_best(*state, "halves", 6);
+  snprintf(rest, sizeof rest, "%s --set train.steps=12 --resume", measured);
+  expect_train(0, run_of(*state, "halves", rest), "resumed from", NULL);
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    if (!same_bytes(in_run(*state, "whole", files[i]), in_run(*state, "halves", files[i]))) {
+      fail_msg("%s differs", files[i]);
+    }
+  }
+}
+
+/* A run that was killed after the checkpoint and before the copy makes up for it. */
+static void restores_the_best_model(void **state) {
+  char rest[512];
+  snprintf(rest, sizeof rest, "%s --set train.steps=2", measured);
+  expect_train(0, run_of(*state, "run", rest), NULL);
+  assert_ok(hv_remove_tree(in_run(*state, "run", "best")));
+  assert_int_equal(unlink(in_run(*state, "run", "best.json")), 0);
+  snprintf(rest, sizeof rest, "%s --set train.steps=2 --resume", measured);
+  expect_train(0, run_of(*state, "run", rest), NULL);
+  assert_best(*state, "run", 2);
+  assert_true(
+      same_bytes(in_run(*state, "run", "best/model.safetensors"), in_run(*state, "run", "model/model.safetensors")));
+}
+
+static void does_not_keep_it_where_it_is_not_wanted(void **state) {
+  expect_train(0, run_of(*state, "run", "--set train.steps=2 --set validation.keep_best=false"), NULL);
+  assert_false(hv_file_exists(in_run(*state, "run", "best")));
+}
+
+/* Nothing becomes better at a learning rate of 0: the first measurement stays the best. */
+static void stops_when_nothing_becomes_better(void **state) {
+  static const char still[] = "--set train.steps=50 --set optimizer.learning_rate=0 --set validation.interval=2 "
+                              "--set validation.patience=3 --set validation.metric=error_diffusion";
+  char rest[512];
+  expect_train(0, run_of(*state, "run", still), "stopped early after step 8", "at step 2 in 3 measurements", NULL);
+  assert_true(hv_file_exists(in_run(*state, "run", "checkpoints/step-8/state.json")));
+  assert_best(*state, "run", 8);
+  snprintf(rest, sizeof rest, "%s --resume", still);
+  expect_train(0, run_of(*state, "run", rest), "stopped early after step 8", NULL);
+  snprintf(rest, sizeof rest, "%s --resume --set validation.patience=4", still);
+  expect_train(0, run_of(*state, "run", rest), "stopped early after step 10", NULL);
+}
+
+static void refuses_to_wait_for_nothing(void **state) {
+  expect_train(2, run_of(*state, "run", "--set validation.patience=3 --set data.valid_split=null"),
+               "validation.patience", "data.valid_split", NULL);
+  expect_train(2, run_of(*state, "run", "--set validation.metric=error_ensemble --set model.objective=diffusion"),
+               "validation.metric", "diffusion", NULL);
+}
+
+/* A checkpoint holds averages and values, so that three steps and three more are six; what is saved as the model is
+ * what was measured: the averages. */
+static void averages_are_resumed_measured_and_saved(void **state) {
+  static const char *const dtypes[] = {"fp32", "bf16"};
+  char rest[1024];
+  for (int d = 0; d < 2; d++) {
+    snprintf(rest, sizeof rest, "--set dtype=%s --set train.ema_decay=0.8 --set validation.interval=3", dtypes[d]);
+    expect_train(0, run_of(*state, "whole", rest), NULL);
+    snprintf(rest, sizeof rest,
+             "--set dtype=%s --set train.ema_decay=0.8 --set validation.interval=3 --set train.steps=3", dtypes[d]);
+    expect_train(0, run_of(*state, "halves", rest), NULL);
+    snprintf(rest, sizeof rest, "--set dtype=%s --set train.ema_decay=0.8 --set validation.interval=3 --resume",
+             dtypes[d]);
+    expect_train(0, run_of(*state, "halves", rest), "resumed from", NULL);
+    static const char *const files[] = {"checkpoints/step-6/training.safetensors", "model/model.safetensors"};
+    for (int i = 0; i < 2; i++) {
+      assert_true(same_bytes(in_run(*state, "whole", files[i]), in_run(*state, "halves", files[i])));
+    }
+    snprintf(rest, sizeof rest, "--set dtype=%s --set validation.interval=3", dtypes[d]);
+    expect_train(0, run_of(*state, "plain", rest), NULL);
+    assert_false(same_bytes(in_run(*state, "whole", files[1]), in_run(*state, "plain", files[1])));
+    assert_true(figure_at(*state, "whole", 6, "loss") == figure_at(*state, "plain", 6, "loss"));
+    assert_true(figure_at(*state, "whole", 6, "held_out_loss") != figure_at(*state, "plain", 6, "held_out_loss"));
+    snprintf(rest, sizeof rest,
+             "--set dtype=%s --set 'init_from=%s/whole/model' --set train.steps=1 --set validation.at_start=true",
+             dtypes[d], (const char *)*state);
+    expect_train(0, run_of(*state, "again", rest), "step 0", NULL);
+    double saved = figure_at(*state, "again", 0, "held_out_loss");
+    double difference = fabs(saved - figure_at(*state, "whole", 6, "held_out_loss"));
+    assert_true(difference <= (d == 0 ? 0 : 1e-3) * saved);
+    static const char *const runs[] = {"whole", "halves", "plain", "again"};
+    for (int i = 0; i < 4; i++) assert_ok(hv_remove_tree(in_folder(*state, runs[i])));
+  }
+}
+
+static void averages_must_be_in_the_checkpoint(void **state) {
+  expect_train(0, run_of(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(2, run_of(*state, "run", "--resume --set train.ema_decay=0.9"), "average is missing", "train.ema_decay",
+               NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(keeps_the_best_model, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(restores_the_best_model, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_keep_it_where_it_is_not_wanted, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_to_wait_for_nothing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(averages_are_resumed_measured_and_saved, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(averages_must_be_in_the_checkpoint, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
