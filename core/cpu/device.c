@@ -214,12 +214,14 @@ static hv_status open_device(const hv_device_options *options, hv_cpu_instructio
     return hv_error(HV_ERR_DEVICE, "the OpenBLAS linked into this program is not its OpenMP build, whose threads would "
                                    "fight with ours; build with libopenblas-openmp-dev installed");
   }
-  /* Tiles are spread over threads here; each is one single-threaded product. */
+  /* Tiles are spread over threads here; each is one single-threaded product. OpenBLAS would change OpenMP's number. */
+  int outside = hv_cpu_alone_begin();
   openblas_set_num_threads(1);
+  hv_cpu_alone_end(outside);
   int threads = options ? options->threads : 0;
   if (threads < 0)
     return hv_error(HV_ERR_INPUT, "%d threads asked of the CPU device; 1 or more, or 0 for all", threads);
-  if (threads == 0) threads = omp_get_max_threads();
+  if (threads == 0) threads = outside;
   cpu_device *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return hv_error_memory("the CPU device");
   cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations[instructions], .host_memory = true};

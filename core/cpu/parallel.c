@@ -70,11 +70,23 @@ static int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+int hv_cpu_alone_begin(void) {
+  int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  return threads;
+}
+
+void hv_cpu_alone_end(int threads) {
+  omp_set_num_threads(threads);
+}
+
 void hv_cpu_for(hv_cpu_pool *pool, int64_t count, int64_t grain, hv_cpu_body body, const void *context) {
   int64_t tasks = (count + grain - 1) / grain;
   /* Not an `if` clause: libgomp allocates a team for every parallel region of one thread. */
   if (tasks <= 1 || pool->threads == 1) {
+    int outside = hv_cpu_alone_begin();
     for (int64_t i = 0; i < tasks; i++) body(context, i * grain, smaller(count, (i + 1) * grain), pool->scratch[0]);
+    hv_cpu_alone_end(outside);
     return;
   }
 #pragma omp parallel for num_threads(pool->threads) schedule(dynamic, 1)

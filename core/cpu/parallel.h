@@ -26,6 +26,11 @@ void hv_cpu_pool_close(hv_cpu_pool *pool);
 HV_NODISCARD bool hv_cpu_reserve(hv_cpu_pool *pool, size_t bytes);
 HV_NODISCARD bool hv_cpu_reserve_list(hv_cpu_pool *pool, size_t bytes);
 
+/* OpenBLAS starts as many threads as OpenMP would, at every call outside a parallel region. Between these two it starts
+ * none, and afterwards the calling thread's OpenMP is as it was. */
+HV_NODISCARD int hv_cpu_alone_begin(void);
+void hv_cpu_alone_end(int outside);
+
 /* Does items [first, last); scratch is this thread's. */
 typedef void (*hv_cpu_body)(const void *context, int64_t first, int64_t last, void *scratch);
 

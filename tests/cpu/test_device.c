@@ -1,5 +1,9 @@
 /* The CPU device beyond its numbers: the same bytes with any number of threads, no allocation in a repeated call, and
  * errors that surface. */
+#include <dirent.h>
+#include <omp.h>
+#include <pthread.h>
+
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
@@ -110,6 +114,58 @@ static void same_bytes_with_any_number_of_threads(void **state) {
   }
 }
 
+static int threads_of_process(void) {
+  DIR *tasks = opendir("/proc/self/task");
+  assert_non_null(tasks);
+  int count = 0;
+  for (const struct dirent *entry; (entry = readdir(tasks));) count += entry->d_name[0] != '.';
+  closedir(tasks);
+  return count;
+}
+
+static void multiply(hv_device *device, int64_t rows, int64_t cols) {
+  enum { DEPTH = 512 };
+  float *operands = calloc((size_t)(rows * DEPTH + cols * DEPTH + rows * cols), sizeof *operands);
+  assert_non_null(operands);
+  hv_stream *stream;
+  assert_ok(hv_stream_open(device, &stream));
+  hv_linear_args args = {.x = hv_tensor_make(operands, HV_F32, rows, DEPTH)};
+  args.weight = hv_tensor_make(operands + rows * DEPTH, HV_F32, cols, DEPTH);
+  args.y = hv_tensor_make(operands + (rows + cols) * DEPTH, HV_F32, rows, cols);
+  hv_linear(stream, &args);
+  assert_ok(hv_stream_synchronize(stream));
+  hv_stream_close(stream);
+  free(operands);
+}
+
+static void *multiply_alone(void *device) {
+  multiply(device, 64, 64);
+  return NULL;
+}
+
+/* Without a number, as many threads as OpenMP would use; a product of one tile starts none, in whichever thread it is
+ * asked for, though OpenBLAS would. */
+static void threads_as_asked(void **state) {
+  (void)state;
+  enum { THREADS = 3 };
+  int outside = omp_get_max_threads(), at_first = threads_of_process();
+  pthread_t thread;
+  hv_device *device;
+  omp_set_num_threads(THREADS);
+  assert_ok(hv_cpu_device_open_with(NULL, HV_CPU_BASELINE, &device));
+  assert_int_equal(omp_get_max_threads(), THREADS);
+  multiply_alone(device);
+  assert_int_equal(pthread_create(&thread, NULL, multiply_alone, device), 0);
+  assert_int_equal(pthread_join(thread, NULL), 0);
+  for (int i = 0; i < 1000 && threads_of_process() > at_first; i++) usleep(1000); /* the joined one's entry goes late */
+  assert_int_equal(threads_of_process(), at_first);
+  multiply(device, 512, 4096);
+  assert_true(threads_of_process() >= THREADS);
+  assert_int_equal(omp_get_max_threads(), THREADS);
+  hv_device_close(device);
+  omp_set_num_threads(outside);
+}
+
 /* The environment lowers what the processor has, and is told when it names nothing. */
 static void environment_limits_instructions(void **state) {
   (void)state;
@@ -156,6 +212,7 @@ static void impossible_memory_is_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(threads_as_asked), /* first: others start threads */
       cmocka_unit_test(allocates_nothing),
       cmocka_unit_test(same_bytes_with_any_number_of_threads),
       cmocka_unit_test(environment_limits_instructions),
