@@ -15,7 +15,9 @@ enum {
   LANES = VECTOR_BYTES / sizeof(real),
   WIDTH = 2 * LANES,
   DEPTH = 256,  /* of a packed panel of b, WIDTH wide */
-  DOT_ROWS = 4, /* at most so many rows are taken as dot products with the rows of b */
+  DOT_ROWS = 4, /* at most so many rows are taken as dot products with the rows of b, DOT_COLS at a time */
+  DOT_COLS = 2,
+  AHEAD = 16384 / sizeof(real), /* so far ahead of their use are they fetched from memory */
 };
 
 /* Rows [first, first + depth) of columns [col, col + WIDTH) of b, one behind the other, zeros beyond n. */
@@ -114,50 +116,75 @@ static void panel_product(real alpha, hv_matrix a, hv_matrix b, int64_t m, int64
   }
 }
 
+/* By halves, which is faster than one lane behind the other. */
 static real sum_of_vector(vector x) {
-  real values[LANES], sum = 0;
+  real values[LANES];
   memcpy(values, &x, sizeof values);
-  for (int j = 0; j < LANES; j++) sum += values[j];
-  return sum;
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; j++) values[j] += values[j + half];
+  }
+  return values[0];
 }
 
-static inline __attribute__((always_inline)) void dots(int rows, const real *a, int64_t lda, const real *b, int64_t k,
-                                                       real alpha, real beta, real *c, int64_t ldc) {
-  vector sum[DOT_ROWS][2];
-  int64_t whole = k / WIDTH * WIDTH;
-  for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vector){0};
-  for (int64_t p = 0; p < whole; p += WIDTH) {
-    vector low = *(const vector *)(b + p), high = *(const vector *)(b + p + LANES);
-    for (int r = 0; r < rows; r++) {
-      sum[r][0] += *(const vector *)(a + r * lda + p) * low;
-      sum[r][1] += *(const vector *)(a + r * lda + p + LANES) * high;
+/* What a few rows of a are multiplied with: rows of b, `stride` apart. */
+typedef struct dot_args {
+  const real *a, *b;
+  int64_t lda, stride, k;
+  real alpha, beta;
+  real *c;
+  int64_t ldc;
+} dot_args;
+
+/* `rows` and `cols` are constants where this is inlined. Each sum is the same for any of them. */
+static inline __attribute__((always_inline)) void dots(const dot_args *d, int rows, int cols) {
+  vector sum[DOT_ROWS][DOT_COLS];
+  int64_t whole = d->k / LANES * LANES;
+  for (int r = 0; r < rows; r++) {
+    for (int j = 0; j < cols; j++) sum[r][j] = (vector){0};
+  }
+  for (int64_t p = 0; p < whole; p += LANES) {
+    for (int j = 0; j < cols; j++) {
+      const real *at = d->b + j * d->stride + p;
+      vector b = *(const vector *)at;
+      __builtin_prefetch(at + AHEAD, 0, 2); /* into the second cache: the first is too small for what is on its way */
+      for (int r = 0; r < rows; r++) sum[r][j] += *(const vector *)(d->a + r * d->lda + p) * b;
     }
   }
   for (int r = 0; r < rows; r++) {
-    real total = sum_of_vector(sum[r][0] + sum[r][1]);
-    for (int64_t p = whole; p < k; p++) total += a[r * lda + p] * b[p];
-    c[r * ldc] = alpha * total + (beta == 0 ? 0 : beta * c[r * ldc]);
+    for (int j = 0; j < cols; j++) {
+      const real *a = d->a + r * d->lda, *b = d->b + j * d->stride;
+      real *c = d->c + r * d->ldc + j, total = sum_of_vector(sum[r][j]);
+      for (int64_t p = whole; p < d->k; p++) total += a[p] * b[p];
+      *c = d->alpha * total + (d->beta == 0 ? 0 : d->beta * *c);
+    }
   }
 }
 
-/* A few rows against rows of b: b is read once, as it lies. */
-static void dot_product(real alpha, hv_matrix a, hv_matrix b, int64_t m, int64_t n, int64_t k, real beta, real *c,
-                        int64_t ldc) {
-  for (int64_t j = 0; j < n; j++) {
-    const real *row = b.data + j * b.stride;
-    switch (m) {
-    case 1: dots(1, a.data, a.stride, row, k, alpha, beta, c + j, ldc); break;
-    case 2: dots(2, a.data, a.stride, row, k, alpha, beta, c + j, ldc); break;
-    case 3: dots(3, a.data, a.stride, row, k, alpha, beta, c + j, ldc); break;
-    default: dots(DOT_ROWS, a.data, a.stride, row, k, alpha, beta, c + j, ldc); break;
-    }
+static inline __attribute__((always_inline)) void dots_of_rows(dot_args d, int rows, int64_t n) {
+  int64_t j = 0;
+  for (; n - j >= DOT_COLS; j += DOT_COLS, d.b += DOT_COLS * d.stride, d.c += DOT_COLS) dots(&d, rows, DOT_COLS);
+  for (; j < n; j++, d.b += d.stride, d.c++) dots(&d, rows, 1);
+}
+
+/* A few rows against rows of b: b is read once, as it lies, several rows at a time. */
+static void dot_product(const dot_args *d, int64_t m, int64_t n) {
+  switch (m) {
+  case 1: dots_of_rows(*d, 1, n); break;
+  case 2: dots_of_rows(*d, 2, n); break;
+  case 3: dots_of_rows(*d, 3, n); break;
+  default: dots_of_rows(*d, DOT_ROWS, n); break;
   }
 }
 
 void HV_KERNEL(small_product)(real alpha, hv_matrix a, hv_matrix b, int64_t m, int64_t n, int64_t k, real beta, real *c,
                               int64_t ldc) {
   if (m <= DOT_ROWS && !a.transposed && b.transposed) {
-    dot_product(alpha, a, b, m, n, k, beta, c, ldc);
+    dot_args d = {.a = a.data, .b = b.data, .lda = a.stride, .stride = b.stride, .k = k};
+    d.alpha = alpha;
+    d.beta = beta;
+    d.c = c;
+    d.ldc = ldc;
+    dot_product(&d, m, n);
   } else {
     panel_product(alpha, a, b, m, n, k, beta, c, ldc);
   }
