@@ -8,6 +8,7 @@
 #include "core/io/model_directory.h"
 #include "core/io/yaml.h"
 #include "core/tensor/rates.h"
+#include "infer/bench_load.h"
 #include "infer/commands.h"
 #include "infer/device.h"
 #include "infer/hvla.h"
@@ -226,6 +227,10 @@ static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
 }
 
 hv_status hv_command_bench(const hv_bench_options *options, hv_text *out) {
+  if (options->load) {
+    if (!options->model) return hv_error(HV_ERR_INPUT, "--load measures how a model is loaded: --model DIR is needed");
+    return hv_bench_load(options, out);
+  }
   bench self = {.options = options};
   hv_stream *stream = NULL;
   hv_status status = run(&self, &stream, out);

@@ -19,7 +19,7 @@ typedef struct hv_predict_options {
 
 typedef struct hv_bench_options {
   char *config, *model; /* one of them */
-  bool random_weights;
+  bool random_weights, load;
   int32_t mode, sampler, ar_condition; /* as above */
   int64_t ddim_steps, prompt, repeat, threads;
   char *device;

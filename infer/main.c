@@ -146,6 +146,12 @@ static const hv_option bench_table[] = {
      .fallback = "null",
      .unit = "DIR",
      .doc = "A model directory, instead of --config."},
+    {.key = "load",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(hv_bench_options, load),
+     .fallback = "false",
+     .doc = "Measure loading --model instead of predicting: beside a plain sequential read of the same files, both "
+            "with the files dropped from the system's cache first."},
     MODE_OPTION(hv_bench_options, "Which heads run; auto: all that the model has."),
     SAMPLER_OPTION(hv_bench_options),
     DDIM_STEPS_OPTION(hv_bench_options),
@@ -165,7 +171,7 @@ static const hv_option bench_table[] = {
      .min = 1,
      .max = 1e6,
      .unit = "N",
-     .doc = "Predictions that are timed, after two that are not."},
+     .doc = "Predictions that are timed, after two that are not; with --load, how often the model is loaded."},
     DEVICE_OPTION(hv_bench_options),
     DTYPE_OPTION(hv_bench_options),
     THREADS_OPTION(hv_bench_options),
@@ -248,7 +254,8 @@ static const hv_command commands[] = {
          "denoising steps, with token steps beside them; the token steps that are left.\n"
          "\n"
          "  hvla-infer bench --config configs/bench-cpu.yaml --random-weights\n"
-         "  hvla-infer bench --model runs/lift/model --mode diffusion --json\n",
+         "  hvla-infer bench --model runs/lift/model --mode diffusion --json\n"
+         "  hvla-infer bench --model runs/lift/model --load --repeat 5\n",
      .options = bench_table,
      .num_options = sizeof bench_table / sizeof *bench_table},
     {.name = "export",

@@ -13,7 +13,7 @@
 /* What openblas_get_parallel answers for a build whose threads are OpenMP's. */
 enum { OPENBLAS_PARALLEL_OPENMP = 2 };
 
-enum { MEMORY_ALIGNMENT = 256, HUGE_PAGE = 2 << 20 };
+enum { MEMORY_ALIGNMENT = 256, HUGE_PAGE = 2 << 20, COPY_PIECE = 2 << 20 };
 
 typedef struct cpu_device {
   hv_device head;
@@ -35,22 +35,28 @@ static void close_device(hv_device *device) {
   free(cpu);
 }
 
+/* Where the block begins that the C library gave stands in front of the memory that is handed out. For large blocks
+ * calloc leaves the zeroing to the kernel, at the first use of each page. */
 static hv_status allocate(hv_device *device, size_t bytes, const char *what, void **out) {
   (void)device;
   *out = NULL;
-  size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : MEMORY_ALIGNMENT;
-  size_t size = (bytes + alignment - 1) / alignment * alignment;
-  void *memory = size >= bytes ? aligned_alloc(alignment, size > 0 ? size : alignment) : NULL;
-  if (!memory) return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the CPU", what, bytes);
+  size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : MEMORY_ALIGNMENT, size;
+  char *block = NULL;
+  if (!__builtin_add_overflow(bytes, alignment + sizeof block, &size)) block = calloc(1, size);
+  if (!block) return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the CPU", what, bytes);
+  uintptr_t begin = ((uintptr_t)block + sizeof block + alignment - 1) / alignment * alignment;
+  memcpy((char *)begin - sizeof block, &block, sizeof block);
   /* Advice only: large pages save page faults and address look-ups where the kernel has them. */
-  if (bytes >= HUGE_PAGE) (void)madvise(memory, size, MADV_HUGEPAGE);
-  *out = memory;
+  if (bytes >= HUGE_PAGE) (void)madvise((void *)begin, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+  *out = (void *)begin;
   return HV_OK;
 }
 
 static void release(hv_device *device, void *memory) {
   (void)device;
-  free(memory);
+  char *block;
+  memcpy(&block, (char *)memory - sizeof block, sizeof block);
+  free(block);
 }
 
 static hv_device_room room(hv_device *device) {
@@ -104,9 +110,24 @@ static hv_status event_synchronize(hv_event *event) {
   return HV_OK;
 }
 
+typedef struct copy_context {
+  char *to;
+  const char *from;
+  size_t bytes;
+} copy_context;
+
+static void copy_pieces(const void *context, int64_t first, int64_t last, void *scratch) {
+  (void)scratch;
+  const copy_context *c = context;
+  size_t begin = (size_t)first * COPY_PIECE, end = (size_t)last * COPY_PIECE;
+  if (end > c->bytes) end = c->bytes;
+  memcpy(c->to + begin, c->from + begin, end - begin);
+}
+
+/* Large copies by all threads: the first touch of a page costs more than the copy. */
 static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
-  (void)stream;
-  memcpy(to, from, bytes);
+  copy_context context = {.to = to, .from = from, .bytes = bytes};
+  hv_cpu_for(pool_of(stream), (int64_t)((bytes + COPY_PIECE - 1) / COPY_PIECE), 1, copy_pieces, &context);
 }
 
 static const hv_device_methods methods = {
@@ -224,7 +245,8 @@ static hv_status open_device(const hv_device_options *options, hv_cpu_instructio
   if (threads == 0) threads = outside;
   cpu_device *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return hv_error_memory("the CPU device");
-  cpu->head = (hv_device){.name = "cpu", .methods = &methods, .ops = operations[instructions], .host_memory = true};
+  cpu->head = (hv_device){
+      .name = "cpu", .methods = &methods, .ops = operations[instructions], .host_memory = true, .zeroes_memory = true};
   hv_status status = hv_cpu_pool_open(threads, &cpu->pool);
   if (status) {
     free(cpu);

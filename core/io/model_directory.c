@@ -7,6 +7,7 @@
 
 #include "core/base/file.h"
 #include "core/io/json.h"
+#include "core/io/read_ahead.h"
 
 char *hv_model_directory_tokenizer(const char *path) {
   return hv_path_join(path, "tokenizer.model");
@@ -117,6 +118,35 @@ static hv_status fill_one(hv_params *params, hv_param_id id, const hv_file_tenso
   return status;
 }
 
+/* A parameter and where its values lie. */
+typedef struct source {
+  hv_param_id id;
+  const hv_file_tensor *tensor;
+} source;
+
+/* By the place in the file; files one after the other. */
+static int compare_places(const void *a, const void *b) {
+  const hv_file_tensor *x = ((const source *)a)->tensor, *y = ((const source *)b)->tensor;
+  return ((uintptr_t)x->data > (uintptr_t)y->data) - ((uintptr_t)x->data < (uintptr_t)y->data);
+}
+
+/* Fills parameters in the order of the file, while a thread reads ahead. */
+static hv_status fill_all(hv_params *params, const source *sources, hv_mapped_range *ranges, size_t count,
+                          hv_stream *stream) {
+  hv_read_ahead *ahead;
+  hv_status status = HV_OK;
+  for (size_t i = 0; i < count; i++)
+    ranges[i] = (hv_mapped_range){.data = sources[i].tensor->data, .size = sources[i].tensor->size};
+  HV_TRY(hv_read_ahead_open(ranges, count, &ahead));
+  for (size_t i = 0; i < count && !status; i++) {
+    const hv_file_tensor *tensor = sources[i].tensor;
+    hv_read_ahead_wait(ahead, i);
+    status = hv_error_context(fill_one(params, sources[i].id, tensor, stream), "%s", tensor->name);
+  }
+  hv_read_ahead_close(ahead);
+  return status;
+}
+
 hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params, hv_stream *stream,
                                   hv_text *unexpected) {
   return hv_model_directory_fill_others(directory, params, NULL, stream, unexpected);
@@ -125,14 +155,27 @@ hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params
 hv_status hv_model_directory_fill_others(const hv_model_directory *directory, hv_params *params, const bool *apart,
                                          hv_stream *stream, hv_text *unexpected) {
   HV_TRY(check_all(directory, params, apart));
+  hv_status status = HV_OK;
+  size_t count = 0, all = (size_t)hv_params_count(params);
+  source *sources = calloc(all + 1, sizeof *sources);
+  hv_mapped_range *ranges = calloc(all + 1, sizeof *ranges);
+  if (!sources || !ranges) {
+    status = hv_error_memory("a list of parameters");
+    goto done;
+  }
   for (hv_param_id id = 0; id < hv_params_count(params); id++) {
     if (apart && apart[id]) continue;
-    const hv_file_tensor *tensor = hv_safetensors_find(directory->tensors, hv_params_get(params, id)->name);
-    HV_TRY(hv_error_context(fill_one(params, id, tensor, stream), "%s", tensor->name));
+    const char *name = hv_params_get(params, id)->name;
+    sources[count++] = (source){.id = id, .tensor = hv_safetensors_find(directory->tensors, name)};
   }
+  qsort(sources, count, sizeof *sources, compare_places);
+  HV_CHECK(fill_all(params, sources, ranges, count, stream));
   for (int32_t i = 0; unexpected && i < hv_safetensors_count(directory->tensors); i++) {
     const char *name = hv_safetensors_get(directory->tensors, i)->name;
     if (hv_params_find(params, name) < 0) hv_text_add(unexpected, "%s\n", name);
   }
-  return HV_OK;
+done:
+  free(sources);
+  free(ranges);
+  return status;
 }

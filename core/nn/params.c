@@ -174,6 +174,7 @@ static hv_status allocate_zeroed(hv_params *params, hv_memory_kind kind, int64_t
   void *memory;
   HV_TRY(hv_device_allocate(params->device, kind, (size_t)elements * hv_dtype_size(dtype), what, &memory));
   *out = memory;
+  if (params->device->zeroes_memory) return HV_OK;
   hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
   return hv_stream_synchronize(params->stream);
 }
@@ -385,24 +386,33 @@ static char *kept_part(const hv_params *params, const hv_param *param, int64_t *
   return params->values + at * (int64_t)hv_dtype_size(params->dtype);
 }
 
+/* Through a small buffer: a copy of a whole parameter would cost as much as the parameter. */
+static hv_status convert_to_device(hv_params *params, char *to, hv_dtype dtype, const char *from, int64_t count,
+                                   hv_stream *stream) {
+  enum { PIECE = 1 << 19 };
+  hv_status status = HV_OK;
+  size_t from_size = hv_dtype_size(dtype), to_size = hv_dtype_size(params->dtype);
+  void *staging = malloc((size_t)(count < PIECE ? count : PIECE) * to_size);
+  if (!staging) return hv_error_memory("a parameter's copy");
+  for (int64_t first = 0; first < count && !status; first += PIECE) {
+    int64_t part = count - first < PIECE ? count - first : PIECE;
+    hv_dtype_convert(params->dtype, staging, dtype, from + (size_t)first * from_size, part);
+    hv_upload(stream, to + (size_t)first * to_size, staging, (size_t)part * to_size);
+    status = hv_stream_synchronize(stream);
+  }
+  free(staging);
+  return status;
+}
+
 hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, const void *values, hv_stream *stream) {
   int64_t first, end;
   char *to = kept_part(params, &params->params[id], &first, &end);
   hv_shards_forget(params);
   if (first >= end) return HV_OK;
   const char *from = (const char *)values + (size_t)first * hv_dtype_size(dtype);
-  size_t bytes = (size_t)(end - first) * hv_dtype_size(params->dtype);
-  if (params->dtype == dtype) {
-    hv_upload(stream, to, from, bytes);
-    return hv_stream_synchronize(stream);
-  }
-  void *staging = malloc(bytes);
-  if (!staging) return hv_error_memory("a parameter's copy");
-  hv_dtype_convert(params->dtype, staging, dtype, from, end - first);
-  hv_upload(stream, to, staging, bytes);
-  hv_status status = hv_stream_synchronize(stream);
-  free(staging);
-  return status;
+  if (params->dtype != dtype) return convert_to_device(params, to, dtype, from, end - first, stream);
+  hv_upload(stream, to, from, (size_t)(end - first) * hv_dtype_size(dtype));
+  return hv_stream_synchronize(stream);
 }
 
 hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values, hv_stream *stream) {

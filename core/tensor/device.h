@@ -70,6 +70,7 @@ struct hv_device {
   const hv_device_methods *methods;
   const struct hv_op_table *ops;
   bool host_memory;         /* its memory is the host's: others may copy it, also while the device works */
+  bool zeroes_memory;       /* what it allocates is all 0, without being touched */
   hv_memory_account memory; /* of what hv_device_allocate gave out; others may read `held` and `peak` */
 };
 

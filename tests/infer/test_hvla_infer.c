@@ -266,12 +266,32 @@ static void measures(void **state) {
   json_decref(found);
 }
 
+static void measures_loading(void **state) {
+  (void)state;
+  json_t *found = infer_json(folder, "bench --model hybrid --load --repeat 3 --json");
+  double load = json_real_value(json_object_get(json_object_get(found, "load_s"), "median"));
+  double read = json_real_value(json_object_get(json_object_get(found, "read_s"), "median"));
+  assert_true(load > 0 && read > 0);
+  assert_true(fabs(json_real_value(json_object_get(found, "ratio")) - read / load) < 1e-9);
+  assert_true(json_real_value(json_object_get(found, "bytes")) > 2 * 32064 * 32 * 4);
+  json_decref(found);
+  char *out, *errors;
+  assert_int_equal(run_infer(folder, "bench --model hybrid --load --repeat 1", &out, &errors), 0);
+  assert_non_null(strstr(out, "sequential read"));
+  assert_string_equal(errors, "");
+  free(out);
+  free(errors);
+  infer_refuses(folder, "bench --load --config run.yaml --random-weights", "--load", "--model");
+  infer_refuses(folder, "bench --load --model nowhere", "nowhere");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(predicts_with_both_heads),  cmocka_unit_test(leaves_out_what_a_mode_does_not_compute),
       cmocka_unit_test(options_reach_the_policy),  cmocka_unit_test(threads_do_not_change_the_answer),
       cmocka_unit_test(prints_a_table_for_people), cmocka_unit_test(helps),
       cmocka_unit_test(refuses_wrong_input),       cmocka_unit_test(measures),
+      cmocka_unit_test(measures_loading),
   };
   return cmocka_run_group_tests(tests, enter, remove_folder);
 }
