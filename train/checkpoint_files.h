@@ -1,9 +1,8 @@
 /* Checkpoints as they lie on disk, RUN/checkpoints/step-N/: names, the manifest, what is damaged, what is removed.
- * Knows nothing of what the training state is made of.
  *
- *   state.json            the manifest: where the run stands, who wrote, and every other file with its size and
- * checksum training.safetensors  the training state (checkpoint_parts.h) training-00001-of-00004.safetensors, … instead
- * of it, one from each of several ranks
+ *   state.json            the manifest: where the run stands, who wrote, and size and checksum of every other file
+ *   training.safetensors  the training state (checkpoint_parts.h)
+ *   training-00001-of-00004.safetensors, …  instead of it, one from each of several ranks
  *
  * All is written into step-N.tmp, synced, and renamed when it is whole. Format 1, of older versions, has no list of
  * files and no checksums; it is read, too.

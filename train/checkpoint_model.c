@@ -17,14 +17,13 @@ typedef struct value_run {
   hv_dtype dtype;
 } value_run;
 
+/* The moving averages, where the checkpoint has them. */
 static value_run run_of(const value_source *from, const hv_group *group) {
-  value_run run = {.dtype = from->content.manifest.dtype};
-  if (from->what->averages && group->trainable) {
-    run.dtype = HV_F32;
-    hv_checkpoint_average_name(group, run.name);
-  } else {
-    hv_checkpoint_values_name(group, run.name);
-  }
+  value_run run = {.dtype = HV_F32};
+  hv_checkpoint_average_name(group, run.name);
+  if (hv_safetensors_find(from->content.shards[0], run.name)) return run;
+  run.dtype = from->content.manifest.dtype;
+  hv_checkpoint_values_name(group, run.name);
   return run;
 }
 

@@ -1,5 +1,5 @@
 /* The model of a checkpoint as others read it (interchange.md §1), made from the checkpoint's files alone: while a run
- * goes on, or long after it. */
+ * goes on, or long after it. Where the checkpoint holds moving averages, they are the model. */
 #ifndef HV_TRAIN_CHECKPOINT_MODEL_H
 #define HV_TRAIN_CHECKPOINT_MODEL_H
 
@@ -15,7 +15,6 @@ typedef struct hv_checkpoint_model {
   const hv_safetensors *carry; /* tensors that are no parameters are taken from it; NULL: none */
   const char *tokenizer_path;
   const json_t *statistics;
-  bool averages;           /* of what is trained, the moving averages instead of the values */
   const atomic_bool *stop; /* gives up with an error when it turns true; NULL: never */
 } hv_checkpoint_model;
 

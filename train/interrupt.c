@@ -13,6 +13,7 @@ struct hv_interrupt {
   pthread_t thread;
   sigset_t signals;
   atomic_int received;
+  atomic_bool requested;
 };
 
 static void *wait_for_signals(void *argument) {
@@ -20,6 +21,10 @@ static void *wait_for_signals(void *argument) {
   for (;;) {
     int number;
     if (sigwait(&interrupt->signals, &number) != 0) continue;
+    if (number == SIGUSR2) {
+      atomic_store(&interrupt->requested, true);
+      continue;
+    }
     if (number == SIGUSR1) number = SIGTERM;
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
@@ -40,6 +45,7 @@ hv_status hv_interrupt_open(hv_interrupt **out) {
   sigaddset(&interrupt->signals, SIGINT);
   sigaddset(&interrupt->signals, SIGTERM);
   sigaddset(&interrupt->signals, SIGUSR1);
+  sigaddset(&interrupt->signals, SIGUSR2);
   int problem = pthread_sigmask(SIG_BLOCK, &interrupt->signals, NULL);
   if (problem == 0) problem = pthread_create(&interrupt->thread, NULL, wait_for_signals, interrupt);
   if (problem != 0) {
@@ -59,4 +65,8 @@ void hv_interrupt_close(hv_interrupt *interrupt) {
 
 int hv_interrupt_signal(const hv_interrupt *interrupt) {
   return interrupt ? atomic_load((atomic_int *)(uintptr_t)&interrupt->received) : 0;
+}
+
+bool hv_interrupt_take_request(hv_interrupt *interrupt) {
+  return interrupt && atomic_exchange(&interrupt->requested, false);
 }

@@ -324,14 +324,17 @@ static bool is_stale(const run *self) {
   return true;
 }
 
-/* What ranks tell each other before every step: a signal that came to any stops all at the same step, and a checkpoint
- * is complete when all have written. */
+/* What ranks tell each other before every step: a signal that came to any stops all at the same step, or has all save,
+ * and a checkpoint is complete when all have written. */
 static hv_status exchange(run *self, int *signal_number) {
   int own = hv_interrupt_signal(self->options->interrupt);
-  double sums[] = {own == SIGINT, own == SIGTERM, hv_run_files_report(self->files)};
-  HV_TRY(hv_comm_sum(self->comm, "signals and files", sums, 3));
+  bool requested = hv_interrupt_take_request(self->options->interrupt);
+  double sums[] = {own == SIGINT, own == SIGTERM, requested, hv_run_files_report(self->files)};
+  HV_TRY(hv_comm_sum(self->comm, "signals and files", sums, 4));
   *signal_number = sums[0] > 0 ? SIGINT : (sums[1] > 0 ? SIGTERM : 0);
-  return hv_run_files_advance(self->files, sums[2]);
+  HV_TRY(hv_run_files_advance(self->files, sums[3]));
+  bool save = sums[2] > 0 && !*signal_number && self->trainer->step > 0;
+  return save ? hv_run_files_save_all(self->files) : HV_OK;
 }
 
 static hv_status train(run *self, int *signal_number) {

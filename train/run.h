@@ -9,9 +9,9 @@
 #include "train/interrupt.h"
 
 typedef struct hv_run_options {
-  hv_comm *comm;                 /* the ranks of the run; `single` for one */
-  bool resume;                   /* go on from the newest whole checkpoint; without one, from the start */
-  const hv_interrupt *interrupt; /* asked before every step; NULL: never interrupted */
+  hv_comm *comm;           /* the ranks of the run; `single` for one */
+  bool resume;             /* go on from the newest whole checkpoint; without one, from the start */
+  hv_interrupt *interrupt; /* asked before every step; NULL: never interrupted */
 } hv_run_options;
 
 /* Trains to the last step, or to the end of the step in which a signal came to any rank: then *signal_number is that

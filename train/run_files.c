@@ -89,7 +89,6 @@ static hv_status write_model(const hv_run_files *files, const char *name, const 
                               .carry = with->carry,
                               .tokenizer_path = with->data->tokenizer_path,
                               .statistics = with->data->statistics_document,
-                              .averages = with->trainer->ema != NULL,
                               .stop = stop};
   hv_status status = hv_checkpoint_model_save(&what, path);
   free(path);
@@ -318,11 +317,19 @@ static hv_status bring_model_up_to_date(hv_run_files *files) {
   return HV_OK;
 }
 
+static hv_status save_all(hv_run_files *files) {
+  HV_TRY(wait_for_former(files));
+  if (files->saved_step == files->with.trainer->step) return bring_model_up_to_date(files);
+  return begin(files, true);
+}
+
+hv_status hv_run_files_save_all(hv_run_files *files) {
+  return patiently(files, save_all);
+}
+
 static hv_status finish(hv_run_files *files) {
-  int64_t step = files->with.trainer->step;
   HV_TRY(settle(files));
-  if (files->saved_step == step) return bring_model_up_to_date(files);
-  HV_TRY(begin(files, true));
+  HV_TRY(save_all(files));
   return settle(files);
 }
 

@@ -38,6 +38,9 @@ void hv_run_files_close(hv_run_files *files);
 /* Begins a checkpoint of the trainer's step; waits for the one before, if that is still being written. */
 HV_NODISCARD hv_status hv_run_files_save(hv_run_files *files);
 
+/* The same, with the model of that step whatever checkpoint.model_interval says. Does nothing where both are there. */
+HV_NODISCARD hv_status hv_run_files_save_all(hv_run_files *files);
+
 /* Before every step: what this rank adds to a sum over ranks, and, with that sum, what has come of the writing. */
 double hv_run_files_report(const hv_run_files *files);
 HV_NODISCARD hv_status hv_run_files_advance(hv_run_files *files, double sum);

@@ -57,6 +57,27 @@ static void a_writer_shows_nothing_before_its_commit(void **state) {
   assert_int_equal(entries(*state), 1);
 }
 
+/* The digest of what was written is that of the file, however it was cut into pieces; one bit changes it. */
+static void a_digest_tells_files_apart(void **state) {
+  const char *path = in_folder(*state, "a.bin"), *other = in_folder(*state, "b.bin");
+  hv_file_writer *writer;
+  hv_file_digest written, read, changed;
+  assert_ok(hv_file_writer_open(path, &writer));
+  for (int i = 0; i < 300000; i++) assert_ok(hv_file_writer_write(writer, "0123456789", (size_t)(i % 11)));
+  written = hv_file_writer_digest(writer);
+  assert_ok(hv_file_writer_commit(writer));
+  assert_ok(hv_digest_file(path, &read));
+  assert_int_equal(read.size, written.size);
+  assert_true(read.xxh3 == written.xxh3);
+  write_text(other, "a");
+  assert_ok(hv_digest_file(other, &read));
+  assert_true(read.xxh3 == 0xe6c632b61e964e1fu); /* what `xxhsum -H3` says of "a" */
+  write_text(other, "c");
+  assert_ok(hv_digest_file(other, &changed));
+  assert_true(changed.size == read.size && changed.xxh3 != read.xxh3);
+  assert_error(hv_digest_file(in_folder(*state, "absent"), &read), "absent");
+}
+
 /* A child is killed while it writes: the old file is whole. */
 static void a_killed_writer_leaves_the_old_file(void **state) {
   const char *path = in_folder(*state, "a.bin");
@@ -172,6 +193,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(writes_replace_whole_files),
       TEST(a_writer_shows_nothing_before_its_commit),
+      TEST(a_digest_tells_files_apart),
       TEST(a_killed_writer_leaves_the_old_file),
       TEST(a_full_disk_leaves_the_old_file),
       TEST(maps_read_whole_files),

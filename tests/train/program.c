@@ -171,3 +171,14 @@ void assert_same_state(const char *folder, const char *a, const char *b, int ste
   const char *model = "model/model.safetensors";
   if (!same_bytes(in_run(folder, a, model), in_run(folder, b, model))) fail_msg("%s's model is not %s's", a, b);
 }
+
+void flip_a_bit(const char *path) {
+  int fd = open(path, O_RDWR);
+  assert_true(fd >= 0);
+  off_t middle = lseek(fd, 0, SEEK_END) / 2;
+  unsigned char byte;
+  assert_int_equal(pread(fd, &byte, 1, middle), 1);
+  byte ^= 4;
+  assert_int_equal(pwrite(fd, &byte, 1, middle), 1);
+  close(fd);
+}

@@ -37,6 +37,9 @@ json_t *last_metrics(const char *run, const char *key);
 /* Whether two files hold the same bytes. */
 int same_bytes(const char *a, const char *b);
 
+/* Changes one bit in the middle of a file. */
+void flip_a_bit(const char *path);
+
 /* Fails unless two runs of one rank ended in the same bytes: the checkpoint of the step, and the model. */
 void assert_same_state(const char *folder, const char *a, const char *b, int step);
 

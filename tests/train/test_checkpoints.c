@@ -1,23 +1,11 @@
 /* The checkpoints of `hvla-train run`, from outside: damage is found, the right ones stay, and writing them beside the
  * training changes nothing. */
 #include <dirent.h>
-#include <fcntl.h>
+#include <sys/wait.h>
 
 #include "core/io/json.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
-
-/* Changes one bit in the middle of a file. */
-static void flip_a_bit(const char *path) {
-  int fd = open(path, O_RDWR);
-  assert_true(fd >= 0);
-  off_t middle = lseek(fd, 0, SEEK_END) / 2;
-  unsigned char byte;
-  assert_int_equal(pread(fd, &byte, 1, middle), 1);
-  byte ^= 4;
-  assert_int_equal(pwrite(fd, &byte, 1, middle), 1);
-  close(fd);
-}
 
 /* Bytes that changed without a change of size: only a checksum can tell. */
 static void passes_over_a_changed_bit(void **state) {
@@ -127,6 +115,78 @@ static void the_model_may_be_written_less_often(void **state) {
   assert_same_state(*state, "always", "seldom", 6);
 }
 
+/* The model of an earlier checkpoint is what a run that ended there has; damage and a target that is there are refused.
+ */
+static void the_model_of_any_checkpoint_can_be_had(void **state) {
+  static const char *const files[] = {"model.safetensors", "config.json", "tokenizer.model", "dataset_statistics.json"};
+  char rest[1024];
+  const char *folder = *state;
+  expect_train(0, run_arguments(folder, "run", "--set checkpoint.keep=4 --set dtype=bf16 --set train.ema_decay=0.5"),
+               NULL);
+  expect_train(0, run_arguments(folder, "short", "--set train.steps=3 --set dtype=bf16 --set train.ema_decay=0.5"),
+               NULL);
+  snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/copy'", folder, folder);
+  expect_train(0, rest, "the model of step 3", NULL);
+  for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+    char of_run[64];
+    snprintf(of_run, sizeof of_run, "model/%s", files[i]);
+    if (!same_bytes(in_run(folder, "copy", files[i]), in_run(folder, "short", of_run))) fail_msg("%s", files[i]);
+  }
+  expect_train(2, rest, "copy is there already", NULL);
+  flip_a_bit(in_run(folder, "run", "checkpoints/step-3/training.safetensors"));
+  snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/other'", folder, folder);
+  expect_train(2, rest, "step-3/training.safetensors", "checksum", NULL);
+  assert_false(hv_file_exists(in_folder(folder, "other")));
+  snprintf(rest, sizeof rest, "model --run '%s/run' --step 4 --out '%s/other'", folder, folder);
+  expect_train(2, rest, "step-4/state.json", NULL);
+  snprintf(rest, sizeof rest, "model --run '%s/run' --out '%s/other'", folder, folder);
+  expect_train(0, rest, "the model of step 6", NULL);
+  assert_true(
+      same_bytes(in_run(folder, "other", "model.safetensors"), in_run(folder, "run", "model/model.safetensors")));
+}
+
+/* A file system of its own that is full when a checkpoint is due: the run ends with an error, the checkpoint before it
+ * stands, and with room again the run goes on to the same end. Needs a user namespace to mount it in. */
+static void survives_a_file_system_without_room(void **state) {
+  static const char script[] =
+      "exec 2>&1; cd '%s' && mkdir disk && unshare -rm sh -c '\n"
+      "mount -t tmpfs -o size=64m tmpfs disk || exit 77\n"
+      "train() { \"$0\" run --config tiny.yaml --set output=disk/run --resume \"$@\"; echo \"code $?\"; }\n"
+      "train --set train.steps=3\n"
+      "dd if=/dev/zero of=disk/filler bs=1M 2>/dev/null; truncate -s -3M disk/filler\n"
+      "train\n"
+      "ls disk/run/checkpoints\n"
+      "rm disk/filler\n"
+      "train\n"
+      "cp -r disk/run run' '%s/train/hvla-train'";
+  char command[4096], text[1 << 16];
+  expect_train(0, run_arguments(*state, "whole", ""), NULL);
+  snprintf(command, sizeof command, script, (char *)*state, HVLA_BINARY_DIR);
+  FILE *pipe = popen(command, "r");
+  assert_non_null(pipe);
+  text[fread(text, 1, sizeof text - 1, pipe)] = '\0';
+  int status = pclose(pipe);
+  if (strstr(text, "unshare failed") || (WIFEXITED(status) && WEXITSTATUS(status) == 77)) skip();
+  static const char *const words[] = {"code 0",
+                                      "checkpoint of step 6",
+                                      "No space left on device",
+                                      "code 2",
+                                      "step-3\n",
+                                      "resumed from disk/run/checkpoints/step-3",
+                                      "code 0"};
+  const char *at = text;
+  for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+    const char *found = strstr(at, words[i]);
+    if (!found) {
+      fail_msg("\"%s\" does not come in its turn:\n%s", words[i], text);
+      return;
+    }
+    at = found + strlen(words[i]);
+  }
+  if (strstr(text, "step-6.tmp\n")) fail_msg("a half-written checkpoint is left:\n%s", text);
+  assert_same_state(*state, "whole", "run", 6);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(passes_over_a_changed_bit, make_folder, remove_folder),
@@ -135,6 +195,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(keeps_the_last_and_every_so_many, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(writes_the_same_while_training_waits, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_model_of_any_checkpoint_can_be_had, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(survives_a_file_system_without_room, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_may_be_written_less_often, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

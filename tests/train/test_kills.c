@@ -1,0 +1,99 @@
+/* A run that is killed again and again, at any moment: while it starts, trains, writes checkpoints or removes old ones.
+ * It always resumes from a whole checkpoint, and its end is that of a run that nothing disturbed. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "core/base/random.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+enum { STEPS = 100 };
+static const char *const settings =
+    "--set train.steps=100 --set train.batch_size=2 --set checkpoint.interval=1 --resume";
+
+static const char *const undisturbed = "--set train.steps=100 --set train.batch_size=2 --set checkpoint.interval=0";
+
+static void pause_ms(int ms) {
+  nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
+}
+
+/* The step that the process that wrote the log resumed from; 0: it began anew, -1: it did not come so far. */
+static int resumed_step(const char *log) {
+  char *text;
+  int step = -1;
+  assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+  if (strstr(text, "passed over")) fail_msg("a kill left a checkpoint that is damaged:\n%s", text);
+  const char *resumed = strstr(text, "resumed from");
+  if (resumed) {
+    const char *number = strstr(resumed, "/step-");
+    assert_non_null(number);
+    step = (int)strtol(number + strlen("/step-"), NULL, 10);
+  } else if (strstr(text, "starting anew")) {
+    step = 0;
+  }
+  free(text);
+  return step;
+}
+
+/* Every step has one line, in order: none was lost, none counted twice. */
+static void assert_every_step_once(const char *path) {
+  char *text, *rest = NULL;
+  int expected = 1;
+  assert_ok(hv_read_text(path, 1 << 26, &text, NULL));
+  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+    json_t *object = json_loads(line, 0, NULL);
+    if (!object) fail_msg("a line of metrics is no JSON: %s", line);
+    assert_int_equal(json_integer_value(json_object_get(object, "step")), expected++);
+    json_decref(object);
+  }
+  assert_int_equal(expected, STEPS + 1);
+  free(text);
+}
+
+/* The run is over: it must be the undisturbed one. */
+static void assert_undisturbed(const char *folder) {
+  assert_every_step_once(in_run(folder, "run", "metrics.jsonl"));
+  assert_same_state(folder, "run", "whole", STEPS);
+}
+
+/* Starts or resumes the run and kills it after some milliseconds; whether it came to its end before. */
+static bool kill_once(const char *folder, const char *log, int ms) {
+  int status;
+  pid_t process = start_train(run_arguments(folder, "run", settings), log);
+  pause_ms(ms);
+  assert_int_equal(kill(process, SIGKILL), 0); /* it is still to be waited for, so the id is its own */
+  assert_int_equal(waitpid(process, &status, 0), process);
+  if (WIFEXITED(status) && WEXITSTATUS(status) != 0) fail_msg("the run ended with %d; see %s", status, log);
+  return WIFEXITED(status);
+}
+
+static void resumes_after_kills_at_any_moment(void **state) {
+  const char *log = in_folder(*state, "log");
+  int kills = getenv("HVLA_LONG_TESTS") ? 200 : 20, newest = 0, farthest = 0;
+  expect_train(0, run_arguments(*state, "whole", undisturbed), NULL);
+  for (int done = 0; done < kills;) {
+    uint64_t trial = (uint64_t)done;
+    bool ended = kill_once(*state, log, 100 + (int)hv_random_below(5, HV_RANDOM_INIT, 0, trial, 0, 0, 900));
+    int step = resumed_step(log);
+    /* What was complete stays so: the run never falls back behind where it once resumed. */
+    if (step >= 0 && step < newest) fail_msg("kill %d: resumed from step %d, from %d before", done, step, newest);
+    if (step > newest) newest = step;
+    if (newest > farthest) farthest = newest;
+    done += !ended;
+    if (!ended) continue;
+    assert_undisturbed(*state);
+    assert_ok(hv_remove_tree(in_folder(*state, "run")));
+    newest = 0;
+  }
+  assert_true(farthest > 0);
+  expect_train(0, run_arguments(*state, "run", settings), NULL);
+  assert_undisturbed(*state);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(resumes_after_kills_at_any_moment, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
