@@ -55,6 +55,11 @@ typedef struct hv_metrics_settings {
   bool tensorboard;
 } hv_metrics_settings;
 
+typedef struct hv_watch_settings {
+  double spike_factor;
+  int64_t spike_window, max_skipped;
+} hv_watch_settings;
+
 typedef struct hv_checkpoint_settings {
   int64_t interval, keep, keep_every, model_interval;
   bool async;
@@ -77,6 +82,7 @@ typedef struct hv_train_config {
   hv_optimizer_options optimizer;
   hv_validation_settings validation;
   hv_metrics_settings metrics;
+  hv_watch_settings watch;
   hv_checkpoint_settings checkpoint;
   hv_parallel_settings parallel;
 } hv_train_config;

@@ -99,6 +99,17 @@ static void add_held_out(json_t *object, const hv_validation *held_out) {
   }
 }
 
+static void add_pace(json_t *object, const hv_pace *pace) {
+  json_object_set_new(object, "step_s", number(pace->step));
+  json_object_set_new(object, "data_wait_s", number(pace->wait));
+  json_object_set_new(object, "data_wait_s_max", number(pace->wait_max));
+  if (pace->ranks == 1) return;
+  json_object_set_new(object, "rank_s", number(pace->own));
+  json_object_set_new(object, "rank_s_max", number(pace->own_max));
+  json_object_set_new(object, "slowest_rank", json_integer(pace->slowest));
+  json_object_set_new(object, "slowest_by", json_string(pace->slow_data ? "data" : "compute"));
+}
+
 static json_t *make_object(const hv_metrics_line *line) {
   json_t *object = json_object();
   json_object_set_new(object, "step", json_integer((json_int_t)line->step));
@@ -110,7 +121,12 @@ static json_t *make_object(const hv_metrics_line *line) {
   json_object_set_new(object, "grad_norm", number(line->result.grad_norm));
   json_object_set_new(object, "samples_per_s", number(line->samples_per_s));
   json_object_set_new(object, "time", number(hv_wall_seconds()));
-  if (line->result.skipped) json_object_set_new(object, "skipped", json_true());
+  if (line->pace) add_pace(object, line->pace);
+  if (line->result.skipped) {
+    json_object_set_new(object, "skipped", json_true());
+    json_object_set_new(object, "skip_reason", json_string(hv_skip_reason_name(line->result.skipped)));
+    if (line->suspects) json_object_set(object, "suspects", line->suspects);
+  }
   if (line->held_out) add_held_out(object, line->held_out);
   return object;
 }
@@ -135,6 +151,7 @@ typedef struct scalar_list {
 } scalar_list;
 
 static void add_scalar(scalar_list *list, const char *key, int index, const json_t *value) {
+  if (!json_is_number(value) && !json_is_null(value) && !json_is_true(value)) return;
   if (list->count == sizeof list->scalars / sizeof list->scalars[0]) return;
   bool held_out = strncmp(key, "held_out_", 9) == 0;
   const char *name = held_out ? key + 9 : key;
@@ -155,8 +172,8 @@ static hv_status write_events(hv_event_file *events, const json_t *object) {
   scalar_list *list = calloc(1, sizeof *list);
   if (!list) return hv_error_memory("an event");
   json_object_foreach((json_t *)(uintptr_t)object, key, value) {
-    if (strcmp(key, "step") == 0 || strcmp(key, "time") == 0 || json_is_string(value)) continue;
-    if (!json_is_array(value)) add_scalar(list, key, -1, value);
+    if (strcmp(key, "step") == 0 || strcmp(key, "time") == 0) continue;
+    add_scalar(list, key, -1, value);
     json_array_foreach(value, index, item) add_scalar(list, key, (int)index, item);
   }
   int64_t step = json_integer_value(json_object_get(object, "step"));

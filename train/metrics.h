@@ -4,6 +4,7 @@
 #ifndef HV_TRAIN_METRICS_H
 #define HV_TRAIN_METRICS_H
 
+#include "train/pace.h"
 #include "train/trainer.h"
 #include "train/validation.h"
 
@@ -12,7 +13,9 @@ typedef struct hv_metrics_line {
   double epoch;
   hv_step_result result; /* of that step */
   double learning_rate, samples_per_s;
-  const hv_validation *held_out; /* NULL: not measured at this step */
+  const hv_pace *pace; /* NULL: not measured at this step, nor is held_out */
+  const hv_validation *held_out;
+  json_t *suspects; /* of a skipped step: hv_suspects_describe; not owned, may be NULL */
 } hv_metrics_line;
 
 typedef struct hv_metrics hv_metrics;

@@ -198,7 +198,7 @@ static void update_group(hv_optimizer *optimizer, hv_group_id group, hv_stream *
                                     .weight_decay = settings->weight_decay});
 }
 
-void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream *stream) {
+void hv_optimizer_measure(hv_optimizer *optimizer, double learning_rate, hv_stream *stream) {
   const hv_optimizer_settings *settings = &optimizer->settings;
   host_block *host = optimizer->host;
   double t = (double)(optimizer->updates + 1);
@@ -222,13 +222,25 @@ void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream 
                                                 .max_norm = settings->max_norm,
                                                 .norm = optimizer->norm,
                                                 .dynamic = optimizer->dynamic});
+  hv_download(stream, &host->norm, optimizer->norm.data, sizeof host->norm);
+}
+
+void hv_optimizer_update(hv_optimizer *optimizer, hv_stream *stream) {
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
     if (!optimizer->groups[g].trainable) continue;
     update_group(optimizer, g, stream);
     hv_params_publish_group(optimizer->params, g, stream);
   }
-  hv_download(stream, &host->norm, optimizer->norm.data, sizeof host->norm);
-  hv_download(stream, &host->factor, hv_optimizer_factor(optimizer).data, sizeof host->factor);
+  hv_download(stream, &optimizer->host->factor, hv_optimizer_factor(optimizer).data, sizeof optimizer->host->factor);
+}
+
+void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream *stream) {
+  hv_optimizer_measure(optimizer, learning_rate, stream);
+  hv_optimizer_update(optimizer, stream);
+}
+
+double hv_optimizer_norm(const hv_optimizer *optimizer) {
+  return optimizer->host->norm;
 }
 
 void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped) {

@@ -30,6 +30,12 @@ void hv_optimizer_close(hv_optimizer *optimizer); /* NULL is allowed */
 void hv_optimizer_step(hv_optimizer *optimizer, double learning_rate, hv_stream *stream);
 void hv_optimizer_finish(hv_optimizer *optimizer, double *norm, bool *skipped);
 
+/* The halves of hv_optimizer_step, for a caller that decides in between, the same on all ranks, whether to update:
+ * after measure and a synchronisation hv_optimizer_norm tells the gradients' norm. Without update, no finish. */
+void hv_optimizer_measure(hv_optimizer *optimizer, double learning_rate, hv_stream *stream);
+void hv_optimizer_update(hv_optimizer *optimizer, hv_stream *stream);
+double hv_optimizer_norm(const hv_optimizer *optimizer);
+
 /* On the device, S [1, 1]: the gradient factor of the latest step queued; negative where the step was skipped. */
 hv_tensor hv_optimizer_factor(const hv_optimizer *optimizer);
 

@@ -42,7 +42,7 @@ static void format_line(const hv_progress *progress, int64_t step, const hv_step
   snprintf(line, LINE_SIZE,
            "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)  %.1f samples/s  %s left%s", step,
            progress->total_steps, result->loss, result->loss_diffusion, result->loss_ce, hv_progress_rate(progress),
-           left, result->skipped ? "  SKIPPED: gradient not finite" : "");
+           left, result->skipped ? "  SKIPPED" : "");
 }
 
 void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result *result, double seconds) {

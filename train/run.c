@@ -188,11 +188,10 @@ static hv_status open_outputs(const run *self) {
 }
 
 /* What the run leaves behind is opened by one rank, and watched by all. */
-static hv_status open_watch(run *self, int64_t step) {
+static hv_status open_watch(run *self) {
   hv_status status = self->leader ? open_outputs(self) : HV_OK;
   if (!status) {
-    status = hv_run_watch_open(self->config, self->leader, step, self->total_steps,
-                               hv_demonstrations_frames(self->data.train), &self->watch);
+    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->total_steps, &self->watch);
   }
   return hv_comm_agree(self->comm, "opening the run directory", status);
 }
@@ -238,7 +237,7 @@ static hv_status open_run(run *self, hv_device *device) {
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
-  HV_TRY(open_watch(self, position.step));
+  HV_TRY(open_watch(self));
   HV_TRY(open_files(self));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
   self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
@@ -298,7 +297,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
     HV_TRY(validate(self, &held_out));
     HV_TRY(judge(self, &held_out, &better));
   }
-  HV_TRY(hv_run_watch_report(&self->watch, step, result, learning_rate, measure ? &held_out : NULL));
+  HV_TRY(hv_run_watch_report(&self->watch, result, learning_rate, measure ? &held_out : NULL));
   bool keep = (better && config->validation.keep_best) || due(step, config->checkpoint.interval);
   if (!last && keep) HV_TRY(hv_run_files_save(self->files));
   return HV_OK;
@@ -310,7 +309,7 @@ static hv_status measure_start(run *self) {
   if (!self->data.valid || !self->config->validation.at_start || self->trainer->step > 0) return HV_OK;
   HV_TRY(validate(self, &held_out));
   hv_step_result none = {.loss = NAN, .loss_diffusion = NAN, .loss_ce = NAN, .grad_norm = NAN};
-  return hv_run_watch_report(&self->watch, 0, &none, NAN, &held_out);
+  return hv_run_watch_report(&self->watch, &none, NAN, &held_out);
 }
 
 /* Whether the run ends before its last step. */
@@ -346,8 +345,9 @@ static hv_status train(run *self, int *signal_number) {
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
     double start = hv_clock_seconds();
     hv_step_result result;
+    self->source.waited = 0;
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
-    HV_TRY(hv_run_watch_step(&self->watch, trainer->step, &result, hv_clock_seconds() - start));
+    HV_TRY(hv_run_watch_step(&self->watch, &result, hv_clock_seconds() - start, self->source.waited));
     HV_TRY(after_step(self, &result, learning_rate));
   }
   return hv_run_files_finish(self->files);

@@ -3,10 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/nearest.h"
 #include "core/io/json.h"
 #include "core/text/prompt.h"
+#include "data/sample_order.h"
 #include "data/statistics.h"
 
 /* Every name in data.cameras must be a camera of the model. */
@@ -255,6 +257,11 @@ static hv_loader_options loader_options(const hv_run_data *data, const hv_prompt
   };
 }
 
+int64_t hv_run_data_frame(const hv_run_data *data, int64_t sample) {
+  int64_t frames = hv_demonstrations_frames(data->train);
+  return hv_sample_order((uint64_t)data->config->seed, (uint64_t)(sample / frames), frames, sample % frames);
+}
+
 hv_status hv_run_data_open_training(const hv_run_data *data, int64_t first_sample, hv_loader **out) {
   hv_loader_options options = loader_options(data, &data->train_prompts);
   options.global_batch = (int32_t)data->config->train.batch_size;
@@ -275,7 +282,9 @@ hv_status hv_run_data_open_validation(const hv_run_data *data, hv_loader **out) 
 static hv_status next_batch(hv_batch_source *source, const hv_batch **out) {
   hv_loader_source *self = (hv_loader_source *)source;
   const hv_config *model = self->model;
+  double start = hv_clock_seconds();
   HV_TRY(hv_loader_next(self->loader, &self->loaded));
+  self->waited += hv_clock_seconds() - start;
   int32_t labelled = model->objective == HV_AUTOREGRESSIVE ? 1 : self->branches;
   self->batch = self->loaded->batch;
   self->batch.diffusion_divisor = (double)self->loaded->global_steps * self->branches * model->action_dim;

@@ -34,6 +34,9 @@ void hv_run_data_close(hv_run_data *data); /* leaves it empty */
 /* Tokens of the longest prompt of either split, <s> included. */
 int32_t hv_run_data_longest_prompt(const hv_run_data *data);
 
+/* The global frame that is sample number `sample` of the run. */
+int64_t hv_run_data_frame(const hv_run_data *data, int64_t sample);
+
 /* This rank's micro-batches of the training split in the run's order, from global sample `first_sample` on. */
 HV_NODISCARD hv_status hv_run_data_open_training(const hv_run_data *data, int64_t first_sample, hv_loader **out);
 
@@ -48,6 +51,7 @@ typedef struct hv_loader_source {
   int32_t branches;
   const hv_loader_batch *loaded;
   hv_batch batch;
+  double waited; /* seconds that the trainer waited for data; the reader sets it back */
 } hv_loader_source;
 
 hv_loader_source hv_loader_source_make(hv_loader *loader, const hv_config *model, int32_t branches);

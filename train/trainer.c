@@ -1,8 +1,10 @@
 #include "train/trainer.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/hybridvla/policy.h"
 #include "core/tensor/ops.h"
 
@@ -59,6 +61,7 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   trainer->parts = options->parts;
   trainer->weights = options->weights;
   trainer->seed = options->seed;
+  trainer->spikes = options->spikes;
   trainer->comm = options->comm;
   HV_CHECK(hv_stream_open(device, &trainer->stream));
   HV_CHECK(hv_model_open(options->config, device, options->dtype, &trainer->model));
@@ -140,8 +143,32 @@ static hv_status sum_losses(const hv_trainer *trainer, hv_step_result *out) {
   return HV_OK;
 }
 
+/* Clips and updates, unless a spike rules the update out: then the figures are waited for before it is queued. */
+static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_result *out) {
+  bool judged = trainer->spikes.factor > 0, not_finite;
+  hv_optimizer_measure(trainer->optimizer, learning_rate, trainer->stream);
+  if (judged) {
+    HV_TRY(hv_stream_synchronize(trainer->stream));
+    HV_TRY(sum_losses(trainer, out));
+    out->grad_norm = hv_optimizer_norm(trainer->optimizer);
+    if (isfinite(out->grad_norm)) {
+      out->skipped = hv_spike_judge(&trainer->spikes, &trainer->means, out->loss, out->grad_norm);
+    }
+    if (out->skipped) return HV_OK;
+  }
+  hv_optimizer_update(trainer->optimizer, trainer->stream);
+  hv_ema_update(trainer->ema, trainer->stream);
+  HV_TRY(hv_stream_synchronize(trainer->stream));
+  hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &not_finite);
+  if (!judged) HV_TRY(sum_losses(trainer, out));
+  out->skipped = not_finite ? HV_SKIP_NOT_FINITE : HV_SKIP_NONE;
+  if (!not_finite) hv_spike_add(&trainer->spikes, &trainer->means, out->loss, out->grad_norm);
+  return HV_OK;
+}
+
 hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate, hv_step_result *out) {
   hv_stream *stream = trainer->stream;
+  double start = hv_clock_seconds();
   *out = (hv_step_result){0};
   if (!trainer->built) HV_TRY(build_next(trainer, source, trainer->step));
   hv_params_zero_gradients(trainer->params, stream);
@@ -159,12 +186,12 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     trainer->built = false;
     HV_TRY(build_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
   }
-  hv_optimizer_step(trainer->optimizer, learning_rate, stream);
-  hv_ema_update(trainer->ema, stream);
-  HV_TRY(hv_stream_synchronize(stream));
+  if (trainer->comm && trainer->comm->size > 1) {
+    HV_TRY(hv_stream_synchronize(stream));
+    out->own_seconds = hv_clock_seconds() - start;
+  }
+  HV_TRY(update(trainer, learning_rate, out));
   HV_TRY(hv_arena_status(&trainer->arena));
-  hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &out->skipped);
-  HV_TRY(sum_losses(trainer, out));
   trainer->step++;
   return HV_OK;
 }

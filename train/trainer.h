@@ -12,6 +12,7 @@
 #include "core/io/model_directory.h"
 #include "train/ema.h"
 #include "train/optimizer.h"
+#include "train/spike_rule.h"
 
 /* Where batches come from: one after the other, each the next `micro-batch` of the run, with the divisors of the whole
  * batch set. A batch stays valid until it is released. */
@@ -41,6 +42,7 @@ typedef struct hv_trainer_options {
   hv_recomputation recompute;
   hv_loss_weights weights;
   hv_optimizer_settings optimizer;
+  hv_spike_settings spikes;
   bool no_update;   /* gradients are worked out, and there is no optimizer: for benchmarks */
   double ema_decay; /* of the moving average of the parameters; 0: none is kept */
   uint64_t seed;
@@ -67,7 +69,9 @@ typedef struct hv_trainer {
   hv_loss_weights weights;
   uint64_t seed;
   int64_t step;       /* completed steps */
-  float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each; page-locked */
+  float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
+  hv_spike_settings spikes;
+  hv_spike_means means;
 } hv_trainer;
 
 /* Opens a trainer whose parameters hold no values yet: hv_trainer_initialize; its average none: hv_ema_reset. */
@@ -82,11 +86,13 @@ HV_NODISCARD hv_status hv_trainer_initialize(hv_trainer *trainer, const hv_model
 typedef struct hv_step_result {
   double loss, loss_diffusion, loss_ce; /* before the update; the parts unweighted */
   double grad_norm;                     /* before clipping */
-  bool skipped;                         /* a gradient was not finite: nothing was updated */
+  hv_skip_reason skipped;               /* nothing was updated */
+  double own_seconds;                   /* of several ranks: what this one took before it waited for others' gradients;
+                                           with parallel.sharding "parameters" it waits for values before, too */
 } hv_step_result;
 
-/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW, the average. Waits for the
- * device and for the other ranks. */
+/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW, the average; no update where
+ * a gradient is not finite or `spikes` rules it out. Waits for the device and for the other ranks. */
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 

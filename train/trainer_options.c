@@ -22,6 +22,7 @@ hv_trainer_options hv_trainer_options_make(const hv_train_config *config, const 
                     .eps = optimizer->eps,
                     .weight_decay = optimizer->weight_decay,
                     .max_norm = optimizer->max_grad_norm},
+      .spikes = {.factor = config->watch.spike_factor, .window = config->watch.spike_window},
       .ema_decay = train->ema_decay,
       .seed = (uint64_t)config->seed,
       .sharding = (hv_sharding)config->parallel.sharding,

@@ -226,6 +226,52 @@ static void ranks_that_cannot_share_the_batch_are_refused(void **state) {
   expect_ranks(2, 2, run_of(*state, "run", "--set parallel.sharding=some"), "parallel.sharding");
 }
 
+/* The rule sees the whole batch: the same steps are skipped on any number of ranks. */
+static void ranks_skip_the_same_steps(void **state) {
+  const char *rest = "--set watch.spike_factor=1 --set watch.spike_window=2 --set train.micro_batch=2";
+  expect_ranks(0, 1, run_of(*state, "alone", rest), "changed nothing");
+  expect_ranks(0, 2, run_of(*state, "shared", rest), "changed nothing: a spike");
+  assert_same_run(*state, "shared", "alone", 6, 1e-5);
+  json_t *alone = last_metrics(in_folder(*state, "alone"), "skipped");
+  json_t *shared = last_metrics(in_folder(*state, "shared"), "skipped");
+  assert_int_equal(json_integer_value(json_object_get(alone, "step")),
+                   json_integer_value(json_object_get(shared, "step")));
+  const json_t *a = json_array_get(json_object_get(alone, "suspects"), 0);
+  const json_t *b = json_array_get(json_object_get(shared, "suspects"), 0);
+  assert_true(json_equal(json_object_get(a, "frames"), json_object_get(b, "frames")));
+  int64_t first = json_integer_value(json_object_get(b, "first_sample"));
+  assert_int_equal(json_integer_value(json_object_get(b, "rank")), first % 8 / 4);
+  json_decref(alone);
+  json_decref(shared);
+}
+
+/* One of two ranks is stopped again and again. */
+static void a_slow_rank_is_told(void **state) {
+  char log[512], *text = NULL;
+  bool told = false;
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  pid_t process = start_ranks(
+      2, run_of(*state, "run", "--set train.steps=1000000 --set checkpoint.interval=0 --set log_interval=5"), log);
+  wait_for_text(log, "step 5/");
+  pid_t slow = process_of_a_rank(process, 1);
+  assert_true(slow > 0);
+  for (int i = 0; i < 300 && !told; i++) {
+    (void)kill(slow, i % 2 ? SIGCONT : SIGSTOP);
+    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+    told = strstr(text, "holds up the others") != NULL;
+    free(text);
+  }
+  (void)kill(slow, SIGCONT);
+  assert_int_equal(kill(process, SIGUSR1), 0);
+  assert_int_equal(wait_for_exit(process), 75);
+  assert_true(told);
+  json_t *line = last_metrics(in_folder(*state, "run"), "slowest_rank");
+  assert_true(json_number_value(json_object_get(line, "rank_s_max")) >=
+              json_number_value(json_object_get(line, "rank_s")));
+  json_decref(line);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_run_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
@@ -235,6 +281,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_checkpoint_that_lacks_a_part_is_passed_over, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_comes_from_the_parts_of_all_ranks, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_killed_rank_leaves_a_run_that_goes_on, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_skip_the_same_steps, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_cannot_share_the_batch_are_refused, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,138 @@
+/* Steps that are skipped by rule, what is told of them, and which rank is found to be slow. */
+#include <math.h>
+
+#include "tests/check.h"
+#include "tests/train/program.h"
+#include "train/pace.h"
+#include "train/skipped_step.h"
+#include "train/spike_rule.h"
+
+static void judges_spikes_by_running_means(void **state) {
+  const hv_spike_settings settings = {.factor = 2, .window = 4}, off = {.window = 1};
+  hv_spike_means means = {0};
+  (void)state;
+  for (int i = 0; i < 4; i++) {
+    assert_int_equal(hv_spike_judge(&settings, &means, 1e9, 1e9), HV_SKIP_NONE); /* the window is not full */
+    hv_spike_add(&settings, &means, i < 2 ? 1 : 3, 10);
+  }
+  assert_true(fabs(means.loss - 2) < 1e-12 && means.grad_norm == 10 && means.steps == 4);
+  assert_int_equal(hv_spike_judge(&settings, &means, 4, 20), HV_SKIP_NONE);
+  assert_int_equal(hv_spike_judge(&settings, &means, 4.1, 100), HV_SKIP_LOSS);
+  assert_int_equal(hv_spike_judge(&settings, &means, 1, 21), HV_SKIP_GRAD_NORM);
+  hv_spike_add(&settings, &means, 6, 10);
+  assert_true(fabs(means.loss - 3) < 1e-12); /* a quarter of the way */
+  assert_int_equal(hv_spike_judge(&off, &means, 1e30, 1e30), HV_SKIP_NONE);
+}
+
+static void finds_the_slowest_rank(void **state) {
+  const double own[] = {1.0, 1.1, 2.0, 0.9}, by_data[] = {0.1, 0.2, 1.0, 0.0}, even[] = {0.1, 0.1, 0.1, 0.1};
+  hv_pace pace;
+  (void)state;
+  assert_ok(hv_pace_compare(own, by_data, 4, &pace));
+  assert_int_equal(pace.slowest, 2);
+  assert_true(pace.slow_data && pace.median == 1.0 && pace.own_max == 2.0 && pace.wait_max == 1.0);
+  assert_true(fabs(pace.own - 1.25) < 1e-12 && fabs(pace.wait - 0.325) < 1e-12);
+  assert_ok(hv_pace_compare(own, even, 4, &pace));
+  assert_false(pace.slow_data);
+  assert_ok(hv_pace_compare(own + 1, even, 2, &pace));
+  assert_true(pace.slowest == 1 && pace.median == 1.1); /* of two, the faster is the measure */
+}
+
+static void warns_of_a_rank_that_stays_slow(void **state) {
+  hv_pace_alarm alarm = {0};
+  hv_pace slow = {.own_max = 1.4, .median = 1, .slowest = 3}, other = slow, even = slow;
+  (void)state;
+  other.slowest = 1;
+  even.own_max = 1.2;
+  const hv_pace *const measured[] = {&slow, &slow, &even, &slow, &other, &slow, &slow, &slow, &slow};
+  const bool rings[] = {false, false, false, false, false, false, false, true, false};
+  for (size_t i = 0; i < sizeof rings / sizeof rings[0]; i++) {
+    assert_int_equal(hv_pace_alarm_ring(&alarm, measured[i]), rings[i]);
+  }
+}
+
+static const char *run_of(const char *folder, const char *rest) {
+  static char arguments[2048];
+  snprintf(arguments, sizeof arguments, "run --config '%s' %s", write_tiny_config(folder, in_folder(folder, "run")),
+           rest);
+  return arguments;
+}
+
+/* A factor of 1 rules out every step that is worse than the mean. */
+static void leaves_out_spikes_and_tells_of_them(void **state) {
+  expect_train(0, run_of(*state, "--set watch.spike_factor=1 --set watch.spike_window=2 --set log_interval=100"),
+               "changed nothing: a spike of the", "rank 0, samples", "lift.hdf5/demo_", NULL);
+  json_t *line = last_metrics(in_folder(*state, "run"), "skipped");
+  assert_non_null(line);
+  const json_t *suspect = json_array_get(json_object_get(line, "suspects"), 0);
+  assert_non_null(strstr(json_string_value(json_object_get(line, "skip_reason")), "_spike"));
+  assert_int_equal(json_integer_value(json_object_get(suspect, "samples")), 4);
+  assert_int_equal(json_integer_value(json_object_get(suspect, "first_sample")),
+                   4 * (json_integer_value(json_object_get(line, "step")) - 1));
+  assert_int_equal(json_array_size(json_object_get(suspect, "frames")), 4);
+  assert_true(fabs(json_number_value(json_object_get(suspect, "loss")) -
+                   json_number_value(json_object_get(line, "loss"))) < 1e-4);
+  json_decref(line);
+}
+
+static void names_the_worst_part_of_a_batch(void **state) {
+  expect_train(0, run_of(*state, "--set watch.spike_factor=1 --set watch.spike_window=2 --set train.micro_batch=1"),
+               NULL);
+  json_t *line = last_metrics(in_folder(*state, "run"), "skipped");
+  const json_t *suspect = json_array_get(json_object_get(line, "suspects"), 0);
+  assert_int_equal(json_integer_value(json_object_get(suspect, "samples")), 1);
+  int64_t first = json_integer_value(json_object_get(suspect, "first_sample"));
+  assert_int_equal(first / 4, json_integer_value(json_object_get(line, "step")) - 1);
+  /* The worst sample is above the mean of all. */
+  assert_true(json_number_value(json_object_get(suspect, "loss")) >= json_number_value(json_object_get(line, "loss")));
+  json_decref(line);
+}
+
+static void suspects_what_is_not_finite_before_what_is_large(void **state) {
+  float losses[3][2] = {{1, 1}, {NAN, 1}, {9, 9}};
+  hv_trainer trainer = {.parts = 3, .losses = losses, .weights = {1, 1}, .limits = {.samples = 2}, .step = 5};
+  hv_suspect suspects[HV_MAX_SUSPECTS];
+  int count;
+  (void)state;
+  assert_ok(hv_suspects_find(&trainer, suspects, &count));
+  assert_true(count == 1 && suspects[0].rank == 0 && !suspects[0].finite);
+  assert_int_equal(suspects[0].first_sample, (4 * 3 + 1) * 2);
+  losses[1][0] = 2;
+  assert_ok(hv_suspects_find(&trainer, suspects, &count));
+  assert_true(count == 1 && suspects[0].finite && fabs(suspects[0].loss - 3 * 18) < 1e-9);
+  assert_int_equal(suspects[0].first_sample, (4 * 3 + 2) * 2);
+}
+
+static void ends_a_run_that_is_lost(void **state) {
+  expect_train(2,
+               run_of(*state, "--set optimizer.learning_rate=1000 --set optimizer.weight_decay=0 --set train.steps=30 "
+                              "--set watch.max_skipped=4 --set checkpoint.interval=0"),
+               "changed nothing: a gradient is not finite", "4 steps in a row", NULL);
+  json_t *line = last_metrics(in_folder(*state, "run"), "skipped");
+  assert_string_equal(json_string_value(json_object_get(line, "skip_reason")), "not_finite");
+  json_decref(line);
+}
+
+static void tells_how_long_steps_wait_for_data(void **state) {
+  expect_train(0, run_of(*state, "--set train.steps=2"), NULL);
+  json_t *line = last_metrics(in_folder(*state, "run"), "step_s");
+  double step = json_number_value(json_object_get(line, "step_s"));
+  double wait = json_number_value(json_object_get(line, "data_wait_s"));
+  assert_true(step > 0 && wait >= 0 && wait <= step);
+  assert_null(json_object_get(line, "slowest_rank")); /* there is no other */
+  json_decref(line);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(judges_spikes_by_running_means),
+      cmocka_unit_test(finds_the_slowest_rank),
+      cmocka_unit_test(warns_of_a_rank_that_stays_slow),
+      cmocka_unit_test(suspects_what_is_not_finite_before_what_is_large),
+      cmocka_unit_test_setup_teardown(leaves_out_spikes_and_tells_of_them, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(names_the_worst_part_of_a_batch, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ends_a_run_that_is_lost, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_how_long_steps_wait_for_data, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
