@@ -48,7 +48,7 @@ row "training, samples/s (batch 4, K 4)" "$rate" "$(theirs)"
 row "training, samples/s, PyTorch made lean" "$rate" "$(theirs --lean)"
 
 if [ -x "$build/infer/hvla-infer" ]; then
-  ours=$("$build/infer/hvla-infer" bench --config $config --random-weights --mode ensemble --json)
+  ours=$("$build/infer/hvla-infer" bench --config $config --threads $threads --random-weights --mode ensemble --json)
   rate=$(number hz <<<"$ours")
   row "prediction (ensemble), 1/s" "$rate" "$(theirs --predict)"
   row "prediction (ensemble), 1/s, PyTorch made lean" "$rate" "$(theirs --predict --lean)"
