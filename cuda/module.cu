@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cuda/attention_library.h"
+#include "cuda/comm_nccl.h"
 #include "cuda/kernels.h"
 #include "cuda/matmul.h"
 #include "cuda/runtime.h"
@@ -200,6 +201,14 @@ static hv_status read_choices(hv_device *device, const char *text, bool *fits) {
   return hv_matmul_read_choices(device_of(device)->matmul, text, fits);
 }
 
+#ifdef HV_HAVE_NCCL
+static hv_status comm_open(hv_device *device, const hv_comm_options *options, hv_comm **out) {
+  return hv_comm_nccl_open(device, device_of(device)->runtime, options, out);
+}
+#else
+static constexpr hv_status (*comm_open)(hv_device *, const hv_comm_options *, hv_comm **) = nullptr;
+#endif
+
 static const hv_device_methods methods = {
     .close = close_device,
     .allocate = allocate,
@@ -223,6 +232,7 @@ static const hv_device_methods methods = {
     .recording_close = hv_queue_recording_close,
     .write_choices = write_choices,
     .read_choices = read_choices,
+    .comm_open = comm_open,
 };
 
 /* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */
@@ -258,6 +268,9 @@ extern "C" __attribute__((visibility("default"))) hv_status hv_device_module_ope
     free(device);
     return status;
   }
+  const hv_card *card = hv_runtime_card(device->runtime);
+  device->head.model = card->name;
+  device->head.place = card->bus[0] ? card->bus : nullptr;
   *out = &device->head;
   return HV_OK;
 }

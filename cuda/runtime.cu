@@ -53,6 +53,7 @@ static hv_status describe_card(int index, hv_card *card) {
   card->minor = properties.minor;
   card->multiprocessors = properties.multiProcessorCount;
   card->memory_bytes = properties.totalGlobalMem;
+  HV_TRY(check(cudaDeviceGetPCIBusId(card->bus, sizeof card->bus, index), "asking for a card's place"));
   if (10 * card->major + card->minor < OLDEST_CAPABILITY) {
     return hv_error(HV_ERR_DEVICE,
                     "CUDA card %d (%s) has compute capability %d.%d; 8.0 or newer is needed, or --device cpu", index,
@@ -203,4 +204,8 @@ hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
 
 hv_status hv_mark_synchronize(hv_mark *mark) {
   return check(cudaEventSynchronize((cudaEvent_t)mark), "waiting for an event");
+}
+
+bool hv_mark_passed(const hv_queue *, const hv_mark *mark) {
+  return cudaEventQuery((cudaEvent_t)mark) == cudaSuccess;
 }

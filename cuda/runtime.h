@@ -25,6 +25,7 @@ typedef struct hv_card {
   int major, minor; /* compute capability */
   int multiprocessors;
   size_t memory_bytes;
+  char bus[32]; /* its place in the machine; "" where several processes may have it */
 } hv_card;
 
 /* Errors say in one line what is missing: driver, card, a new enough one. */
@@ -62,6 +63,8 @@ void hv_mark_close(hv_mark *mark);
 HV_NODISCARD hv_status hv_mark_record(hv_queue *queue, hv_mark *mark);
 HV_NODISCARD hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark); /* a mark never recorded is no obstacle */
 HV_NODISCARD hv_status hv_mark_synchronize(hv_mark *mark);           /* the caller waits; likewise */
+/* Whether the queue in which the mark was recorded last has passed it; of any thread. */
+bool hv_mark_passed(const hv_queue *queue, const hv_mark *mark);
 
 /* A stream of this device: the operations' view of a queue. */
 typedef struct hv_cuda_stream {

@@ -51,7 +51,8 @@ static hv_status work(const void *values, hv_command_result *out) {
   if (launch.rank > 0) hv_log_set_level(HV_LOG_WARNING);
   HV_CHECK(
       hv_train_open_device(given->device ? given->device : config.device, config.threads, launch.local_rank, &device));
-  HV_CHECK(hv_launch_open_comm(&launch, device, config.parallel.timeout, &comm));
+  HV_CHECK(
+      hv_launch_open_comm(&launch, device, (hv_transport)config.parallel.transport, config.parallel.timeout, &comm));
   hv_run_options how = {.comm = comm, .resume = given->resume, .interrupt = interrupt};
   HV_CHECK(hv_run(&config, device, &how, &signal_number));
   if (signal_number == 0) {

@@ -66,7 +66,8 @@ typedef struct hv_checkpoint_settings {
 } hv_checkpoint_settings;
 
 typedef struct hv_parallel_settings {
-  int32_t sharding; /* hv_sharding */
+  int32_t sharding;  /* hv_sharding */
+  int32_t transport; /* hv_transport */
   double timeout;
 } hv_parallel_settings;
 

@@ -6,6 +6,7 @@
 
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
 /* In the order of hv_sharding. */
+static const char *const transports[] = {"auto", "nccl", "mpi", NULL};
 static const char *const shardings[] = {"replicate", "optimizer", "gradients", "parameters", NULL};
 /* In the order of hv_recompute. */
 static const char *const recomputations[] = {"none", "cheap", "block", NULL};
@@ -462,6 +463,13 @@ const hv_option hv_train_config_table[] = {
      .choices = shardings,
      .doc = "What each of several ranks keeps only its part of: nothing, the optimizer's state, gradients too, or "
             "parameters too. Less memory each, for more communication; the results are the same."},
+    {.key = "parallel.transport",
+     .type = HV_OPTION_ENUM,
+     AT(parallel.transport),
+     .fallback = "auto",
+     .choices = transports,
+     .doc = "What connects several ranks: NCCL between CUDA cards, MPI through host memory on any device; `auto` takes "
+            "NCCL where the device brings it."},
     {.key = "parallel.timeout",
      .type = HV_OPTION_FLOAT,
      AT(parallel.timeout),

@@ -3,9 +3,16 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "core/base/log.h"
+#include "train/meeting_place.h"
+#include "train/rank_place.h"
+#include "train/rendezvous.h"
+
 #ifdef HVLA_HAVE_MPI
 #include "train/comm_mpi.h"
 #endif
+
+enum { MEETING_SECONDS = 55 };
 
 /* What each launcher tells its processes, the surest first: mpirun inside a SLURM job sets both. */
 static const struct launcher {
@@ -47,8 +54,8 @@ hv_status hv_launch_read(hv_launch *out) {
   return HV_OK;
 }
 
-hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, double timeout, hv_comm **out) {
-  if (launch->size == 1) return hv_comm_single_open(device, out);
+/* MPI's ranks must be the launcher's: an mpirun of another MPI makes each process a rank 0. */
+static hv_status open_mpi(const hv_launch *launch, hv_device *device, double timeout, hv_comm **out) {
 #ifdef HVLA_HAVE_MPI
   HV_TRY(hv_comm_mpi_open(device, &(hv_comm_mpi_options){.timeout = timeout}, out));
   if ((*out)->size == launch->size && (*out)->rank == launch->rank) return HV_OK;
@@ -60,6 +67,7 @@ hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, double
   *out = NULL;
   return status;
 #else
+  (void)device;
   (void)timeout;
   *out = NULL;
   return hv_error(HV_ERR_DEVICE,
@@ -67,4 +75,67 @@ hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, double
                   "HVLA_MPI=ON, or start it alone",
                   launch->rank_key, launch->size);
 #endif
+}
+
+/* Meets the other ranks, and sees that each has a card of its own before NCCL is asked. */
+static hv_status meet(const hv_launch *launch, const hv_device *device, hv_peers **out) {
+  hv_meeting_place place;
+  HV_TRY(hv_meeting_place_find(launch, &place));
+  HV_TRY(hv_rendezvous_open(&(hv_rendezvous_options){.rank = launch->rank,
+                                                     .size = launch->size,
+                                                     .host = place.host,
+                                                     .port = place.port,
+                                                     .listener = place.listener,
+                                                     .timeout = MEETING_SECONDS},
+                            out));
+  hv_rank_place own = hv_rank_place_own(device), *places = calloc((size_t)launch->size, sizeof *places);
+  hv_status status = places ? HV_OK : hv_error_memory("where ranks run");
+  if (!status) status = (*out)->methods->gather(*out, "exchanging where ranks run", &own, sizeof own, places);
+  if (!status) status = hv_rank_places_check(places, launch->size);
+  free(places);
+  if (!status) return HV_OK;
+  hv_peers_close(*out);
+  *out = NULL;
+  return status;
+}
+
+static hv_status open_nccl(const hv_launch *launch, hv_device *device, double timeout, hv_comm **out) {
+  hv_peers *peers;
+  *out = NULL;
+  if (!device->methods->comm_open) {
+    return hv_error(HV_ERR_INPUT, "NCCL connects cards, not the device \"%s\": parallel.transport must be auto or mpi",
+                    device->name);
+  }
+  HV_TRY(meet(launch, device, &peers));
+  return hv_comm_device_open(device, &(hv_comm_options){.peers = peers, .timeout = timeout}, out);
+}
+
+/* Sees that each rank has a card of its own, and tells who runs where. */
+static hv_status describe(hv_comm *comm) {
+  hv_rank_place own = hv_rank_place_own(comm->device), *places = calloc((size_t)comm->size, sizeof *places);
+  if (!places) return hv_error_memory("where ranks run");
+  hv_text text = {0};
+  hv_status status = hv_comm_gather(comm, "where ranks run", &own, sizeof own, places);
+  if (!status) status = hv_rank_places_check(places, comm->size);
+  if (!status) {
+    hv_rank_places_describe(places, comm->size, &text);
+    if (comm->rank == 0)
+      hv_log_info("%s; connected by %s%s%s", hv_text_string(&text), comm->name, comm->version[0] ? " " : "",
+                  comm->version);
+  }
+  hv_text_free(&text);
+  free(places);
+  return status;
+}
+
+hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, hv_transport transport, double timeout,
+                              hv_comm **out) {
+  if (launch->size == 1) return hv_comm_single_open(device, out);
+  bool own = transport == HV_TRANSPORT_NCCL || (transport == HV_TRANSPORT_AUTO && device->methods->comm_open);
+  hv_comm *comm;
+  HV_TRY(own ? open_nccl(launch, device, timeout, &comm) : open_mpi(launch, device, timeout, &comm));
+  hv_status status = comm ? describe(comm) : HV_OK;
+  *out = status ? NULL : comm;
+  if (status) hv_comm_close(comm);
+  return status;
 }

@@ -14,8 +14,18 @@ typedef struct hv_launch {
  * Values that are no numbers, or a rank outside the size, are HV_ERR_INPUT. */
 HV_NODISCARD hv_status hv_launch_read(hv_launch *out);
 
-/* The communicator that fits: `single` alone, else MPI. HV_ERR_DEVICE where ranks were started that this build, made
- * without MPI, would not connect: each would believe the run to be its own. `timeout`: seconds to wait for a rank. */
-HV_NODISCARD hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, double timeout, hv_comm **out);
+/* What connects ranks. */
+typedef enum hv_transport {
+  HV_TRANSPORT_AUTO, /* what the device brings, NCCL on CUDA; else MPI */
+  HV_TRANSPORT_NCCL,
+  HV_TRANSPORT_MPI,
+} hv_transport;
+
+/* The communicator of this process: `single` alone, else what `transport` says; rank 0 tells the log who runs where.
+ * NCCL's ranks meet where MASTER_ADDR and MASTER_PORT lead, else on the first node of a SLURM job, else where MPI says.
+ * HV_ERR_INPUT where two ranks have one card; HV_ERR_DEVICE where ranks were started that this build, made without MPI,
+ * would not connect: each would believe the run to be its own. `timeout`: seconds to wait for a rank. */
+HV_NODISCARD hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, hv_transport transport,
+                                           double timeout, hv_comm **out);
 
 #endif

@@ -1,26 +1,15 @@
 #include "train/mpi_exchange.h"
 
-#include <errno.h>
 #include <mpi.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "core/base/clock.h"
+#include "train/rank_place.h"
 
 enum { DEFAULT_PIECE = 1 << 20, CHECK_EVERY_MS = 20 };
-
-/* Where a rank runs. */
-typedef struct rank_place {
-  char host[64];
-  char boot[40];      /* this start of that machine: names may repeat in containers */
-  uint64_t processes; /* its space of process ids */
-  int64_t pid;
-} rank_place;
 
 typedef struct message {
   char *data;
@@ -40,7 +29,7 @@ struct hv_mpi_exchange {
   message *give, *get;       /* [size]: the messages that are next; a rank's own entry is not looked at */
   const char **terms;        /* [size]: of the sum that is next */
   MPI_Request *requests;     /* [2 size]: receives by rank, then sends by rank */
-  rank_place *places;        /* [size] */
+  hv_rank_place *places;     /* [size] */
 };
 
 static hv_status mpi_error(int code, const char *what) {
@@ -56,31 +45,6 @@ static hv_status mpi_error(int code, const char *what) {
     if (mpi_code_ != MPI_SUCCESS) return mpi_error(mpi_code_, what);                                                   \
   } while (0)
 
-/* Empty where the system does not tell: then no rank is taken for a neighbour. */
-static void read_boot(char *out, size_t size) {
-  FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
-  if (!file) return;
-  if (!fgets(out, (int)size, file)) out[0] = '\0';
-  (void)fclose(file);
-}
-
-static rank_place own_place(void) {
-  rank_place place = {.pid = getpid()};
-  if (gethostname(place.host, sizeof place.host - 1) != 0) snprintf(place.host, sizeof place.host, "?");
-  read_boot(place.boot, sizeof place.boot);
-  struct stat space;
-  if (stat("/proc/self/ns/pid", &space) == 0) place.processes = (uint64_t)space.st_ino;
-  return place;
-}
-
-/* Whether the rank's process is known to be gone: only a neighbour's can be. */
-static bool is_dead(const hv_mpi_exchange *comm, int32_t rank) {
-  const rank_place *own = &comm->places[comm->rank], *other = &comm->places[rank];
-  if (rank == comm->rank || !own->boot[0] || !own->processes) return false;
-  if (strcmp(own->boot, other->boot) != 0 || own->processes != other->processes) return false;
-  return kill((pid_t)other->pid, 0) != 0 && errno == ESRCH;
-}
-
 /* One collective under way. */
 typedef struct exchange {
   hv_mpi_exchange *comm;
@@ -90,7 +54,7 @@ typedef struct exchange {
 } exchange;
 
 static hv_status lost_rank(const exchange *at, int32_t rank, const char *why) {
-  const rank_place *place = &at->comm->places[rank];
+  const hv_rank_place *place = &at->comm->places[rank];
   return hv_error(HV_ERR_DEVICE, "rank %d (process %lld on %s) %s: %s of %s cannot end on rank %d", rank,
                   (long long)place->pid, place->host, why, hv_collective_name(at->call->collective), at->call->what,
                   at->comm->rank);
@@ -122,8 +86,9 @@ static hv_status timed_out(const exchange *at) {
 }
 
 static hv_status check_alive(const exchange *at) {
+  const hv_rank_place *places = at->comm->places;
   for (int32_t r = 0; r < at->comm->size; r++) {
-    if (is_dead(at->comm, r)) return lost_rank(at, r, "has died");
+    if (hv_rank_place_gone(&places[at->comm->rank], &places[r])) return lost_rank(at, r, "has died");
   }
   return HV_OK;
 }
@@ -421,7 +386,7 @@ static hv_status open_buffers(hv_mpi_exchange *comm, size_t piece_bytes) {
   HV_TRY(allocate_buffer(comm->device, size * comm->piece, &comm->parts));
   HV_TRY(allocate_buffer(comm->device, size * comm->piece, &comm->received));
   HV_TRY(allocate_buffer(comm->device, comm->piece, &comm->result));
-  rank_place own = own_place();
+  hv_rank_place own = hv_rank_place_own(comm->device);
   MPI_TRY(MPI_Allgather(&own, sizeof own, MPI_BYTE, comm->places, sizeof own, MPI_BYTE, comm->world),
           "exchanging where ranks run");
   return HV_OK;

@@ -11,7 +11,6 @@ const char *hv_collective_name(hv_collective collective) {
 hv_status hv_comm_start(hv_comm *comm, const char *name, const hv_comm_methods *methods, hv_device *device,
                         int32_t rank, int32_t size) {
   *comm = (hv_comm){.name = name, .methods = methods, .device = device, .rank = rank, .size = size};
-  if (size == 1) return HV_OK;
   hv_status status = HV_OK;
   size_t bytes = HV_COMM_MAX_SUM * sizeof *comm->host;
   void *memory;
@@ -31,6 +30,8 @@ void hv_comm_finish(hv_comm *comm) {
   hv_device_release_host(comm->device, comm->host);
   hv_device_release(comm->device, comm->on_device);
   hv_stream_close(comm->stream);
+  comm->host = comm->on_device = NULL;
+  comm->stream = NULL;
 }
 
 static void close_single(hv_comm *comm) {
@@ -38,10 +39,14 @@ static void close_single(hv_comm *comm) {
   free(comm);
 }
 
+/* With one rank every collective leaves the whole as it is, and the share is the whole. */
 static hv_status run_single(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
   (void)comm;
   (void)stream;
-  return hv_error(HV_ERR_INTERNAL, "%s of one rank", hv_collective_name(call->collective));
+  bool shared = call->collective == HV_REDUCE_SCATTER || call->collective == HV_ALL_GATHER;
+  if (!shared || call->share.data == call->whole.data) return HV_OK;
+  return hv_error(HV_ERR_INTERNAL, "%s of %s: on one rank the share is the whole", hv_collective_name(call->collective),
+                  call->what);
 }
 
 static void wait_single(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
@@ -72,16 +77,19 @@ hv_status hv_comm_single_open(hv_device *device, hv_comm **out) {
                                           .failure = fail_never,
                                           .set_timeout = ignore_timeout,
                                           .abort = abort_none};
-  *out = NULL;
   hv_comm *comm = calloc(1, sizeof *comm);
-  if (!comm) return hv_error_memory("the communicator");
-  hv_status status = hv_comm_start(comm, "single", &methods, device, 0, 1);
-  if (status) {
-    free(comm);
-    return status;
-  }
   *out = comm;
+  if (!comm) return hv_error_memory("the communicator");
+  *comm = (hv_comm){.name = "single", .methods = &methods, .device = device, .size = 1};
   return HV_OK;
+}
+
+hv_status hv_comm_device_open(hv_device *device, const hv_comm_options *options, hv_comm **out) {
+  *out = NULL;
+  if (device->methods->comm_open) return device->methods->comm_open(device, options, out);
+  hv_peers_close(options->peers);
+  return hv_error(HV_ERR_DEVICE, "ranks on the device \"%s\" are connected by MPI, which this run does not use",
+                  device->name);
 }
 
 void hv_comm_close(hv_comm *comm) {
@@ -113,14 +121,6 @@ static hv_status check_call(const hv_comm *comm, const hv_comm_call *call) {
   return HV_OK;
 }
 
-/* With one rank every collective leaves the whole as it is, and the share is the whole. */
-static hv_status run_alone(const hv_comm_call *call) {
-  bool shared = call->collective == HV_REDUCE_SCATTER || call->collective == HV_ALL_GATHER;
-  if (!shared || call->share.data == call->whole.data) return HV_OK;
-  return hv_error(HV_ERR_INTERNAL, "%s of %s: on one rank the share is the whole", hv_collective_name(call->collective),
-                  call->what);
-}
-
 static hv_ticket run(hv_comm *comm, hv_comm_call call, hv_stream *stream) {
   if (comm->error) return 0;
   if (comm->record) {
@@ -130,10 +130,6 @@ static hv_ticket run(hv_comm *comm, hv_comm_call call, hv_stream *stream) {
   }
   comm->error = check_call(comm, &call);
   if (comm->error) return 0;
-  if (comm->size == 1) {
-    comm->error = run_alone(&call);
-    return 0;
-  }
   call.ticket = ++comm->calls;
   comm->error = comm->methods->run(comm, &call, stream);
   return call.ticket;
@@ -168,11 +164,9 @@ hv_status hv_comm_status(hv_comm *comm) {
 
 /* Waits on the host for a call of the communicator's own stream. */
 static hv_status finish(hv_comm *comm, hv_ticket ticket) {
-  hv_status status = HV_OK;
-  if (ticket > 0) {
-    hv_comm_wait(comm, ticket, comm->stream);
-    status = hv_stream_synchronize(comm->stream);
-  }
+  if (!comm->stream) return hv_comm_status(comm);
+  hv_comm_wait(comm, ticket, comm->stream);
+  hv_status status = hv_stream_synchronize(comm->stream);
   return hv_status_first(hv_comm_status(comm), status);
 }
 
@@ -184,19 +178,48 @@ hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count
   if (count < 1 || count > HV_COMM_MAX_SUM) {
     return hv_error(HV_ERR_INTERNAL, "%d numbers in the sum of %s", count, what);
   }
-  hv_tensor whole = hv_tensor_make(comm->size > 1 ? comm->on_device : values, HV_F64, 1, count);
-  size_t bytes = (size_t)count * sizeof *values;
-  if (comm->size > 1) {
-    memcpy(comm->host, values, bytes);
-    hv_upload(comm->stream, comm->on_device, comm->host, bytes);
+  if (!comm->stream) {
+    hv_comm_all_reduce(comm, what, hv_tensor_make(values, HV_F64, 1, count), NULL);
+    return hv_comm_status(comm);
   }
+  size_t bytes = (size_t)count * sizeof *values;
+  memcpy(comm->host, values, bytes);
+  hv_upload(comm->stream, comm->on_device, comm->host, bytes);
+  hv_tensor whole = hv_tensor_make(comm->on_device, HV_F64, 1, count);
   hv_ticket ticket = hv_comm_all_reduce(comm, what, whole, comm->stream);
-  if (comm->size == 1) return hv_comm_status(comm);
   hv_comm_wait(comm, ticket, comm->stream);
   hv_download(comm->stream, comm->host, comm->on_device, bytes);
   HV_TRY(finish(comm, ticket));
   memcpy(values, comm->host, bytes);
   return HV_OK;
+}
+
+hv_status hv_comm_gather(hv_comm *comm, const char *what, const void *own, size_t bytes, void *all) {
+  if (!comm->stream) {
+    memcpy(all, own, bytes);
+    return HV_OK;
+  }
+  void *memory;
+  hv_status status = HV_OK;
+  int64_t each = (int64_t)(bytes + sizeof(int16_t) - 1) / (int64_t)sizeof(int16_t);
+  size_t stride = (size_t)each * sizeof(int16_t);
+  char *host = calloc((size_t)comm->size, stride);
+  if (!host) return hv_error_memory(what);
+  HV_CHECK(hv_device_allocate(comm->device, HV_MEMORY_COMMUNICATION, (size_t)comm->size * stride, what, &memory));
+  hv_tensor whole = hv_tensor_make(memory, HV_I16, 1, each * comm->size), share = hv_comm_share(comm, whole);
+  memcpy(host, own, bytes);
+  hv_upload(comm->stream, share.data, host, stride);
+  hv_ticket ticket = hv_comm_all_gather(comm, what, share, whole, comm->stream);
+  status = finish(comm, ticket);
+  hv_download(comm->stream, host, memory, (size_t)comm->size * stride);
+  status = hv_status_first(status, hv_stream_synchronize(comm->stream));
+  hv_device_release(comm->device, memory);
+  for (int32_t r = 0; r < comm->size && !status; r++) {
+    memcpy((char *)all + (size_t)r * bytes, host + (size_t)r * stride, bytes);
+  }
+done:
+  free(host);
+  return status;
 }
 
 hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own) {

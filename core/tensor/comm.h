@@ -10,13 +10,19 @@
  * rounded once: a given number of ranks gives the same bytes every time, on every rank. NCCL's order is its own, fixed
  * for a number of ranks on given machines, and it rounds BF16 at every addition.
  *
- * Implementations: `single`, one rank that has nothing to do (here); MPI (train/comm_mpi.h). Used by one thread.
+ * Implementations: `single`, one rank that has nothing to do (here); MPI (train/comm_mpi.h); NCCL, which the CUDA
+ * device brings (hv_comm_device_open; cuda/comm_nccl.cu). Used by one thread.
  */
 #ifndef HV_TENSOR_COMM_H
 #define HV_TENSOR_COMM_H
 
 #include "core/base/text.h"
 #include "core/tensor/device.h"
+#include "core/tensor/peers.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef enum hv_collective {
   HV_ALL_REDUCE,     /* whole = Σ over ranks of whole */
@@ -48,8 +54,7 @@ typedef struct hv_comm hv_comm;
 
 typedef struct hv_comm_methods {
   void (*close)(hv_comm *comm);
-  /* Queues a checked call behind what the stream holds; called with two ranks or more and while no call is known to
-   * have failed. */
+  /* Queues a checked call behind what the stream holds; called while no call is known to have failed. */
   hv_status (*run)(hv_comm *comm, const hv_comm_call *call, hv_stream *stream);
   /* Later work of the stream starts after the call. */
   void (*wait)(hv_comm *comm, hv_ticket ticket, hv_stream *stream);
@@ -62,8 +67,9 @@ typedef struct hv_comm_methods {
 
 /* Implementations put their own state behind this head. Rank and size may be read; the rest is comm.c's. */
 struct hv_comm {
-  const char *name; /* "single", "mpi" */
+  const char *name; /* "single", "mpi", "nccl" */
   const hv_comm_methods *methods;
+  char version[24]; /* of the library behind it; "" */
   hv_device *device;
   int32_t rank, size;
   hv_ticket calls;   /* made so far */
@@ -71,13 +77,21 @@ struct hv_comm {
   hv_text *record;   /* not owned; NULL: nothing is recorded */
   double *host;      /* page-locked; of hv_comm_sum */
   double *on_device; /* its twin */
-  hv_stream *stream; /* of hv_comm_sum */
+  hv_stream *stream; /* of hv_comm_sum; NULL where one rank has nothing to do */
 };
 
 enum { HV_COMM_MAX_SUM = 64 /* numbers in one hv_comm_sum */ };
 
 /* The communicator of a run of one rank. The device must outlive it. */
 HV_NODISCARD hv_status hv_comm_single_open(hv_device *device, hv_comm **out);
+
+typedef struct hv_comm_options {
+  hv_peers *peers; /* becomes the communicator's, also where it cannot be opened */
+  double timeout;  /* seconds that a collective may wait for other ranks; > 0 */
+} hv_comm_options;
+
+/* The device's own communicator between the ranks of `options`; HV_ERR_DEVICE where it has none. */
+HV_NODISCARD hv_status hv_comm_device_open(hv_device *device, const hv_comm_options *options, hv_comm **out);
 
 /* For implementations: fills the head, and gives it up. */
 HV_NODISCARD hv_status hv_comm_start(hv_comm *comm, const char *name, const hv_comm_methods *methods, hv_device *device,
@@ -115,6 +129,9 @@ HV_NODISCARD hv_status hv_comm_sum(hv_comm *comm, const char *what, double *valu
  * ones that did well one that names the lowest rank that did not. Takes ownership of `own`. */
 HV_NODISCARD hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own);
 
+/* all[r] = the `bytes` host bytes that rank r gives; waits for them, and allocates: for the start of a run. */
+HV_NODISCARD hv_status hv_comm_gather(hv_comm *comm, const char *what, const void *own, size_t bytes, void *all);
+
 /* How long a collective may wait for other ranks from now on. */
 void hv_comm_set_timeout(hv_comm *comm, double seconds);
 
@@ -132,5 +149,9 @@ static inline hv_tensor hv_comm_share(const hv_comm *comm, hv_tensor whole) {
   int64_t part = whole.cols / comm->size;
   return hv_tensor_cols(whole, part * comm->rank, part);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

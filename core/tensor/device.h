@@ -23,6 +23,8 @@ typedef struct hv_device hv_device;
 typedef struct hv_stream hv_stream;
 typedef struct hv_event hv_event;
 typedef struct hv_recording hv_recording;
+struct hv_comm;
+struct hv_comm_options;
 
 /* Memory of a device in bytes; 0 where it is not known. */
 typedef struct hv_device_room {
@@ -63,6 +65,9 @@ typedef struct hv_device_methods {
   /* See hv_device_write_choices; both are NULL where a device chooses nothing. */
   void (*write_choices)(const hv_device *device, hv_text *out);
   hv_status (*read_choices)(hv_device *device, const char *text, bool *fits);
+
+  /* Connects the ranks of a run by what links these devices (core/tensor/comm.h); NULL where nothing does. */
+  hv_status (*comm_open)(hv_device *device, const struct hv_comm_options *options, struct hv_comm **out);
 } hv_device_methods;
 
 struct hv_device {
@@ -71,6 +76,8 @@ struct hv_device {
   const struct hv_op_table *ops;
   bool host_memory;         /* its memory is the host's: others may copy it, also while the device works */
   bool zeroes_memory;       /* what it allocates is all 0, without being touched */
+  const char *model;        /* of the hardware, "NVIDIA H100 80GB HBM3"; NULL: nothing beyond the name */
+  const char *place;        /* of a card in the machine ("0000:1b:00.0"), which one process has for itself; or NULL */
   hv_memory_account memory; /* of what hv_device_allocate gave out; others may read `held` and `peak` */
 };
 

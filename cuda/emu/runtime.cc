@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <atomic>
+
 #include "cuda/device.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -46,15 +48,21 @@ struct hv_queue {
   hv_runtime *runtime;
   uint64_t identity;
   task_list tasks;
-  uint64_t queued;         /* tasks so far */
-  hv_recording *recording; /* where tasks go instead, or NULL */
+  uint64_t queued;            /* tasks so far */
+  std::atomic<uint64_t> done; /* tasks that are over; read by other threads */
+  hv_recording *recording;    /* where tasks go instead, or NULL */
   hv_status error;
 };
 
 struct hv_mark {
   hv_runtime *runtime;
   uint64_t queue; /* identity; 0: never recorded */
-  uint64_t place;
+  std::atomic<uint64_t> place;
+};
+
+/* A mark as it was when a queue came to wait for it. */
+struct wait_payload {
+  uint64_t queue, place;
 };
 
 struct hv_runtime {
@@ -79,7 +87,7 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
   const char *memory = getenv("HVLA_EMU_MEMORY");
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-  runtime->card = hv_card{"emulated card", 8, 9, 1, memory ? strtoull(memory, nullptr, 10) : machine};
+  runtime->card = hv_card{"emulated card", 8, 9, 1, memory ? strtoull(memory, nullptr, 10) : machine, ""};
   *out = runtime;
   return HV_OK;
 }
@@ -211,6 +219,7 @@ static void run_until(hv_queue *queue, uint64_t place) {
     tasks->first = t->next;
     if (!tasks->first) tasks->last = nullptr;
     if (!queue->error) queue->error = t->work(queue->runtime, t->payload);
+    queue->done = t->place;
     free(t);
   }
 }
@@ -338,13 +347,19 @@ void hv_mark_close(hv_mark *mark) {
 }
 
 hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
-  *mark = hv_mark{queue->runtime, queue->identity, queue->queued};
+  mark->runtime = queue->runtime;
+  mark->queue = queue->identity;
+  mark->place = queue->queued;
   return HV_OK;
+}
+
+bool hv_mark_passed(const hv_queue *queue, const hv_mark *mark) {
+  return queue->done >= mark->place;
 }
 
 /* A queue that was closed has finished its work. */
 static hv_status run_wait(hv_runtime *runtime, const void *payload) {
-  const hv_mark *mark = (const hv_mark *)payload;
+  const wait_payload *mark = (const wait_payload *)payload;
   for (hv_queue *queue = runtime->queues; queue; queue = queue->next) {
     if (queue->identity == mark->queue) run_until(queue, mark->place);
   }
@@ -353,11 +368,13 @@ static hv_status run_wait(hv_runtime *runtime, const void *payload) {
 
 hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
   if (mark->queue == 0) return HV_OK;
-  return hv_emu_enqueue(queue, run_wait, mark, sizeof *mark);
+  wait_payload wait = {mark->queue, mark->place};
+  return hv_emu_enqueue(queue, run_wait, &wait, sizeof wait);
 }
 
 hv_status hv_mark_synchronize(hv_mark *mark) {
-  return mark->queue ? run_wait(mark->runtime, mark) : HV_OK;
+  wait_payload wait = {mark->queue, mark->place};
+  return mark->queue ? run_wait(mark->runtime, &wait) : HV_OK;
 }
 
 /* A launch in a queue; its arguments follow. */

@@ -4,6 +4,7 @@
 
 #include "core/base/clock.h"
 #include "tests/check.h"
+#include "train/rendezvous.h"
 
 /* Open MPI counts processors and refuses root, as containers have it; the variables are nothing to other MPIs. A
  * sanitizer would report what MPI itself never frees. Device modules lie in lib/. */
@@ -13,12 +14,8 @@
   "OMPI_MCA_odls_base_sigkill_timeout=3 OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 "                                \
   "LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib':\"$LD_LIBRARY_PATH\" "
 
-int run_ranks(int ranks, const char *command, char **output, double *seconds) {
-  char line[4096];
-  int length = snprintf(line, sizeof line, "exec 2>&1; exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks,
-                        HVLA_BINARY_DIR, command);
-  assert_true(length < (int)sizeof line);
-  double start = hv_clock_seconds();
+/* Runs a shell's line; its output, and its exit code. */
+static int run_line(const char *line, char **output) {
   FILE *pipe = popen(line, "r");
   assert_non_null(pipe);
   size_t size = 0, capacity = 1 << 20;
@@ -27,13 +24,38 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds) {
   for (size_t got; (got = fread(text + size, 1, capacity - 1 - size, pipe)) > 0;) size += got;
   text[size] = '\0';
   int status = pclose(pipe);
-  if (seconds) *seconds = hv_clock_seconds() - start;
   if (output) {
     *output = text;
   } else {
     free(text);
   }
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int run_ranks(int ranks, const char *command, char **output, double *seconds) {
+  char line[4096];
+  int length = snprintf(line, sizeof line, "exec 2>&1; exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks,
+                        HVLA_BINARY_DIR, command);
+  assert_true(length < (int)sizeof line);
+  double start = hv_clock_seconds();
+  int code = run_line(line, output);
+  if (seconds) *seconds = hv_clock_seconds() - start;
+  return code;
+}
+
+int run_ranks_without_mpi(int ranks, const char *command, char **output) {
+  char line[4096];
+  int listener, port;
+  /* A port that was free a moment ago. */
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  (void)close(listener);
+  int length = snprintf(line, sizeof line,
+                        "exec 2>&1; for r in $(seq 0 %d); do env " ENVIRONMENT
+                        "MASTER_ADDR=127.0.0.1 MASTER_PORT=%d WORLD_SIZE=%d RANK=$r LOCAL_RANK=$r '%s'/%s & "
+                        "all=\"$all $!\"; done; code=0; for p in $all; do wait $p || code=$?; done; exit $code",
+                        ranks - 1, port, ranks, HVLA_BINARY_DIR, command);
+  assert_true(length < (int)sizeof line);
+  return run_line(line, output);
 }
 
 pid_t start_ranks(int ranks, const char *command, const char *log) {

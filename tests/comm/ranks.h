@@ -8,7 +8,11 @@
  * streams of all ranks, is freed by the caller unless it is NULL; `seconds` (optional) receives how long it took. */
 int run_ranks(int ranks, const char *command, char **output, double *seconds);
 
-/* Starts the same without waiting; output goes to the file `log`. The process is mpirun itself. */
+/* Runs the ranks without mpirun, each as a launcher like torchrun would: RANK, WORLD_SIZE, LOCAL_RANK and a
+ * MASTER_PORT that is free. Returns the first exit code that is not 0; *output as above. */
+int run_ranks_without_mpi(int ranks, const char *command, char **output);
+
+/* Starts run_ranks without waiting; output goes to the file `log`. The process is mpirun itself. */
 pid_t start_ranks(int ranks, const char *command, const char *log);
 
 /* The process of one of the ranks that `mpirun` started; 0: there is none. */

@@ -64,7 +64,7 @@ static void one_rank_has_nothing_to_do(void **state) {
   hv_comm *comm;
   hv_launch launch = {.size = 1};
   assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 1}, &device));
-  assert_ok(hv_launch_open_comm(&launch, device, 1, &comm));
+  assert_ok(hv_launch_open_comm(&launch, device, HV_TRANSPORT_AUTO, 1, &comm));
   float values[4] = {1, 2, 3, 4};
   double sum = 2.5;
   hv_text record = {0};

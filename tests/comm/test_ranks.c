@@ -3,6 +3,10 @@
 #include "tests/check.h"
 #include "tests/comm/ranks.h"
 
+static bool is_long(void) {
+  return getenv("HVLA_LONG_TESTS") != NULL;
+}
+
 static void train(const char *folder, int ranks, const char *settings) {
   char command[512];
   snprintf(command, sizeof command, "tests/comm/train_ranks %s %s", folder, settings);
@@ -12,15 +16,26 @@ static void train(const char *folder, int ranks, const char *settings) {
 }
 
 static void ranks_together_equal_one_alone(void **state) {
-  for (int ranks = 2; ranks <= 8; ranks *= 2) train(*state, ranks, "1");
+  for (int ranks = 2; ranks <= 8; ranks *= 2) train(*state, ranks, "");
 }
 
 static void ranks_that_accumulate_equal_one_that_does_not(void **state) {
-  train(*state, 2, "4");
+  train(*state, 2, "parts=4");
 }
 
 static void ranks_in_bf16_stay_close_to_one(void **state) {
-  train(*state, 2, "1 bf16");
+  train(*state, 2, "dtype=bf16");
+}
+
+/* NCCL's side of the device, through its stand-in. */
+static void emulated_cards_together_equal_one_alone(void **state) {
+  if (!hv_file_exists(HVLA_BINARY_DIR "/lib/libhvla-emu.so")) skip();
+  if (!is_long()) {
+    train(*state, 2, "device=emu samples=2 branches=1 steps=2");
+    return;
+  }
+  for (int ranks = 2; ranks <= 8; ranks *= 2) train(*state, ranks, "device=emu samples=8 branches=1");
+  train(*state, 2, "device=emu samples=8 branches=1 parts=2");
 }
 
 int main(void) {
@@ -28,6 +43,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(ranks_together_equal_one_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_accumulate_equal_one_that_does_not, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_in_bf16_stay_close_to_one, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(emulated_cards_together_equal_one_alone, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

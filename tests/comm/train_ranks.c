@@ -1,6 +1,7 @@
-/* One rank of a test of training on several: `train_ranks FOLDER SHARDING PARTS [DTYPE [DEVICE]]` trains a tiny model
- * on this rank's part of each batch, and beside it the same model alone on whole batches, and compares. Ends with 0
- * where both agree; the last line of rank 0 tells how well. */
+/* One rank of a test of training on several: `train_ranks FOLDER [KEY=VALUE …]` trains a tiny model on this rank's part
+ * of each batch; rank 0 trains beside it the same model alone on whole batches, and compares. Ends with 0 where both
+ * agree; rank 0 tells how well. The keys are those of `settings`.
+ */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,16 @@
 #include "train/launch.h"
 #include "train/trainer.h"
 
-enum { SAMPLES = 16, BRANCHES = 2, BATCHES = 4, STEPS = 20, TIMEOUT = 30 };
+enum { BATCHES = 4, TIMEOUT = 60 };
+
+typedef struct settings {
+  const char *device;
+  hv_dtype dtype;
+  int32_t samples, branches; /* of a batch */
+  int32_t parts;             /* of a rank's batch */
+  int32_t steps;
+  int first, last; /* kinds of sharding */
+} settings;
 
 static const char *const shardings[] = {"nothing", "optimizer", "gradients", "parameters"};
 static const hv_optimizer_settings adamw = {
@@ -25,6 +35,7 @@ typedef struct part_source {
   hv_batch_source source;
   const hv_config *config;
   const tiny_batch *batches;
+  int32_t branches;
   int32_t first, samples, parts; /* of a rank in every batch, in so many parts */
   int64_t next;
   hv_batch batch;
@@ -34,7 +45,7 @@ static hv_status next_part(hv_batch_source *source, const hv_batch **out) {
   part_source *self = (part_source *)source;
   const tiny_batch *whole = &self->batches[self->next / self->parts % BATCHES];
   int32_t each = self->samples / self->parts, part = (int32_t)(self->next % self->parts);
-  self->batch = tiny_batch_part(self->config, whole, BRANCHES, self->first + part * each, each);
+  self->batch = tiny_batch_part(self->config, whole, self->branches, self->first + part * each, each);
   self->batch.noise = NULL; /* drawn on the device, by the sample's number in the run */
   self->batch.timesteps = NULL;
   self->next++;
@@ -56,18 +67,20 @@ typedef struct side {
 static const char *const frozen[] = {"vision_backbone.dino_featurizer.*"};
 
 static hv_status open_side(hv_device *device, hv_comm *comm, hv_sharding sharding, const hv_config *config,
-                           hv_dtype dtype, const tiny_batch *batches, int32_t parts, side *out) {
-  int32_t ranks = comm ? comm->size : 1, rank = comm ? comm->rank : 0, samples = SAMPLES / ranks;
+                           const settings *how, const tiny_batch *batches, side *out) {
+  int32_t ranks = comm ? comm->size : 1, rank = comm ? comm->rank : 0, samples = how->samples / ranks;
+  int32_t parts = comm ? how->parts : 1;
   out->source = (part_source){.source = {.next = next_part, .release = release_part},
                               .config = config,
                               .batches = batches,
+                              .branches = how->branches,
                               .first = rank * samples,
                               .samples = samples,
                               .parts = parts};
   hv_trainer_options options = {
       .config = config,
-      .dtype = dtype,
-      .limits = {.samples = samples / parts, .branches = BRANCHES, .prompt = batches[0].batch.prompt_stride},
+      .dtype = how->dtype,
+      .limits = {.samples = samples / parts, .branches = how->branches, .prompt = batches[0].batch.prompt_stride},
       .parts = parts,
       .freeze = frozen,
       .freeze_count = 1,
@@ -80,24 +93,24 @@ static hv_status open_side(hv_device *device, hv_comm *comm, hv_sharding shardin
   return hv_trainer_initialize(out->trainer, NULL, NULL);
 }
 
-/* ‖a − b‖ / ‖b‖ over all parameters. */
+/* ‖a − b‖ / ‖b‖ over all parameters. Without b the values of a are read all the same, because others wait for them. */
 static hv_status compare_values(const hv_trainer *a, const hv_trainer *b, double *out) {
   double difference = 0, size = 0;
-  for (hv_param_id id = 0; id < hv_params_count(b->params); id++) {
-    const hv_param *param = hv_params_get(b->params, id);
+  for (hv_param_id id = 0; id < hv_params_count(a->params); id++) {
+    const hv_param *param = hv_params_get(a->params, id);
     int64_t count = param->rows * param->cols;
     double *x = malloc((size_t)count * 2 * sizeof *x), *y = x + count;
     if (!x) return hv_error_memory("values");
     hv_status status = hv_param_read(a->params, id, HV_F64, x, a->stream);
-    if (!status) status = hv_param_read(b->params, id, HV_F64, y, b->stream);
-    for (int64_t i = 0; i < count && !status; i++) {
+    if (!status && b) status = hv_param_read(b->params, id, HV_F64, y, b->stream);
+    for (int64_t i = 0; i < count && b && !status; i++) {
       difference += (x[i] - y[i]) * (x[i] - y[i]);
       size += y[i] * y[i];
     }
     free(x);
     HV_TRY(status);
   }
-  *out = sqrt(difference / size);
+  *out = b ? sqrt(difference / size) : 0;
   return HV_OK;
 }
 
@@ -105,42 +118,50 @@ static double relative(double a, double b) {
   return fabs(a - b) / fabs(b);
 }
 
-/* The largest relative differences of the losses, gradient norms and, at the end, the values. */
-static hv_status train_both(side *shared, side *alone, double *loss, double *norm, double *values) {
+/* Relative differences: the largest of the losses and gradient norms; of the values at the end. */
+typedef struct differences {
+  double loss, norm, values;
+} differences;
+
+/* `alone` has no trainer on ranks that only take part. */
+static hv_status train_both(side *shared, side *alone, int32_t steps, differences *out) {
   double before = 0;
-  *loss = *norm = 0;
+  *out = (differences){0};
   HV_TRY(compare_values(shared->trainer, alone->trainer, &before));
   if (before != 0) return hv_error(HV_ERR_NO, "the ranks begin %g away from a single one", before);
-  for (int step = 0; step < STEPS; step++) {
+  for (int32_t step = 0; step < steps; step++) {
     hv_step_result a, b;
     HV_TRY(hv_trainer_step(shared->trainer, &shared->source.source, learning_rate, &a));
+    if (!alone->trainer) continue;
     HV_TRY(hv_trainer_step(alone->trainer, &alone->source.source, learning_rate, &b));
-    *loss = fmax(*loss, relative(a.loss, b.loss));
-    *norm = fmax(*norm, relative(a.grad_norm, b.grad_norm));
+    out->loss = fmax(out->loss, relative(a.loss, b.loss));
+    out->norm = fmax(out->norm, relative(a.grad_norm, b.grad_norm));
   }
   HV_TRY(hv_params_order_status(shared->trainer->params));
-  return compare_values(shared->trainer, alone->trainer, values);
+  return compare_values(shared->trainer, alone->trainer, &out->values);
 }
 
-static hv_status run(hv_device *device, hv_comm *comm, hv_sharding sharding, int32_t parts, hv_dtype dtype) {
+static hv_status run(hv_device *device, hv_comm *comm, hv_sharding sharding, const settings *how) {
   hv_status status = HV_OK;
   hv_config config = tiny_config(HV_HYBRID, false);
   tiny_batch batches[BATCHES];
   side shared = {0}, alone = {0};
-  double loss = 0, norm = 0, values = 0;
-  for (int i = 0; i < BATCHES; i++) batches[i] = tiny_batch_make(&config, SAMPLES, BRANCHES, (uint64_t)i + 1);
-  HV_CHECK(open_side(device, comm, sharding, &config, dtype, batches, parts, &shared));
-  HV_CHECK(open_side(device, NULL, HV_SHARD_NOTHING, &config, dtype, batches, 1, &alone));
-  HV_CHECK(train_both(&shared, &alone, &loss, &norm, &values));
-  double tolerance = dtype == HV_BF16 ? 2e-2 : 1e-5;
-  if (!(loss < tolerance && norm < 10 * tolerance && values < tolerance)) {
+  differences off;
+  for (int i = 0; i < BATCHES; i++) {
+    batches[i] = tiny_batch_make(&config, how->samples, how->branches, (uint64_t)i + 1);
+  }
+  HV_CHECK(open_side(device, comm, sharding, &config, how, batches, &shared));
+  if (comm->rank == 0) HV_CHECK(open_side(device, NULL, HV_SHARD_NOTHING, &config, how, batches, &alone));
+  HV_CHECK(train_both(&shared, &alone, how->steps, &off));
+  double tolerance = how->dtype == HV_BF16 ? 2e-2 : 1e-5;
+  if (!(off.loss < tolerance && off.norm < 10 * tolerance && off.values < tolerance)) {
     status = hv_error(HV_ERR_NO, "%d ranks are %.2g off in the loss, %.2g in the gradients' norm, %.2g in the values",
-                      comm->size, loss, norm, values);
+                      comm->size, off.loss, off.norm, off.values);
     goto done;
   }
   if (comm->rank == 0) {
-    printf("%d ranks, %s shared: loss %.2g, norm %.2g, values %.2g\n", comm->size, shardings[sharding], loss, norm,
-           values);
+    printf("%d ranks, %s shared: loss %.2g, norm %.2g, values %.2g\n", comm->size, shardings[sharding], off.loss,
+           off.norm, off.values);
   }
 done:
   hv_trainer_close(shared.trainer);
@@ -149,13 +170,13 @@ done:
   return status;
 }
 
-static hv_status run_all(hv_device *device, hv_comm *comm, int32_t parts, hv_dtype dtype, const char *folder) {
+static hv_status run_all(hv_device *device, hv_comm *comm, const settings *how, const char *folder) {
   hv_text record = {0};
   hv_status status = HV_OK;
   char path[512];
   hv_comm_record(comm, &record);
-  for (int sharding = HV_SHARD_NOTHING; sharding <= HV_SHARD_PARAMETERS && !status; sharding++) {
-    status = run(device, comm, (hv_sharding)sharding, parts, dtype);
+  for (int sharding = how->first; sharding <= how->last && !status; sharding++) {
+    status = run(device, comm, (hv_sharding)sharding, how);
   }
   hv_comm_record(comm, NULL);
   snprintf(path, sizeof path, "%s/record-%d.txt", folder, comm->rank);
@@ -170,19 +191,53 @@ static hv_status open_device(const char *name, hv_device **out) {
   return hv_device_load(name, &options, out);
 }
 
+/* The value of `argument` if it is "key=value", else NULL. */
+static const char *value_of(const char *argument, const char *key) {
+  size_t length = strlen(key);
+  return strncmp(argument, key, length) == 0 && argument[length] == '=' ? argument + length + 1 : NULL;
+}
+
+static hv_status read_settings(int argc, char **argv, settings *out) {
+  *out =
+      (settings){.device = "cpu", .samples = 16, .branches = 2, .parts = 1, .steps = 20, .last = HV_SHARD_PARAMETERS};
+  const struct {
+    const char *key;
+    int32_t *value;
+  } numbers[] = {
+      {"samples", &out->samples}, {"branches", &out->branches}, {"parts", &out->parts}, {"steps", &out->steps}};
+  for (int i = 2; i < argc; i++) {
+    bool known = false;
+    for (size_t n = 0; n < sizeof numbers / sizeof numbers[0]; n++) {
+      const char *number = value_of(argv[i], numbers[n].key);
+      if (number) *numbers[n].value = (int32_t)strtol(number, NULL, 10);
+      known |= number != NULL;
+    }
+    const char *device = value_of(argv[i], "device"), *dtype = value_of(argv[i], "dtype");
+    const char *sharding = value_of(argv[i], "sharding");
+    if (device) out->device = device;
+    if (dtype) out->dtype = strcmp(dtype, "bf16") == 0 ? HV_BF16 : HV_F32;
+    for (int kind = 0; sharding && kind <= HV_SHARD_PARAMETERS; kind++) {
+      if (strcmp(sharding, shardings[kind]) == 0) out->first = out->last = kind;
+    }
+    if (!known && !device && !dtype && !sharding) return hv_error(HV_ERR_INPUT, "no setting %s", argv[i]);
+  }
+  return HV_OK;
+}
+
 int main(int argc, char **argv) {
   hv_status status = HV_OK;
   hv_launch launch = {0};
   hv_interrupt *interrupt = NULL;
   hv_device *device = NULL;
   hv_comm *comm = NULL;
-  if (argc < 3) return 2;
+  settings how;
+  if (argc < 2) return 2;
+  HV_CHECK(read_settings(argc, argv, &how));
   HV_CHECK(hv_interrupt_open(&interrupt));
   HV_CHECK(hv_launch_read(&launch));
-  HV_CHECK(open_device(argc > 4 ? argv[4] : "cpu", &device));
-  HV_CHECK(hv_launch_open_comm(&launch, device, TIMEOUT, &comm));
-  hv_dtype dtype = argc > 3 && strcmp(argv[3], "bf16") == 0 ? HV_BF16 : HV_F32;
-  HV_CHECK(run_all(device, comm, (int32_t)strtol(argv[2], NULL, 10), dtype, argv[1]));
+  HV_CHECK(open_device(how.device, &device));
+  HV_CHECK(hv_launch_open_comm(&launch, device, HV_TRANSPORT_AUTO, TIMEOUT, &comm));
+  HV_CHECK(run_all(device, comm, &how, argv[1]));
 done:
   if (status) {
     fprintf(stderr, "rank %d: %s\n", launch.rank, hv_status_message(status));

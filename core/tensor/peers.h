@@ -1,0 +1,47 @@
+/* The side channel between the ranks of a run: a few bytes at the start, and then word of failures, which must reach
+ * every rank when collectives no longer do. Whoever starts the ranks makes it (train/rendezvous.h) and hands it to a
+ * device's own communicator (hv_device_methods.comm_open).
+ *
+ * Life: open → gather, as often as needed → watch → report, progress, late and failure, from any thread → close.
+ */
+#ifndef HV_TENSOR_PEERS_H
+#define HV_TENSOR_PEERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+enum { HV_PEERS_MOST_BYTES = 256 /* of one rank in a gather */ };
+
+typedef struct hv_peers hv_peers;
+
+typedef struct hv_peers_methods {
+  /* Exchanges `bytes` <= HV_PEERS_MOST_BYTES: all[r] becomes what rank r gives. Called by all ranks, in the same order;
+   * `what` is for messages. */
+  hv_status (*gather)(hv_peers *peers, const char *what, const void *own, size_t bytes, void *all);
+  /* From now on a rank that ends without closing is a failure on all others. */
+  hv_status (*watch)(hv_peers *peers);
+  /* How many collectives this rank has come to. */
+  void (*progress)(hv_peers *peers, int64_t calls);
+  /* That this rank has waited for so long in that collective, `call` of progress: the rank that has not come to it is
+   * made out, and the failure of all. */
+  void (*late)(hv_peers *peers, int64_t call, const char *operation, double seconds);
+  /* That the run has failed here, in words that name the rank. Returns when all ranks have been told. */
+  void (*report)(hv_peers *peers, const char *message);
+  /* The first failure that is known, as a new HV_ERR_DEVICE. */
+  hv_status (*failure)(hv_peers *peers);
+  void (*close)(hv_peers *peers);
+} hv_peers_methods;
+
+/* Implementations put their own state behind this head. */
+struct hv_peers {
+  const hv_peers_methods *methods;
+  int32_t rank, size;
+};
+
+static inline void hv_peers_close(hv_peers *peers) {
+  if (peers) peers->methods->close(peers);
+}
+
+#endif

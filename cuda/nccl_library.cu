@@ -1,0 +1,38 @@
+#include "cuda/nccl_library.h"
+
+#include <dlfcn.h>
+
+enum { OLDEST = 21800 /* its communicators need not block, and can be aborted at any time */ };
+
+void hv_nccl_library_close(hv_nccl_library *library) {
+  if (library->file) dlclose(library->file);
+  library->file = nullptr;
+}
+
+static hv_status look_up(hv_nccl_library *library) {
+#define LOOK_UP(name)                                                                                                  \
+  *(void **)&library->name = dlsym(library->file, "nccl" #name);                                                       \
+  if (!library->name)                                                                                                  \
+    return hv_error(HV_ERR_DEVICE, "libnccl.so.2 lacks nccl" #name ": NCCL 2.18 or newer is "                          \
+                                   "needed");
+  HV_NCCL_FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+  int version = 0;
+  if (library->GetVersion(&version) != ncclSuccess || version < OLDEST) {
+    return hv_error(HV_ERR_DEVICE, "NCCL %d.%d is installed; 2.18 or newer is needed", version / 10000,
+                    version / 100 % 100);
+  }
+  return HV_OK;
+}
+
+hv_status hv_nccl_library_open(hv_nccl_library *out) {
+  *out = hv_nccl_library{};
+  out->file = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  if (!out->file) {
+    return hv_error(HV_ERR_DEVICE, "ranks on CUDA cards need NCCL (%s); parallel.transport mpi does without",
+                    dlerror());
+  }
+  hv_status status = look_up(out);
+  if (status) hv_nccl_library_close(out);
+  return status;
+}

@@ -1,0 +1,250 @@
+/* How ranks meet over TCP, what they hear of one another, and who is not let in. */
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sys/socket.h>
+
+#include "core/base/clock.h"
+#include "tests/check.h"
+#include "train/meeting_place.h"
+#include "train/rank_place.h"
+#include "train/rendezvous.h"
+
+enum { MOST = 4 };
+
+typedef struct meeting {
+  hv_rendezvous_options options;
+  hv_peers *peers;
+  hv_status status;
+  pthread_t thread;
+} meeting;
+
+static void *meet(void *argument) {
+  meeting *m = argument;
+  m->status = hv_rendezvous_open(&m->options, &m->peers);
+  return NULL;
+}
+
+/* Ranks of one run, each in a thread; rank r claims to be one of `sizes`[r]. */
+static void meet_all(int ranks, const int *sizes, double timeout, meeting *all) {
+  int listener, port;
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  for (int r = 0; r < ranks; r++) {
+    all[r] = (meeting){.options = {.rank = r,
+                                   .size = sizes[r],
+                                   .host = "127.0.0.1",
+                                   .port = port,
+                                   .listener = r == 0 ? listener : -1,
+                                   .timeout = timeout}};
+    assert_int_equal(pthread_create(&all[r].thread, NULL, meet, &all[r]), 0);
+  }
+  for (int r = 0; r < ranks; r++) pthread_join(all[r].thread, NULL);
+}
+
+static void close_all(int ranks, meeting *all) {
+  for (int r = ranks - 1; r >= 0; r--) {
+    hv_peers_close(all[r].peers);
+    hv_status_free(all[r].status);
+  }
+}
+
+static void *gather(void *argument) {
+  meeting *m = argument;
+  int32_t own = 100 + m->options.rank, found[MOST] = {0};
+  m->status = m->peers->methods->gather(m->peers, "numbers", &own, sizeof own, found);
+  for (int32_t r = 0; r < m->options.size && !m->status; r++) {
+    if (found[r] != 100 + r) m->status = hv_error(HV_ERR_NO, "rank %d gave %d", r, found[r]);
+  }
+  return NULL;
+}
+
+static void on_all(int ranks, meeting *all, void *(*work)(void *)) {
+  for (int r = 0; r < ranks; r++) assert_int_equal(pthread_create(&all[r].thread, NULL, work, &all[r]), 0);
+  for (int r = 0; r < ranks; r++) pthread_join(all[r].thread, NULL);
+  for (int r = 0; r < ranks; r++) assert_ok(all[r].status);
+}
+
+static const int four[] = {4, 4, 4, 4};
+
+static void meet_and_watch(meeting *all) {
+  meet_all(4, four, 10, all);
+  for (int r = 0; r < 4; r++) assert_ok(all[r].status);
+  for (int r = 0; r < 4; r++) assert_ok(all[r].peers->methods->watch(all[r].peers));
+}
+
+/* What a rank hears, within some seconds. */
+static void expect_failure(const meeting *m, const char *words) {
+  hv_status status = HV_OK;
+  for (double start = hv_clock_seconds(); !status && hv_clock_seconds() - start < 10; usleep(10000)) {
+    status = m->peers->methods->failure(m->peers);
+  }
+  assert_error(status, words);
+}
+
+static void all_hear_what_each_gives(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_all(4, four, 10, all);
+  on_all(4, all, gather);
+  on_all(4, all, gather);
+  close_all(4, all);
+}
+
+static void a_report_reaches_all(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_and_watch(all);
+  all[2].peers->methods->report(all[2].peers, "the disk of rank 2 is full");
+  for (int r = 0; r < 4; r++) expect_failure(&all[r], "the disk of rank 2 is full");
+  close_all(4, all);
+}
+
+static void the_rank_that_is_behind_is_named(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_and_watch(all);
+  for (int r = 0; r < 4; r++) all[r].peers->methods->progress(all[r].peers, r == 3 ? 6 : 7);
+  usleep(500000);
+  all[1].peers->methods->late(all[1].peers, 7, "all_reduce of x", 5);
+  for (int r = 0; r < 4; r++) {
+    expect_failure(&all[r], "rank 3 (process ");
+    expect_failure(&all[r], "did not come for 5 s: all_reduce of x cannot end on rank 1");
+  }
+  close_all(4, all);
+}
+
+static void where_none_is_behind_the_machine_is_blamed(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_and_watch(all);
+  for (int r = 0; r < 4; r++) all[r].peers->methods->progress(all[r].peers, 7);
+  usleep(500000);
+  all[0].peers->methods->late(all[0].peers, 7, "all_reduce of x", 5);
+  expect_failure(&all[2], "all_reduce of x did not end for 5 s on rank 0");
+  close_all(4, all);
+}
+
+static void one_that_leaves_in_order_is_no_failure(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_and_watch(all);
+  hv_peers_close(all[3].peers);
+  all[3].peers = NULL;
+  usleep(300000);
+  for (int r = 0; r < 3; r++) assert_ok(all[r].peers->methods->failure(all[r].peers));
+  close_all(4, all);
+}
+
+static void missing_ranks_are_listed(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_all(2, four, 1, all);
+  assert_error(all[0].status, "2 of 4 ranks did not come within 1 s: 2, 3");
+  all[0].status = HV_OK;
+  close_all(2, all);
+}
+
+static void a_rank_of_another_run_is_refused(void **state) {
+  (void)state;
+  const int sizes[] = {2, 8};
+  meeting all[MOST];
+  meet_all(2, sizes, 5, all);
+  assert_error(all[0].status, "rank 1 of 8 (process ", "came to a run of 2 ranks");
+  assert_error(all[1].status, "rank 0 refuses this process: rank 1 of 8");
+  all[0].status = all[1].status = HV_OK;
+  close_all(2, all);
+}
+
+static void nobody_there_is_one_clear_line(void **state) {
+  (void)state;
+  int listener, port;
+  hv_peers *peers;
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  (void)close(listener);
+  hv_rendezvous_options options = {
+      .rank = 1, .size = 2, .host = "127.0.0.1", .port = port, .listener = -1, .timeout = 0.3};
+  assert_error(hv_rendezvous_open(&options, &peers), "rank 0 at 127.0.0.1:", "did not answer");
+  options.host = "no-such-host.invalid";
+  assert_error(hv_rendezvous_open(&options, &peers), "rank 0's host \"no-such-host.invalid\" is not known here");
+}
+
+static void the_first_host_of_a_node_list_is_found(void **state) {
+  (void)state;
+  static const char *const lists[][2] = {
+      {"node1", "node1"},   {"node1,node2", "node1"},     {"node[03-07,11],other1", "node03"},
+      {"node[5]", "node5"}, {"gpu-[1-2]-ib", "gpu-1-ib"}, {"a[1,3],b2", "a1"}};
+  for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+    char host[64];
+    hv_slurm_first_host(lists[i][0], host, sizeof host);
+    assert_string_equal(host, lists[i][1]);
+  }
+}
+
+static const char *const launch_keys[] = {"MASTER_ADDR",  "MASTER_PORT",         "TORCHELASTIC_USE_AGENT_STORE",
+                                          "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_RANK",
+                                          "PMI_RANK"};
+
+static void the_meeting_place_is_read_from_the_environment(void **state) {
+  (void)state;
+  hv_meeting_place place;
+  hv_launch torchrun = {.rank = 1, .size = 2, .rank_key = "RANK"},
+            slurm = {.rank = 1, .size = 2, .rank_key = "SLURM_PROCID"};
+  for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i++) unsetenv(launch_keys[i]);
+  assert_error(hv_meeting_place_find(&torchrun, &place), "set MASTER_ADDR");
+  setenv("MASTER_ADDR", "node1", 1);
+  assert_error(hv_meeting_place_find(&torchrun, &place), "MASTER_PORT is \"(not set)\"");
+  setenv("MASTER_PORT", "70000", 1);
+  assert_error(hv_meeting_place_find(&torchrun, &place), "MASTER_PORT is \"70000\"");
+  setenv("MASTER_PORT", "29500", 1);
+  assert_ok(hv_meeting_place_find(&torchrun, &place));
+  assert_string_equal(place.host, "node1");
+  assert_int_equal(place.port, 29500);
+  setenv("TORCHELASTIC_USE_AGENT_STORE", "True", 1);
+  assert_ok(hv_meeting_place_find(&torchrun, &place));
+  assert_int_equal(place.port, 29501);
+  unsetenv("MASTER_ADDR");
+  setenv("SLURM_JOB_ID", "4711", 1);
+  setenv("SLURM_STEP_NODELIST", "node[7-9]", 1);
+  assert_ok(hv_meeting_place_find(&slurm, &place));
+  assert_string_equal(place.host, "node7");
+  assert_true(place.port >= 20000 && place.port < 30000);
+}
+
+static void two_ranks_on_one_card_are_refused(void **state) {
+  (void)state;
+  hv_rank_place places[3] = {{.host = "node1", .boot = "a", .card = "0000:1b:00.0"},
+                             {.host = "node2", .boot = "b", .card = "0000:1b:00.0"},
+                             {.host = "node1", .boot = "a", .card = "0000:1c:00.0"}};
+  hv_text text = {0};
+  assert_ok(hv_rank_places_check(places, 3));
+  snprintf(places[2].card, sizeof places[2].card, "0000:1b:00.0");
+  assert_error(hv_rank_places_check(places, 3), "ranks 0 and 2 are both on card 0000:1b:00.0 of node1");
+  for (int r = 0; r < 3; r++) places[r].card[0] = '\0';
+  assert_ok(hv_rank_places_check(places, 3));
+  snprintf(places[1].host, sizeof places[1].host, "node1");
+  snprintf(places[1].boot, sizeof places[1].boot, "a");
+  snprintf(places[0].device, sizeof places[0].device, "cuda");
+  snprintf(places[0].model, sizeof places[0].model, "H100");
+  for (int r = 1; r < 3; r++) places[r] = places[0];
+  snprintf(places[2].host, sizeof places[2].host, "node2");
+  snprintf(places[2].boot, sizeof places[2].boot, "b");
+  hv_rank_places_describe(places, 3, &text);
+  assert_string_equal(hv_text_string(&text), "3 ranks on 2 hosts: node1 0-1, node2 2; cuda (H100)");
+  hv_text_free(&text);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(all_hear_what_each_gives),
+      cmocka_unit_test(a_report_reaches_all),
+      cmocka_unit_test(the_rank_that_is_behind_is_named),
+      cmocka_unit_test(where_none_is_behind_the_machine_is_blamed),
+      cmocka_unit_test(one_that_leaves_in_order_is_no_failure),
+      cmocka_unit_test(missing_ranks_are_listed),
+      cmocka_unit_test(a_rank_of_another_run_is_refused),
+      cmocka_unit_test(nobody_there_is_one_clear_line),
+      cmocka_unit_test(the_first_host_of_a_node_list_is_found),
+      cmocka_unit_test(the_meeting_place_is_read_from_the_environment),
+      cmocka_unit_test(two_ranks_on_one_card_are_refused),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
