@@ -200,7 +200,10 @@ static hv_status run(hv_comm *head, const hv_comm_call *call, hv_stream *stream)
   pthread_mutex_lock(&self->api);
   place->what = call->what;
   place->collective = call->collective;
+  hv_span *span = hv_trace_begin(self->head.trace, HV_TRACE_COMMUNICATION, hv_collective_name(call->collective),
+                                 call->what, self->lane);
   ncclResult_t result = self->comm ? queue_call(self, call) : ncclSuccess;
+  hv_trace_end(span, self->lane);
   pthread_mutex_unlock(&self->api);
   HV_TRY(settle(self, result, hv_collective_name(call->collective), self->timeout));
   HV_TRY(hv_mark_record(lane, place->over));

@@ -162,6 +162,10 @@ static hv_status event_synchronize(hv_event *event) {
   return hv_mark_synchronize((hv_mark *)event);
 }
 
+static void stamp(hv_stream *stream, double *out) {
+  hv_stream_fail(stream, hv_queue_stamp(hv_stream_queue(stream), out));
+}
+
 static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
   hv_runtime_use(hv_stream_runtime(stream));
   hv_stream_fail(stream, hv_queue_copy(hv_stream_queue(stream), to, from, bytes));
@@ -224,6 +228,7 @@ static const hv_device_methods methods = {
     .event_record = event_record,
     .event_wait = event_wait,
     .event_synchronize = event_synchronize,
+    .stamp = stamp,
     .upload = copy,
     .download = copy,
     .record_begin = record_begin,

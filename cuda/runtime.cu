@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/clock.h"
 #include "cuda/runtime.h"
 
 enum { OLDEST_CAPABILITY = 80 /* asynchronous copies and bf16 tensor cores */ };
@@ -40,12 +41,16 @@ static hv_status check_driver(void) {
   return HV_OK;
 }
 
-static hv_status describe_card(int index, hv_card *card) {
+/* The card that is asked for; where a process sees just one, it is that one: SLURM may show each rank its own alone. */
+static hv_status choose_card(int wanted, int *index) {
   int cards = 0;
   HV_TRY(check(cudaGetDeviceCount(&cards), "counting cards"));
-  if (index < 0 || index >= cards) {
-    return hv_error(HV_ERR_INPUT, "CUDA card %d was asked for; this machine has 0 … %d", index, cards - 1);
-  }
+  *index = cards == 1 ? 0 : wanted;
+  if (wanted >= 0 && *index < cards) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "CUDA card %d was asked for; this machine has 0 … %d", wanted, cards - 1);
+}
+
+static hv_status describe_card(int index, hv_card *card) {
   cudaDeviceProp properties;
   HV_TRY(check(cudaGetDeviceProperties(&properties, index), "asking for a card's properties"));
   snprintf(card->name, sizeof card->name, "%.127s", properties.name);
@@ -67,8 +72,8 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   HV_TRY(check_driver());
   hv_runtime *runtime = (hv_runtime *)calloc(1, sizeof *runtime);
   if (!runtime) return hv_error_memory("the CUDA device");
-  runtime->index = options ? options->index : 0;
-  hv_status status = describe_card(runtime->index, &runtime->card);
+  hv_status status = choose_card(options ? options->index : 0, &runtime->index);
+  if (!status) status = describe_card(runtime->index, &runtime->card);
   if (!status) status = check(cudaSetDevice(runtime->index), "choosing a card");
   if (status) {
     free(runtime);
@@ -152,6 +157,14 @@ hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t byte
 
 hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
   return check(cudaMemsetAsync(to, byte, bytes, (cudaStream_t)queue), "setting memory");
+}
+
+static void CUDART_CB write_clock(void *out) {
+  *(double *)out = hv_clock_seconds();
+}
+
+hv_status hv_queue_stamp(hv_queue *queue, double *out) {
+  return check(cudaLaunchHostFunc((cudaStream_t)queue, write_clock, out), "queueing a look at the clock");
 }
 
 hv_status hv_queue_spoil(hv_queue *, void *, size_t) {

@@ -29,6 +29,7 @@ static hv_status open_trainer(bench *self, hv_device *device, int32_t samples) {
       hv_trainer_options_make(config, &self->model.config, 1, (int32_t)config->bench_prompt + 1);
   options.limits.samples = samples;
   options.parts = 1;
+  options.trace = self->options->trace;
   options.no_update = !self->options->optimizer;
   hv_status status = hv_trainer_open(device, &options, &self->trainer);
   HV_TRY(hv_plan_explain(status, config, &self->model.config, device, 1, options.limits.prompt));

@@ -7,9 +7,10 @@
 #include "train/config.h"
 
 typedef struct hv_bench_options {
-  int64_t batch;  /* 0: the configuration's micro-batch */
-  int64_t steps;  /* that are measured, after one that is not */
-  bool optimizer; /* the update too, else forward and backward alone */
+  int64_t batch;   /* 0: the configuration's micro-batch */
+  int64_t steps;   /* that are measured, after one that is not */
+  bool optimizer;  /* the update too, else forward and backward alone */
+  hv_trace *trace; /* where spans of time go; NULL: nowhere */
 } hv_bench_options;
 
 /* Times steps on random values and inputs. *out, owned by the caller:

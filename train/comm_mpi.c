@@ -67,8 +67,12 @@ static void run_on_thread(hv_job *job, int worker) {
   queued_call *queued = (queued_call *)job;
   mpi_comm *comm = queued->comm;
   hv_status status = HV_OK;
-  if (!has_failed(comm)) status = hv_mpi_exchange_run(comm->exchange, &queued->call, queued->timeout);
-  advance(comm, queued->call.ticket, status);
+  const hv_comm_call *call = &queued->call;
+  hv_span *span =
+      hv_trace_begin(comm->head.trace, HV_TRACE_COMMUNICATION, hv_collective_name(call->collective), call->what, NULL);
+  if (!has_failed(comm)) status = hv_mpi_exchange_run(comm->exchange, call, queued->timeout);
+  hv_trace_end(span, NULL);
+  advance(comm, call->ticket, status);
 }
 
 static void abort_on_thread(hv_job *job, int worker) {

@@ -6,7 +6,7 @@
 #include "train/device.h"
 
 typedef struct bench_options {
-  char *config, *device;
+  char *config, *device, *trace;
   hv_string_list sets;
   bool json, random_weights, optimizer;
   int64_t steps, batch_size;
@@ -41,6 +41,7 @@ static const hv_option options[] = {
      .unit = "N",
      .doc = "Steps to measure, after one that is not."},
     HV_DEVICE_OPTION(bench_options),
+    HV_TRACE_OPTION(bench_options),
     HV_JSON_OPTION(bench_options),
 };
 
@@ -67,11 +68,14 @@ static hv_status work(const void *values, hv_command_result *out) {
   hv_status status = HV_OK;
   hv_train_config config = {0};
   hv_device *device = NULL;
+  hv_trace *trace = NULL;
   json_t *result = NULL;
   hv_bench_options what = {.batch = given->batch_size, .steps = given->steps, .optimizer = given->optimizer};
   if (!given->random_weights) return hv_error(HV_ERR_INPUT, "bench needs --random-weights: it reads no weights");
   HV_CHECK(hv_train_config_load(given->config, (const char *const *)given->sets.items, given->sets.count, &config));
   HV_CHECK(hv_train_open_device(given->device ? given->device : config.device, config.threads, 0, &device));
+  if (given->trace) HV_CHECK(hv_trace_open(given->trace, 0, &trace));
+  what.trace = trace;
   HV_CHECK(hv_bench(&config, device, &what, &result));
   if (given->json) {
     HV_CHECK(hv_json_format_line(result, &out->text));
@@ -81,6 +85,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   }
 done:
   json_decref(result);
+  status = hv_status_first(status, hv_trace_close(trace));
   hv_device_close(device);
   hv_train_config_free(&config);
   return status;

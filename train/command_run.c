@@ -12,7 +12,7 @@
 enum { EXIT_INTERRUPTED = 130, EXIT_TERMINATED = 75 };
 
 typedef struct run_options {
-  char *config, *device;
+  char *config, *device, *trace;
   hv_string_list sets;
   bool resume;
 } run_options;
@@ -26,6 +26,7 @@ static const hv_option options[] = {
      .fallback = "false",
      .doc = "Go on from the newest whole checkpoint of the run directory."},
     HV_DEVICE_OPTION(run_options),
+    HV_TRACE_OPTION(run_options),
 };
 
 /* An error on one of several ranks ends them all: the others may not know of it. */
@@ -42,6 +43,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   hv_interrupt *interrupt = NULL;
   hv_device *device = NULL;
   hv_comm *comm = NULL;
+  hv_trace *trace = NULL;
   hv_launch launch;
   int signal_number = 0;
   HV_CHECK(hv_train_config_load(given->config, (const char *const *)given->sets.items, given->sets.count, &config));
@@ -53,7 +55,9 @@ static hv_status work(const void *values, hv_command_result *out) {
       hv_train_open_device(given->device ? given->device : config.device, config.threads, launch.local_rank, &device));
   HV_CHECK(
       hv_launch_open_comm(&launch, device, (hv_transport)config.parallel.transport, config.parallel.timeout, &comm));
-  hv_run_options how = {.comm = comm, .resume = given->resume, .interrupt = interrupt};
+  if (given->trace) HV_CHECK(hv_trace_open(given->trace, comm->rank, &trace));
+  comm->trace = trace;
+  hv_run_options how = {.comm = comm, .resume = given->resume, .trace = trace, .interrupt = interrupt};
   HV_CHECK(hv_run(&config, device, &how, &signal_number));
   if (signal_number == 0) {
     hv_log_info("done: %s/model", config.output);
@@ -65,6 +69,7 @@ static hv_status work(const void *values, hv_command_result *out) {
 done:
   if (status) end_all_ranks(comm, status);
   hv_comm_close(comm);
+  status = hv_status_first(status, hv_trace_close(trace));
   hv_device_close(device);
   hv_interrupt_close(interrupt);
   hv_train_config_free(&config);

@@ -38,6 +38,11 @@ extern const hv_train_command hv_command_run, hv_command_check, hv_command_confi
     .key = "device", .type = HV_OPTION_STRING, .offset = offsetof(type_, device), .fallback = "null", .unit = "NAME",  \
     .doc = "Where the model runs; wins over the configuration's `device`."                                             \
   }
+#define HV_TRACE_OPTION(type_)                                                                                         \
+  {                                                                                                                    \
+    .key = "trace", .type = HV_OPTION_STRING, .offset = offsetof(type_, trace), .fallback = "null", .unit = "FILE",    \
+    .doc = "Write a timeline of the run to FILE, for chrome://tracing or Perfetto; ranks above 0 to FILE.RANK."        \
+  }
 #define HV_JSON_OPTION(type_)                                                                                          \
   {                                                                                                                    \
     .key = "json", .type = HV_OPTION_BOOL, .offset = offsetof(type_, json), .fallback = "false",                       \

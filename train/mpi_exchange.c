@@ -196,7 +196,24 @@ static size_t part_start(const hv_mpi_exchange *comm, size_t n, int32_t q) {
   return n * (size_t)q / (size_t)comm->size;
 }
 
-/* Waits for the copies; where memory is the host's they are over when they are queued. */
+/* Copies from and to the device. Where memory is the host's, its threads are left to the computation. */
+static void fetch(const hv_mpi_exchange *comm, char *to, const char *from, size_t bytes) {
+  if (comm->device->host_memory) {
+    memcpy(to, from, bytes);
+  } else {
+    hv_download(comm->stream, to, from, bytes);
+  }
+}
+
+static void store(const hv_mpi_exchange *comm, char *to, const char *from, size_t bytes) {
+  if (comm->device->host_memory) {
+    memcpy(to, from, bytes);
+  } else {
+    hv_upload(comm->stream, to, from, bytes);
+  }
+}
+
+/* Waits for the copies. */
 static hv_status settle(const hv_mpi_exchange *comm) {
   return comm->device->host_memory ? HV_OK : hv_stream_synchronize(comm->stream);
 }
@@ -207,7 +224,7 @@ static hv_status all_reduce_piece(const exchange *at, char *data, size_t n) {
   hv_dtype dtype = at->call->whole.dtype;
   size_t width = hv_dtype_size(dtype);
   size_t own = part_start(comm, n, comm->rank), own_count = part_start(comm, n, comm->rank + 1) - own;
-  hv_download(comm->stream, comm->parts, data, n * width);
+  fetch(comm, comm->parts, data, n * width);
   HV_TRY(settle(comm));
   for (int32_t q = 0; q < comm->size; q++) {
     size_t first = part_start(comm, n, q), count = part_start(comm, n, q + 1) - first;
@@ -222,7 +239,7 @@ static hv_status all_reduce_piece(const exchange *at, char *data, size_t n) {
     comm->give[q] = (message){.data = comm->result, .bytes = own_count * width};
   }
   HV_TRY(run_exchange(at));
-  hv_upload(comm->stream, data, comm->parts, n * width);
+  store(comm, data, comm->parts, n * width);
   return settle(comm);
 }
 
@@ -244,14 +261,14 @@ static hv_status reduce_scatter_piece(const exchange *at, size_t offset, size_t 
   size_t width = hv_dtype_size(call->whole.dtype), share = (size_t)call->share.cols * width;
   for (int32_t q = 0; q < comm->size; q++) {
     char *part = comm->parts + (size_t)q * comm->piece;
-    hv_download(comm->stream, part, (const char *)call->whole.data + (size_t)q * share + offset, bytes);
+    fetch(comm, part, (const char *)call->whole.data + (size_t)q * share + offset, bytes);
     comm->give[q] = (message){.data = part, .bytes = bytes};
     comm->get[q] = (message){.data = comm->received + (size_t)q * comm->piece, .bytes = bytes};
   }
   HV_TRY(settle(comm));
   HV_TRY(run_exchange(at));
   sum_terms(comm, call->whole.dtype, comm->give[comm->rank].data, bytes / width);
-  hv_upload(comm->stream, (char *)call->share.data + offset, comm->result, bytes);
+  store(comm, (char *)call->share.data + offset, comm->result, bytes);
   return settle(comm);
 }
 
@@ -259,7 +276,7 @@ static hv_status all_gather_piece(const exchange *at, size_t offset, size_t byte
   hv_mpi_exchange *comm = at->comm;
   const hv_comm_call *call = at->call;
   size_t share = (size_t)call->share.cols * hv_dtype_size(call->whole.dtype);
-  hv_download(comm->stream, comm->result, (const char *)call->share.data + offset, bytes);
+  fetch(comm, comm->result, (const char *)call->share.data + offset, bytes);
   HV_TRY(settle(comm));
   for (int32_t q = 0; q < comm->size; q++) {
     comm->give[q] = (message){.data = comm->result, .bytes = bytes};
@@ -270,7 +287,7 @@ static hv_status all_gather_piece(const exchange *at, size_t offset, size_t byte
     char *to = (char *)call->whole.data + (size_t)q * share + offset;
     /* Its own share, where it lies in its place, may be in use. */
     if (q == comm->rank && to == (char *)call->share.data + offset) continue;
-    hv_upload(comm->stream, to, q == comm->rank ? comm->result : comm->get[q].data, bytes);
+    store(comm, to, q == comm->rank ? comm->result : comm->get[q].data, bytes);
   }
   return settle(comm);
 }
@@ -280,14 +297,14 @@ static hv_status broadcast_piece(const exchange *at, size_t offset, size_t bytes
   const hv_comm_call *call = at->call;
   bool root = comm->rank == call->root;
   char *data = (char *)call->whole.data + offset;
-  if (root) hv_download(comm->stream, comm->result, data, bytes);
+  if (root) fetch(comm, comm->result, data, bytes);
   HV_TRY(settle(comm));
   for (int32_t q = 0; q < comm->size; q++) {
     comm->give[q] = (message){.data = root ? comm->result : NULL, .bytes = bytes};
     comm->get[q] = (message){.data = q == call->root ? comm->result : NULL, .bytes = bytes};
   }
   HV_TRY(run_exchange(at));
-  if (!root) hv_upload(comm->stream, data, comm->result, bytes);
+  if (!root) store(comm, data, comm->result, bytes);
   return settle(comm);
 }
 

@@ -50,6 +50,7 @@ static hv_status open_trainer(run *self, hv_device *device) {
   hv_trainer_options options = hv_trainer_options_make(self->config, &self->model.config, self->comm->size,
                                                        hv_run_data_longest_prompt(&self->data));
   options.comm = self->comm;
+  options.trace = self->options->trace;
   hv_status status = hv_trainer_open(device, &options, &self->trainer);
   return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
 }

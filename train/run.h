@@ -11,6 +11,7 @@
 typedef struct hv_run_options {
   hv_comm *comm;           /* the ranks of the run; `single` for one */
   bool resume;             /* go on from the newest whole checkpoint; without one, from the start */
+  hv_trace *trace;         /* where spans of time go; NULL: nowhere */
   hv_interrupt *interrupt; /* asked before every step; NULL: never interrupted */
 } hv_run_options;
 

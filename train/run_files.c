@@ -73,8 +73,12 @@ static hv_status write_shard(void *context, const atomic_bool *stop) {
   HV_TRY(hv_checkpoint_path(files->with.config->output, files->manifest.position.step, ".tmp", directory));
   hv_checkpoint_file_name(rank, ranks, name);
   snprintf(path, sizeof path, "%s/%s", directory, name);
-  return hv_checkpoint_shard_write(files->shard, path, files->with.trainer->stream, stop,
-                                   &files->manifest.digests[rank]);
+  const hv_trainer *trainer = files->with.trainer;
+  hv_span *span = hv_trace_begin(trainer->trace, HV_TRACE_CHECKPOINT, "write", name, NULL);
+  hv_status status =
+      hv_checkpoint_shard_write(files->shard, path, trainer->stream, stop, &files->manifest.digests[rank]);
+  hv_trace_end(span, NULL);
+  return status;
 }
 
 /* The model of the checkpoint as RUN/<name>. */
@@ -277,7 +281,10 @@ static hv_status begin(hv_run_files *files, bool with_model) {
   files->with_best = config->validation.keep_best && files->with.best->step == trainer->step;
   hv_status status = files->comm->rank == 0 ? prepare(files) : HV_OK;
   HV_TRY(hv_comm_agree(files->comm, "making the checkpoint's folder", status));
-  HV_TRY(hv_checkpoint_shard_copy(files->shard, trainer->stream));
+  hv_span *span = hv_trace_begin(trainer->trace, HV_TRACE_COMPUTE, "copy", "the state for a checkpoint", NULL);
+  status = hv_checkpoint_shard_copy(files->shard, trainer->stream);
+  hv_trace_end(span, NULL);
+  HV_TRY(status);
   files->phase = WRITING;
   hv_background_start(files->background, write_shard, files);
   return files->async ? HV_OK : settle(files);

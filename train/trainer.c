@@ -63,9 +63,11 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   trainer->seed = options->seed;
   trainer->spikes = options->spikes;
   trainer->comm = options->comm;
+  trainer->trace = options->trace;
   HV_CHECK(hv_stream_open(device, &trainer->stream));
   HV_CHECK(hv_model_open(options->config, device, options->dtype, &trainer->model));
   trainer->params = hv_model_params(trainer->model);
+  hv_params_trace(trainer->params, options->trace);
   HV_CHECK(hv_params_freeze(trainer->params, options->freeze, options->freeze_count));
   HV_CHECK(hv_params_scale_rates(trainer->params, options->rate_patterns, options->rate_factors, options->rate_count));
   if (options->comm) HV_CHECK(hv_params_distribute(trainer->params, options->comm, options->sharding));
@@ -118,8 +120,11 @@ hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer) {
 /* Fetches the run's next batch and builds it into the sequence that is next on the device. */
 static hv_status build_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
   const hv_batch *batch;
-  HV_TRY(source->next(source, &batch));
-  hv_status status = hv_sequence_build(trainer->sequences[trainer->current], batch, trainer->seed, (uint64_t)step);
+  hv_span *span = hv_trace_begin(trainer->trace, HV_TRACE_LOADER, "wait for", "a batch", NULL);
+  hv_status status = source->next(source, &batch);
+  hv_trace_end(span, NULL);
+  HV_TRY(status);
+  status = hv_sequence_build(trainer->sequences[trainer->current], batch, trainer->seed, (uint64_t)step);
   source->release(source, batch);
   trainer->built = !status;
   return status;
@@ -156,8 +161,10 @@ static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_resul
     }
     if (out->skipped) return HV_OK;
   }
+  hv_span *span = hv_trace_begin(trainer->trace, HV_TRACE_COMPUTE, "update", "parameters", trainer->stream);
   hv_optimizer_update(trainer->optimizer, trainer->stream);
   hv_ema_update(trainer->ema, trainer->stream);
+  hv_trace_end(span, trainer->stream);
   HV_TRY(hv_stream_synchronize(trainer->stream));
   hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &not_finite);
   if (!judged) HV_TRY(sum_losses(trainer, out));

@@ -48,12 +48,14 @@ typedef struct hv_trainer_options {
   uint64_t seed;
   hv_comm *comm; /* the ranks that train together, outlives the trainer; NULL: this process alone */
   hv_sharding sharding;
+  hv_trace *trace; /* outlives the trainer; NULL: none */
 } hv_trainer_options;
 
 /* Fields are the trainer's; others may read them between steps. */
 typedef struct hv_trainer {
   hv_device *device; /* not owned */
   hv_comm *comm;     /* not owned; NULL: one rank */
+  hv_trace *trace;   /* not owned; NULL: none */
   hv_stream *stream;
   hv_model *model;
   hv_params *params;       /* the model's */

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/cpu/cpu.h"
 #include "core/cpu/instructions.h"
 #include "core/cpu/parallel.h"
@@ -110,6 +111,11 @@ static hv_status event_synchronize(hv_event *event) {
   return HV_OK;
 }
 
+static void stamp(hv_stream *stream, double *out) {
+  (void)stream;
+  *out = hv_clock_seconds();
+}
+
 typedef struct copy_context {
   char *to;
   const char *from;
@@ -145,6 +151,7 @@ static const hv_device_methods methods = {
     .event_record = event_record,
     .event_wait = event_record,
     .event_synchronize = event_synchronize,
+    .stamp = stamp,
     .upload = copy,
     .download = copy,
 };

@@ -17,6 +17,7 @@
 
 #include "core/tensor/comm.h"
 #include "core/tensor/device.h"
+#include "core/tensor/trace.h"
 
 enum { HV_PARAM_MAX_RANK = 4, HV_GROUP_ALIGNMENT = 1024 /* elements; a group's length is a multiple */ };
 
@@ -115,6 +116,11 @@ int64_t hv_params_total(const hv_params *params); /* elements of all parameters,
  * after done. */
 void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream);
+
+/* From now on every use is a span of the trace (which outlives the store), with its gradients a backward one; NULL:
+ * none.
+ */
+void hv_params_trace(hv_params *params, hv_trace *trace);
 
 /* Between use and done, once in a backward pass: the group's gradients are complete. Their sum over ranks is begun here
  * and goes on beside the rest of the pass. */

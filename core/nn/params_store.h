@@ -12,6 +12,7 @@ typedef struct hv_group_state {
   int64_t gradient_start; /* elements from the start of the gradients */
   hv_param_id first, end; /* its parameters */
   bool in_use;
+  hv_span *span;                        /* of its use, in the trace */
   hv_ticket published;                  /* the gather that made its values whole after an update */
   char *values_label, *gradients_label; /* of its collectives; owned, NULL on one rank */
 } hv_group_state;
@@ -42,7 +43,8 @@ struct hv_params {
   const char *breach; /* of the order of use, done, gradients_ready; NULL: none */
   hv_group_id breach_group;
 
-  hv_comm *comm; /* not owned; NULL: one rank */
+  hv_trace *trace; /* not owned; NULL: none */
+  hv_comm *comm;   /* not owned; NULL: one rank */
   hv_sharding sharding;
   bool reduce;        /* whether gradients_ready sums over ranks, where gradients are whole */
   hv_ticket last_sum; /* of gradients that are whole */

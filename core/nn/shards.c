@@ -194,6 +194,10 @@ static void lend_gradients(hv_params *params, hv_group_id group, hv_stream *stre
   slot->used = ++params->clock;
 }
 
+void hv_params_trace(hv_params *params, hv_trace *trace) {
+  params->trace = trace;
+}
+
 void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_state *state = &params->groups[group];
   if (state->in_use) hv_params_breach(params, group, "used while in use");
@@ -203,19 +207,22 @@ void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
     hv_comm_wait(params->comm, state->published, stream);
   }
   state->in_use = true;
+  state->span = hv_trace_begin(params->trace, HV_TRACE_COMPUTE, "forward", state->info.name, stream);
   if (hv_shards_values(params)) fetch_ahead(params, hv_use_order_next(&params->order, group), stream);
   if (hv_shards_gradients(params) && params->gradients && state->info.trainable) lend_gradients(params, group, stream);
 }
 
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
-  (void)stream;
-  if (!params->groups[group].in_use) hv_params_breach(params, group, "done without use");
-  params->groups[group].in_use = false;
+  hv_group_state *state = &params->groups[group];
+  if (!state->in_use) hv_params_breach(params, group, "done without use");
+  hv_trace_end(state->span, stream);
+  state->in_use = false;
 }
 
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {
   const hv_group_state *state = &params->groups[group];
   if (!state->in_use) hv_params_breach(params, group, "ready with its gradients without use");
+  hv_trace_rename(state->span, "backward");
   if (!params->comm || !state->info.trainable || !params->gradients) return;
   hv_comm *comm = params->comm;
   hv_tensor whole = hv_group_gradients(params, group);

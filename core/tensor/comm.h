@@ -19,6 +19,7 @@
 #include "core/base/text.h"
 #include "core/tensor/device.h"
 #include "core/tensor/peers.h"
+#include "core/tensor/trace.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -75,6 +76,7 @@ struct hv_comm {
   hv_ticket calls;   /* made so far */
   hv_status error;   /* the first failure; kept until the communicator is closed */
   hv_text *record;   /* not owned; NULL: nothing is recorded */
+  hv_trace *trace;   /* not owned; may be set between calls; NULL: none */
   double *host;      /* page-locked; of hv_comm_sum */
   double *on_device; /* its twin */
   hv_stream *stream; /* of hv_comm_sum; NULL where one rank has nothing to do */

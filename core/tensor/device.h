@@ -52,6 +52,9 @@ typedef struct hv_device_methods {
   void (*event_wait)(hv_stream *stream, hv_event *event); /* later work on the stream starts after the event */
   hv_status (*event_synchronize)(hv_event *event);        /* waits until the event's stream has passed it */
 
+  /* *out becomes the host's clock (hv_clock_seconds) when the stream comes here; NULL where nothing takes time. */
+  void (*stamp)(hv_stream *stream, double *out);
+
   /* Queued copies of `bytes` bytes; host memory must stay untouched until the stream has passed them. */
   void (*upload)(hv_stream *stream, void *to, const void *from_host, size_t bytes);
   void (*download)(hv_stream *stream, void *to_host, const void *from, size_t bytes);
@@ -128,6 +131,9 @@ static inline void hv_event_wait(hv_stream *stream, hv_event *event) {
 HV_NODISCARD static inline hv_status hv_event_synchronize(hv_device *device, hv_event *event) {
   return device->methods->event_synchronize(event);
 }
+static inline void hv_stream_stamp(hv_stream *stream, double *out) {
+  if (stream->device->methods->stamp) stream->device->methods->stamp(stream, out);
+}
 static inline void hv_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
   if (bytes) stream->device->methods->upload(stream, to, from_host, bytes);
 }
@@ -176,7 +182,7 @@ HV_NODISCARD static inline hv_status hv_device_read_choices(hv_device *device, c
  * It is looked for beside the program, in ../lib beside it, and on the loader's path. A missing library, driver or
  * card is one line that says what is missing. */
 typedef struct hv_device_options {
-  int index;   /* which card */
+  int index;   /* which card; where just one is visible, that one */
   int threads; /* of the CPU; 0: as many as there are processors */
 } hv_device_options;
 

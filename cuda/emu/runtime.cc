@@ -7,6 +7,7 @@
 
 #include <atomic>
 
+#include "core/base/clock.h"
 #include "cuda/device.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -329,6 +330,16 @@ static hv_status run_set(hv_runtime *, const void *payload) {
 hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
   set_payload s = {to, byte, bytes};
   return hv_emu_enqueue(queue, run_set, &s, sizeof s);
+}
+
+static hv_status run_stamp(hv_runtime *, const void *payload) {
+  double *const *out = (double *const *)payload;
+  **out = hv_clock_seconds();
+  return HV_OK;
+}
+
+hv_status hv_queue_stamp(hv_queue *queue, double *out) {
+  return hv_emu_enqueue(queue, run_stamp, &out, sizeof out);
 }
 
 hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes) {

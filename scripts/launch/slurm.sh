@@ -8,6 +8,10 @@
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 scripts/launch/slurm.sh build/release/train/hvla-train run --config run.yaml
 #
+# Ranks meet on the job's first node (CUDA cards by NCCL), or are connected by MPI. HVLA_SRUN_MPI is srun's --mpi, `pmix` by
+# default; what there is, `srun --mpi=list` tells, and `none` is enough for NCCL. Ask for cards with --gpus-per-node or
+# --gpus-per-task, for processors with --cpus-per-task.
+#
 # Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a checkpoint;
 # the job then goes back to the queue and resumes. Run directory and data must be on a file system that all nodes share.
 set -euo pipefail
@@ -21,7 +25,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS ranks, $OMP_NUM_THREADS threads each"
 
 # Without a checkpoint, --resume starts anew. Each rank gets the signal from srun.
-srun --mpi=pmix --kill-on-bad-exit=1 "$@" --resume &
+srun --mpi="${HVLA_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 "$@" --resume &
 pid=$!
 trap 'kill -USR1 "$pid" 2> /dev/null || true' USR1 TERM
 code=0

@@ -1,0 +1,116 @@
+/* The timeline of a run on two ranks: what it holds, and that communication runs beside computation. */
+#include <jansson.h>
+
+#include "tests/check.h"
+#include "tests/comm/ranks.h"
+#include "tests/train/program.h"
+
+/* Rows as core/tensor/trace.h numbers them. */
+enum { COMPUTE, COMMUNICATION, LOADER, CHECKPOINT };
+
+static json_t *read_trace(const char *folder, const char *name) {
+  char *text;
+  assert_ok(hv_read_text(in_folder(folder, name), 1 << 26, &text, NULL));
+  json_error_t error;
+  json_t *trace = json_loads(text, 0, &error);
+  free(text);
+  if (!trace) fail_msg("%s: %s", name, error.text);
+  return trace;
+}
+
+/* Whether the event is a span of the row whose name begins like that. */
+static bool is_span(const json_t *event, int row, const char *beginning) {
+  const char *name = json_string_value(json_object_get(event, "name"));
+  return strcmp(json_string_value(json_object_get(event, "ph")), "X") == 0 &&
+         json_integer_value(json_object_get(event, "tid")) == row && strncmp(name, beginning, strlen(beginning)) == 0;
+}
+
+static double begin_of(const json_t *event) {
+  return json_number_value(json_object_get(event, "ts"));
+}
+
+static double end_of(const json_t *event) {
+  return begin_of(event) + json_number_value(json_object_get(event, "dur"));
+}
+
+static int count_spans(const json_t *events, int row, const char *beginning) {
+  int count = 0;
+  size_t i;
+  const json_t *event;
+  json_array_foreach(events, i, event) count += is_span(event, row, beginning);
+  return count;
+}
+
+/* Microseconds in which spans of both kinds are under way; those of either follow one another. */
+static double overlap(const json_t *events, int row_a, const char *a, int row_b, const char *b) {
+  double sum = 0;
+  size_t i, j;
+  const json_t *x, *y;
+  json_array_foreach(events, i, x) {
+    if (!is_span(x, row_a, a)) continue;
+    json_array_foreach(events, j, y) {
+      if (!is_span(y, row_b, b)) continue;
+      double begin = begin_of(x) > begin_of(y) ? begin_of(x) : begin_of(y);
+      double end = end_of(x) < end_of(y) ? end_of(x) : end_of(y);
+      if (end > begin) sum += end - begin;
+    }
+  }
+  return sum;
+}
+
+/* Six steps of two ranks; *events of rank 0, kept by the returned document. */
+static json_t *trace_run(const char *folder, const char *sharding, const json_t **events) {
+  char command[2048], name[64];
+  snprintf(name, sizeof name, "%s.json", sharding);
+  snprintf(command, sizeof command,
+           "train/hvla-train run --config '%s' --set 'output=%s/%s' --set train.batch_size=8 --set train.steps=6 --set "
+           "checkpoint.interval=3 --set parallel.sharding=%s --trace '%s/%s'",
+           write_tiny_config(folder, "unset"), folder, sharding, sharding, folder, name);
+  expect_ranks(0, 2, command, "done");
+  json_t *trace = read_trace(folder, name);
+  *events = json_object_get(trace, "traceEvents");
+  assert_true(json_is_array(*events));
+  return trace;
+}
+
+static void sums_run_beside_the_backward_pass(void **state) {
+  const json_t *events;
+  json_t *trace = trace_run(*state, "replicate", &events);
+  assert_true(count_spans(events, COMPUTE, "forward llm_backbone.llm.model.layers.0") >= 6);
+  assert_int_equal(count_spans(events, COMPUTE, "backward llm_backbone.llm.model.layers.0"), 6);
+  assert_int_equal(count_spans(events, COMPUTE, "update"), 6);
+  assert_int_equal(count_spans(events, COMMUNICATION, "all_reduce gradients of llm_backbone.llm.model.layers.0"), 6);
+  assert_true(count_spans(events, LOADER, "wait for a batch") >= 6);
+  assert_int_equal(count_spans(events, CHECKPOINT, "write training-00001-of-00002"), 2);
+  double beside = overlap(events, COMMUNICATION, "all_reduce gradients", COMPUTE, "backward");
+  print_message("%.0f us of sums beside the backward pass\n", beside);
+  assert_true(beside > 0);
+  json_decref(trace);
+  json_t *other = read_trace(*state, "replicate.json.1");
+  assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(other, "traceEvents"), 9), "pid")),
+                   1);
+  json_decref(other);
+}
+
+static void values_come_beside_the_forward_pass(void **state) {
+  const json_t *events;
+  json_t *trace = trace_run(*state, "parameters", &events);
+  double beside = overlap(events, COMMUNICATION, "all_gather values", COMPUTE, "forward");
+  print_message("parameters: %.0f us of gathers beside the forward pass\n", beside);
+  assert_true(beside > 0);
+  json_decref(trace);
+  trace = trace_run(*state, "optimizer", &events);
+  beside = overlap(events, COMMUNICATION, "all_gather values", COMPUTE, "forward") +
+           overlap(events, COMMUNICATION, "all_gather values", COMPUTE, "update");
+  print_message("optimizer: %.0f us of gathers beside the update and the next forward pass\n", beside);
+  assert_true(beside > 0);
+  json_decref(trace);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(sums_run_beside_the_backward_pass, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(values_come_beside_the_forward_pass, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
