@@ -1,4 +1,5 @@
 /* sum_squares, clip_factor, adamw, average and exchange. */
+#include "core/tensor/moments.h"
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
@@ -68,6 +69,7 @@ template <typename T, typename G> struct adamw_operands {
   int64_t range_count, count;
   const float *dynamic;
   float beta1, beta2, eps, weight_decay;
+  float rest1, rest2; /* 1 − β1, 1 − β2, subtracted in double */
 };
 
 /* The range that holds `element`, or the first one behind it. */
@@ -99,12 +101,13 @@ struct adamw_element {
   float value, moment1, moment2;
 };
 
-static __device__ __forceinline__ adamw_element updated(adamw_element e, float gradient, const float *dynamic,
-                                                        float beta1, float beta2, float eps, adamw_rates rates) {
-  float g = dynamic[3] * gradient;
-  e.moment1 = beta1 * e.moment1 + (1.0f - beta1) * g;
-  e.moment2 = beta2 * e.moment2 + (1.0f - beta2) * g * g;
-  float step = rates.lr * (e.moment1 / dynamic[1]) / (sqrtf(e.moment2 / dynamic[2]) + eps);
+template <typename T, typename G>
+static __device__ __forceinline__ adamw_element updated(const adamw_operands<T, G> &a, adamw_element e, float gradient,
+                                                        adamw_rates rates) {
+  float g = a.dynamic[3] * gradient;
+  e.moment1 = a.beta1 * e.moment1 + a.rest1 * g;
+  e.moment2 = a.beta2 * e.moment2 + a.rest2 * g * g;
+  float step = rates.lr * (e.moment1 / a.dynamic[1]) / (sqrtf(e.moment2 / a.dynamic[2]) + a.eps);
   e.value = e.value * (1.0f - rates.lr * rates.decay) - step;
   return e;
 }
@@ -120,34 +123,43 @@ static __device__ __forceinline__ void split(float value, hv_bf16 *param, int16_
   *remainder = (int16_t)(uint16_t)bits;
 }
 
+/* Master values of N neighbouring elements. */
+template <int N> static __device__ __forceinline__ hv_floats<N> read_masters(const float *param, const int16_t *) {
+  return hv_read<N>(param);
+}
+template <int N>
+static __device__ __forceinline__ hv_floats<N> read_masters(const hv_bf16 *param, const int16_t *remainder) {
+  hv_vec<hv_bf16, N> high = hv_load<N>(param);
+  hv_vec<int16_t, N> low = hv_load<N>(remainder);
+  hv_floats<N> p;
+  HV_UNROLL
+  for (int j = 0; j < N; j++) p.at[j] = joined(high.at[j], low.at[j]);
+  return p;
+}
+template <int N> static __device__ __forceinline__ void write_masters(float *param, int16_t *, hv_floats<N> p) {
+  hv_write(param, p);
+}
+template <int N>
+static __device__ __forceinline__ void write_masters(hv_bf16 *param, int16_t *remainder, hv_floats<N> p) {
+  hv_vec<hv_bf16, N> high;
+  hv_vec<int16_t, N> low;
+  HV_UNROLL
+  for (int j = 0; j < N; j++) split(p.at[j], &high.at[j], &low.at[j]);
+  hv_store(param, high);
+  hv_store(remainder, low);
+}
+
 /* N neighbouring elements, all in one range. */
-template <int N, typename G>
-static __device__ __forceinline__ void update(const adamw_operands<float, G> &a, int64_t at, adamw_rates rates) {
-  hv_floats<N> p = hv_read<N>(a.param + at), g = hv_read<N>(a.grad + at);
+template <int N, typename T, typename G>
+static __device__ __forceinline__ void update(const adamw_operands<T, G> &a, int64_t at, adamw_rates rates) {
+  hv_floats<N> p = read_masters<N>(a.param + at, a.remainder + at), g = hv_read<N>(a.grad + at);
   hv_floats<N> m = hv_read<N>(a.moment1 + at), v = hv_read<N>(a.moment2 + at);
   HV_UNROLL
   for (int j = 0; j < N; j++) {
-    adamw_element e = updated({p.at[j], m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, rates);
+    adamw_element e = updated(a, {p.at[j], m.at[j], v.at[j]}, g.at[j], rates);
     p.at[j] = e.value, m.at[j] = e.moment1, v.at[j] = e.moment2;
   }
-  hv_write(a.param + at, p);
-  hv_write(a.moment1 + at, m);
-  hv_write(a.moment2 + at, v);
-}
-template <int N, typename G>
-static __device__ __forceinline__ void update(const adamw_operands<hv_bf16, G> &a, int64_t at, adamw_rates rates) {
-  hv_vec<hv_bf16, N> high = hv_load<N>(a.param + at);
-  hv_vec<int16_t, N> low = hv_load<N>(a.remainder + at);
-  hv_floats<N> g = hv_read<N>(a.grad + at), m = hv_read<N>(a.moment1 + at), v = hv_read<N>(a.moment2 + at);
-  HV_UNROLL
-  for (int j = 0; j < N; j++) {
-    float p = joined(high.at[j], low.at[j]);
-    adamw_element e = updated({p, m.at[j], v.at[j]}, g.at[j], a.dynamic, a.beta1, a.beta2, a.eps, rates);
-    split(e.value, &high.at[j], &low.at[j]);
-    m.at[j] = e.moment1, v.at[j] = e.moment2;
-  }
-  hv_store(a.param + at, high);
-  hv_store(a.remainder + at, low);
+  write_masters(a.param + at, a.remainder + at, p);
   hv_write(a.moment1 + at, m);
   hv_write(a.moment2 + at, v);
 }
@@ -166,6 +178,83 @@ template <typename T, typename G, int N> static __global__ void adamw_kernel(ada
     if (range == a.range_count) return;
     if (a.ranges[range].first <= at) update<1>(a, at, rates_of(a, a.ranges[range]));
   }
+}
+
+/* Moments in 8 bits. */
+struct moment_codes {
+  int8_t *code1;
+  uint8_t *code2;
+  float *scale1, *scale2;
+};
+
+/* N neighbouring elements of a block. All are in `range` where it holds the whole block; else it is the first that ends
+ * in the block or behind it, and elements in none keep their values, their moments being 0. */
+template <int N, typename T, typename G>
+static __device__ __forceinline__ void update_coded(const adamw_operands<T, G> &a, int64_t at, int64_t range,
+                                                    bool whole, hv_floats<N> &m, hv_floats<N> &v) {
+  hv_floats<N> p = read_masters<N>(a.param + at, a.remainder + at), g = hv_read<N>(a.grad + at);
+  adamw_rates rates = rates_of(a, a.ranges[range]);
+  HV_UNROLL
+  for (int j = 0; j < N; j++) {
+    if (!whole) {
+      while (range < a.range_count && a.ranges[range].end <= at + j) range++;
+      if (range == a.range_count || a.ranges[range].first > at + j) continue;
+      rates = rates_of(a, a.ranges[range]);
+    }
+    adamw_element e = updated(a, {p.at[j], m.at[j], v.at[j]}, g.at[j], rates);
+    p.at[j] = e.value, m.at[j] = e.moment1, v.at[j] = e.moment2;
+  }
+  write_masters(a.param + at, a.remainder + at, p);
+}
+
+/* A warp updates one block of moments; a lane has N neighbouring elements in each of its pieces. */
+template <typename T, typename G, int N>
+static __global__ void adamw_coded_kernel(adamw_operands<T, G> a, moment_codes codes) {
+  constexpr int PIECES = HV_MOMENT_BLOCK / HV_WARP / N;
+  int lane = (int)threadIdx.x % HV_WARP;
+  int64_t block = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / HV_WARP, first = block * HV_MOMENT_BLOCK;
+  if (first >= a.count || a.dynamic[3] < 0.0f) return;
+  int64_t range = find_range(a.ranges, a.range_count, first);
+  if (range == a.range_count || a.ranges[range].first >= first + HV_MOMENT_BLOCK) return;
+  bool whole = a.ranges[range].first <= first && first + HV_MOMENT_BLOCK <= a.ranges[range].end;
+  float scale1 = codes.scale1[block], scale2 = codes.scale2[block], largest1 = 0.0f, largest2 = 0.0f;
+  hv_floats<N> m[PIECES], v[PIECES];
+  HV_UNROLL
+  for (int i = 0; i < PIECES; i++) {
+    int64_t at = first + (i * HV_WARP + lane) * N;
+    hv_vec<int8_t, N> code1 = hv_load<N>(codes.code1 + at);
+    hv_vec<uint8_t, N> code2 = hv_load<N>(codes.code2 + at);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) {
+      float root = hv_moment2_decode(code2.at[j], scale2);
+      m[i].at[j] = hv_moment1_decode(code1.at[j], scale1);
+      v[i].at[j] = root * root;
+    }
+    update_coded<N>(a, at, range, whole, m[i], v[i]);
+    HV_UNROLL
+    for (int j = 0; j < N; j++) {
+      v[i].at[j] = sqrtf(v[i].at[j]);
+      largest1 = fmaxf(largest1, fabsf(m[i].at[j]));
+      largest2 = fmaxf(largest2, v[i].at[j]);
+    }
+  }
+  scale1 = hv_warp_max(largest1);
+  scale2 = hv_warp_max(largest2);
+  HV_UNROLL
+  for (int i = 0; i < PIECES; i++) {
+    int in_block = (i * HV_WARP + lane) * N;
+    hv_vec<int8_t, N> code1;
+    hv_vec<uint8_t, N> code2;
+    HV_UNROLL
+    for (int j = 0; j < N; j++) {
+      float dither = hv_moment2_dither((uint32_t)a.dynamic[4], (uint32_t)(in_block + j));
+      code1.at[j] = hv_moment1_encode(m[i].at[j], scale1);
+      code2.at[j] = hv_moment2_encode(v[i].at[j], scale2, dither);
+    }
+    hv_store(codes.code1 + first + in_block, code1);
+    hv_store(codes.code2 + first + in_block, code2);
+  }
+  if (lane == 0) codes.scale1[block] = scale1, codes.scale2[block] = scale2;
 }
 
 void hv_cuda_adamw(hv_stream *stream, const hv_adamw_args *args) {
@@ -188,8 +277,17 @@ void hv_cuda_adamw(hv_stream *stream, const hv_adamw_args *args) {
                                   (float)args->beta1,
                                   (float)args->beta2,
                                   (float)args->eps,
-                                  (float)args->weight_decay};
-        HV_LAUNCH((adamw_kernel<T, G, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
+                                  (float)args->weight_decay,
+                                  (float)(1 - args->beta1),
+                                  (float)(1 - args->beta2)};
+        if (!hv_present(args->moment1_scale)) {
+          HV_LAUNCH((adamw_kernel<T, G, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
+          return;
+        }
+        moment_codes codes = {(int8_t *)args->moment1.data, (uint8_t *)args->moment2.data,
+                              (float *)args->moment1_scale.data, (float *)args->moment2_scale.data};
+        HV_LAUNCH((adamw_coded_kernel<T, G, N>), dim3(hv_blocks(a.count, 4 * HV_MOMENT_BLOCK)), dim3(4 * HV_WARP), 0,
+                  stream, a, codes);
       });
     });
   });
@@ -202,40 +300,9 @@ template <typename T> struct average_operands {
   int64_t count;
 };
 
-/* The master values of N neighbouring elements, read and written. */
-template <int N>
-static __device__ __forceinline__ hv_floats<N> read_master(const average_operands<float> &a, int64_t at) {
-  return hv_read<N>(a.param + at);
-}
-template <int N>
-static __device__ __forceinline__ hv_floats<N> read_master(const average_operands<hv_bf16> &a, int64_t at) {
-  hv_vec<hv_bf16, N> high = hv_load<N>(a.param + at);
-  hv_vec<int16_t, N> low = hv_load<N>(a.remainder + at);
-  hv_floats<N> values;
-  HV_UNROLL
-  for (int j = 0; j < N; j++) values.at[j] = joined(high.at[j], low.at[j]);
-  return values;
-}
-
-template <int N>
-static __device__ __forceinline__ void write_master(const average_operands<float> &a, int64_t at,
-                                                    const hv_floats<N> &values) {
-  hv_write(a.param + at, values);
-}
-template <int N>
-static __device__ __forceinline__ void write_master(const average_operands<hv_bf16> &a, int64_t at,
-                                                    const hv_floats<N> &values) {
-  hv_vec<hv_bf16, N> high;
-  hv_vec<int16_t, N> low;
-  HV_UNROLL
-  for (int j = 0; j < N; j++) split(values.at[j], &high.at[j], &low.at[j]);
-  hv_store(a.param + at, high);
-  hv_store(a.remainder + at, low);
-}
-
 template <int N, typename T>
 static __device__ __forceinline__ void move_average(const average_operands<T> &a, int64_t at, float weight) {
-  hv_floats<N> p = read_master<N>(a, at), average = hv_read<N>(a.average + at);
+  hv_floats<N> p = read_masters<N>(a.param + at, a.remainder + at), average = hv_read<N>(a.average + at);
   HV_UNROLL
   for (int j = 0; j < N; j++) average.at[j] += weight * (p.at[j] - average.at[j]);
   hv_write(a.average + at, average);
@@ -254,8 +321,8 @@ static __global__ void average_kernel(average_operands<T> a, const float *weight
 
 template <int N, typename T>
 static __device__ __forceinline__ void exchange_at(const average_operands<T> &a, int64_t at) {
-  hv_floats<N> p = read_master<N>(a, at), average = hv_read<N>(a.average + at);
-  write_master(a, at, average);
+  hv_floats<N> p = read_masters<N>(a.param + at, a.remainder + at), average = hv_read<N>(a.average + at);
+  write_masters(a.param + at, a.remainder + at, average);
   hv_write(a.average + at, p);
 }
 

@@ -46,11 +46,18 @@ done:
   return status;
 }
 
-static hv_status check_dtype(const hv_checkpoint_content *content, const char *where, const hv_params *params) {
+/* Groups are padded, so the sizes of what they hold do not tell all models apart: their parameters are counted. */
+static hv_status check_model(const hv_checkpoint_content *content, const char *where, const hv_params *params) {
   hv_dtype expected = hv_params_dtype(params), found = content->manifest.dtype;
-  if (found == expected) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "%s: the run was made with dtype %s and cannot go on in %s", where,
-                  hv_dtype_name(found), hv_dtype_name(expected));
+  int64_t parameters = hv_params_total(params), found_parameters = content->manifest.parameters;
+  if (found != expected) {
+    return hv_error(HV_ERR_INPUT, "%s: the run was made with dtype %s and cannot go on in %s", where,
+                    hv_dtype_name(found), hv_dtype_name(expected));
+  }
+  if (found_parameters == parameters) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s: made of a model with %lld parameters, it does not fit the configured one with %lld", where,
+                  (long long)found_parameters, (long long)parameters);
 }
 
 /* Looks every part up in every file before anything is changed, and lists all that do not fit. */
@@ -74,8 +81,10 @@ static hv_status check_parts(const hv_checkpoint_parts *parts, const hv_checkpoi
   if (problems.failed) {
     status = hv_error_memory("a list of findings");
   } else if (problems.length > 0) {
-    status = hv_error(HV_ERR_INPUT, "%s does not fit the configured model, what it freezes, or its train.ema_decay:%s",
-                      hv_safetensors_path(content->shards[0]), hv_text_string(&problems));
+    status =
+        hv_error(HV_ERR_INPUT,
+                 "%s does not fit the configured model, what it freezes, its optimizer.moments or train.ema_decay:%s",
+                 hv_safetensors_path(content->shards[0]), hv_text_string(&problems));
   }
   hv_text_free(&problems);
   return status;
@@ -117,7 +126,7 @@ hv_status hv_checkpoint_load(const char *run, int64_t step, hv_params *params, h
   char where[HV_CHECKPOINT_PATH];
   HV_TRY(hv_checkpoint_path(run, step, "", where));
   hv_status status = hv_checkpoint_open(run, step, &content);
-  if (!status) status = check_dtype(&content, where, params);
+  if (!status) status = check_model(&content, where, params);
   if (!status) status = read_parts(&content, params, optimizer, ema, stream);
   *out = content.manifest.position;
   hv_checkpoint_close(&content);

@@ -1,6 +1,6 @@
 /* What a checkpoint holds of a model that is trained: of every parameter group its values, and where it is trained
- * moment1, moment2, (BF16) remainder and, if one is kept, the moving average, each a run of elements under the name
- * <group>.<what>.
+ * moment1, moment2, their scales (8-bit moments), (BF16) remainder and, if one is kept, the moving average, each a run
+ * of elements under the name <group>.<what>.
  *
  * Whatever a rank keeps in memory, the file of each of R ranks holds the same part of every run: elements
  * [total · r / R, total · (r + 1) / R).

@@ -40,6 +40,7 @@ typedef struct hv_optimizer_options {
   int32_t schedule; /* hv_decay_kind */
   int64_t warmup_steps;
   double final_ratio, beta1, beta2, eps, weight_decay, max_grad_norm;
+  int32_t moments;      /* hv_moment_format */
   hv_number_map groups; /* pattern of parameter names → factor on the learning rate */
 } hv_optimizer_options;
 

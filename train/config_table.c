@@ -13,6 +13,8 @@ static const char *const recomputations[] = {"none", "cheap", "block", NULL};
 /* In the order of hv_held_out_metric. */
 static const char *const metrics[] = {"held_out_loss", "error_diffusion", "error_autoregressive", "error_ensemble",
                                       NULL};
+/* In the order of hv_moment_format. */
+static const char *const moment_formats[] = {"fp32", "int8", NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL};
 
 #define AT(field) .offset = offsetof(hv_train_config, field)
@@ -68,7 +70,7 @@ const hv_option hv_train_config_table[] = {
      AT(dtype),
      .fallback = "fp32",
      .choices = dtypes,
-     .doc = "Storage of parameters and activations; arithmetic, moments and master values are fp32 either way."},
+     .doc = "Storage of parameters and activations; arithmetic and master values are fp32 either way."},
     {.key = "device",
      .type = HV_OPTION_STRING,
      AT(device),
@@ -324,6 +326,14 @@ const hv_option hv_train_config_table[] = {
      .min = 0,
      .max = 1e9,
      .doc = "The norm of all gradients together is clipped to this; 0: never."},
+    {.key = "optimizer.moments",
+     .type = HV_OPTION_ENUM,
+     AT(optimizer.moments),
+     .fallback = "fp32",
+     .choices = moment_formats,
+     .doc =
+         "Storage of the two moments. int8 takes a quarter of the memory: 8 bits each, with a scale for every 256 of "
+         "them; those of the token embedding stay fp32. A run goes on with what it began with."},
     {.key = "optimizer.groups",
      .type = HV_OPTION_NUMBER_MAP,
      AT(optimizer.groups),

@@ -4,17 +4,19 @@
 #include <stdlib.h>
 
 #include "core/tensor/arena.h"
+#include "core/tensor/moments.h"
 #include "core/tensor/ops.h"
 
 typedef struct group_slot {
   bool trainable;
   hv_owned owned; /* what this rank updates */
-  hv_tensor moment1, moment2, remainder, ranges;
+  hv_optimizer_state state;
+  hv_tensor ranges;
 } group_slot;
 
 /* What goes to the device before a step and comes back after it. */
 typedef struct host_block {
-  float dynamic[4]; /* hv_adamw_args.dynamic */
+  float dynamic[5]; /* hv_adamw_args.dynamic */
   float norm;
   float factor; /* dynamic[3] as the device set it */
 } host_block;
@@ -45,6 +47,19 @@ static int64_t count_trainable(const hv_params *params, hv_group_id group) {
   return count;
 }
 
+static void take_moments(hv_moment_format format, const hv_group *group, int64_t count, hv_arena *memory,
+                         hv_optimizer_state *state) {
+  if (format == HV_MOMENTS_F32 || group->lookup) {
+    state->moment1 = hv_arena_take(memory, HV_F32, 1, count);
+    state->moment2 = hv_arena_take(memory, HV_F32, 1, count);
+    return;
+  }
+  state->moment1 = hv_arena_take(memory, HV_I8, 1, count);
+  state->moment2 = hv_arena_take(memory, HV_U8, 1, count);
+  state->moment1_scale = hv_arena_take(memory, HV_F32, 1, count / HV_MOMENT_BLOCK);
+  state->moment2_scale = hv_arena_take(memory, HV_F32, 1, count / HV_MOMENT_BLOCK);
+}
+
 /* Gives every slot its place; called once to measure and once with memory. */
 static void lay_out(hv_optimizer *optimizer, blocks *memory) {
   const hv_params *params = optimizer->params;
@@ -53,14 +68,13 @@ static void lay_out(hv_optimizer *optimizer, blocks *memory) {
     group_slot *slot = &optimizer->groups[g];
     *slot = (group_slot){.trainable = group->trainable, .owned = hv_group_owned(params, g)};
     if (!group->trainable) continue;
-    slot->moment1 = hv_arena_take(&memory->moments, HV_F32, 1, slot->owned.count);
-    slot->moment2 = hv_arena_take(&memory->moments, HV_F32, 1, slot->owned.count);
+    take_moments(optimizer->settings.moments, group, slot->owned.count, &memory->moments, &slot->state);
     if (hv_params_dtype(params) == HV_BF16) {
-      slot->remainder = hv_arena_take(&memory->master, HV_I16, 1, slot->owned.count);
+      slot->state.remainder = hv_arena_take(&memory->master, HV_I16, 1, slot->owned.count);
     }
     slot->ranges = hv_arena_take(&memory->rest, HV_I64, count_trainable(params, g), 3);
   }
-  optimizer->dynamic = hv_arena_take(&memory->rest, HV_F32, 1, 4);
+  optimizer->dynamic = hv_arena_take(&memory->rest, HV_F32, 1, 5);
   optimizer->sum_squares = hv_arena_take(&memory->rest, HV_F32, 1, 1);
   optimizer->norm = hv_arena_take(&memory->rest, HV_F32, 1, 1);
 }
@@ -111,6 +125,14 @@ static void zero(hv_tensor tensor, hv_stream *stream) {
   if (hv_present(tensor)) hv_fill(stream, &(hv_fill_args){.dst = tensor});
 }
 
+static void zero_state(const hv_optimizer_state *state, hv_stream *stream) {
+  zero(state->moment1, stream);
+  zero(state->moment2, stream);
+  zero(state->moment1_scale, stream);
+  zero(state->moment2_scale, stream);
+  zero(state->remainder, stream);
+}
+
 static hv_status open_block(hv_device *device, hv_memory_kind kind, const char *what, hv_arena *block) {
   size_t bytes = block->peak;
   *block = (hv_arena){0};
@@ -133,10 +155,22 @@ static hv_status allocate(hv_optimizer *optimizer) {
   return status;
 }
 
+static hv_status check_settings(const hv_params *params, const hv_optimizer_settings *settings) {
+  bool any = false;
+  for (hv_group_id g = 0; g < hv_params_group_count(params); g++) any |= hv_params_group(params, g)->trainable;
+  if (!any) return hv_error(HV_ERR_INPUT, "every parameter is frozen: nothing is left to train");
+  if (settings->moments == HV_MOMENTS_F32 || hv_params_sharding(params) == HV_SHARD_NOTHING) return HV_OK;
+  int32_t ranks = hv_params_comm(params)->size, most = HV_GROUP_ALIGNMENT / HV_MOMENT_BLOCK;
+  if (ranks <= most) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%d ranks cannot share moments in 8 bits, %d at most can; with so many, fp32 fits",
+                  ranks, most);
+}
+
 hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_settings *settings, hv_stream *stream,
                             hv_optimizer **out) {
   hv_status status = HV_OK;
   *out = NULL;
+  HV_TRY(check_settings(params, settings));
   hv_optimizer *optimizer = calloc(1, sizeof *optimizer);
   if (!optimizer) return hv_error_memory("the optimizer");
   optimizer->device = hv_params_device(params);
@@ -148,21 +182,11 @@ hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_settings *sett
     status = hv_error_memory("the optimizer");
     goto done;
   }
-  bool any = false;
-  for (hv_group_id g = 0; g < optimizer->group_count; g++) any |= hv_params_group(params, g)->trainable;
-  if (!any) {
-    status = hv_error(HV_ERR_INPUT, "every parameter is frozen: nothing is left to train");
-    goto done;
-  }
   HV_CHECK(allocate(optimizer));
   void *host;
   HV_CHECK(hv_device_allocate_host(optimizer->device, sizeof(host_block), "the optimizer's scalars", &host));
   optimizer->host = host;
-  for (hv_group_id g = 0; g < optimizer->group_count; g++) {
-    zero(optimizer->groups[g].moment1, stream);
-    zero(optimizer->groups[g].moment2, stream);
-    zero(optimizer->groups[g].remainder, stream);
-  }
+  for (hv_group_id g = 0; g < optimizer->group_count; g++) zero_state(&optimizer->groups[g].state, stream);
   HV_CHECK(upload_ranges(optimizer, stream));
   HV_CHECK(hv_stream_synchronize(stream));
   *out = optimizer;
@@ -186,10 +210,12 @@ static void update_group(hv_optimizer *optimizer, hv_group_id group, hv_stream *
   const group_slot *slot = &optimizer->groups[group];
   const hv_optimizer_settings *settings = &optimizer->settings;
   hv_adamw(stream, &(hv_adamw_args){.param = slot->owned.values,
-                                    .remainder = slot->remainder,
+                                    .remainder = slot->state.remainder,
                                     .grad = slot->owned.gradients,
-                                    .moment1 = slot->moment1,
-                                    .moment2 = slot->moment2,
+                                    .moment1 = slot->state.moment1,
+                                    .moment2 = slot->state.moment2,
+                                    .moment1_scale = slot->state.moment1_scale,
+                                    .moment2_scale = slot->state.moment2_scale,
                                     .ranges = slot->ranges,
                                     .dynamic = optimizer->dynamic,
                                     .beta1 = settings->beta1,
@@ -206,6 +232,7 @@ void hv_optimizer_measure(hv_optimizer *optimizer, double learning_rate, hv_stre
   host->dynamic[1] = (float)(1.0 - pow(settings->beta1, t));
   host->dynamic[2] = (float)(1.0 - pow(settings->beta2, t));
   host->dynamic[3] = 1.0f;
+  host->dynamic[4] = (float)((optimizer->updates + 1) % (1 << 24));
   hv_upload(stream, optimizer->dynamic.data, host->dynamic, sizeof host->dynamic);
   zero(optimizer->sum_squares, stream);
   hv_params_end_passes(optimizer->params, stream);
@@ -262,6 +289,5 @@ void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates) {
 }
 
 hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group) {
-  const group_slot *slot = &optimizer->groups[group];
-  return (hv_optimizer_state){.moment1 = slot->moment1, .moment2 = slot->moment2, .remainder = slot->remainder};
+  return optimizer->groups[group].state;
 }

@@ -2,24 +2,31 @@
  * LayerScale: hv_param.decay), learning rates by parameter (hv_param.rate), steps with a gradient that is not finite
  * skipped.
  *
- * Moments are held in F32 for what this rank owns of each trainable group (hv_group_owned); BF16 parameters carry
- * 16-bit remainders that restore their F32 master values (ops.h, adamw). What changes from step to step goes to the
- * device as four numbers.
+ * Moments are held for what this rank owns of each trainable group (hv_group_owned), in F32 or in 8 bits
+ * (core/tensor/moments.h); BF16 parameters carry 16-bit remainders that restore their F32 master values (ops.h, adamw).
+ * What changes from step to step goes to the device as five numbers.
  */
 #ifndef HV_TRAIN_OPTIMIZER_H
 #define HV_TRAIN_OPTIMIZER_H
 
 #include "core/nn/params.h"
 
+typedef enum hv_moment_format {
+  HV_MOMENTS_F32,
+  HV_MOMENTS_INT8, /* but F32 for groups that hold a look-up table: rows that a batch does not name have gradients of
+                      0, which makes for the least even moments (section 2.3 of the paper that moments.h names) */
+} hv_moment_format;
+
 typedef struct hv_optimizer_settings {
   double beta1, beta2, eps, weight_decay;
   double max_norm; /* of all gradients together; 0: not clipped */
+  hv_moment_format moments;
 } hv_optimizer_settings;
 
 typedef struct hv_optimizer hv_optimizer;
 
 /* Allocates everything; the parameters and their gradients are allocated before and outlive it. HV_ERR_INPUT when no
- * parameter is trainable. */
+ * parameter is trainable, and when 8-bit moments are shared by so many ranks that a share is no whole blocks. */
 HV_NODISCARD hv_status hv_optimizer_open(hv_params *params, const hv_optimizer_settings *settings, hv_stream *stream,
                                          hv_optimizer **out);
 void hv_optimizer_close(hv_optimizer *optimizer); /* NULL is allowed */
@@ -43,10 +50,12 @@ hv_tensor hv_optimizer_factor(const hv_optimizer *optimizer);
 int64_t hv_optimizer_updates(const hv_optimizer *optimizer);
 void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates);
 
-/* State of what this rank owns of one trainable group, [1, owned count], for checkpoints; absent where the group is
- * frozen, the remainder where parameters are not BF16. */
+/* State of what this rank owns of one trainable group, for checkpoints: as adamw takes it (ops.h). Absent where the
+ * group is frozen, the scales where moments are F32, the remainder where parameters are not BF16. */
 typedef struct hv_optimizer_state {
-  hv_tensor moment1, moment2, remainder;
+  hv_tensor moment1, moment2;             /* [1, owned count] */
+  hv_tensor moment1_scale, moment2_scale; /* [1, owned count / HV_MOMENT_BLOCK] */
+  hv_tensor remainder;                    /* [1, owned count] */
 } hv_optimizer_state;
 hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group);
 

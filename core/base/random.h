@@ -15,11 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __CUDACC__
-#define HV_HOST_DEVICE __host__ __device__
-#else
-#define HV_HOST_DEVICE
-#endif
+#include "core/base/host_device.h"
 
 /* What a number is drawn for. Values are part of the format of a run: a resumed run draws the same numbers, so an entry
  * is never renumbered. */

@@ -196,7 +196,7 @@ static bool admit(hv_stream *stream, hv_status error) {
   X(fill, dst)                                                                                                         \
   X(sum_squares, y)                                                                                                    \
   X(clip_factor, sum_squares)                                                                                          \
-  X(adamw, moment1)                                                                                                    \
+  X(adamw, dynamic)                                                                                                    \
   X(average, average)                                                                                                  \
   X(exchange, average)
 

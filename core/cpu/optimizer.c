@@ -1,6 +1,7 @@
 /* The gradient's norm, clipping, AdamW, and averages of what it makes. */
 #include "core/cpu/kernel.h"
 #include "core/cpu/vector_math.h"
+#include "core/tensor/moments.h"
 
 static double square_sums(const void *context, int64_t first, int64_t last, void *scratch) {
   (void)scratch;
@@ -37,6 +38,8 @@ void HV_KERNEL(clip_factor)(hv_cpu_pool *pool, const hv_clip_factor_args *args) 
 typedef struct adamw_context {
   const hv_adamw_args *args;
   real lr, correction1, correction2, gradient_factor, beta1, beta2, eps;
+  real rest1, rest2; /* 1 − β1, 1 − β2, subtracted in double */
+  uint32_t update;   /* its number, t */
 } adamw_context;
 
 /* The master value of a BF16 parameter, and back: rounded to nearest, halves away from zero, so that what is left
@@ -70,21 +73,22 @@ static void store_master(const hv_tensor *param, const hv_tensor *remainder, int
   for (int64_t j = 0; j < count; j++) split_master((float)p[j], &high[j], &low[j]);
 }
 
-static void update(const adamw_context *c, int64_t first, int64_t count, const hv_adamw_range *range) {
+/* `count` elements from `first` on, which lie in the range, with their moments. */
+static void update(const adamw_context *c, int64_t first, int64_t count, const hv_adamw_range *range, real *m,
+                   real *v) {
   const hv_adamw_args *a = c->args;
   real grad_buffer[HV_CHUNK], master[HV_CHUNK];
   bool split = hv_present(a->remainder);
   /* All but split parameters are stored as `real`. */
   real *p = split ? master : element(&a->param, 0, first);
-  real *m = element(&a->moment1, 0, first), *v = element(&a->moment2, 0, first);
   const real *grad = load(&a->grad, 0, first, count, grad_buffer);
   real lr = c->lr * (real)range->rate, keep = range->decay ? 1 - lr * (real)a->weight_decay : 1;
   if (split) load_master(&a->param, &a->remainder, first, count, p);
 #pragma omp simd
   for (int64_t j = 0; j < count; j++) {
     real g = c->gradient_factor * grad[j];
-    m[j] = c->beta1 * m[j] + (1 - c->beta1) * g;
-    v[j] = c->beta2 * v[j] + (1 - c->beta2) * g * g;
+    m[j] = c->beta1 * m[j] + c->rest1 * g;
+    v[j] = c->beta2 * v[j] + c->rest2 * g * g;
     p[j] = p[j] * keep - lr * (m[j] / c->correction1) / (real_sqrt(v[j] / c->correction2) + c->eps);
   }
   if (split) store_master(&a->param, &a->remainder, first, count, p);
@@ -98,17 +102,83 @@ static void adamw_chunks(const void *context, int64_t first, int64_t last, void 
   for (int64_t i = 0; i < ranges->rows; i++) {
     const hv_adamw_range *range = element(ranges, i, 0);
     int64_t from = max_i64(begin, range->first), to = min_i64(end, range->end);
-    for (; from < to; from += HV_CHUNK) update(c, from, min_i64(HV_CHUNK, to - from), range);
+    for (; from < to; from += HV_CHUNK) {
+      real *m = element(&c->args->moment1, 0, from), *v = element(&c->args->moment2, 0, from);
+      update(c, from, min_i64(HV_CHUNK, to - from), range, m, v);
+    }
   }
+}
+
+static void decode_moments(const hv_adamw_args *a, int64_t block, real *m, real *v) {
+  const int8_t *code1 = element(&a->moment1, 0, block * HV_MOMENT_BLOCK);
+  const uint8_t *code2 = element(&a->moment2, 0, block * HV_MOMENT_BLOCK);
+  float scale1 = ((const float *)a->moment1_scale.data)[block], scale2 = ((const float *)a->moment2_scale.data)[block];
+#pragma omp simd
+  for (int j = 0; j < HV_MOMENT_BLOCK; j++) {
+    real root_v = (real)hv_moment2_decode(code2[j], scale2);
+    m[j] = (real)hv_moment1_decode(code1[j], scale1);
+    v[j] = root_v * root_v;
+  }
+}
+
+static void encode_moments(const adamw_context *c, int64_t block, const real *m, const real *v) {
+  const hv_adamw_args *a = c->args;
+  int8_t *code1 = element(&a->moment1, 0, block * HV_MOMENT_BLOCK);
+  uint8_t *code2 = element(&a->moment2, 0, block * HV_MOMENT_BLOCK);
+  float root_v[HV_MOMENT_BLOCK], scale1 = 0, scale2 = 0;
+#pragma omp simd reduction(max : scale1, scale2)
+  for (int j = 0; j < HV_MOMENT_BLOCK; j++) {
+    float size = fabsf((float)m[j]);
+    root_v[j] = (float)real_sqrt(v[j]);
+    scale1 = size > scale1 ? size : scale1;
+    scale2 = root_v[j] > scale2 ? root_v[j] : scale2;
+  }
+#pragma omp simd
+  for (int j = 0; j < HV_MOMENT_BLOCK; j++) {
+    code1[j] = hv_moment1_encode((float)m[j], scale1);
+    code2[j] = hv_moment2_encode(root_v[j], scale2, hv_moment2_dither(c->update, (uint32_t)j));
+  }
+  ((float *)a->moment1_scale.data)[block] = scale1;
+  ((float *)a->moment2_scale.data)[block] = scale2;
+}
+
+/* One block of moments in 8 bits; what lies outside the ranges holds codes of 0. */
+static void update_block(const adamw_context *c, int64_t block) {
+  const hv_tensor *ranges = &c->args->ranges;
+  int64_t begin = block * HV_MOMENT_BLOCK, end = begin + HV_MOMENT_BLOCK;
+  real m[HV_MOMENT_BLOCK], v[HV_MOMENT_BLOCK];
+  bool any = false;
+  for (int64_t i = 0; i < ranges->rows; i++) {
+    const hv_adamw_range *range = element(ranges, i, 0);
+    int64_t from = max_i64(begin, range->first), to = min_i64(end, range->end);
+    if (from >= to) continue;
+    if (!any) decode_moments(c->args, block, m, v);
+    any = true;
+    update(c, from, to - from, range, m + (from - begin), v + (from - begin));
+  }
+  if (any) encode_moments(c, block, m, v);
+}
+
+static void adamw_blocks(const void *context, int64_t first, int64_t last, void *scratch) {
+  (void)scratch;
+  for (int64_t block = first; block < last; block++) update_block(context, block);
 }
 
 void HV_KERNEL(adamw)(hv_cpu_pool *pool, const hv_adamw_args *args) {
   adamw_context c = {.args = args, .beta1 = (real)args->beta1, .beta2 = (real)args->beta2, .eps = (real)args->eps};
+  c.rest1 = (real)(1 - args->beta1);
+  c.rest2 = (real)(1 - args->beta2);
   c.lr = load_one(&args->dynamic, 0, 0);
   c.correction1 = load_one(&args->dynamic, 0, 1);
   c.correction2 = load_one(&args->dynamic, 0, 2);
   c.gradient_factor = load_one(&args->dynamic, 0, 3);
+  c.update = (uint32_t)load_one(&args->dynamic, 0, 4);
   if (c.gradient_factor < 0) return;
+  if (hv_present(args->moment1_scale)) {
+    int64_t blocks = args->param.cols / HV_MOMENT_BLOCK;
+    hv_cpu_for(pool, blocks, hv_cpu_grain(16 * HV_MOMENT_BLOCK), adamw_blocks, &c);
+    return;
+  }
   hv_cpu_for(pool, chunks_of(args->param.cols), hv_cpu_grain(8 * HV_CHUNK), adamw_chunks, &c);
 }
 

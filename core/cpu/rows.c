@@ -84,6 +84,7 @@ static void encode(hv_dtype dtype, double value, void *out) {
   int32_t i32 = 0;
   int64_t i64 = 0;
   uint8_t u8 = 0;
+  int8_t i8 = 0;
   switch (dtype) {
   case HV_F32: memcpy(out, &f, sizeof f); break;
   case HV_F64: memcpy(out, &value, sizeof value); break;
@@ -93,6 +94,7 @@ static void encode(hv_dtype dtype, double value, void *out) {
   case HV_I32: i32 = (int32_t)value, memcpy(out, &i32, sizeof i32); break;
   case HV_I64: i64 = (int64_t)value, memcpy(out, &i64, sizeof i64); break;
   case HV_U8: u8 = (uint8_t)value, memcpy(out, &u8, sizeof u8); break;
+  case HV_I8: i8 = (int8_t)value, memcpy(out, &i8, sizeof i8); break;
   }
 }
 

@@ -45,7 +45,12 @@ static hv_status declare_llm(hv_model_parts *parts) {
   if (!parts->layers) return hv_error_memory("the decoder's layers");
   parts->embed_group = hv_params_begin_group(parts->params, "llm_backbone.llm.model.embed_tokens");
   parts->embed_tokens =
-      declare_matrix(parts->params, "llm_backbone.llm.model.embed_tokens.weight", llm->vocab_size, llm->hidden_size);
+      hv_params_declare(parts->params, &(hv_param_spec){.name = "llm_backbone.llm.model.embed_tokens.weight",
+                                                        .rank = 2,
+                                                        .shape = {llm->vocab_size, llm->hidden_size},
+                                                        .init = HV_INIT_NORMAL,
+                                                        .decay = true,
+                                                        .lookup = true});
   for (int32_t i = 0; i < llm->num_hidden_layers; i++) {
     hv_decoder_layer_declare(llm, parts->params, i, &parts->layers[i]);
   }

@@ -97,11 +97,13 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
                         .offset = offset,
                         .init = specs[i].init,
                         .decay = specs[i].decay,
+                        .lookup = specs[i].lookup,
                         .stack = first,
                         .trainable = true,
                         .rate = 1.0f};
     memcpy(param->shape, specs[i].shape, sizeof param->shape);
     matrix_form(param);
+    group->info.lookup |= param->lookup;
     offset += param->rows * param->cols;
   }
   group->info.count = offset;

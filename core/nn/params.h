@@ -19,7 +19,11 @@
 #include "core/tensor/device.h"
 #include "core/tensor/trace.h"
 
-enum { HV_PARAM_MAX_RANK = 4, HV_GROUP_ALIGNMENT = 1024 /* elements; a group's length is a multiple */ };
+enum {
+  HV_PARAM_MAX_RANK = 4,
+  /* Elements; a group's length is a multiple, so that on up to 32 ranks a share is whole blocks of 8-bit moments. */
+  HV_GROUP_ALIGNMENT = 8192,
+};
 
 typedef enum hv_init {
   HV_INIT_NORMAL, /* N(0, 0.02) */
@@ -42,6 +46,7 @@ typedef struct hv_param {
   int64_t offset; /* elements from the group's start */
   hv_init init;
   bool decay;        /* weight decay may apply: not a bias, a norm's weight or a LayerScale */
+  bool lookup;       /* rows are looked up by ids, so that a step's gradient is 0 in most of them */
   bool trainable;    /* set by hv_params_freeze; true at the start */
   float rate;        /* factor on the learning rate, set by hv_params_scale_rates; 1 at the start */
   hv_param_id stack; /* the first of those it is stacked with, itself where it stands alone */
@@ -51,6 +56,7 @@ typedef struct hv_group {
   const char *name;
   int64_t count;  /* elements, a multiple of HV_GROUP_ALIGNMENT */
   bool trainable; /* any parameter of it is */
+  bool lookup;    /* any parameter of it is */
 } hv_group;
 
 typedef struct hv_params hv_params;
@@ -67,7 +73,7 @@ typedef struct hv_param_spec {
   int32_t rank;
   int64_t shape[HV_PARAM_MAX_RANK];
   hv_init init;
-  bool decay;
+  bool decay, lookup;
 } hv_param_spec;
 
 hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec);

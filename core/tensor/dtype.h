@@ -16,10 +16,11 @@ typedef enum hv_dtype {
   HV_I32,
   HV_I64,
   HV_U8,
+  HV_I8,
 } hv_dtype;
 
 static inline size_t hv_dtype_size(hv_dtype dtype) {
-  static const unsigned char sizes[] = {4, 2, 8, 2, 2, 4, 8, 1};
+  static const unsigned char sizes[] = {4, 2, 8, 2, 2, 4, 8, 1, 1};
   return sizes[dtype];
 }
 
@@ -27,9 +28,9 @@ static inline bool hv_dtype_is_floating(hv_dtype dtype) {
   return dtype <= HV_F16;
 }
 
-/* "fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8": the spelling of options and messages. */
+/* "fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8", "i8": the spelling of options and messages. */
 static inline const char *hv_dtype_name(hv_dtype dtype) {
-  static const char *const names[] = {"fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8"};
+  static const char *const names[] = {"fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8", "i8"};
   return names[dtype];
 }
 

@@ -3,6 +3,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "core/tensor/moments.h"
+
 enum { MAX_OPERANDS = 16, MAX_HEAD_DIM = 256 };
 
 /* Sets of dtypes. */
@@ -14,6 +16,7 @@ enum {
   I32 = 1 << HV_I32,
   I64 = 1 << HV_I64,
   U8 = 1 << HV_U8,
+  I8 = 1 << HV_I8,
   FLOATS = F32 | BF16 | F64,
   ANY = -1,
 };
@@ -507,7 +510,7 @@ static void examine_clip_factor(exam *e, const hv_clip_factor_args *a) {
   operand(e, "sum_squares", a->sum_squares, F32 | F64, 1, 1, READ);
   int s = dtype_set(a->sum_squares);
   operand(e, "norm", a->norm, s, 1, 1, WRITE);
-  operand(e, "dynamic", a->dynamic, s, 1, 4, WRITE);
+  operand(e, "dynamic", a->dynamic, s, 1, 5, WRITE);
   require(e, a->max_norm >= 0, "max_norm is negative");
   check_aliases(e, NO_ALIASES);
 }
@@ -517,10 +520,14 @@ static void examine_adamw(exam *e, const hv_adamw_args *a) {
   int t = type_operand(e, "param", a->param, 1, -1, WRITE), s = scalar_of(t);
   exactly_if(e, t == BF16, "remainder", a->remainder, I16, 1, n, WRITE);
   operand(e, "grad", a->grad, t | F32, 1, n, READ);
-  operand(e, "moment1", a->moment1, s, 1, n, WRITE);
-  operand(e, "moment2", a->moment2, s, 1, n, WRITE);
+  bool coded = a->moment1.dtype == HV_I8;
+  operand(e, "moment1", a->moment1, coded ? I8 : s, 1, n, WRITE);
+  operand(e, "moment2", a->moment2, coded ? U8 : s, 1, n, WRITE);
+  exactly_if(e, coded, "moment1_scale", a->moment1_scale, F32, 1, n / HV_MOMENT_BLOCK, WRITE);
+  exactly_if(e, coded, "moment2_scale", a->moment2_scale, F32, 1, n / HV_MOMENT_BLOCK, WRITE);
+  require(e, !coded || n % HV_MOMENT_BLOCK == 0, "moments in 8 bits are those of whole blocks");
   operand(e, "ranges", a->ranges, I64, -1, 3, READ);
-  operand(e, "dynamic", a->dynamic, s, 1, 4, READ);
+  operand(e, "dynamic", a->dynamic, s, 1, 5, READ);
   check_aliases(e, NO_ALIASES);
 }
 

@@ -347,7 +347,7 @@ typedef struct hv_clip_factor_args {
   hv_tensor sum_squares; /* S [1, 1] */
   double max_norm;
   hv_tensor norm;    /* S [1, 1] */
-  hv_tensor dynamic; /* S [1, 4]: see hv_adamw_args */
+  hv_tensor dynamic; /* S [1, 5]: see hv_adamw_args */
 } hv_clip_factor_args;
 
 /* AdamW on one parameter group (decoupled weight decay, PyTorch's order of operations), n elements:
@@ -356,7 +356,8 @@ typedef struct hv_clip_factor_args {
  * Only elements inside `ranges` change; a range says its rate, and whether weight decay applies. dynamic[3] < 0:
  * nothing changes. BF16 parameters carry a signed remainder each: the master value's bits are (bf16 bits << 16) +
  * remainder. The bf16 value is the master rounded to nearest, halves away from zero: so the remainder always fits 16
- * bits. */
+ * bits. Moments may be held in 8 bits (moments.h): codes and a scale for each block, those of elements outside the
+ * ranges being 0. */
 typedef struct hv_adamw_range {
   int64_t first, end; /* elements */
   int32_t decay;      /* 1: weight decay applies */
@@ -364,13 +365,14 @@ typedef struct hv_adamw_range {
 } hv_adamw_range;
 
 typedef struct hv_adamw_args {
-  hv_tensor param;     /* T [1, n] */
-  hv_tensor remainder; /* I16 [1, n], present exactly if T is BF16 */
-  hv_tensor grad;      /* G [1, n] */
-  hv_tensor moment1;   /* S [1, n] */
-  hv_tensor moment2;   /* S [1, n] */
-  hv_tensor ranges;    /* I64 [ranges, 3]: hv_adamw_range, ascending, disjoint */
-  hv_tensor dynamic;   /* S [1, 4]: learning rate, 1 − β1^t, 1 − β2^t, gradient factor */
+  hv_tensor param;                        /* T [1, n] */
+  hv_tensor remainder;                    /* I16 [1, n], present exactly if T is BF16 */
+  hv_tensor grad;                         /* G [1, n] */
+  hv_tensor moment1;                      /* S [1, n], or I8 [1, n]: codes; n is then a multiple of HV_MOMENT_BLOCK */
+  hv_tensor moment2;                      /* S [1, n], or U8 [1, n] with them */
+  hv_tensor moment1_scale, moment2_scale; /* F32 [1, n / HV_MOMENT_BLOCK], present exactly if moments are codes */
+  hv_tensor ranges;                       /* I64 [ranges, 3]: hv_adamw_range, ascending, disjoint */
+  hv_tensor dynamic; /* S [1, 5]: learning rate, 1 − β1^t, 1 − β2^t, gradient factor, t (modulo 2²⁴) */
   double beta1, beta2, eps, weight_decay;
 } hv_adamw_args;
 

@@ -12,7 +12,7 @@ static void train(const char *folder, int ranks, const char *settings) {
   snprintf(command, sizeof command, "tests/comm/train_ranks %s %s", folder, settings);
   expect_ranks(0, ranks, command, "nothing shared: loss", "optimizer shared: loss", "gradients shared: loss",
                "parameters shared: loss");
-  expect_same_records(folder, ranks, "reduce_scatter fp32 4096 gradients of llm_backbone.llm.model.layers.1\n");
+  expect_same_records(folder, ranks, "reduce_scatter fp32 8192 gradients of llm_backbone.llm.model.layers.1\n");
 }
 
 static void ranks_together_equal_one_alone(void **state) {

@@ -118,6 +118,14 @@ static void a_run_in_bf16_goes_on_with_other_numbers_of_ranks(void **state) {
   assert_same_run(*state, "shared", "alone", STEPS, 2e-2);
 }
 
+/* A share is whole blocks of moments. A sum in another order now and then turns a code, which is a hundredth of it. */
+static void a_run_with_8_bit_moments_goes_on_with_other_numbers_of_ranks(void **state) {
+  static const stretch stretches[] = {{8, 3, "gradients"}, {1, 6, "replicate"}, {4, 9, "parameters"}};
+  run_alone(*state, "alone", 9, "--set optimizer.moments=int8");
+  run_stretches(*state, "shared", stretches, 3, "--set optimizer.moments=int8");
+  assert_same_run(*state, "shared", "alone", 9, 1e-3);
+}
+
 /* A signal that reaches mpirun stops all ranks after the same step, with a checkpoint to go on from. */
 static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   char log[512];
@@ -276,6 +284,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_run_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_run_in_bf16_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_with_8_bit_moments_goes_on_with_other_numbers_of_ranks, make_folder,
+                                      remove_folder),
       cmocka_unit_test_setup_teardown(a_signal_ends_all_ranks_with_a_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_launcher_ends_with_a_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_that_lacks_a_part_is_passed_over, make_folder, remove_folder),

@@ -1,6 +1,7 @@
 #include <math.h>
 
 #include "core/base/random.h"
+#include "core/tensor/moments.h"
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
 
@@ -187,8 +188,8 @@ static void clip_factor(op_env *env) {
   double values[] = {op_uniform(env, 0.01, 400), INFINITY, NAN};
   double squares = values[op_below(env, 4) % 3], max_norm = limits[op_below(env, 3)];
   op_operand sum = scalar(env, OP_S, squares), norm = op_result(env, OP_S, 1, 1);
-  op_operand dynamic = op_values(env, OP_S, 1, 4, (const double[]){1, 2, 3, 4});
-  double expected_norm = sqrt(sum.host[0]), expected[4] = {1, 2, 3, 1};
+  op_operand dynamic = op_values(env, OP_S, 1, 5, (const double[]){1, 2, 3, 4, 5});
+  double expected_norm = sqrt(sum.host[0]), expected[5] = {1, 2, 3, 1, 5};
   if (max_norm > 0 && expected_norm > max_norm) expected[3] = max_norm / (expected_norm + 1e-6);
   if (!isfinite(expected_norm)) expected[3] = -1;
   OP_RUN(env, clip_factor, .sum_squares = sum.at[side], .max_norm = max_norm, .norm = norm.at[side],
@@ -205,21 +206,48 @@ static int64_t range_rates(int32_t decay, float rate) {
   return column;
 }
 
+enum { MOST_RANGES = 8 };
+
+typedef struct random_ranges {
+  int64_t rows[MOST_RANGES][3], count;
+  int32_t decays[MOST_RANGES];
+  double rates[MOST_RANGES];
+} random_ranges;
+
 /* Ranges over n elements: gaps before, between and behind. */
-static int64_t random_ranges(op_env *env, int64_t n, int64_t (*ranges)[3], int32_t *decays, double *rates,
-                             int64_t most) {
-  int64_t count = 0, at = op_below(env, 3);
-  while (at < n && count < most) {
-    int64_t end = at + 1 + op_below(env, n);
-    ranges[count][0] = at;
-    ranges[count][1] = end < n ? end : n;
-    decays[count] = op_coin(env);
-    rates[count] = op_coin(env) ? 1 : 0.25;
-    ranges[count][2] = range_rates(decays[count], (float)rates[count]);
-    count++;
+static random_ranges ranges_over(op_env *env, int64_t n) {
+  random_ranges r = {.count = 0};
+  for (int64_t at = op_below(env, 3); at < n && r.count < MOST_RANGES; r.count++) {
+    int64_t end = at + 1 + op_below(env, n), *row = r.rows[r.count];
+    row[0] = at;
+    row[1] = end < n ? end : n;
+    r.decays[r.count] = op_coin(env);
+    r.rates[r.count] = op_coin(env) ? 1 : 0.25;
+    row[2] = range_rates(r.decays[r.count], (float)r.rates[r.count]);
     at = end + op_below(env, 3);
   }
-  return count;
+  return r;
+}
+
+/* The third update of a run; the gradient's factor is 0.5, below 0 where the update is to be skipped. */
+static const double adamw_lr = 0.01, adamw_beta1 = 0.9, adamw_beta2 = 0.999, adamw_eps = 1e-8, adamw_decay = 0.1;
+
+static op_operand adamw_dynamic(op_env *env, bool skip) {
+  double values[5] = {adamw_lr, 1 - pow(adamw_beta1, 3), 1 - pow(adamw_beta2, 3), skip ? -1 : 0.5, 3};
+  return op_values(env, OP_S, 1, 5, values);
+}
+
+static void adamw_in_double(const random_ranges *ranges, const double *grad, double *p, double *m, double *v) {
+  double correction1 = 1 - pow(adamw_beta1, 3), correction2 = 1 - pow(adamw_beta2, 3);
+  for (int64_t r = 0; r < ranges->count; r++) {
+    double lr = adamw_lr * ranges->rates[r], keep = ranges->decays[r] ? 1 - lr * adamw_decay : 1;
+    for (int64_t i = ranges->rows[r][0]; i < ranges->rows[r][1]; i++) {
+      double g = 0.5 * grad[i];
+      m[i] = adamw_beta1 * m[i] + (1 - adamw_beta1) * g;
+      v[i] = adamw_beta2 * v[i] + (1 - adamw_beta2) * g * g;
+      p[i] = p[i] * keep - lr * (m[i] / correction1) / (sqrt(v[i] / correction2) + adamw_eps);
+    }
+  }
 }
 
 /* The F32 value that a BF16 parameter and its remainder are together. */
@@ -234,29 +262,17 @@ static double joined(double high, double low) {
 
 /* The update in double, of values that end up rounded to how they are stored. */
 static void adamw(op_env *env) {
-  int64_t n = op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000), ranges[8][3];
-  int32_t decays[8];
-  double rates[8];
-  int64_t count = random_ranges(env, n, ranges, decays, rates, 8);
+  int64_t n = op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000);
+  random_ranges ranges = ranges_over(env, n);
   bool skip = op_below(env, 5) == 0;
-  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, decay = 0.1, lr = 0.01;
-  double settings[4] = {lr, 1 - pow(beta1, 3), 1 - pow(beta2, 3), skip ? -1 : 0.5};
   op_operand param = op_random(env, OP_T, 1, n, 1, 0), grad = op_random(env, OP_T_OR_F32, 1, n, 1, 0);
   op_operand moment1 = op_random(env, OP_S, 1, n, 0.1, 0), moment2 = op_random(env, OP_S, 1, n, 0.001, 1);
-  op_operand list = op_longs(env, count, 3, ranges[0]), dynamic = op_values(env, OP_S, 1, 4, settings);
+  op_operand list = op_longs(env, ranges.count, 3, ranges.rows[0]), dynamic = adamw_dynamic(env, skip);
   double *p = op_array(env, n), *m = op_array(env, n), *v = op_array(env, n);
   memcpy(p, param.host, (size_t)n * sizeof *p);
   memcpy(m, moment1.host, (size_t)n * sizeof *m);
   memcpy(v, moment2.host, (size_t)n * sizeof *v);
-  for (int64_t r = 0; r < count && !skip; r++) {
-    double range_lr = lr * rates[r], keep = decays[r] ? 1 - range_lr * decay : 1;
-    for (int64_t i = ranges[r][0]; i < ranges[r][1]; i++) {
-      double g = 0.5 * grad.host[i];
-      m[i] = beta1 * m[i] + (1 - beta1) * g;
-      v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-      p[i] = p[i] * keep - range_lr * (m[i] / settings[1]) / (sqrt(v[i] / settings[2]) + eps);
-    }
-  }
+  if (!skip) adamw_in_double(&ranges, grad.host, p, m, v);
   hv_tensor remainders[OP_SIDES] = {{.data = NULL}, {.data = NULL}};
   if (env->dtype == HV_BF16) {
     op_operand remainder = op_ints(env, 1, (n + 1) / 2, (const int32_t *)op_array(env, n)); /* pairs of 16-bit zeros */
@@ -264,7 +280,7 @@ static void adamw(op_env *env) {
   }
   OP_RUN(env, adamw, .param = param.at[side], .remainder = remainders[side], .grad = grad.at[side],
          .moment1 = moment1.at[side], .moment2 = moment2.at[side], .ranges = list.at[side], .dynamic = dynamic.at[side],
-         .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = decay);
+         .beta1 = adamw_beta1, .beta2 = adamw_beta2, .eps = adamw_eps, .weight_decay = adamw_decay);
   double tolerance = env->dtype == HV_F64 ? 1e-12 : 1e-6;
   op_compare_within(env, "param", &param, p, env->dtype == HV_BF16 ? 1e-2 : tolerance);
   op_compare_within(env, "moment1", &moment1, m, tolerance);
@@ -286,14 +302,14 @@ static void adamw(op_env *env) {
 static void adamw_masters(op_env *env) {
   enum { HALVES = 65536 };
   if (env->dtype != HV_BF16) return;
-  double *high = op_array(env, HALVES), settings[4] = {0, 1, 1, 1};
+  double *high = op_array(env, HALVES), settings[5] = {0, 1, 1, 1, 1};
   int16_t *low = (int16_t *)op_array(env, HALVES);
   for (int i = 0; i < HALVES; i++) {
     high[i] = op_uniform(env, -2, 2);
     low[i] = (int16_t)(i - HALVES / 2);
   }
   op_operand param = op_values(env, OP_T, 1, HALVES, high), remainder = op_shorts(env, 1, HALVES, low);
-  op_operand grad = op_random(env, OP_T, 1, HALVES, 1, 0), dynamic = op_values(env, OP_S, 1, 4, settings);
+  op_operand grad = op_random(env, OP_T, 1, HALVES, 1, 0), dynamic = op_values(env, OP_S, 1, 5, settings);
   op_operand moment1 = op_random(env, OP_S, 1, HALVES, 1, 0), moment2 = op_random(env, OP_S, 1, HALVES, 0, 1);
   op_operand ranges = op_longs(env, 1, 3, (const int64_t[]){0, HALVES, range_rates(1, 1)});
   hv_tensor remainders[OP_SIDES] = {remainder.at[0], {.data = NULL}};
@@ -308,6 +324,112 @@ static void adamw_masters(op_env *env) {
     memcpy(&bits_before, &before, sizeof before);
     memcpy(&bits_after, &after, sizeof after);
     assert_int_equal(bits_before + (uint32_t)(int32_t)low[i], bits_after + (uint32_t)(int32_t)new_low[i]);
+  }
+}
+
+/* Moments in 8 bits, as they lie in memory and in double. */
+typedef struct coded_moments {
+  op_operand code1, code2, scale1, scale2;
+  double *m, *v;
+  const bool *inside; /* of a range */
+} coded_moments;
+
+static bool *in_ranges(op_env *env, int64_t n, const random_ranges *ranges) {
+  bool *inside = (bool *)op_array(env, n);
+  for (int64_t r = 0; r < ranges->count; r++) {
+    for (int64_t i = ranges->rows[r][0]; i < ranges->rows[r][1]; i++) inside[i] = true;
+  }
+  return inside;
+}
+
+static coded_moments random_moments(op_env *env, int64_t n, const bool *inside) {
+  int64_t blocks = n / HV_MOMENT_BLOCK;
+  coded_moments c = {.m = op_array(env, n), .v = op_array(env, n), .inside = inside};
+  int8_t *code1 = (int8_t *)op_array(env, n);
+  uint8_t *code2 = (uint8_t *)op_array(env, n);
+  double *scale1 = op_array(env, blocks), *scale2 = op_array(env, blocks);
+  for (int64_t b = 0; b < blocks; b++) {
+    bool fresh = op_below(env, 4) == 0; /* before the first update */
+    scale1[b] = fresh ? 0 : (float)pow(10, op_uniform(env, -8, 0));
+    scale2[b] = fresh ? 0 : (float)pow(10, op_uniform(env, -8, 0));
+    for (int64_t i = b * HV_MOMENT_BLOCK; i < (b + 1) * HV_MOMENT_BLOCK && !fresh; i++) {
+      if (!inside[i]) continue;
+      code1[i] = (int8_t)(op_below(env, 255) - 127);
+      code2[i] = (uint8_t)op_below(env, 256);
+      double root_m = code1[i] / 127.0, root_v = code2[i] / 255.0;
+      c.m[i] = scale1[b] * root_m * fabs(root_m);
+      c.v[i] = pow(scale2[b] * root_v * root_v, 2);
+    }
+  }
+  c.code1 = op_raw(env, HV_I8, 1, n, code1);
+  c.code2 = op_raw(env, HV_U8, 1, n, code2);
+  c.scale1 = op_values(env, OP_F32, 1, blocks, scale1);
+  c.scale2 = op_values(env, OP_F32, 1, blocks, scale2);
+  return c;
+}
+
+static bool any_inside(const coded_moments *c, int64_t block) {
+  for (int64_t i = 0; i < HV_MOMENT_BLOCK; i++) {
+    if (c->inside[block * HV_MOMENT_BLOCK + i]) return true;
+  }
+  return false;
+}
+
+/* A block that no update reached still stands for what it did. */
+static void check_untouched(const coded_moments *c, int64_t block, const double *code1, const double *code2,
+                            double scale1, double scale2) {
+  for (int64_t i = block * HV_MOMENT_BLOCK; i < (block + 1) * HV_MOMENT_BLOCK; i++) {
+    double root_m = code1[i] / 127, root_v = code2[i] / 255;
+    assert_true(fabs(scale1 * root_m * fabs(root_m) - c->m[i]) <= 1e-12 * scale1);
+    assert_true(fabs(scale2 * root_v * root_v - sqrt(c->v[i])) <= 1e-12 * scale2);
+  }
+}
+
+/* What one block's codes must be, given its moments after the update. */
+static void check_codes(const coded_moments *c, int64_t block, const double *code1, const double *code2, double scale1,
+                        double scale2) {
+  double largest1 = 0, largest2 = 0;
+  int64_t first = block * HV_MOMENT_BLOCK, end = first + HV_MOMENT_BLOCK;
+  for (int64_t i = first; i < end; i++) {
+    largest1 = fmax(largest1, fabs(c->m[i]));
+    largest2 = fmax(largest2, sqrt(c->v[i]));
+  }
+  assert_true(fabs(scale1 - largest1) <= 1e-6 * largest1);
+  assert_true(fabs(scale2 - largest2) <= 1e-6 * largest2);
+  for (int64_t i = first; i < end; i++) {
+    double x1 = largest1 > 0 ? 127 * sqrt(fabs(c->m[i]) / largest1) : 0;
+    double x2 = largest2 > 0 ? 255 * sqrt(sqrt(c->v[i]) / largest2) : 0;
+    assert_true(fabs(fabs(code1[i]) - x1) <= 0.501 && code1[i] * c->m[i] >= 0);
+    assert_true(fabs(code2[i] - x2) <= 1.001);
+    assert_true((code2[i] > 0) == (c->v[i] > 0));
+    assert_true(c->inside[i] || (code1[i] == 0 && code2[i] == 0));
+  }
+}
+
+static void adamw_coded(op_env *env) {
+  int64_t n = HV_MOMENT_BLOCK * (1 + op_below(env, 12));
+  random_ranges ranges = ranges_over(env, n);
+  bool skip = op_below(env, 5) == 0;
+  coded_moments c = random_moments(env, n, in_ranges(env, n, &ranges));
+  op_operand param = op_random(env, OP_T, 1, n, 1, 0), grad = op_random(env, OP_T_OR_F32, 1, n, 1, 0);
+  op_operand list = op_longs(env, ranges.count, 3, ranges.rows[0]), dynamic = adamw_dynamic(env, skip);
+  op_operand remainder = op_raw(env, HV_I16, 1, n, op_array(env, n));
+  double *p = op_array(env, n);
+  memcpy(p, param.host, (size_t)n * sizeof *p);
+  if (!skip) adamw_in_double(&ranges, grad.host, p, c.m, c.v);
+  hv_tensor remainders[OP_SIDES] = {{.data = NULL}, {.data = NULL}};
+  if (env->dtype == HV_BF16) remainders[0] = remainder.at[0];
+  OP_RUN(env, adamw, .param = param.at[side], .remainder = remainders[side], .grad = grad.at[side],
+         .moment1 = c.code1.at[side], .moment2 = c.code2.at[side], .moment1_scale = c.scale1.at[side],
+         .moment2_scale = c.scale2.at[side], .ranges = list.at[side], .dynamic = dynamic.at[side], .beta1 = adamw_beta1,
+         .beta2 = adamw_beta2, .eps = adamw_eps, .weight_decay = adamw_decay);
+  const double *code1 = op_read(env, 0, &c.code1), *code2 = op_read(env, 0, &c.code2);
+  const double *scale1 = op_read(env, 0, &c.scale1), *scale2 = op_read(env, 0, &c.scale2);
+  op_compare_within(env, "param", &param, p, env->dtype == HV_BF16 ? 1e-2 : 1e-6);
+  if (env->before_second) return;
+  for (int64_t b = 0; b < n / HV_MOMENT_BLOCK; b++) {
+    bool updated = !skip && any_inside(&c, b);
+    (updated ? check_codes : check_untouched)(&c, b, code1, code2, scale1[b], scale2[b]);
   }
 }
 
@@ -375,5 +497,6 @@ const op_case op_head_cases[] = {
     {"adamw (masters)", adamw_masters},
     {"average", average},
     {"exchange", exchange},
+    {"adamw (8-bit moments)", adamw_coded},
     {NULL, NULL},
 };

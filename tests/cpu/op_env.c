@@ -161,7 +161,7 @@ op_operand op_random(op_env *env, op_kind kind, int64_t rows, int64_t cols, doub
   return op_values(env, kind, rows, cols, values);
 }
 
-static op_operand raw_operand(op_env *env, hv_dtype dtype, int64_t rows, int64_t cols, const void *values) {
+op_operand op_raw(op_env *env, hv_dtype dtype, int64_t rows, int64_t cols, const void *values) {
   op_operand operand = {.host = NULL};
   for (int side = 0; side < OP_SIDES; side++) {
     operand.at[side] = make_tensor(env, side, dtype, rows, cols, 0);
@@ -171,15 +171,15 @@ static op_operand raw_operand(op_env *env, hv_dtype dtype, int64_t rows, int64_t
 }
 
 op_operand op_ints(op_env *env, int64_t rows, int64_t cols, const int32_t *values) {
-  return raw_operand(env, HV_I32, rows, cols, values);
+  return op_raw(env, HV_I32, rows, cols, values);
 }
 
 op_operand op_shorts(op_env *env, int64_t rows, int64_t cols, const int16_t *values) {
-  return raw_operand(env, HV_I16, rows, cols, values);
+  return op_raw(env, HV_I16, rows, cols, values);
 }
 
 op_operand op_longs(op_env *env, int64_t rows, int64_t cols, const int64_t *values) {
-  return raw_operand(env, HV_I64, rows, cols, values);
+  return op_raw(env, HV_I64, rows, cols, values);
 }
 
 op_operand op_bytes(op_env *env, int64_t rows, int64_t cols) {
@@ -189,7 +189,7 @@ op_operand op_bytes(op_env *env, int64_t rows, int64_t cols) {
     bytes[i] = (uint8_t)op_below(env, 256);
     host[i] = bytes[i];
   }
-  op_operand operand = raw_operand(env, HV_U8, rows, cols, bytes);
+  op_operand operand = op_raw(env, HV_U8, rows, cols, bytes);
   operand.host = host;
   return operand;
 }
@@ -233,6 +233,8 @@ static double number_at(hv_dtype dtype, const char *bytes) {
     memcpy(&small, bytes, sizeof small);
     return small;
   }
+  if (dtype == HV_U8) return (uint8_t)*bytes;
+  if (dtype == HV_I8) return (int8_t)*bytes;
   hv_dtype_convert(HV_F64, &value, dtype, bytes, 1);
   return value;
 }

@@ -56,6 +56,8 @@ hv_activation op_activation(op_env *env, bool none);
 /* Operands: random normals times `scale` plus `offset`, or given values, which are rounded to how they are stored. */
 op_operand op_random(op_env *env, op_kind kind, int64_t rows, int64_t cols, double scale, double offset);
 op_operand op_values(op_env *env, op_kind kind, int64_t rows, int64_t cols, const double *values);
+op_operand op_raw(op_env *env, hv_dtype dtype, int64_t rows, int64_t cols,
+                  const void *values);                        /* any dtype, as it is */
 op_operand op_bytes(op_env *env, int64_t rows, int64_t cols); /* U8 */
 op_operand op_ints(op_env *env, int64_t rows, int64_t cols, const int32_t *values);
 op_operand op_shorts(op_env *env, int64_t rows, int64_t cols, const int16_t *values);

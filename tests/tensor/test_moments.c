@@ -1,0 +1,72 @@
+/* Moments in 8 bits: what they keep of a value, and where they end after many updates. */
+#include <math.h>
+
+#include "core/tensor/moments.h"
+#include "tests/check.h"
+
+/* Half the distance between neighbouring codes at least, at most that to the next one. */
+static void keeps_values_to_a_code(void **state) {
+  (void)state;
+  for (int i = 0; i <= 20000; i++) {
+    float share = (float)i / 20000, scale = 3e-5f;
+    float m = hv_moment1_decode(hv_moment1_encode(-share * scale, scale), scale);
+    assert_true(fabs(sqrt((double)(-m / scale)) - sqrt((double)share)) <= 0.5001 / 127);
+    for (int d = 0; d < 4; d++) {
+      float root_v = hv_moment2_decode(hv_moment2_encode(share * scale, scale, 0.25f * (float)d), scale);
+      assert_true(fabs(sqrt((double)(root_v / scale)) - sqrt((double)share)) <= 1.0001 / 255);
+    }
+  }
+}
+
+/* Codes that are decoded and encoded again stay what they are. */
+static void repeats_codes(void **state) {
+  (void)state;
+  for (int code = -127; code <= 127; code++) {
+    assert_int_equal(hv_moment1_encode(hv_moment1_decode((int8_t)code, 0.7f), 0.7f), code);
+  }
+  for (int code = 0; code <= 255; code++) {
+    assert_int_equal(hv_moment2_encode(hv_moment2_decode((uint8_t)code, 0.7f), 0.7f, 0.5f), code);
+  }
+}
+
+/* Else a step would be m / eps. */
+static void keeps_v_above_0(void **state) {
+  (void)state;
+  assert_int_equal(hv_moment2_encode(0.0f, 1.0f, 0.99f), 0);
+  assert_int_equal(hv_moment2_encode(1e-20f, 1.0f, 0.0f), 1);
+  assert_int_equal(hv_moment2_encode(0.0f, 0.0f, 0.5f), 0);
+  assert_int_equal(hv_moment1_encode(0.0f, 0.0f), 0);
+}
+
+/* v of a steady gradient, from far above or below it, beside a larger neighbour that does not move. */
+static double settled(double start, double gradient_squared) {
+  const double beta2 = 0.999;
+  double mean = 0;
+  uint8_t code = hv_moment2_encode((float)sqrt(start), 1.0f, 0.5f);
+  for (uint32_t t = 1; t <= 20000; t++) {
+    double root = (double)hv_moment2_decode(code, 1.0f), v = beta2 * root * root + (1 - beta2) * gradient_squared;
+    code = hv_moment2_encode((float)sqrt(v), 1.0f, hv_moment2_dither(t, 77));
+    if (t > 10000) mean += v / 10000;
+  }
+  return mean;
+}
+
+/* Rounding to nearest would leave it where it was: a step of 0.1 % is less than half the distance of two codes. */
+static void v_follows_small_changes(void **state) {
+  (void)state;
+  const double targets[] = {0.3, 0.01, 1e-4};
+  for (int i = 0; i < 3; i++) {
+    assert_true(fabs(settled(0.9, targets[i]) / targets[i] - 1) < 0.1);
+    assert_true(fabs(settled(1e-6, targets[i]) / targets[i] - 1) < 0.1);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(keeps_values_to_a_code),
+      cmocka_unit_test(repeats_codes),
+      cmocka_unit_test(keeps_v_above_0),
+      cmocka_unit_test(v_follows_small_changes),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
