@@ -4,8 +4,7 @@
  *   linear_backward_input   dx = (dy weight) ∘ activation'(pre) + add
  *   linear_backward_weight  dweight += dyᵀ x, dbias += column sums of dy
  * The library adds biases, residuals (a product is added to them) and the tanh GELU; it has no exact GELU, SiLU or
- * quick GELU. Where a second pass is needed, z is kept meanwhile in y's dtype: in `pre`, in y, or, where y is also the
- * residual, in scratch. Few rows of bf16 go to linear_few.cu.
+ * quick GELU. Where a second pass is needed, z waits for it in float. Few rows of bf16 go to linear_few.cu.
  */
 #include "cuda/linear.h"
 
@@ -33,23 +32,49 @@ static void multiply(hv_stream *stream, const hv_matmul_args *args, const linear
   hv_stream_fail(stream, hv_matmul_run(hv_stream_matmul(stream), hv_stream_queue(stream), args, scratch->workspace));
 }
 
-/* A matrix in scratch, of rows that begin at multiples of 16 bytes. */
-static int64_t kept_stride(int64_t cols) {
-  return (cols + HV_WIDE - 1) / HV_WIDE * HV_WIDE;
+/* Where a product lies between the two passes, in float, so that a result is rounded once: in the result itself where
+ * that is float and no summand, else in scratch, for so many rows at a time that they stay in the cache. */
+enum { BETWEEN_BYTES = 16 << 20, BETWEEN_ROWS = 128 /* a multiple of which is taken */ };
+
+struct between {
+  linear_scratch scratch;
+  hv_tensor whole; /* absent: in scratch */
+  int64_t rows;    /* at a time */
+  int64_t stride;
+};
+
+static between between_of(hv_stream *stream, hv_tensor result, hv_tensor summand) {
+  between b = {};
+  if (result.dtype == HV_F32 && result.data != summand.data) {
+    b.scratch = take_scratch(stream, 0);
+    b.whole = result;
+    b.rows = result.rows;
+    return b;
+  }
+  b.stride = (result.cols + HV_WIDE - 1) / HV_WIDE * HV_WIDE; /* rows begin at multiples of 16 bytes */
+  size_t row_bytes = (size_t)b.stride * sizeof(float);
+  int64_t most = (int64_t)(BETWEEN_BYTES / row_bytes) / BETWEEN_ROWS * BETWEEN_ROWS;
+  if (most < BETWEEN_ROWS) most = BETWEEN_ROWS;
+  b.rows = most < result.rows ? most : result.rows;
+  b.scratch = take_scratch(stream, (size_t)b.rows * row_bytes);
+  return b;
 }
-static size_t kept_bytes(hv_tensor like) {
-  return (size_t)(like.rows * kept_stride(like.cols)) * hv_dtype_size(like.dtype);
-}
-static hv_tensor kept_tensor(hv_tensor like, void *data) {
-  hv_tensor t = like;
-  t.data = data;
-  t.row_stride = kept_stride(like.cols);
+
+static hv_tensor between_rows(const between &b, int64_t first, int64_t rows, int64_t cols) {
+  if (hv_present(b.whole)) return hv_tensor_rows(b.whole, first, rows);
+  hv_tensor t = hv_tensor_make(b.scratch.kept, HV_F32, rows, cols);
+  t.row_stride = b.stride;
   return t;
+}
+
+/* Rows of an optional operand. */
+static hv_tensor some_rows(hv_tensor t, int64_t first, int64_t rows) {
+  return hv_present(t) ? hv_tensor_rows(t, first, rows) : t;
 }
 
 /* y = activation(z + bias) + residual, pre = z + bias, of which bias, residual and pre may be absent; z may be y. */
 template <typename T, typename Y> struct finish_params {
-  hv_rows<const Y> z;
+  hv_rows<const float> z;
   const T *bias;
   hv_rows<const T> residual;
   hv_rows<T> pre;
@@ -78,15 +103,15 @@ static __global__ void finish_kernel(finish_params<T, Y> p, int64_t cols, unsign
   hv_write(p.y.at(at.row, at.col), x);
 }
 
-static void finish(hv_stream *stream, const hv_linear_args *a, hv_tensor z, hv_tensor bias, hv_tensor pre) {
+static void finish(hv_stream *stream, const hv_linear_args *a, hv_tensor z) {
   hv_with_type(stream, a->x.dtype, [&](auto type) {
     hv_with_type(stream, a->y.dtype, [&](auto result) {
-      hv_with_width(hv_are_wide(z, bias, pre, a->residual, a->y), [&](auto width) {
+      hv_with_width(hv_are_wide(z, a->bias, a->pre, a->residual, a->y), [&](auto width) {
         using T = decltype(type);
         using Y = decltype(result);
         constexpr int N = decltype(width)::value;
-        finish_params<T, Y> p = {hv_rows_of<const Y>(z), (const T *)bias.data, hv_rows_of<const T>(a->residual),
-                                 hv_rows_of<T>(pre),     hv_rows_of<Y>(a->y),  a->activation};
+        finish_params<T, Y> p = {hv_rows_of<const float>(z), (const T *)a->bias.data, hv_rows_of<const T>(a->residual),
+                                 hv_rows_of<T>(a->pre),      hv_rows_of<Y>(a->y),     a->activation};
         hv_cover c = hv_cover_of(a->y.rows, a->y.cols, N);
         HV_LAUNCH((finish_kernel<T, Y, N>), c.grid, c.block, 0, stream, p, c.cols, c.pieces);
       });
@@ -114,19 +139,24 @@ static bool in_one_pass(const hv_linear_args *a, hv_matmul_args *product) {
   return plain || (product->gelu_tanh && !hv_present(a->residual));
 }
 
-static void linear_in_two_passes(hv_stream *stream, const hv_linear_args *a, hv_matmul_args product) {
-  bool same = a->y.dtype == a->x.dtype, keep = same && hv_present(a->pre);
-  bool taken = !keep && hv_present(a->residual) && a->residual.data == a->y.data;
-  linear_scratch scratch = take_scratch(stream, taken ? kept_bytes(a->y) : 0);
-  if (!scratch.workspace) return;
-  hv_tensor z = keep ? a->pre : taken ? kept_tensor(a->y, scratch.kept) : a->y, none = {};
-  bool biased = takes_epilogue(a, z);
-  product.d = z;
-  product.c = none;
-  product.gelu_tanh = false;
-  product.bias = biased ? a->bias : none;
-  multiply(stream, &product, &scratch);
-  finish(stream, a, z, biased ? none : a->bias, keep && biased ? none : a->pre);
+static void linear_in_two_passes(hv_stream *stream, const hv_linear_args *args) {
+  between b = between_of(stream, args->y, args->residual);
+  if (!b.scratch.workspace) return;
+  for (int64_t first = 0; first < args->y.rows; first += b.rows) {
+    int64_t rows = args->y.rows - first < b.rows ? args->y.rows - first : b.rows;
+    hv_linear_args a = *args;
+    a.x = hv_tensor_rows(args->x, first, rows);
+    a.residual = some_rows(args->residual, first, rows);
+    a.pre = some_rows(args->pre, first, rows);
+    a.y = hv_tensor_rows(args->y, first, rows);
+    hv_matmul_args product = {};
+    product.a = a.x;
+    product.b = a.weight;
+    product.transpose_b = true;
+    product.d = between_rows(b, first, rows, a.y.cols);
+    multiply(stream, &product, &b.scratch);
+    finish(stream, &a, product.d);
+  }
 }
 
 void hv_cuda_linear(hv_stream *stream, const hv_linear_args *args) {
@@ -141,7 +171,7 @@ void hv_cuda_linear(hv_stream *stream, const hv_linear_args *args) {
   product.transpose_b = true;
   product.d = args->y;
   if (!in_one_pass(args, &product)) {
-    linear_in_two_passes(stream, args, product);
+    linear_in_two_passes(stream, args);
     return;
   }
   linear_scratch scratch = take_scratch(stream, 0);
@@ -150,7 +180,7 @@ void hv_cuda_linear(hv_stream *stream, const hv_linear_args *args) {
 
 /* dx = dz ∘ activation'(pre) + add, add optional; dz may be dx. */
 template <typename T, int N>
-static __global__ void slope_kernel(hv_activation activation, hv_rows<const T> dz, hv_rows<const T> pre,
+static __global__ void slope_kernel(hv_activation activation, hv_rows<const float> dz, hv_rows<const T> pre,
                                     hv_rows<const T> add, hv_rows<T> dx, int64_t cols, unsigned pieces) {
   hv_place at = hv_place_here<N>(pieces);
   if (at.col >= cols) return;
@@ -171,25 +201,45 @@ static void apply_slope(hv_stream *stream, const hv_linear_backward_input_args *
       using T = decltype(type);
       constexpr int N = decltype(width)::value;
       hv_cover c = hv_cover_of(a->dx.rows, a->dx.cols, N);
-      HV_LAUNCH((slope_kernel<T, N>), c.grid, c.block, 0, stream, a->activation, hv_rows_of<const T>(dz),
+      HV_LAUNCH((slope_kernel<T, N>), c.grid, c.block, 0, stream, a->activation, hv_rows_of<const float>(dz),
                 hv_rows_of<const T>(a->pre), hv_rows_of<const T>(a->add), hv_rows_of<T>(a->dx), c.cols, c.pieces);
     });
   });
 }
 
+static void backward_input_in_two_passes(hv_stream *stream, const hv_linear_backward_input_args *args) {
+  between b = between_of(stream, args->dx, args->add);
+  if (!b.scratch.workspace) return;
+  for (int64_t first = 0; first < args->dx.rows; first += b.rows) {
+    int64_t rows = args->dx.rows - first < b.rows ? args->dx.rows - first : b.rows;
+    hv_linear_backward_input_args a = *args;
+    a.dy = hv_tensor_rows(args->dy, first, rows);
+    a.pre = hv_tensor_rows(args->pre, first, rows);
+    a.add = some_rows(args->add, first, rows);
+    a.dx = hv_tensor_rows(args->dx, first, rows);
+    hv_matmul_args product = {};
+    product.a = a.dy;
+    product.b = a.weight;
+    product.d = between_rows(b, first, rows, a.dx.cols);
+    multiply(stream, &product, &b.scratch);
+    apply_slope(stream, &a, product.d);
+  }
+}
+
 void hv_cuda_linear_backward_input(hv_stream *stream, const hv_linear_backward_input_args *args) {
   if (args->dy.rows == 0) return;
-  bool plain = args->activation == HV_ACT_NONE;
-  bool taken = !plain && hv_present(args->add) && args->add.data == args->dx.data;
-  linear_scratch scratch = take_scratch(stream, taken ? kept_bytes(args->dx) : 0);
+  if (args->activation != HV_ACT_NONE) {
+    backward_input_in_two_passes(stream, args);
+    return;
+  }
+  linear_scratch scratch = take_scratch(stream, 0);
   if (!scratch.workspace) return;
   hv_matmul_args product = {};
   product.a = args->dy;
   product.b = args->weight;
-  if (plain) product.c = args->add;
-  product.d = taken ? kept_tensor(args->dx, scratch.kept) : args->dx;
+  product.c = args->add;
+  product.d = args->dx;
   multiply(stream, &product, &scratch);
-  if (!plain) apply_slope(stream, args, product.d);
 }
 
 void hv_cuda_linear_backward_weight(hv_stream *stream, const hv_linear_backward_weight_args *args) {
