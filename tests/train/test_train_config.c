@@ -102,6 +102,7 @@ static void teaches(void **state) {
 static void shipped_configurations_are_valid(void **state) {
   (void)state;
   expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/lift-tiny.yaml'", "lift the cube", NULL);
+  expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/finetune-lift.yaml'", "lift_wrist", NULL);
   expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/bench-cpu.yaml'", "1376", NULL);
   expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/7b.yaml'", "11008", NULL);
 }
