@@ -1,7 +1,7 @@
 #include "infer/run_record.h"
 
 #include <errno.h>
-#include <libgen.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,12 +60,31 @@ static void take(json_t **place, json_t *object) {
   *place = json_incref(object);
 }
 
-static hv_status read_metrics(const char *path, hv_run_record *record) {
+/* The step that RUN/best/ is of (RUN/best.json); INT64_MAX for the other models of a run, which are its newest. */
+static hv_status last_step_of(const char *model, const char *folder, int64_t *out) {
+  hv_status status = HV_OK;
+  json_t *best = NULL;
+  char *path = NULL;
+  *out = INT64_MAX;
+  if (strcmp(model, "best") != 0) return HV_OK;
+  path = hv_path_join(folder, "best.json");
+  if (!path) return hv_error_memory("a path");
+  if (hv_file_exists(path)) status = hv_json_load(path, &best);
+  const json_t *step = json_object_get(best, "step");
+  if (json_is_integer(step)) *out = (int64_t)json_integer_value(step);
+  json_decref(best);
+  free(path);
+  return status;
+}
+
+/* Lines up to the step `last`. */
+static hv_status read_metrics(const char *path, int64_t last, hv_run_record *record) {
   json_t *lines, *line;
   size_t index;
   HV_TRY(hv_json_load_lines(path, &lines));
   json_array_foreach(lines, index, line) {
-    if (!json_is_integer(json_object_get(line, "step"))) continue;
+    const json_t *step = json_object_get(line, "step");
+    if (!json_is_integer(step) || json_integer_value(step) > last) continue;
     take(&record->last, line);
     if (json_is_number(json_object_get(line, "held_out_loss"))) take(&record->held_out, line);
   }
@@ -78,7 +97,10 @@ hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_r
   hv_status status = HV_OK;
   char *whole = realpath(model, NULL); /* "." and a link have their folder too */
   if (!whole) return hv_error_errno(errno, "cannot find %s", model);
-  const char *folder = dirname(whole);
+  char *slash = strrchr(whole, '/');
+  const char *name = slash + 1, *folder = slash == whole ? "/" : whole;
+  int64_t last;
+  if (slash != whole) *slash = '\0';
   char *config = hv_path_join(folder, "config.yaml"), *metrics = hv_path_join(folder, "metrics.jsonl");
   if (!config || !metrics) {
     status = hv_error_memory("a path");
@@ -86,7 +108,8 @@ hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_r
   }
   if (!hv_file_exists(config)) goto done;
   doubt(out, read_config(config, model_config, out));
-  if (out->config && hv_file_exists(metrics)) doubt(out, read_metrics(metrics, out));
+  HV_CHECK(last_step_of(name, folder, &last));
+  if (out->config && hv_file_exists(metrics)) doubt(out, read_metrics(metrics, last, out));
 done:
   free(config);
   free(metrics);

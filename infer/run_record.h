@@ -1,4 +1,5 @@
-/* What the run directory beside a model tells of its training (interchange.md §4: config.yaml, metrics.jsonl). */
+/* What the run directory beside a model tells of its training (interchange.md §4: config.yaml, metrics.jsonl; and
+ * best.json, which names the step of RUN/best/). */
 #ifndef HV_INFER_RUN_RECORD_H
 #define HV_INFER_RUN_RECORD_H
 
@@ -11,7 +12,7 @@
 typedef struct hv_run_record {
   char *config_text; /* config.yaml as it is written */
   json_t *config;
-  json_t *last, *held_out; /* the newest line of metrics.jsonl; the newest with held_out_loss */
+  json_t *last, *held_out; /* the last line of metrics.jsonl up to the model's step; the last with held_out_loss */
   hv_text doubts;          /* a sentence for each thing that is there and cannot be used */
 } hv_run_record;
 

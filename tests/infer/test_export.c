@@ -213,6 +213,15 @@ static void the_card_tells_what_is_known(void **state) {
   export_quietly("export --model told --out told-again");
   assert_card("told-again/README.md", known, WORDS("Not known"));
 
+  /* The best model is of an earlier step than the newest. */
+  char command[1024];
+  snprintf(command, sizeof command, "cp -r '%s/run/model' '%s/run/best'", folder, folder);
+  assert_int_equal(system(command), 0);
+  write_text(in_folder(folder, "run/best.json"), "{\"step\": 10, \"metric\": \"loss\", \"value\": 3.75}");
+  export_quietly("export --model run/best --out told-best");
+  assert_card("told-best/README.md", WORDS("10 steps; the last one's loss was 3.5000", "after step 10: loss 3.7500"),
+              WORDS("2.6250"));
+
   assert_card("copy/README.md", WORDS("| `drawer` | 100 | 3 |", "Not known"), WORDS("```yaml"));
   make_run("other", 1);
   char *said = export_to("export --model other/model --out doubted");

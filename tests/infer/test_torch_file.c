@@ -2,6 +2,7 @@
  * and what comparing notices. */
 #include "infer/torch_file.h"
 
+#include <sys/mman.h>
 #include <zip.h>
 
 #include "tests/check.h"
@@ -375,7 +376,42 @@ static void values_that_do_not_fit_leave_no_file(void **state) {
   assert_error(hv_torch_file_write(in_folder(folder, "there.pt"), tensors, COUNT, NULL, NULL), "there.pt", "exists");
 }
 
-int main(void) {
+/* More than 4 GiB: sizes and places that need the archive's 64-bit fields. Zeros that take no memory. */
+static int large_files(void) {
+  const size_t size = ((size_t)1 << 32) + 1000;
+  void *zeros = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *state;
+  assert_true(zeros != MAP_FAILED);
+  if (make_folder(&state)) return 1;
+  const hv_file_tensor large = {.name = "large",
+                                .dtype = HV_U8,
+                                .rank = 1,
+                                .shape = {(int64_t)size},
+                                .count = (int64_t)size,
+                                .data = zeros,
+                                .size = size};
+  const hv_torch_tensor tensors[] = {
+      {.name = "a.small", .source = &made_up[1].tensor, .dtype = HV_F64},
+      {.name = "a.large", .source = &large, .dtype = HV_U8},
+      {.name = "a.behind", .source = &made_up[1].tensor, .dtype = HV_F32},
+  };
+  const char *path = in_folder(state, "large.pt");
+  hv_mapping file;
+  assert_ok(hv_torch_file_write(path, tensors, 3, NULL, NULL));
+  assert_ok(hv_torch_file_compare(path, tensors, 3, NULL, NULL));
+  assert_ok(hv_map_file(path, &file));
+  float first = (float)wide[0], found = 0;
+  size_t behind = file.size - 2048; /* the last tensor lies before the directory, at a multiple of 64 */
+  behind -= behind % 64;
+  for (; behind < file.size - 64 && found != first; behind += 64) memcpy(&found, file.data + behind, sizeof found);
+  assert_true(found == first);
+  hv_unmap(&file);
+  munmap(zeros, size);
+  return remove_folder(&state);
+}
+
+int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], "large") == 0) return large_files();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(the_archive_is_what_torch_reads),
       cmocka_unit_test(the_same_tensors_make_the_same_file),
