@@ -24,6 +24,9 @@ static hv_status check_values(const hv_train_config *config) {
     return hv_error(HV_ERR_INPUT, "%s: neither model (an architecture) nor init_from (a model directory) is given",
                     config->source);
   }
+  if (config->optimizer.gradients != 0 && config->dtype == 0) {
+    return hv_error(HV_ERR_INPUT, "%s: optimizer.gradients may be bf16 with dtype bf16 alone", config->source);
+  }
   if (config->validation.patience > 0 && !config->data.valid_split) {
     return hv_error(HV_ERR_INPUT, "%s: validation.patience needs a held-out split, data.valid_split", config->source);
   }

@@ -41,6 +41,7 @@ typedef struct hv_optimizer_options {
   int64_t warmup_steps;
   double final_ratio, beta1, beta2, eps, weight_decay, max_grad_norm;
   int32_t moments;      /* hv_moment_format */
+  int32_t gradients;    /* index into fp32, bf16 */
   hv_number_map groups; /* pattern of parameter names → factor on the learning rate */
 } hv_optimizer_options;
 

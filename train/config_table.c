@@ -334,6 +334,13 @@ const hv_option hv_train_config_table[] = {
      .doc =
          "Storage of the two moments. int8 takes a quarter of the memory: 8 bits each, with a scale for every 256 of "
          "them; those of the token embedding stay fp32. A run goes on with what it began with."},
+    {.key = "optimizer.gradients",
+     .type = HV_OPTION_ENUM,
+     AT(optimizer.gradients),
+     .fallback = "fp32",
+     .choices = dtypes,
+     .doc = "Storage of the parameters' gradients, also of those that micro-batches add up. bf16, with `dtype: bf16` "
+            "alone, takes half the memory and rounds at every sum."},
     {.key = "optimizer.groups",
      .type = HV_OPTION_NUMBER_MAP,
      AT(optimizer.groups),

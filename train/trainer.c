@@ -34,6 +34,7 @@ static int64_t most_positions(const hv_config *config, const hv_sequence_limits 
 static hv_status open_arena(hv_trainer *trainer, const hv_trainer_options *options) {
   hv_model_step step = {.config = options->config,
                         .dtype = options->dtype,
+                        .gradients = options->gradients,
                         .limits = options->limits,
                         .frozen = options->freeze,
                         .frozen_count = options->freeze_count,
@@ -72,7 +73,7 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   HV_CHECK(hv_params_scale_rates(trainer->params, options->rate_patterns, options->rate_factors, options->rate_count));
   if (options->comm) HV_CHECK(hv_params_distribute(trainer->params, options->comm, options->sharding));
   HV_CHECK(hv_params_allocate(trainer->params));
-  HV_CHECK(hv_params_allocate_gradients(trainer->params, HV_F32));
+  HV_CHECK(hv_params_allocate_gradients(trainer->params, options->gradients));
   if (!options->no_update) {
     HV_CHECK(hv_optimizer_open(trainer->params, &options->optimizer, trainer->stream, &trainer->optimizer));
     if (options->ema_decay > 0) {

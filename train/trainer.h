@@ -32,6 +32,7 @@ hv_fixed_source hv_fixed_source_make(const hv_batch *batch);
 typedef struct hv_trainer_options {
   const hv_config *config; /* copied */
   hv_dtype dtype;
+  hv_dtype gradients;        /* of parameters: F32, or `dtype` */
   hv_sequence_limits limits; /* samples: of one micro-batch */
   int32_t parts;             /* micro-batches of this rank in one step, >= 1 */
   const char *const *freeze; /* patterns of parameter names */

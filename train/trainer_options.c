@@ -8,6 +8,7 @@ hv_trainer_options hv_trainer_options_make(const hv_train_config *config, const 
   return (hv_trainer_options){
       .config = model,
       .dtype = hv_train_config_dtype(config),
+      .gradients = optimizer->gradients == 0 ? HV_F32 : HV_BF16,
       .limits = {.samples = (int32_t)micro_batch, .branches = (int32_t)train->branches, .prompt = prompt},
       .parts = (int32_t)(train->batch_size / ranks / micro_batch),
       .freeze = (const char *const *)train->freeze.items,

@@ -520,8 +520,7 @@ hv_status hv_model_plan_step(const hv_model_step *step, size_t *arena_bytes, hv_
   HV_CHECK(hv_model_open(step->config, plan, step->dtype, &model));
   HV_CHECK(hv_params_freeze(hv_model_params(model), step->frozen, step->frozen_count));
   HV_CHECK(hv_params_allocate(hv_model_params(model)));
-  hv_dtype gradient_dtype = step->dtype == HV_F64 ? HV_F64 : HV_F32;
-  if (step->training) HV_CHECK(hv_params_allocate_gradients(hv_model_params(model), gradient_dtype));
+  if (step->training) HV_CHECK(hv_params_allocate_gradients(hv_model_params(model), step->gradients));
   HV_CHECK(hv_sequence_open(step->config, plan, &step->limits, &sequence));
   hv_sequence_build_largest(sequence);
   const hv_sequence_counts *largest = hv_sequence_get_counts(sequence);

@@ -60,6 +60,7 @@ void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_mo
 typedef struct hv_model_step {
   const hv_config *config;
   hv_dtype dtype;
+  hv_dtype gradients; /* of parameters: F32, or `dtype` */
   hv_sequence_limits limits;
   const char *const *frozen; /* the patterns given to hv_params_freeze */
   int frozen_count;
