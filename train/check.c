@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/tensor/nan_watch.h"
 #include "train/check_batch.h"
 #include "train/trainer.h"
 
@@ -160,6 +161,7 @@ static hv_status write_pass(check *self) {
   hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
   HV_TRY(hv_stream_synchronize(stream));
   HV_TRY(hv_arena_status(&trainer->arena));
+  HV_TRY(hv_nan_watch_status(trainer->device));
   return write_gradients(self);
 }
 

@@ -1,5 +1,6 @@
 #include <stddef.h>
 
+#include "core/tensor/nan_watch.h"
 #include "train/check.h"
 #include "train/commands.h"
 #include "train/device.h"
@@ -12,6 +13,7 @@ typedef struct check_options {
   int32_t objective, dtype;
   int64_t steps, threads;
   double learning_rate;
+  bool debug_nan;
 } check_options;
 
 static const hv_option options[] = {
@@ -62,6 +64,11 @@ static const hv_option options[] = {
      .fallback = "fp32",
      .choices = dtypes,
      .doc = "Storage of parameters and activations."},
+    {.key = "debug-nan",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(check_options, debug_nan),
+     .fallback = "false",
+     .doc = "Look at every result, and end at the first that is not finite with the layer that made it. Slow."},
     {.key = "threads",
      .type = HV_OPTION_INT,
      .offset = offsetof(check_options, threads),
@@ -83,7 +90,10 @@ static hv_status work(const void *values, hv_command_result *out) {
                            .steps = given->steps,
                            .learning_rate = given->learning_rate};
   HV_TRY(hv_train_open_device(given->device, given->threads, 0, &device));
-  hv_status status = hv_check(&what, device);
+  hv_nan_watch *nan_watch = NULL;
+  hv_status status = given->debug_nan ? hv_nan_watch_open(device, &nan_watch) : HV_OK;
+  if (!status) status = hv_check(&what, device);
+  hv_nan_watch_close(nan_watch);
   hv_device_close(device);
   return status;
 }

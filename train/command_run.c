@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "core/base/log.h"
+#include "core/tensor/nan_watch.h"
 #include "train/commands.h"
 #include "train/device.h"
 #include "train/interrupt.h"
@@ -14,7 +15,7 @@ enum { EXIT_INTERRUPTED = 130, EXIT_TERMINATED = 75 };
 typedef struct run_options {
   char *config, *device, *trace;
   hv_string_list sets;
-  bool resume;
+  bool resume, debug_nan;
 } run_options;
 
 static const hv_option options[] = {
@@ -25,6 +26,11 @@ static const hv_option options[] = {
      .offset = offsetof(run_options, resume),
      .fallback = "false",
      .doc = "Go on from the newest whole checkpoint of the run directory."},
+    {.key = "debug-nan",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(run_options, debug_nan),
+     .fallback = "false",
+     .doc = "Look at every result, and end at the first that is not finite with the layer that made it. Slow."},
     HV_DEVICE_OPTION(run_options),
     HV_TRACE_OPTION(run_options),
 };
@@ -42,6 +48,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   hv_train_config config = {0};
   hv_interrupt *interrupt = NULL;
   hv_device *device = NULL;
+  hv_nan_watch *nan_watch = NULL;
   hv_comm *comm = NULL;
   hv_trace *trace = NULL;
   hv_launch launch;
@@ -53,6 +60,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   if (launch.rank > 0) hv_log_set_level(HV_LOG_WARNING);
   HV_CHECK(
       hv_train_open_device(given->device ? given->device : config.device, config.threads, launch.local_rank, &device));
+  if (given->debug_nan) HV_CHECK(hv_nan_watch_open(device, &nan_watch));
   HV_CHECK(
       hv_launch_open_comm(&launch, device, (hv_transport)config.parallel.transport, config.parallel.timeout, &comm));
   if (given->trace) HV_CHECK(hv_trace_open(given->trace, comm->rank, &trace));
@@ -70,6 +78,7 @@ done:
   if (status) end_all_ranks(comm, status);
   hv_comm_close(comm);
   status = hv_status_first(status, hv_trace_close(trace));
+  hv_nan_watch_close(nan_watch);
   hv_device_close(device);
   hv_interrupt_close(interrupt);
   hv_train_config_free(&config);

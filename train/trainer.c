@@ -6,6 +6,7 @@
 
 #include "core/base/clock.h"
 #include "core/hybridvla/policy.h"
+#include "core/tensor/nan_watch.h"
 #include "core/tensor/ops.h"
 
 static hv_status next_fixed(hv_batch_source *source, const hv_batch **out) {
@@ -152,6 +153,7 @@ static hv_status sum_losses(const hv_trainer *trainer, hv_step_result *out) {
 /* Clips and updates, unless a spike rules the update out: then the figures are waited for before it is queued. */
 static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_result *out) {
   bool judged = trainer->spikes.factor > 0, not_finite;
+  hv_nan_watch_pass(trainer->device, "update");
   hv_optimizer_measure(trainer->optimizer, learning_rate, trainer->stream);
   if (judged) {
     HV_TRY(hv_stream_synchronize(trainer->stream));
@@ -200,6 +202,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   }
   HV_TRY(update(trainer, learning_rate, out));
   HV_TRY(hv_arena_status(&trainer->arena));
+  HV_TRY(hv_nan_watch_status(trainer->device));
   trainer->step++;
   return HV_OK;
 }

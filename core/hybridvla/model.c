@@ -4,6 +4,7 @@
 
 #include "core/hybridvla/parts.h"
 #include "core/nn/linear.h"
+#include "core/tensor/nan_watch.h"
 
 /* What a forward pass keeps for the backward pass, all in the caller's arena. */
 struct hv_model_saved {
@@ -334,6 +335,7 @@ void hv_model_forward(hv_model *model, const hv_sequence *sequence, const hv_los
   struct hv_model_saved *saved = &model->saved;
   const hv_sequence_counts *counts = hv_sequence_get_counts(sequence);
   const hv_sequence_tables *tables = hv_sequence_get_tables(sequence);
+  hv_nan_watch_pass(parts->device, "forward");
   saved->dnoise_pred = saved->dlogits = (hv_tensor){0};
 
   hv_tensor losses = hv_arena_take(arena, parts->real, 1, 2);
@@ -483,6 +485,7 @@ void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_mo
   const hv_sequence_tables *tables = hv_sequence_get_tables(sequence);
   const hv_llm_config *llm = &parts->config.llm;
   size_t mark = hv_arena_mark(arena);
+  hv_nan_watch_pass(parts->device, "backward");
 
   hv_tensor dlast = take(parts, arena, counts->branch_rows, llm->hidden_size);
   heads_backward(parts, saved, counts, tables, dlast, arena, stream);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/nn/params_store.h"
+#include "core/tensor/nan_watch.h"
 #include "core/tensor/ops.h"
 
 /* Of one pass: forward and backward, and once more where a layer is computed again. */
@@ -208,8 +209,16 @@ void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
   }
   state->in_use = true;
   state->span = hv_trace_begin(params->trace, HV_TRACE_COMPUTE, "forward", state->info.name, stream);
+  hv_nan_watch_layer(params->device, state->info.name);
   if (hv_shards_values(params)) fetch_ahead(params, hv_use_order_next(&params->order, group), stream);
   if (hv_shards_gradients(params) && params->gradients && state->info.trainable) lend_gradients(params, group, stream);
+}
+
+static const char *layer_in_use(const hv_params *params) {
+  for (hv_group_id g = 0; g < params->group_count; g++) {
+    if (params->groups[g].in_use) return params->groups[g].info.name;
+  }
+  return NULL;
 }
 
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
@@ -217,6 +226,7 @@ void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
   if (!state->in_use) hv_params_breach(params, group, "done without use");
   hv_trace_end(state->span, stream);
   state->in_use = false;
+  hv_nan_watch_layer(params->device, layer_in_use(params));
 }
 
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {

@@ -82,6 +82,7 @@ struct hv_device {
   const char *model;        /* of the hardware, "NVIDIA H100 80GB HBM3"; NULL: nothing beyond the name */
   const char *place;        /* of a card in the machine ("0000:1b:00.0"), which one process has for itself; or NULL */
   hv_memory_account memory; /* of what hv_device_allocate gave out; others may read `held` and `peak` */
+  struct hv_nan_watch *nan_watch; /* nan_watch.h; NULL: nobody looks at results */
 };
 
 /* Devices put their own state behind this head. */

@@ -5,7 +5,7 @@
 
 #include "core/tensor/moments.h"
 
-enum { MAX_OPERANDS = 16, MAX_HEAD_DIM = 256 };
+enum { MAX_HEAD_DIM = 256 };
 
 /* Sets of dtypes. */
 enum {
@@ -33,7 +33,7 @@ typedef struct exam {
     const char *name;
     hv_tensor tensor;
     direction access;
-  } seen[MAX_OPERANDS];
+  } seen[HV_OP_MAX_OPERANDS];
 } exam;
 
 static void fail(exam *e, const char *format, ...) HV_PRINTF(2, 3);
@@ -90,8 +90,8 @@ static void operand_rows(exam *e, const char *name, hv_tensor t, int dtypes, int
     fail(e, "%s has rows of %lld elements that lie %lld apart", name, (long long)t.cols, (long long)t.row_stride);
   }
   e->cost.bytes += (double)touched * (double)t.cols * (double)hv_dtype_size(t.dtype);
-  if (e->operands == MAX_OPERANDS) {
-    fail(e, "has more than %d operands", MAX_OPERANDS);
+  if (e->operands == HV_OP_MAX_OPERANDS) {
+    fail(e, "has more than %d operands", HV_OP_MAX_OPERANDS);
     return;
   }
   e->seen[e->operands].name = name;
@@ -549,6 +549,15 @@ static void examine_exchange(exam *e, const hv_exchange_args *a) {
   check_aliases(e, NO_ALIASES);
 }
 
+static void take_results(const exam *e, hv_op_results *out) {
+  out->count = 0;
+  for (int i = 0; i < e->operands; i++) {
+    if (e->seen[i].access != WRITE || !hv_dtype_is_floating(e->seen[i].tensor.dtype)) continue;
+    out->items[out->count].name = e->seen[i].name;
+    out->items[out->count++].tensor = e->seen[i].tensor;
+  }
+}
+
 #define DEFINE(name)                                                                                                   \
   hv_status hv_measure_##name(const hv_##name##_args *args, hv_op_cost *cost) {                                        \
     exam e = {.op = #name};                                                                                            \
@@ -559,5 +568,11 @@ static void examine_exchange(exam *e, const hv_exchange_args *a) {
   hv_status hv_check_##name(const hv_##name##_args *args) {                                                            \
     hv_op_cost cost;                                                                                                   \
     return hv_measure_##name(args, &cost);                                                                             \
+  }                                                                                                                    \
+  void hv_results_##name(const hv_##name##_args *args, hv_op_results *out) {                                           \
+    exam e = {.op = #name};                                                                                            \
+    examine_##name(&e, args);                                                                                          \
+    hv_status_free(e.status);                                                                                          \
+    take_results(&e, out);                                                                                             \
   }
 HV_OPS(DEFINE)

@@ -15,4 +15,19 @@ typedef struct hv_op_cost {
 HV_OPS(HV_OP_MEASURE)
 #undef HV_OP_MEASURE
 
+/* What an operation writes that has a floating-point dtype, by the names that its arguments have. */
+enum { HV_OP_MAX_OPERANDS = 16 };
+
+typedef struct hv_op_results {
+  int count;
+  struct {
+    const char *name;
+    hv_tensor tensor;
+  } items[HV_OP_MAX_OPERANDS];
+} hv_op_results;
+
+#define HV_OP_RESULTS(name) void hv_results_##name(const hv_##name##_args *args, hv_op_results *out);
+HV_OPS(HV_OP_RESULTS)
+#undef HV_OP_RESULTS
+
 #endif

@@ -8,7 +8,7 @@ typedef struct fixture {
   hv_device *device;
   hv_stream *stream;
   hv_tensor x, weight, norm_weight, hidden, sum, y;
-  void *memory[6];
+  void *memory[8];
   int count;
 } fixture;
 
@@ -106,6 +106,36 @@ static void replays_do_what_was_recorded(void **state) {
   close_fixture(&f);
 }
 
+/* A recording goes on with the scratch memory that it was made with. */
+static void outlives_a_growth_of_scratch(void **state) {
+  (void)state;
+  enum { LARGE = 20000 };
+  fixture f = open_fixture();
+  static float plain[ROWS * WIDTH], replayed[ROWS * WIDTH];
+  if (!hv_device_records(f.device)) skip();
+  hv_recording *recording;
+  set_input(&f, 3);
+  queue_sequence(&f);
+  result_of(&f, plain);
+  assert_ok(hv_stream_record_begin(f.stream));
+  queue_sequence(&f);
+  assert_ok(hv_stream_record_end(f.stream, &recording));
+  hv_tensor large = matrix(&f, LARGE, WIDTH, NULL), sum = matrix(&f, LARGE, WIDTH, NULL);
+  size_t before = f.device->memory.held.total;
+  hv_fill(f.stream, &(hv_fill_args){.dst = large, .value = 1});
+  hv_fill(f.stream, &(hv_fill_args){.dst = sum});
+  hv_linear(f.stream,
+            &(hv_linear_args){.x = large, .weight = f.weight, .activation = HV_ACT_SILU, .residual = sum, .y = sum});
+  assert_ok(hv_stream_synchronize(f.stream));
+  assert_true(f.device->memory.held.total > before); /* for more scratch */
+  hv_fill(f.stream, &(hv_fill_args){.dst = f.y});
+  hv_stream_replay(f.stream, recording);
+  result_of(&f, replayed);
+  assert_memory_equal(plain, replayed, sizeof plain);
+  hv_recording_close(f.device, recording);
+  close_fixture(&f);
+}
+
 /* Work that has never run has not got its scratch memory yet. */
 static void refuses_what_would_allocate(void **state) {
   (void)state;
@@ -126,6 +156,7 @@ int main(int argc, char **argv) {
   choose_device(argc, argv);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(replays_do_what_was_recorded),
+      cmocka_unit_test(outlives_a_growth_of_scratch),
       cmocka_unit_test(refuses_what_would_allocate),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
