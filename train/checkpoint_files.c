@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -83,16 +84,35 @@ static hv_status parse_best(const char *path, json_t *object, hv_best *out) {
   return HV_OK;
 }
 
+/* {"loss", "grad_norm", "steps"}, null where there are none. */
+static json_t *format_means(const hv_spike_means *means) {
+  if (means->steps == 0 || !isfinite(means->loss)) return json_null();
+  return json_pack("{s:f, s:f, s:I}", "loss", means->loss, "grad_norm", means->grad_norm, "steps",
+                   (json_int_t)means->steps);
+}
+
+/* Absent in older checkpoints. */
+static hv_status parse_means(const char *path, json_t *object, hv_spike_means *out) {
+  json_int_t steps;
+  *out = (hv_spike_means){0};
+  if (!object || json_is_null(object)) return HV_OK;
+  if (json_unpack(object, "{s:F, s:F, s:I}", "loss", &out->loss, "grad_norm", &out->grad_norm, "steps", &steps) != 0) {
+    return hv_error(HV_ERR_INPUT, "%s: means needs loss, grad_norm and steps", path);
+  }
+  out->steps = steps;
+  return HV_OK;
+}
+
 static hv_status write_manifest(const char *directory, const hv_manifest *manifest) {
   char path[FILE_PATH];
   snprintf(path, sizeof path, "%s/state.json", directory);
   const hv_run_position *position = &manifest->position;
-  json_t *state = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o}", "format", FORMAT, "version",
-                            HVLA_VERSION, "step", (json_int_t)position->step, "updates", (json_int_t)position->updates,
-                            "samples", (json_int_t)position->samples, "seed", (json_int_t)position->seed, "ranks",
-                            manifest->ranks, "sharding", manifest->sharding, "dtype", hv_dtype_name(manifest->dtype),
-                            "parameters", (json_int_t)manifest->parameters, "best", format_best(&position->best),
-                            "files", format_files(manifest));
+  json_t *state = json_pack(
+      "{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o, s:o}", "format", FORMAT, "version", HVLA_VERSION,
+      "step", (json_int_t)position->step, "updates", (json_int_t)position->updates, "samples",
+      (json_int_t)position->samples, "seed", (json_int_t)position->seed, "ranks", manifest->ranks, "sharding",
+      manifest->sharding, "dtype", hv_dtype_name(manifest->dtype), "parameters", (json_int_t)manifest->parameters,
+      "means", format_means(&position->means), "best", format_best(&position->best), "files", format_files(manifest));
   if (!state) return hv_error_memory("a checkpoint's manifest");
   hv_status status = hv_json_save(path, state);
   json_decref(state);
@@ -170,6 +190,7 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   out->format = format;
   out->position = (hv_run_position){.step = step, .updates = updates, .samples = samples, .seed = seed};
   HV_TRY(parse_best(path, json_object_get(state, "best"), &out->position.best));
+  HV_TRY(parse_means(path, json_object_get(state, "means"), &out->position.means));
   out->ranks = (int32_t)ranks;
   out->parameters = parameters;
   snprintf(out->sharding, sizeof out->sharding, "%s", sharding);

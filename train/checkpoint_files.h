@@ -14,6 +14,7 @@
 #include "core/base/text.h"
 #include "core/io/safetensors.h"
 #include "train/best.h"
+#include "train/spike_rule.h"
 
 enum { HV_CHECKPOINT_PATH = 4096, HV_CHECKPOINT_NAME = 64, HV_CHECKPOINT_RANKS = 1024 /* most that write one */ };
 
@@ -23,6 +24,7 @@ typedef struct hv_run_position {
   int64_t updates; /* those that changed the parameters */
   int64_t samples; /* of the training split's order that were consumed */
   int64_t seed;
+  hv_spike_means means;
   hv_best best; /* no metric: the checkpoint tells of none */
 } hv_run_position;
 

@@ -19,7 +19,7 @@ typedef struct hv_train_command {
 } hv_train_command;
 
 extern const hv_train_command hv_command_run, hv_command_check, hv_command_config, hv_command_bench, hv_command_plan,
-    hv_command_status, hv_command_model;
+    hv_command_status, hv_command_report, hv_command_model;
 
 /* Options that several commands have, in a struct of type `type_` with fields of these names. */
 #define HV_CONFIG_OPTION(type_)                                                                                        \

@@ -9,7 +9,7 @@
 
 static const hv_train_command *const all[] = {&hv_command_run,   &hv_command_check, &hv_command_config,
                                               &hv_command_bench, &hv_command_plan,  &hv_command_status,
-                                              &hv_command_model};
+                                              &hv_command_model, &hv_command_report};
 enum { COMMANDS = sizeof all / sizeof all[0] };
 
 static void add_help(const hv_program *program, size_t command, hv_text *out) {

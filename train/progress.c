@@ -8,7 +8,7 @@
 #include "core/base/log.h"
 
 enum { LINE_SIZE = 256 };
-static const double REDRAW_SECONDS = 0.1;
+static const double REDRAW_SECONDS = 0.1, LOG_SECONDS = 30;
 
 hv_progress hv_progress_make(int64_t total_steps, int64_t log_interval, int32_t batch_size) {
   return (hv_progress){.total_steps = total_steps,
@@ -22,13 +22,13 @@ double hv_progress_rate(const hv_progress *progress) {
   return (double)progress->timed_steps * progress->batch_size / progress->training_seconds;
 }
 
-static void format_time_left(const hv_progress *progress, int64_t step, char *out, size_t size) {
-  if (progress->timed_steps == 0) {
+/* The time that is left when `done` of `total` took `seconds`. */
+static void format_time_left(int64_t done, int64_t total, double seconds, char *out, size_t size) {
+  if (done == 0) {
     snprintf(out, size, "?");
     return;
   }
-  double each = progress->training_seconds / (double)progress->timed_steps;
-  int64_t left = (int64_t)(each * (double)(progress->total_steps - step) + 0.5);
+  int64_t left = (int64_t)(seconds / (double)done * (double)(total - done) + 0.5);
   if (left >= 3600) {
     snprintf(out, size, "%" PRId64 "h%02" PRId64 "m", left / 3600, left / 60 % 60);
   } else {
@@ -38,7 +38,8 @@ static void format_time_left(const hv_progress *progress, int64_t step, char *ou
 
 static void format_line(const hv_progress *progress, int64_t step, const hv_step_result *result, char line[LINE_SIZE]) {
   char left[32];
-  format_time_left(progress, step, left, sizeof left);
+  int64_t timed = progress->timed_steps;
+  format_time_left(timed, timed + progress->total_steps - step, progress->training_seconds, left, sizeof left);
   snprintf(line, LINE_SIZE,
            "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)  %.1f samples/s  %s left%s", step,
            progress->total_steps, result->loss, result->loss_diffusion, result->loss_ce, hv_progress_rate(progress),
@@ -64,6 +65,23 @@ void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result 
   progress->shown = true;
   format_line(progress, step, result, line);
   fprintf(stderr, "\r\033[K%s", line);
+  fflush(stderr);
+}
+
+void hv_progress_work(hv_progress *progress, const char *what, int64_t done, int64_t total, double seconds) {
+  char left[32];
+  if (!progress) return;
+  double now = hv_clock_seconds(), interval = progress->terminal ? REDRAW_SECONDS : LOG_SECONDS;
+  if (done == 0 && !progress->terminal) progress->last_shown = now;
+  if (now - progress->last_shown < interval || done == total) return;
+  progress->last_shown = now;
+  format_time_left(done, total, seconds, left, sizeof left);
+  if (!progress->terminal) {
+    hv_log_info("%" PRId64 "/%" PRId64 " %s  %s left", done, total, what, left);
+    return;
+  }
+  progress->shown = true;
+  fprintf(stderr, "\r\033[K%" PRId64 "/%" PRId64 " %s  %s left", done, total, what, left);
   fflush(stderr);
 }
 

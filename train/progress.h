@@ -22,6 +22,9 @@ hv_progress hv_progress_make(int64_t total_steps, int64_t log_interval, int32_t 
 /* Counts a step that took `seconds`, and shows it where it is time to. `step`: steps done. */
 void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result *result, double seconds);
 
+/* Shows other work that takes long: `done` of `total` after `seconds`. In a log, every half minute. NULL: nothing. */
+void hv_progress_work(hv_progress *progress, const char *what, int64_t done, int64_t total, double seconds);
+
 /* Samples a second over this session's steps; 0 before there is a figure. */
 double hv_progress_rate(const hv_progress *progress);
 

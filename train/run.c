@@ -15,6 +15,7 @@
 #include "train/adapt.h"
 #include "train/checkpoint.h"
 #include "train/plan.h"
+#include "train/report.h"
 #include "train/run_card.h"
 #include "train/run_choices.h"
 #include "train/run_files.h"
@@ -33,6 +34,7 @@ typedef struct run {
   hv_loader *loader;
   hv_loader_source source;
   hv_run_card *card; /* of the leader */
+  bool began;        /* what the directory tells is of this run */
   hv_run_watch watch;
   hv_learning_rate learning_rate;
   hv_run_files *files;
@@ -171,6 +173,7 @@ static hv_status begin(run *self, hv_run_position *position) {
                     position->samples, self->config->train.batch_size);
   }
   trainer->step = position->step;
+  trainer->means = position->means;
   /* What was the best by another figure says nothing about this one. */
   if (strcmp(position->best.metric, self->best.metric) == 0) self->best = position->best;
   hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
@@ -245,6 +248,7 @@ static hv_status open_run(run *self, hv_device *device) {
   hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
               (long long)hv_params_total(self->trainer->params), (long long)frames, (long long)self->total_steps,
               (long long)config->train.batch_size);
+  self->began = true;
   return HV_OK;
 }
 
@@ -266,6 +270,13 @@ static void close_run(run *self) {
   hv_run_card_close(self->card);
 }
 
+/* When all is closed, so that the report tells of a run that has ended. No reason to call the run failed. */
+static void write_report(const char *output) {
+  hv_status status = hv_report_write(output, NULL);
+  if (status) hv_log_warning("there is no report of the run: %s", hv_status_message(status));
+  hv_status_free(status);
+}
+
 static bool due(int64_t step, int64_t interval) {
   return interval > 0 && step % interval == 0;
 }
@@ -274,7 +285,7 @@ static bool due(int64_t step, int64_t interval) {
 static hv_status validate(run *self, hv_validation *out) {
   hv_trainer *trainer = self->trainer;
   hv_ema_exchange(trainer->ema, trainer->stream);
-  hv_status status = hv_validate(trainer, &self->data, out);
+  hv_status status = hv_validate(trainer, &self->data, self->leader ? &self->watch.progress : NULL, out);
   hv_ema_exchange(trainer->ema, trainer->stream);
   return status;
 }
@@ -361,5 +372,6 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   if (!status) status = train(&self, signal_number);
   status = end_run(&self, status, *signal_number);
   close_run(&self);
+  if (self.began && self.leader) write_report(config->output);
   return status;
 }

@@ -276,6 +276,7 @@ static hv_status begin(hv_run_files *files, bool with_model) {
                                                .updates = hv_optimizer_updates(trainer->optimizer),
                                                .samples = trainer->step * config->train.batch_size,
                                                .seed = config->seed,
+                                               .means = trainer->means,
                                                .best = *files->with.best};
   files->with_model = with_model;
   files->with_best = config->validation.keep_best && files->with.best->step == trainer->step;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/hybridvla/policy.h"
 
 const char *hv_predictor_name(hv_predictor predictor) {
@@ -22,6 +23,7 @@ typedef struct measurement {
   const hv_config *model;
   hv_policy *policy;
   hv_loader *loader;
+  hv_progress *progress;
   int64_t stride, seen;      /* every stride-th frame is predicted; frames seen so far */
   int64_t averaged, counted; /* predictions where the ensemble averaged; action steps compared */
   double loss[2], weight[2]; /* sums over values, and the numbers of values */
@@ -115,8 +117,11 @@ static hv_status measure_loss(measurement *m, const hv_loader_batch *loaded) {
 }
 
 static hv_status measure_batches(measurement *m, hv_validation *out) {
+  double start = hv_clock_seconds();
   for (;;) {
     const hv_loader_batch *loaded;
+    hv_progress_work(m->progress, "held-out frames", out->frames, hv_demonstrations_frames(m->data->valid),
+                     hv_clock_seconds() - start);
     HV_TRY(hv_loader_next(m->loader, &loaded));
     if (!loaded) return HV_OK;
     hv_status status = loaded->batch.samples > 0 ? measure_loss(m, loaded) : HV_OK;
@@ -176,9 +181,9 @@ double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metr
   return held_out->present[predictor] ? held_out->error[predictor] : NAN;
 }
 
-hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_validation *out) {
+hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress *progress, hv_validation *out) {
   hv_status status = HV_OK;
-  measurement m = {.trainer = trainer, .data = data, .model = &data->model};
+  measurement m = {.trainer = trainer, .data = data, .model = &data->model, .progress = progress};
   *out = (hv_validation){.action_dim = data->model.action_dim};
   if (data->model.action_dim > HV_MAX_ERROR_DIMS) {
     return hv_error(HV_ERR_INPUT, "validation measures at most %d action dimensions, the model has %d",

@@ -3,6 +3,7 @@
 #ifndef HV_TRAIN_VALIDATION_H
 #define HV_TRAIN_VALIDATION_H
 
+#include "train/progress.h"
 #include "train/run_data.h"
 
 enum { HV_MAX_ERROR_DIMS = 64 };
@@ -43,7 +44,8 @@ typedef enum hv_held_out_metric {
 /* The figure; NaN where a model without that head has none. */
 double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metric);
 
-/* Measures the held-out split of `data`, which must have one. */
-HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_validation *out);
+/* Measures the held-out split of `data`, which must have one; `progress` (NULL: nobody) shows how far it is. */
+HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress *progress,
+                                   hv_validation *out);
 
 #endif

@@ -89,8 +89,9 @@ static void recomputes_to_the_same_bytes(void **state) {
  */
 static void resumes_to_the_same_bytes(void **state) {
   static const char *const kinds[] = {"", "--set dtype=bf16", "--set train.micro_batch=2",
-                                      "--set dtype=bf16 --set optimizer.moments=int8 --set optimizer.gradients=bf16"};
-  for (int k = 0; k < 4; k++) {
+                                      "--set dtype=bf16 --set optimizer.moments=int8 --set optimizer.gradients=bf16",
+                                      "--set watch.spike_factor=1 --set watch.spike_window=2"};
+  for (int k = 0; k < 5; k++) {
     char rest[256];
     snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4", kinds[k]);
     expect_train(0, run_arguments(*state, "whole", rest), NULL);

@@ -1,0 +1,124 @@
+/* The report of a run: what stands in it, that it needs nothing else, and how its curves are drawn. */
+#include <math.h>
+
+#include "tests/check.h"
+#include "tests/train/program.h"
+#include "train/report_chart.h"
+
+static int count(const char *text, const char *word) {
+  int found = 0;
+  for (const char *at = text; (at = strstr(at, word)) != NULL; at += strlen(word)) found++;
+  return found;
+}
+
+static void assert_holds(const char *page, const char *const *words) {
+  for (; *words; words++) {
+    if (!strstr(page, *words)) fail_msg("the report lacks \"%s\"", *words);
+  }
+}
+
+/* Markup opens and closes, and nothing is fetched from elsewhere. */
+static void assert_sound(const char *page) {
+  static const char *const tags[] = {"svg", "figure", "table", "section", "div", "ul", "pre", "h2", "tr"};
+  for (size_t i = 0; i < sizeof tags / sizeof tags[0]; i++) {
+    char open[16], close[16];
+    snprintf(open, sizeof open, "<%s", tags[i]);
+    snprintf(close, sizeof close, "</%s>", tags[i]);
+    if (count(page, open) != count(page, close))
+      fail_msg("%s opens %d times and closes %d times", tags[i], count(page, open), count(page, close));
+  }
+  assert_int_equal(count(page, "http"), 0);
+  assert_int_equal(count(page, "src="), 0);
+  assert_int_equal(count(page, "nan"), 0);
+}
+
+static void a_run_leaves_its_report(void **state) {
+  static const char *const words[] = {"finished",
+                                      "of 6",
+                                      "Held-out actions",
+                                      "Noise head",
+                                      "Vocabulary",
+                                      "Throughput",
+                                      "Learning rate",
+                                      "always the mean action",
+                                      "435 frames in 10 episodes",
+                                      "88 frames in 2 episodes",
+                                      "lift the cube",
+                                      "Skipped steps",
+                                      "lift.hdf5/demo_",
+                                      "_spike",
+                                      "step 3, step 6",
+                                      "learning_rate: 0.003",
+                                      NULL};
+  char arguments[2048], *page;
+  snprintf(arguments, sizeof arguments,
+           "run --config '%s' --set data.valid_split=valid --set validation.samples=3 --set validation.interval=3 "
+           "--set watch.spike_factor=1 --set watch.spike_window=1 --set validation.keep_best=false",
+           write_tiny_config(*state, in_folder(*state, "run")));
+  expect_train(0, arguments, NULL);
+  assert_ok(hv_read_text(in_run(*state, "run", "report.html"), 1 << 24, &page, NULL));
+  assert_holds(page, words);
+  assert_sound(page);
+  assert_int_equal(count(page, "<figure"), 6);
+  free(page);
+
+  snprintf(arguments, sizeof arguments, "report '%s/run' --out '%s/other.html'", (const char *)*state,
+           (const char *)*state);
+  expect_train(0, arguments, "other.html", NULL);
+  assert_true(same_bytes(in_folder(*state, "other.html"), in_run(*state, "run", "report.html")));
+}
+
+/* Whatever a directory holds of a run, there is a page of it. */
+static void reports_what_there_is(void **state) {
+  char arguments[1024], *page;
+  write_text(in_folder(*state, "metrics.jsonl"),
+             "{\"step\": 1, \"loss\": null}\n{\"step\": 2, \"loss_ce\": 3.5}\n{\"st");
+  write_text(in_folder(*state, "config.yaml"), "data: {files: \"<b>&.hdf5\"}\n");
+  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
+  expect_train(0, arguments, "report.html", NULL);
+  assert_ok(hv_read_text(in_folder(*state, "report.html"), 1 << 24, &page, NULL));
+  assert_non_null(strstr(page, "&lt;b&gt;&amp;.hdf5"));
+  assert_null(strstr(page, "<b>&"));
+  assert_int_equal(count(page, "<figure"), 1);
+  free(page);
+  snprintf(arguments, sizeof arguments, "report '%s/none'", (const char *)*state);
+  expect_train(2, arguments, "holds no run", NULL);
+}
+
+static void draws_curves_inside_their_frame(void **state) {
+  double x[2000], y[2000];
+  hv_text drawing = {0};
+  (void)state;
+  for (int i = 0; i < 2000; i++) {
+    x[i] = i;
+    y[i] = i == 1000 ? 1e30 : sin(i * 0.01);
+  }
+  hv_chart chart = {.title = "a < b", .unit = "", .count = 1, .cut_spikes = true};
+  chart.series[0] = (hv_series){.name = "s", .x = x, .y = y, .count = 2000, .colour = 1};
+  hv_chart_draw(&chart, &drawing);
+  assert_false(drawing.failed);
+  assert_non_null(strstr(drawing.data, "a &lt; b"));
+  assert_true(count(drawing.data, "L") >= 400 && count(drawing.data, "L") <= 520); /* neighbours are averaged */
+  assert_null(strstr(drawing.data, "e+"));                                         /* a spike stays near the frame */
+  assert_non_null(strstr(drawing.data, ">0</text>"));
+  hv_text_free(&drawing);
+
+  chart.series[0].count = 0;
+  hv_chart_draw(&chart, &drawing);
+  assert_int_equal(drawing.length, 0);
+  y[0] = 0;
+  chart.series[0].count = 1; /* one point has no span */
+  hv_chart_draw(&chart, &drawing);
+  assert_null(strstr(drawing.data, "nan"));
+  assert_null(strstr(drawing.data, "inf"));
+  hv_text_free(&drawing);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_run_leaves_its_report, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(reports_what_there_is, make_folder, remove_folder),
+      cmocka_unit_test(draws_curves_inside_their_frame),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
