@@ -97,6 +97,20 @@ static void tells_why_a_run_failed(void **state) {
   json_decref(status);
 }
 
+/* A run whose figures are lost, and a line that is being written. */
+static void tells_of_figures_that_are_not_finite(void **state) {
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  write_text(in_run(*state, "run", "metrics.jsonl"),
+             "{\"step\": 1, \"loss\": 2.5, \"time\": 1}\n"
+             "{\"step\": 2, \"loss\": null, \"held_out_loss\": null, \"skipped\": true}\n{\"step\": 3, \"lo");
+  json_t *status = status_of(*state);
+  assert_string_equal(json_string_value(json_object_get(status, "state")), "unknown");
+  assert_int_equal(json_integer_value(json_object_get(status, "step")), 2);
+  assert_int_equal(json_integer_value(json_object_get(status, "skipped")), 1);
+  assert_true(json_is_null(json_object_get(json_object_get(status, "held_out"), "loss")));
+  json_decref(status);
+}
+
 static void refuses_what_is_no_run(void **state) {
   char arguments[1024];
   snprintf(arguments, sizeof arguments, "status '%s'", (const char *)*state);
@@ -122,6 +136,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_of_a_finished_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(knows_the_living_from_the_dead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_why_a_run_failed, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
       cmocka_unit_test(formats_durations),
   };
