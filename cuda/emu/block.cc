@@ -317,6 +317,7 @@ static void reclaim_fibers(worker *w) {
 static void begin_block(worker *w, uint3 block) {
   const hv_emu_launch *launch = w->launch;
   w->at_barrier = w->finished = 0;
+  hv_fiber_adopt_thread(&w->scheduler); /* a worker is not always run by the same one */
   if (w->free_count != w->fiber_count) reclaim_fibers(w);
   memset(w->shared, POISON, launch->shared_bytes);
   memset(w->meetings, 0, sizeof w->meetings[0] * (size_t)((w->thread_count + HV_EMU_WARP - 1) / HV_EMU_WARP));

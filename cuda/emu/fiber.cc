@@ -198,6 +198,11 @@ void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument) {
   /* The frames that the stack's last user never returned from. */
   ASAN_UNPOISON_MEMORY_REGION(fiber->stack, fiber->stack_bytes);
 #endif
+#ifdef HV_TSAN_FIBERS
+  /* The sanitizer's own stack of calls, too. */
+  __tsan_destroy_fiber(fiber->sanitizer);
+  fiber->sanitizer = __tsan_create_fiber(0);
+#endif
   fiber->context = first_context(fiber->stack, fiber->stack_bytes, entry, argument);
 }
 
