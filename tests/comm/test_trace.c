@@ -58,14 +58,16 @@ static double overlap(const json_t *events, int row_a, const char *a, int row_b,
   return sum;
 }
 
-/* Six steps of two ranks; *events of rank 0, kept by the returned document. */
-static json_t *trace_run(const char *folder, const char *sharding, const json_t **events) {
+/* Six steps of two ranks, in RUN of the folder with RUN.json beside it; *events of rank 0, kept by the returned
+ * document.
+ */
+static json_t *trace_run(const char *folder, const char *sharding, const char *run, const json_t **events) {
   char command[2048], name[64];
-  snprintf(name, sizeof name, "%s.json", sharding);
+  snprintf(name, sizeof name, "%s.json", run);
   snprintf(command, sizeof command,
            "train/hvla-train run --config '%s' --set 'output=%s/%s' --set train.batch_size=8 --set train.steps=6 --set "
            "checkpoint.interval=3 --set parallel.sharding=%s --trace '%s/%s'",
-           write_tiny_config(folder, "unset"), folder, sharding, sharding, folder, name);
+           write_tiny_config(folder, "unset"), folder, run, sharding, folder, name);
   expect_ranks(0, 2, command, "done");
   json_t *trace = read_trace(folder, name);
   *events = json_object_get(trace, "traceEvents");
@@ -73,42 +75,53 @@ static json_t *trace_run(const char *folder, const char *sharding, const json_t 
   return trace;
 }
 
-static void sums_run_beside_the_backward_pass(void **state) {
+/* What runs beside what is up to the scheduler of a busy machine: some of a few runs must show it. `work` are names of
+ * computations, the last NULL. */
+static void expect_beside(const char *folder, const char *sharding, const char *sums, const char *const *work) {
+  enum { TRIES = 6 };
+  double beside = 0;
+  for (int i = 0; i < TRIES && beside <= 0; i++) {
+    char run[64];
+    const json_t *events;
+    snprintf(run, sizeof run, "%s-%d", sharding, i);
+    json_t *trace = trace_run(folder, sharding, run, &events);
+    for (int w = 0; work[w]; w++) beside += overlap(events, COMMUNICATION, sums, COMPUTE, work[w]);
+    json_decref(trace);
+  }
+  print_message("%s: %.0f us of %s beside computation\n", sharding, beside, sums);
+  assert_true(beside > 0);
+}
+
+static void a_timeline_names_all_there_is(void **state) {
   const json_t *events;
-  json_t *trace = trace_run(*state, "replicate", &events);
+  json_t *trace = trace_run(*state, "replicate", "run", &events);
   assert_true(count_spans(events, COMPUTE, "forward llm_backbone.llm.model.layers.0") >= 6);
   assert_int_equal(count_spans(events, COMPUTE, "backward llm_backbone.llm.model.layers.0"), 6);
   assert_int_equal(count_spans(events, COMPUTE, "update"), 6);
   assert_int_equal(count_spans(events, COMMUNICATION, "all_reduce gradients of llm_backbone.llm.model.layers.0"), 6);
   assert_true(count_spans(events, LOADER, "wait for a batch") >= 6);
   assert_int_equal(count_spans(events, CHECKPOINT, "write training-00001-of-00002"), 2);
-  double beside = overlap(events, COMMUNICATION, "all_reduce gradients", COMPUTE, "backward");
-  print_message("%.0f us of sums beside the backward pass\n", beside);
-  assert_true(beside > 0);
   json_decref(trace);
-  json_t *other = read_trace(*state, "replicate.json.1");
+  json_t *other = read_trace(*state, "run.json.1");
   assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(other, "traceEvents"), 9), "pid")),
                    1);
   json_decref(other);
 }
 
+static void sums_run_beside_the_backward_pass(void **state) {
+  static const char *const work[] = {"backward", NULL};
+  expect_beside(*state, "replicate", "all_reduce gradients", work);
+}
+
 static void values_come_beside_the_forward_pass(void **state) {
-  const json_t *events;
-  json_t *trace = trace_run(*state, "parameters", &events);
-  double beside = overlap(events, COMMUNICATION, "all_gather values", COMPUTE, "forward");
-  print_message("parameters: %.0f us of gathers beside the forward pass\n", beside);
-  assert_true(beside > 0);
-  json_decref(trace);
-  trace = trace_run(*state, "optimizer", &events);
-  beside = overlap(events, COMMUNICATION, "all_gather values", COMPUTE, "forward") +
-           overlap(events, COMMUNICATION, "all_gather values", COMPUTE, "update");
-  print_message("optimizer: %.0f us of gathers beside the update and the next forward pass\n", beside);
-  assert_true(beside > 0);
-  json_decref(trace);
+  static const char *const forward[] = {"forward", NULL}, *const both[] = {"forward", "update", NULL};
+  expect_beside(*state, "parameters", "all_gather values", forward);
+  expect_beside(*state, "optimizer", "all_gather values", both);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_timeline_names_all_there_is, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(sums_run_beside_the_backward_pass, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(values_come_beside_the_forward_pass, make_folder, remove_folder),
   };
