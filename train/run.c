@@ -335,32 +335,44 @@ static bool is_stale(const run *self) {
   return true;
 }
 
-/* What ranks tell each other before every step: a signal that came to any stops all at the same step, or has all save,
- * and a checkpoint is complete when all have written. */
-static hv_status exchange(run *self, int *signal_number) {
+/* What ranks tell each other in every step, each in one of the trainer's numbers: a signal that came to any stops all
+ * after the same step, or has all save, and a checkpoint is complete when all have written. */
+static void tell(run *self) {
   int own = hv_interrupt_signal(self->options->interrupt);
-  bool requested = hv_interrupt_take_request(self->options->interrupt);
-  double sums[] = {own == SIGINT, own == SIGTERM, requested, hv_run_files_report(self->files)};
-  HV_TRY(hv_comm_sum(self->comm, "signals and files", sums, 4));
-  *signal_number = sums[0] > 0 ? SIGINT : (sums[1] > 0 ? SIGTERM : 0);
-  HV_TRY(hv_run_files_advance(self->files, sums[3]));
-  bool save = sums[2] > 0 && !*signal_number && self->trainer->step > 0;
-  return save ? hv_run_files_save_all(self->files) : HV_OK;
+  double *numbers = self->trainer->numbers;
+  numbers[0] = own == SIGINT;
+  numbers[1] = own == SIGTERM;
+  numbers[2] = hv_interrupt_take_request(self->options->interrupt);
+  numbers[3] = hv_run_files_report(self->files);
+}
+
+static hv_status hear(run *self, int *signal_number, bool *save) {
+  const double *numbers = self->trainer->numbers;
+  *signal_number = numbers[0] > 0 ? SIGINT : (numbers[1] > 0 ? SIGTERM : 0);
+  *save = numbers[2] > 0 && !*signal_number;
+  return hv_run_files_advance(self->files, numbers[3]);
 }
 
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
   HV_TRY(measure_start(self));
   while (trainer->step < self->total_steps && !is_stale(self)) {
-    HV_TRY(exchange(self, signal_number));
-    if (*signal_number) break;
+    tell(self);
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
     double start = hv_clock_seconds();
     hv_step_result result;
+    int came;
+    bool save;
     self->source.waited = 0;
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
     HV_TRY(hv_run_watch_step(&self->watch, &result, hv_clock_seconds() - start, self->source.waited));
+    HV_TRY(hear(self, &came, &save));
     HV_TRY(after_step(self, &result, learning_rate));
+    if (save) HV_TRY(hv_run_files_save_all(self->files));
+    if (came && trainer->step < self->total_steps) {
+      *signal_number = came;
+      break;
+    }
   }
   return hv_run_files_finish(self->files);
 }

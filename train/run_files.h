@@ -41,7 +41,7 @@ HV_NODISCARD hv_status hv_run_files_save(hv_run_files *files);
 /* The same, with the model of that step whatever checkpoint.model_interval says. Does nothing where both are there. */
 HV_NODISCARD hv_status hv_run_files_save_all(hv_run_files *files);
 
-/* Before every step: what this rank adds to a sum over ranks, and, with that sum, what has come of the writing. */
+/* In every step: what this rank adds to a sum over ranks, and, with that sum, what has come of the writing. */
 double hv_run_files_report(const hv_run_files *files);
 HV_NODISCARD hv_status hv_run_files_advance(hv_run_files *files, double sum);
 

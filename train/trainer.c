@@ -137,27 +137,38 @@ static void download_loss(hv_trainer *trainer, hv_tensor loss, float *to) {
   if (hv_present(loss)) hv_download(trainer->stream, to, loss.data, sizeof *to);
 }
 
-/* The losses of all parts and ranks; each has been divided by what the whole batch holds. */
-static hv_status sum_losses(const hv_trainer *trainer, hv_step_result *out) {
-  double losses[2] = {0};
+static bool is_alone(const hv_trainer *trainer) {
+  return !trainer->comm || trainer->comm->size == 1;
+}
+
+/* The losses of all parts and ranks, each divided by what the whole batch holds, and the caller's own numbers. Waits
+ * for the device, and for the other ranks. */
+static hv_status sum_over_ranks(hv_trainer *trainer, hv_step_result *out) {
+  double sums[2 + HV_TRAINER_NUMBERS] = {0};
+  HV_TRY(hv_stream_synchronize(trainer->stream));
   for (int32_t part = 0; part < trainer->parts; part++) {
-    for (int i = 0; i < 2; i++) losses[i] += trainer->losses[part][i];
+    for (int i = 0; i < 2; i++) sums[i] += trainer->losses[part][i];
   }
-  if (trainer->comm) HV_TRY(hv_comm_sum(trainer->comm, "the losses", losses, 2));
-  out->loss_diffusion = losses[0];
-  out->loss_ce = losses[1];
-  out->loss = trainer->weights.diffusion * losses[0] + trainer->weights.ce * losses[1];
+  memcpy(sums + 2, trainer->numbers, sizeof trainer->numbers);
+  if (!is_alone(trainer)) {
+    HV_TRY(hv_comm_sum(trainer->comm, "losses, signals and files", sums, 2 + HV_TRAINER_NUMBERS));
+  }
+  memcpy(trainer->numbers, sums + 2, sizeof trainer->numbers);
+  out->loss_diffusion = sums[0];
+  out->loss_ce = sums[1];
+  out->loss = trainer->weights.diffusion * sums[0] + trainer->weights.ce * sums[1];
   return HV_OK;
 }
 
-/* Clips and updates, unless a spike rules the update out: then the figures are waited for before it is queued. */
+/* Clips and updates, unless a spike rules the update out: then the figures are waited for before it is queued. Several
+ * ranks add theirs up before it, too: behind it, these sums would wait for all values that it publishes, which the next
+ * forward pass hides. */
 static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_result *out) {
-  bool judged = trainer->spikes.factor > 0, not_finite;
+  bool judged = trainer->spikes.factor > 0, ahead = judged || !is_alone(trainer), not_finite;
   hv_nan_watch_pass(trainer->device, "update");
   hv_optimizer_measure(trainer->optimizer, learning_rate, trainer->stream);
+  if (ahead) HV_TRY(sum_over_ranks(trainer, out));
   if (judged) {
-    HV_TRY(hv_stream_synchronize(trainer->stream));
-    HV_TRY(sum_losses(trainer, out));
     out->grad_norm = hv_optimizer_norm(trainer->optimizer);
     if (isfinite(out->grad_norm)) {
       out->skipped = hv_spike_judge(&trainer->spikes, &trainer->means, out->loss, out->grad_norm);
@@ -168,9 +179,8 @@ static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_resul
   hv_optimizer_update(trainer->optimizer, trainer->stream);
   hv_ema_update(trainer->ema, trainer->stream);
   hv_trace_end(span, trainer->stream);
-  HV_TRY(hv_stream_synchronize(trainer->stream));
+  HV_TRY(ahead ? hv_stream_synchronize(trainer->stream) : sum_over_ranks(trainer, out));
   hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &not_finite);
-  if (!judged) HV_TRY(sum_losses(trainer, out));
   out->skipped = not_finite ? HV_SKIP_NOT_FINITE : HV_SKIP_NONE;
   if (!not_finite) hv_spike_add(&trainer->spikes, &trainer->means, out->loss, out->grad_norm);
   return HV_OK;
@@ -196,7 +206,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     trainer->built = false;
     HV_TRY(build_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
   }
-  if (trainer->comm && trainer->comm->size > 1) {
+  if (!is_alone(trainer)) {
     HV_TRY(hv_stream_synchronize(stream));
     out->own_seconds = hv_clock_seconds() - start;
   }

@@ -52,6 +52,8 @@ typedef struct hv_trainer_options {
   hv_trace *trace; /* outlives the trainer; NULL: none */
 } hv_trainer_options;
 
+enum { HV_TRAINER_NUMBERS = 4 };
+
 /* Fields are the trainer's; others may read them between steps. */
 typedef struct hv_trainer {
   hv_device *device; /* not owned */
@@ -75,6 +77,8 @@ typedef struct hv_trainer {
   float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
   hv_spike_settings spikes;
   hv_spike_means means;
+  /* A caller's own: what it sets before a step, it finds added up over ranks after it. */
+  double numbers[HV_TRAINER_NUMBERS];
 } hv_trainer;
 
 /* Opens a trainer whose parameters hold no values yet: hv_trainer_initialize; its average none: hv_ema_reset. */
