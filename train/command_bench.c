@@ -1,9 +1,9 @@
 #include <stddef.h>
 
 #include "core/io/json.h"
-#include "train/bench.h"
 #include "train/commands.h"
 #include "train/device.h"
+#include "train/plan/bench.h"
 
 typedef struct bench_options {
   char *config, *device, *trace;

@@ -2,7 +2,7 @@
 
 #include "core/base/file.h"
 #include "train/commands.h"
-#include "train/run_model.h"
+#include "train/run/run_model.h"
 
 typedef struct model_options {
   char *run, *out;

@@ -2,7 +2,7 @@
 
 #include "core/io/json.h"
 #include "train/commands.h"
-#include "train/plan.h"
+#include "train/plan/plan.h"
 
 typedef struct plan_options {
   char *config, *device;

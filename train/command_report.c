@@ -1,7 +1,7 @@
 #include <stddef.h>
 
 #include "train/commands.h"
-#include "train/report.h"
+#include "train/watch/report.h"
 
 typedef struct report_options {
   hv_string_list runs;

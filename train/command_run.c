@@ -5,9 +5,9 @@
 #include "core/tensor/nan_watch.h"
 #include "train/commands.h"
 #include "train/device.h"
-#include "train/interrupt.h"
-#include "train/launch.h"
-#include "train/run.h"
+#include "train/ranks/launch.h"
+#include "train/run/interrupt.h"
+#include "train/run/run.h"
 
 /* Exit codes of a run that a signal ended (interchange.md). */
 enum { EXIT_INTERRUPTED = 130, EXIT_TERMINATED = 75 };

@@ -4,7 +4,7 @@
 
 #include "core/io/json.h"
 #include "train/commands.h"
-#include "train/run_status.h"
+#include "train/watch/run_status.h"
 
 typedef struct status_options {
   hv_string_list runs;

@@ -3,8 +3,8 @@
 #ifndef HV_TRAIN_VALIDATION_H
 #define HV_TRAIN_VALIDATION_H
 
-#include "train/progress.h"
-#include "train/run_data.h"
+#include "train/run/run_data.h"
+#include "train/watch/progress.h"
 
 enum { HV_MAX_ERROR_DIMS = 64 };
 

@@ -10,7 +10,7 @@
  * rounded once: a given number of ranks gives the same bytes every time, on every rank. NCCL's order is its own, fixed
  * for a number of ranks on given machines, and it rounds BF16 at every addition.
  *
- * Implementations: `single`, one rank that has nothing to do (here); MPI (train/comm_mpi.h); NCCL, which the CUDA
+ * Implementations: `single`, one rank that has nothing to do (here); MPI (train/ranks/comm_mpi.h); NCCL, which the CUDA
  * device brings (hv_comm_device_open; cuda/comm_nccl.cu). Used by one thread.
  */
 #ifndef HV_TENSOR_COMM_H

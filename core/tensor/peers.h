@@ -1,6 +1,6 @@
 /* The side channel between the ranks of a run: a few bytes at the start, and then word of failures, which must reach
- * every rank when collectives no longer do. Whoever starts the ranks makes it (train/rendezvous.h) and hands it to a
- * device's own communicator (hv_device_methods.comm_open).
+ * every rank when collectives no longer do. Whoever starts the ranks makes it (train/ranks/rendezvous.h) and hands it
+ * to a device's own communicator (hv_device_methods.comm_open).
  *
  * Life: open → gather, as often as needed → watch → report, progress, late and failure, from any thread → close.
  */

@@ -13,9 +13,9 @@
 #include "core/base/file.h"
 #include "core/base/random.h"
 #include "core/cpu/cpu.h"
-#include "train/comm_mpi.h"
-#include "train/interrupt.h"
-#include "train/launch.h"
+#include "train/ranks/comm_mpi.h"
+#include "train/ranks/launch.h"
+#include "train/run/interrupt.h"
 
 enum { SMALL_PIECE = 1000 /* bytes: the largest cases take many pieces */, MOST_ELEMENTS = 4096 };
 

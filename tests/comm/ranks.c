@@ -4,7 +4,7 @@
 
 #include "core/base/clock.h"
 #include "tests/check.h"
-#include "train/rendezvous.h"
+#include "train/ranks/rendezvous.h"
 
 /* Open MPI counts processors and refuses root, as containers have it; the variables are nothing to other MPIs. A
  * sanitizer would report what MPI itself never frees. Device modules lie in lib/. */

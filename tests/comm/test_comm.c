@@ -3,7 +3,7 @@
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/comm/ranks.h"
-#include "train/launch.h"
+#include "train/ranks/launch.h"
 
 static void check_all_ranks(const char *folder, int ranks, const char *device) {
   char command[512];

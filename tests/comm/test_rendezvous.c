@@ -5,9 +5,9 @@
 
 #include "core/base/clock.h"
 #include "tests/check.h"
-#include "train/meeting_place.h"
-#include "train/rank_place.h"
-#include "train/rendezvous.h"
+#include "train/ranks/meeting_place.h"
+#include "train/ranks/rank_place.h"
+#include "train/ranks/rendezvous.h"
 
 enum { MOST = 4 };
 

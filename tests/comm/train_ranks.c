@@ -10,8 +10,8 @@
 #include "core/base/file.h"
 #include "core/cpu/cpu.h"
 #include "tests/hybridvla/tiny_model.h"
-#include "train/interrupt.h"
-#include "train/launch.h"
+#include "train/ranks/launch.h"
+#include "train/run/interrupt.h"
 #include "train/trainer.h"
 
 enum { BATCHES = 4, TIMEOUT = 60 };

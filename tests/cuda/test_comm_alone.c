@@ -2,7 +2,7 @@
  * rank must have. test_comm_alone [DEVICE], by default emu. */
 #include "core/tensor/comm.h"
 #include "tests/cuda/under_test.h"
-#include "train/rendezvous.h"
+#include "train/ranks/rendezvous.h"
 
 enum { COUNT = 5000 };
 

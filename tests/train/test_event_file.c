@@ -5,8 +5,8 @@
 
 #include "tests/check.h"
 #include "tests/train/program.h"
-#include "train/event.pb-c.h"
-#include "train/event_file.h"
+#include "train/watch/event.pb-c.h"
+#include "train/watch/event_file.h"
 
 /* Bit by bit, as CRC-32C is defined. */
 static uint32_t crc32c(const uint8_t *data, size_t size) {

@@ -3,8 +3,8 @@
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
-#include "train/forecast.h"
-#include "train/made_up_batch.h"
+#include "train/plan/forecast.h"
+#include "train/plan/made_up_batch.h"
 #include "train/trainer_options.h"
 
 enum { SKIPPED = 77, PROMPT = 12, STEPS = 2 };

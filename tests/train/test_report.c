@@ -3,7 +3,7 @@
 
 #include "tests/check.h"
 #include "tests/train/program.h"
-#include "train/report_chart.h"
+#include "train/watch/report_chart.h"
 
 static int count(const char *text, const char *word) {
   int found = 0;

@@ -5,7 +5,7 @@
 #include "core/io/json.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
-#include "train/run_status.h"
+#include "train/watch/run_status.h"
 
 static const char *run_of(const char *folder, const char *rest) {
   static char arguments[2048];

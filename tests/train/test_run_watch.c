@@ -3,9 +3,9 @@
 
 #include "tests/check.h"
 #include "tests/train/program.h"
-#include "train/pace.h"
-#include "train/skipped_step.h"
 #include "train/spike_rule.h"
+#include "train/watch/pace.h"
+#include "train/watch/skipped_step.h"
 
 static void judges_spikes_by_running_means(void **state) {
   const hv_spike_settings settings = {.factor = 2, .window = 4}, off = {.window = 1};

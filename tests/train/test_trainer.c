@@ -7,7 +7,7 @@
 #include "tests/check.h"
 #include "tests/hybridvla/tiny_model.h"
 #include "tests/train/program.h"
-#include "train/run_data.h"
+#include "train/run/run_data.h"
 #include "train/trainer.h"
 
 static const hv_optimizer_settings adamw = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_norm = 1.0};

@@ -1,0 +1,24 @@
+/* The model of a checkpoint as others read it (interchange.md §1), made from the checkpoint's files alone: while a run
+ * goes on, or long after it. Where the checkpoint holds moving averages, they are the model. */
+#ifndef HV_TRAIN_CHECKPOINT_CHECKPOINT_MODEL_H
+#define HV_TRAIN_CHECKPOINT_CHECKPOINT_MODEL_H
+
+#include <stdatomic.h>
+
+#include "core/io/model_directory.h"
+
+typedef struct hv_checkpoint_model {
+  const char *run;
+  int64_t step;
+  const hv_params *params; /* of that model, laid out (hv_params_allocate); their values are not looked at */
+  const hv_model_config *model;
+  const hv_safetensors *carry; /* tensors that are no parameters are taken from it; NULL: none */
+  const char *tokenizer_path;
+  const json_t *statistics;
+  const atomic_bool *stop; /* gives up with an error when it turns true; NULL: never */
+} hv_checkpoint_model;
+
+/* Writes the model directory `path`, as hv_model_directory_save does. Uses no device; any thread may call it. */
+HV_NODISCARD hv_status hv_checkpoint_model_save(const hv_checkpoint_model *what, const char *path);
+
+#endif

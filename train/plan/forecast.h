@@ -1,0 +1,37 @@
+/* What a training step of a configuration will need and take, found by running steps on the plan device as one rank of
+ * many: memory by kind as a run's own account will show it, and time on a machine that is described by a few figures.
+ * Reads no data, allocates no large memory, needs no card.
+ */
+#ifndef HV_TRAIN_PLAN_FORECAST_H
+#define HV_TRAIN_PLAN_FORECAST_H
+
+#include "core/tensor/plan_comm.h"
+#include "train/config.h"
+
+typedef struct hv_forecast_options {
+  int32_t ranks;
+  int32_t prompt;                  /* tokens of the longest prompt, <s> included */
+  const char *device;              /* "cuda", "cpu", …: what it holds of its own is counted */
+  double flops_per_s, bytes_per_s; /* hv_plan_machine */
+  hv_plan_links links;
+} hv_forecast_options;
+
+/* An H100 with NVLink in machines of eight: rates of one card as measured (docs/scaling.md names the sources), links as
+ * their makers state them. `dtype` is that of the parameters. */
+hv_forecast_options hv_forecast_h100(int32_t ranks, hv_dtype dtype);
+
+typedef struct hv_forecast {
+  hv_memory_use memory;                    /* of each rank's device, when it is highest */
+  size_t unseen_bytes;                     /* of it, what CUDA and NCCL hold and a run's own account does not show */
+  double step_seconds;                     /* from one step to the next */
+  double compute_seconds;                  /* of it, on the device: what is left is waiting for other ranks */
+  double model_flops;                      /* of matrix products of one rank's part of a step, without recomputation */
+  double samples_per_s;                    /* of all ranks */
+  hv_plan_traffic traffic[HV_COLLECTIVES]; /* of one step */
+} hv_forecast;
+
+/* `config` has a batch that the ranks can share (hv_train_config_check_ranks). */
+HV_NODISCARD hv_status hv_forecast_make(const hv_train_config *config, const hv_config *model,
+                                        const hv_forecast_options *options, hv_forecast *out);
+
+#endif

@@ -1,0 +1,264 @@
+#include "train/plan/plan.h"
+
+#include "core/io/json.h"
+#include "train/plan/plan_search.h"
+
+static const double giga = 1e-9;
+
+typedef struct planner {
+  const hv_forecast_options *options;
+  size_t memory_bytes;
+  hv_train_config config; /* a copy whose batch the ranks can share; what it points to is the caller's */
+  hv_plan_search search;
+  bool runs; /* as configured */
+  json_t *advice;
+} planner;
+
+static void advise(planner *self, const char *format, ...) HV_PRINTF(2, 3);
+static void advise(planner *self, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  json_array_append_new(self->advice, json_vsprintf(format, args));
+  va_end(args);
+}
+
+/* Says what so many ranks cannot run, and changes it into what they can. */
+static void make_runnable(planner *self) {
+  int64_t ranks = self->options->ranks, batch = self->config.train.batch_size, micro = self->config.train.micro_batch;
+  self->runs = true;
+  if (batch % ranks != 0) {
+    int64_t nearest = (batch + ranks - 1) / ranks * ranks;
+    advise(self, "train.batch_size %lld is not divided by the %lld GPUs: take a multiple, such as %lld.",
+           (long long)batch, (long long)ranks, (long long)nearest);
+    self->config.train.batch_size = nearest;
+    self->runs = false;
+  }
+  int64_t part = self->config.train.batch_size / ranks;
+  if (micro > 0 && part % micro != 0) {
+    advise(self, "train.micro_batch %lld does not divide the %lld samples of each GPU.", (long long)micro,
+           (long long)part);
+    while (part % micro != 0) micro--;
+    self->config.train.micro_batch = micro;
+    self->runs = false;
+  }
+  if (ranks > 1 && self->config.parallel.sharding != HV_SHARD_NOTHING &&
+      !hv_plan_ranks_can_share(self->options->ranks)) {
+    advise(self, "%lld GPUs cannot keep parts of the state (parallel.sharding=%s): 2, 4, 8, … can; else replicate.",
+           (long long)ranks, hv_train_config_sharding_name(self->config.parallel.sharding));
+    self->config.parallel.sharding = HV_SHARD_NOTHING;
+    self->runs = false;
+  }
+}
+
+static void advise_memory(planner *self) {
+  const hv_plan_candidate *given = &self->search.given;
+  const hv_memory_use *use = &given->forecast.memory;
+  double total = (double)use->total * giga, limit = (double)self->memory_bytes * giga;
+  if (given->fits) {
+    advise(self, "The configuration needs %.1f GB of the %.1f GB that each GPU has.", total, limit);
+    return;
+  }
+  int largest = 0;
+  for (int k = 1; k < HV_MEMORY_KINDS; k++) {
+    if (use->bytes[k] > use->bytes[largest]) largest = k;
+  }
+  advise(self, "The configuration needs %.1f GB and each GPU has %.1f GB; most of it, %.1f GB, is for %s.", total,
+         limit, (double)use->bytes[largest] * giga, hv_memory_kind_name((hv_memory_kind)largest));
+}
+
+static void advise_best(planner *self) {
+  const hv_plan_search *search = &self->search;
+  hv_text text = {0};
+  if (search->best.fits) {
+    hv_plan_candidate_text(&search->best, search, &text);
+    advise(self, "Fastest of what fits, by forecast: %s, with %.1f GB and %.3f s a step.", hv_text_string(&text),
+           (double)search->best.forecast.memory.total * giga, search->best.forecast.step_seconds);
+  } else {
+    hv_plan_candidate_text(&search->least, search, &text);
+    advise(
+        self,
+        "Nothing fits that leaves the results as they are. The least, %s, needs %.1f GB: take GPUs with more memory, "
+        "more of them with parallel.sharding=parameters, fewer trained parts (train.freeze) or fewer branches.",
+        hv_text_string(&text), (double)search->least.forecast.memory.total * giga);
+  }
+  hv_text_free(&text);
+}
+
+static void advise_time(planner *self) {
+  const hv_forecast *given = &self->search.given.forecast;
+  int64_t parts = self->config.train.batch_size / self->options->ranks / self->search.given.micro_batch;
+  advise(self,
+         "A step of %lld samples takes %.3f s if every operation runs at %.0f TFLOP/s or %.2f TB/s: real ones are "
+         "slower.",
+         (long long)self->config.train.batch_size, given->step_seconds, self->options->flops_per_s * 1e-12,
+         self->options->bytes_per_s * 1e-12);
+  if (self->options->ranks == 1) return;
+  advise(self, "Of a step, %.1f ms (%.1f %%) are waiting for other GPUs.",
+         1e3 * (given->step_seconds - given->compute_seconds),
+         100 * (1 - given->compute_seconds / given->step_seconds));
+  if (parts > 1 && self->config.parallel.sharding >= HV_SHARD_GRADIENTS) {
+    advise(self,
+           "Gradients are summed over GPUs in each of the %lld micro-batches of a step, because no GPU has room "
+           "for all of them; with parallel.sharding=optimizer they are once.",
+           (long long)parts);
+  }
+}
+
+static json_t *memory_json(const hv_memory_use *use) {
+  json_t *object = json_object();
+  for (int k = 0; k < HV_MEMORY_KINDS; k++) {
+    json_object_set_new(object, hv_memory_kind_name((hv_memory_kind)k), json_integer((json_int_t)use->bytes[k]));
+  }
+  json_object_set_new(object, "total", json_integer((json_int_t)use->total));
+  return object;
+}
+
+static json_t *candidate_json(const hv_plan_candidate *candidate) {
+  const hv_forecast *forecast = &candidate->forecast;
+  return json_pack("{s:s, s:s, s:I, s:b, s:f, s:o}", "sharding", hv_train_config_sharding_name(candidate->sharding),
+                   "recompute", hv_train_config_recompute_name(candidate->recompute), "micro_batch",
+                   (json_int_t)candidate->micro_batch, "fits", candidate->fits, "step_seconds", forecast->step_seconds,
+                   "memory_bytes", memory_json(&forecast->memory));
+}
+
+static json_t *traffic_json(const hv_forecast *forecast) {
+  json_t *object = json_object();
+  for (int c = 0; c < HV_COLLECTIVES; c++) {
+    const hv_plan_traffic *traffic = &forecast->traffic[c];
+    if (traffic->calls == 0) continue;
+    json_object_set_new(object, hv_collective_name((hv_collective)c),
+                        json_pack("{s:I, s:f, s:f}", "calls", (json_int_t)traffic->calls, "bytes_sent", traffic->bytes,
+                                  "seconds", traffic->seconds));
+  }
+  return object;
+}
+
+static json_t *assumed_json(const hv_forecast_options *options) {
+  const hv_plan_links *links = &options->links;
+  return json_pack("{s:s, s:i, s:f, s:f, s:i, s:f, s:f, s:f, s:f}", "device", options->device, "prompt_tokens",
+                   options->prompt, "matrix_flops_per_s", options->flops_per_s, "memory_bytes_per_s",
+                   options->bytes_per_s, "node_gpus", links->node_ranks, "node_bytes_per_s", links->node_bytes_per_s,
+                   "network_bytes_per_s", links->network_bytes_per_s, "link_efficiency", links->efficiency,
+                   "hop_seconds", links->hop_s);
+}
+
+static json_t *table_json(const hv_plan_search *search) {
+  json_t *table = json_array();
+  for (int s = 0; s < search->shardings; s++) {
+    for (int r = 0; r < HV_RECOMPUTE_LEVELS; r++) {
+      json_array_append_new(table, candidate_json(&search->table[s][r]));
+    }
+  }
+  return table;
+}
+
+static hv_status to_json(const planner *self, json_t **out) {
+  const hv_plan_search *search = &self->search;
+  const hv_forecast *given = &search->given.forecast;
+  json_t *best = search->best.fits ? candidate_json(&search->best) : json_null();
+  *out = json_pack("{s:o, s:b, s:f, s:O, s:i, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o}", "memory_bytes",
+                   memory_json(&given->memory), "fits", self->runs && search->given.fits, "step_seconds",
+                   given->step_seconds, "advice", self->advice, "gpus", self->options->ranks, "gpu_memory_bytes",
+                   (json_int_t)self->memory_bytes, "samples_per_s", given->samples_per_s, "compute_seconds",
+                   given->compute_seconds, "model_tflop", given->model_flops * 1e-12, "communication",
+                   traffic_json(given), "configured", candidate_json(&search->given), "recommended", best, "table",
+                   table_json(search), "assumed", assumed_json(self->options));
+  return *out ? HV_OK : hv_error_memory("the plan");
+}
+
+hv_status hv_plan_make(const hv_train_config *config, const hv_forecast_options *options, size_t memory_bytes,
+                       hv_plan_result *out) {
+  hv_status status = HV_OK;
+  hv_model_config model = {0};
+  hv_model_directory directory = {0};
+  planner self = {.options = options, .memory_bytes = memory_bytes, .config = *config, .advice = json_array()};
+  *out = (hv_plan_result){0};
+  HV_CHECK(hv_train_config_model(config, &model, &directory));
+  make_runnable(&self);
+  HV_CHECK(hv_plan_search_make(&self.config, &model.config, options, memory_bytes, &self.search));
+  advise_memory(&self);
+  advise_best(&self);
+  advise_time(&self);
+  HV_CHECK(to_json(&self, &out->json));
+  out->fits = self.runs && self.search.given.fits;
+done:
+  json_decref(self.advice);
+  hv_model_directory_close(&directory);
+  hv_model_config_free(&model);
+  return status;
+}
+
+static double number(const json_t *object, const char *key) {
+  return json_number_value(json_object_get(object, key));
+}
+
+static void format_row(const json_t *row, hv_text *out) {
+  const json_t *memory = json_object_get(row, "memory_bytes");
+  hv_text_add(out, "  %-11s %-6s %11.0f %15.2f %9.2f  %-5s %8.3f\n",
+              json_string_value(json_object_get(row, "sharding")), json_string_value(json_object_get(row, "recompute")),
+              number(row, "micro_batch"), number(memory, "activations") * giga, number(memory, "total") * giga,
+              json_is_true(json_object_get(row, "fits")) ? "fits" : "no", number(row, "step_seconds"));
+}
+
+void hv_plan_format(const json_t *result, hv_text *out) {
+  const char *kind;
+  const json_t *value;
+  size_t index;
+  hv_text_add(out, "%.0f GPUs with %.1f GB each: %s\n", number(result, "gpus"),
+              number(result, "gpu_memory_bytes") * giga,
+              json_is_true(json_object_get(result, "fits")) ? "fits" : "does not fit or run");
+  json_object_foreach(json_object_get(result, "memory_bytes"), kind, value) {
+    hv_text_add(out, "  %-13s %10.3f GB\n", kind, json_number_value(value) * giga);
+  }
+  hv_text_add(out, "\n  sharding    recompute micro-batch  activations GB  total GB          s/step\n");
+  json_array_foreach(json_object_get(result, "table"), index, value) format_row(value, out);
+  hv_text_add(out, "\n%.3f s a step, %.1f samples/s\n", number(result, "step_seconds"),
+              number(result, "samples_per_s"));
+  json_array_foreach(json_object_get(result, "advice"), index, value) {
+    hv_text_add(out, "- %s\n", json_string_value(value));
+  }
+}
+
+/* Lines below an error's message. */
+static void format_way_out(const hv_plan_search *search, size_t memory_bytes, hv_text *out) {
+  hv_text_add(out, "\nforecast for the configuration as it is:\n");
+  hv_memory_table(&search->given.forecast.memory, "  ", out);
+  hv_text_add(out, "settings that would fit the %.3f GB that others leave:", (double)memory_bytes * giga);
+  bool any = false;
+  for (int s = 0; s < search->shardings; s++) {
+    for (int r = 0; r < HV_RECOMPUTE_LEVELS; r++) {
+      const hv_plan_candidate *candidate = &search->table[s][r];
+      if (!candidate->fits) continue;
+      hv_text_add(out, "\n  %.3f GB: ", (double)candidate->forecast.memory.total * giga);
+      hv_plan_candidate_text(candidate, search, out);
+      any = true;
+    }
+  }
+  if (any) return;
+  hv_text_add(out, "\n  none; the least is %.3f GB with ", (double)search->least.forecast.memory.total * giga);
+  hv_plan_candidate_text(&search->least, search, out);
+}
+
+hv_status hv_plan_explain(hv_status error, const hv_train_config *config, const hv_config *model, hv_device *device,
+                          int32_t ranks, int32_t prompt) {
+  if (!error || hv_status_code(error) != HV_ERR_MEMORY) return error;
+  hv_forecast_options options = hv_forecast_h100(ranks, hv_train_config_dtype(config));
+  options.device = device->name;
+  options.prompt = prompt;
+  hv_plan_search search;
+  size_t memory_bytes = hv_device_get_room(device).available + device->memory.held.total;
+  hv_status failed = hv_plan_search_make(config, model, &options, memory_bytes, &search);
+  if (failed) {
+    hv_status_free(failed);
+    return error;
+  }
+  hv_text text = {0};
+  hv_text_add(&text, "%s", hv_status_message(error));
+  format_way_out(&search, memory_bytes, &text);
+  if (!text.failed) {
+    hv_status_free(error);
+    error = hv_error(HV_ERR_MEMORY, "%s", hv_text_string(&text));
+  }
+  hv_text_free(&text);
+  return error;
+}

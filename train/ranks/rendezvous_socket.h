@@ -1,0 +1,25 @@
+/* TCP sockets that carry whole messages of fixed size, with time-outs. */
+#ifndef HV_TRAIN_RANKS_RENDEZVOUS_SOCKET_H
+#define HV_TRAIN_RANKS_RENDEZVOUS_SOCKET_H
+
+#include <stddef.h>
+
+#include "core/base/status.h"
+
+/* Connects, trying again while nobody listens there yet. */
+HV_NODISCARD hv_status hv_socket_connect(const char *host, int port, double seconds, int *out);
+
+/* The next one who connects; *out is -1 when the time is over. */
+HV_NODISCARD hv_status hv_socket_accept(int listener, double seconds, int *out);
+
+HV_NODISCARD hv_status hv_socket_send(int socket, const void *bytes, size_t size, double seconds);
+HV_NODISCARD hv_status hv_socket_receive(int socket, void *bytes, size_t size, double seconds);
+
+typedef enum hv_socket_state { HV_SOCKET_SILENT, HV_SOCKET_MESSAGE, HV_SOCKET_LOST } hv_socket_state;
+
+/* A message, if one has begun to come; `seconds`: until it is whole. A socket of -1 is silent. */
+hv_socket_state hv_socket_receive_ready(int socket, void *bytes, size_t size, double seconds);
+
+void hv_socket_close(int *socket); /* -1 is allowed; leaves -1 */
+
+#endif

@@ -1,0 +1,25 @@
+#include "train/run/best.h"
+
+#include <math.h>
+#include <stdio.h>
+
+hv_best hv_best_make(const char *metric) {
+  hv_best best = {.step = -1};
+  snprintf(best.metric, sizeof best.metric, "%s", metric);
+  return best;
+}
+
+bool hv_best_take(hv_best *best, int64_t step, double figure) {
+  if (!isfinite(figure) || (best->step >= 0 && figure >= best->figure)) {
+    best->since++;
+    return false;
+  }
+  best->step = step;
+  best->figure = figure;
+  best->since = 0;
+  return true;
+}
+
+bool hv_best_is_stale(const hv_best *best, int64_t patience) {
+  return patience > 0 && best->since >= patience;
+}

@@ -1,0 +1,72 @@
+#include "train/run/interrupt.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "core/base/log.h"
+
+struct hv_interrupt {
+  pthread_t thread;
+  sigset_t signals;
+  atomic_int received;
+  atomic_bool requested;
+};
+
+static void *wait_for_signals(void *argument) {
+  hv_interrupt *interrupt = argument;
+  for (;;) {
+    int number;
+    if (sigwait(&interrupt->signals, &number) != 0) continue;
+    if (number == SIGUSR2) {
+      atomic_store(&interrupt->requested, true);
+      continue;
+    }
+    if (number == SIGUSR1) number = SIGTERM;
+    if (atomic_load(&interrupt->received) == 0) {
+      atomic_store(&interrupt->received, number);
+      hv_log_info("%s%s: finishing the step, then writing a checkpoint", isatty(STDERR_FILENO) ? "\n" : "",
+                  number == SIGINT ? "interrupted" : "terminated"); /* below the progress line of a terminal */
+    } else if (number == SIGINT) {
+      _exit(130);
+    }
+  }
+  return NULL;
+}
+
+hv_status hv_interrupt_open(hv_interrupt **out) {
+  *out = NULL;
+  hv_interrupt *interrupt = calloc(1, sizeof *interrupt);
+  if (!interrupt) return hv_error_memory("the signal watcher");
+  sigemptyset(&interrupt->signals);
+  sigaddset(&interrupt->signals, SIGINT);
+  sigaddset(&interrupt->signals, SIGTERM);
+  sigaddset(&interrupt->signals, SIGUSR1);
+  sigaddset(&interrupt->signals, SIGUSR2);
+  int problem = pthread_sigmask(SIG_BLOCK, &interrupt->signals, NULL);
+  if (problem == 0) problem = pthread_create(&interrupt->thread, NULL, wait_for_signals, interrupt);
+  if (problem != 0) {
+    free(interrupt);
+    return hv_error_errno(problem, "cannot start the signal watcher");
+  }
+  *out = interrupt;
+  return HV_OK;
+}
+
+void hv_interrupt_close(hv_interrupt *interrupt) {
+  if (!interrupt) return;
+  pthread_cancel(interrupt->thread);
+  pthread_join(interrupt->thread, NULL);
+  free(interrupt);
+}
+
+int hv_interrupt_signal(const hv_interrupt *interrupt) {
+  return interrupt ? atomic_load((atomic_int *)(uintptr_t)&interrupt->received) : 0;
+}
+
+bool hv_interrupt_take_request(hv_interrupt *interrupt) {
+  return interrupt && atomic_exchange(&interrupt->requested, false);
+}

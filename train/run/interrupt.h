@@ -1,0 +1,25 @@
+/* SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 as questions that the training loop asks between two steps. SIGUSR1 counts
+ * as SIGTERM: it is what mpirun hands on to its ranks without ending them itself. SIGUSR2 ends nothing: it asks for a
+ * checkpoint and the model now.
+ *
+ * A thread waits for the signals, which every other thread blocks: nothing is interrupted and no handler runs. The
+ * first one is remembered, a second SIGINT ends the process at once with exit code 130.
+ */
+#ifndef HV_TRAIN_RUN_INTERRUPT_H
+#define HV_TRAIN_RUN_INTERRUPT_H
+
+#include "core/base/status.h"
+
+typedef struct hv_interrupt hv_interrupt;
+
+/* Blocks the signals in the calling thread and in all that it starts later, so it is called before there are others. */
+HV_NODISCARD hv_status hv_interrupt_open(hv_interrupt **out);
+void hv_interrupt_close(hv_interrupt *interrupt); /* NULL is allowed */
+
+/* The first signal that came, 0: none. */
+int hv_interrupt_signal(const hv_interrupt *interrupt);
+
+/* Whether SIGUSR2 has come since this was last asked. */
+bool hv_interrupt_take_request(hv_interrupt *interrupt);
+
+#endif

@@ -1,0 +1,389 @@
+#include "train/run/run.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/build_commit.h"
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/io/json.h"
+#include "core/io/yaml.h"
+#include "train/adapt.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/plan/plan.h"
+#include "train/run/run_choices.h"
+#include "train/run/run_files.h"
+#include "train/trainer_options.h"
+#include "train/watch/report.h"
+#include "train/watch/run_card.h"
+#include "train/watch/run_watch.h"
+
+typedef struct run {
+  const hv_train_config *config;
+  const hv_run_options *options;
+  hv_comm *comm;
+  bool leader; /* the rank that writes and tells */
+  hv_model_config model;
+  hv_model_directory directory; /* of init_from: its values, and what it holds beside them */
+  hv_run_data data;
+  hv_trainer *trainer;
+  hv_loader *loader;
+  hv_loader_source source;
+  hv_run_card *card; /* of the leader */
+  bool began;        /* what the directory tells is of this run */
+  hv_run_watch watch;
+  hv_learning_rate learning_rate;
+  hv_run_files *files;
+  hv_best best;
+  int64_t total_steps;
+} run;
+
+static int64_t count_steps(const hv_train_config *config, int64_t frames) {
+  if (config->train.steps > 0) return config->train.steps;
+  double steps = ceil(config->train.epochs * (double)frames / (double)config->train.batch_size);
+  return steps < 1 ? 1 : (int64_t)steps;
+}
+
+static hv_status open_trainer(run *self, hv_device *device) {
+  hv_trainer_options options = hv_trainer_options_make(self->config, &self->model.config, self->comm->size,
+                                                       hv_run_data_longest_prompt(&self->data));
+  options.comm = self->comm;
+  options.trace = self->options->trace;
+  hv_status status = hv_trainer_open(device, &options, &self->trainer);
+  return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
+}
+
+/* Values from init_from, with a word on whatever is not simply taken over. */
+static hv_status start_from_directory(run *self) {
+  const hv_train_config *config = self->config;
+  hv_text report = {0}, unexpected = {0};
+  hv_adaptation adaptation = {
+      .action_dims = &config->init.action_dims, .state_dims = &config->init.state_dims, .seed = (uint64_t)config->seed};
+  hv_status status = hv_adapt_model(&self->directory, &self->model.config, &adaptation, self->trainer->params,
+                                    self->trainer->stream, &report, &unexpected);
+  if (!status && report.length > 0) hv_log_info("started from %s:\n%s", config->init_from, hv_text_string(&report));
+  if (!status && unexpected.length > 0) {
+    hv_log_warning("%s holds tensors that this model does not know:\n%s", config->init_from,
+                   hv_text_string(&unexpected));
+  }
+  hv_text_free(&report);
+  hv_text_free(&unexpected);
+  return status;
+}
+
+/* Values of a run that begins. */
+static hv_status initialize(run *self) {
+  if (self->config->init_from) return start_from_directory(self);
+  return hv_trainer_initialize(self->trainer, NULL, NULL);
+}
+
+/* The resolved configuration of a resumed run may differ where the data's order does not depend on it; a person should
+ * know where it does differ. */
+static hv_status report_changes(const run *self, const json_t *resolved) {
+  hv_status status = HV_OK;
+  json_t *before = NULL;
+  char *path = hv_path_join(self->config->output, "config.yaml");
+  if (!path) return hv_error_memory("a path");
+  if (hv_file_exists(path)) {
+    HV_CHECK(hv_yaml_load(path, &before));
+    const char *key;
+    json_t *now;
+    json_object_foreach((json_t *)(uintptr_t)resolved, key, now) {
+      if (!json_equal(now, json_object_get(before, key))) {
+        hv_log_warning("the configuration of this run has changed under `%s`", key);
+      }
+    }
+  }
+done:
+  json_decref(before);
+  free(path);
+  return status;
+}
+
+static hv_status write_config(const run *self) {
+  hv_status status = HV_OK;
+  json_t *resolved = NULL;
+  hv_text text = {0};
+  char *path = hv_path_join(self->config->output, "config.yaml");
+  if (!path) return hv_error_memory("a path");
+  HV_CHECK(hv_train_config_resolve(self->config, &resolved));
+  if (self->options->resume) HV_CHECK(report_changes(self, resolved));
+  hv_text_add(&text, "# Resolved by hvla-train %s, commit %s.\n", HVLA_VERSION, hv_build_commit());
+  HV_CHECK(hv_yaml_format(resolved, &text));
+  status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
+done:
+  hv_text_free(&text);
+  json_decref(resolved);
+  free(path);
+  return status;
+}
+
+/* No other run begins in this directory from here on, and one that is not resumed finds no checkpoints. */
+static hv_status take_directory(run *self) {
+  int64_t *steps;
+  size_t count;
+  HV_TRY(hv_run_card_open(self->config->output, &self->card));
+  if (self->options->resume) return HV_OK;
+  HV_TRY(hv_checkpoint_steps(self->config->output, &steps, &count));
+  free(steps);
+  if (count == 0) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s already holds checkpoints of a run; add --resume to go on with it, or choose another output",
+                  self->config->output);
+}
+
+/* The step of the newest whole checkpoint, -1 where a run begins. */
+static hv_status find_start(run *self, int64_t *step) {
+  *step = -1;
+  HV_TRY(hv_comm_agree(self->comm, "taking the run directory", self->leader ? take_directory(self) : HV_OK));
+  if (!self->options->resume) return HV_OK;
+  hv_text damaged = {0};
+  hv_status status = hv_checkpoint_find(self->config->output, self->comm, step, &damaged);
+  if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
+  hv_text_free(&damaged);
+  return status;
+}
+
+/* Starts fresh, or from the newest whole checkpoint. */
+static hv_status begin(run *self, hv_run_position *position) {
+  const char *output = self->config->output;
+  hv_trainer *trainer = self->trainer;
+  int64_t step;
+  *position = (hv_run_position){.seed = self->config->seed};
+  self->best = hv_best_make(hv_train_config_metric(self->config));
+  HV_TRY(find_start(self, &step));
+  if (step < 0) {
+    if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
+    HV_TRY(initialize(self));
+    return hv_ema_reset(trainer->ema, trainer->stream);
+  }
+  HV_TRY(
+      hv_checkpoint_load(output, step, trainer->params, trainer->optimizer, trainer->ema, trainer->stream, position));
+  if (position->seed != self->config->seed) {
+    return hv_error(HV_ERR_INPUT, "%s was started with seed %" PRId64 ", not %" PRId64 ": its data order would change",
+                    output, position->seed, self->config->seed);
+  }
+  if (position->samples % self->config->train.batch_size != 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s stands after %" PRId64 " samples, which train.batch_size %" PRId64 " does not divide", output,
+                    position->samples, self->config->train.batch_size);
+  }
+  trainer->step = position->step;
+  trainer->means = position->means;
+  /* What was the best by another figure says nothing about this one. */
+  if (strcmp(position->best.metric, self->best.metric) == 0) self->best = position->best;
+  hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
+  return HV_OK;
+}
+
+/* The files that one rank keeps. */
+static hv_status open_outputs(const run *self) {
+  hv_run_facts facts = {.config = self->config,
+                        .data = &self->data,
+                        .trainer = self->trainer,
+                        .ranks = self->comm->size,
+                        .total_steps = self->total_steps};
+  HV_TRY(write_config(self));
+  return hv_run_card_begin(self->card, &facts);
+}
+
+/* What the run leaves behind is opened by one rank, and watched by all. */
+static hv_status open_watch(run *self) {
+  hv_status status = self->leader ? open_outputs(self) : HV_OK;
+  if (!status) {
+    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->total_steps, &self->watch);
+  }
+  return hv_comm_agree(self->comm, "opening the run directory", status);
+}
+
+static hv_status open_files(run *self) {
+  hv_run_files_options options = {.config = self->config,
+                                  .model = &self->model,
+                                  .carry = self->directory.tensors,
+                                  .data = &self->data,
+                                  .trainer = self->trainer,
+                                  .best = &self->best};
+  return hv_run_files_open(&options, &self->files);
+}
+
+/* A model without one of the heads has no figures for it. */
+static hv_status check_metric(const run *self) {
+  const hv_config *model = &self->model.config;
+  hv_held_out_metric metric = (hv_held_out_metric)self->config->validation.metric;
+  bool diffusion = metric == HV_METRIC_DIFFUSION || metric == HV_METRIC_ENSEMBLE;
+  bool autoregression = metric == HV_METRIC_AUTOREGRESSIVE || metric == HV_METRIC_ENSEMBLE;
+  bool lacks =
+      (diffusion && !hv_config_has_diffusion(model)) || (autoregression && !hv_config_has_autoregression(model));
+  if (!lacks) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s: validation.metric is %s, which the objective %s does not have",
+                  self->config->source, hv_train_config_metric(self->config), hv_objective_name(model->objective));
+}
+
+static hv_status open_run(run *self, hv_device *device) {
+  const hv_train_config *config = self->config;
+  hv_run_position position;
+  HV_TRY(hv_train_config_check_run(config));
+  HV_TRY(hv_train_config_check_ranks(config, self->comm->size));
+  HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
+  HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
+  HV_TRY(check_metric(self));
+  int64_t frames = hv_demonstrations_frames(self->data.train);
+  self->total_steps = count_steps(config, frames);
+  self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
+                                           .warmup_steps = config->optimizer.warmup_steps,
+                                           .decay = config->optimizer.schedule,
+                                           .total_steps = self->total_steps,
+                                           .final_ratio = config->optimizer.final_ratio};
+  if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
+  HV_TRY(open_trainer(self, device));
+  HV_TRY(begin(self, &position));
+  HV_TRY(open_watch(self));
+  HV_TRY(open_files(self));
+  HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
+  self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
+  hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
+              (long long)hv_params_total(self->trainer->params), (long long)frames, (long long)self->total_steps,
+              (long long)config->train.batch_size);
+  self->began = true;
+  return HV_OK;
+}
+
+/* Tells on the card how the run ended. */
+static hv_status end_run(const run *self, hv_status status, int signal_number) {
+  if (!self->card) return status;
+  const char *state = status ? "failed" : (signal_number ? "stopped" : "finished");
+  return hv_status_first(status, hv_run_card_end(self->card, state, status ? hv_status_message(status) : NULL));
+}
+
+static void close_run(run *self) {
+  hv_run_files_close(self->files);
+  hv_run_watch_close(&self->watch);
+  hv_loader_close(self->loader);
+  hv_trainer_close(self->trainer);
+  hv_run_data_close(&self->data);
+  hv_model_directory_close(&self->directory);
+  hv_model_config_free(&self->model);
+  hv_run_card_close(self->card);
+}
+
+/* When all is closed, so that the report tells of a run that has ended. No reason to call the run failed. */
+static void write_report(const char *output) {
+  hv_status status = hv_report_write(output, NULL);
+  if (status) hv_log_warning("there is no report of the run: %s", hv_status_message(status));
+  hv_status_free(status);
+}
+
+static bool due(int64_t step, int64_t interval) {
+  return interval > 0 && step % interval == 0;
+}
+
+/* Measures the held-out split with what the run would leave: the averages, where they are kept. */
+static hv_status validate(run *self, hv_validation *out) {
+  hv_trainer *trainer = self->trainer;
+  hv_ema_exchange(trainer->ema, trainer->stream);
+  hv_status status = hv_validate(trainer, &self->data, self->leader ? &self->watch.progress : NULL, out);
+  hv_ema_exchange(trainer->ema, trainer->stream);
+  return status;
+}
+
+/* Holds what was measured against the best so far, by the first rank's figure. */
+static hv_status judge(run *self, const hv_validation *held_out, bool *better) {
+  double figure = self->leader ? hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric) : 0;
+  HV_TRY(hv_comm_sum(self->comm, "the held-out figure", &figure, 1));
+  *better = hv_best_take(&self->best, self->trainer->step, figure);
+  return HV_OK;
+}
+
+/* Whatever follows a step: validation, figures, checkpoint. */
+static hv_status after_step(run *self, const hv_step_result *result, double learning_rate) {
+  const hv_train_config *config = self->config;
+  int64_t step = self->trainer->step;
+  bool last = step == self->total_steps, better = false;
+  hv_validation held_out;
+  bool measure = self->data.valid && (due(step, config->validation.interval) || last);
+  if (measure) {
+    HV_TRY(validate(self, &held_out));
+    HV_TRY(judge(self, &held_out, &better));
+  }
+  HV_TRY(hv_run_watch_report(&self->watch, result, learning_rate, measure ? &held_out : NULL));
+  bool keep = (better && config->validation.keep_best) || due(step, config->checkpoint.interval);
+  if (!last && keep) HV_TRY(hv_run_files_save(self->files));
+  return HV_OK;
+}
+
+/* What the model can do before the run: a line of metrics without a step's figures. */
+static hv_status measure_start(run *self) {
+  hv_validation held_out;
+  if (!self->data.valid || !self->config->validation.at_start || self->trainer->step > 0) return HV_OK;
+  HV_TRY(validate(self, &held_out));
+  hv_step_result none = {.loss = NAN, .loss_diffusion = NAN, .loss_ce = NAN, .grad_norm = NAN};
+  return hv_run_watch_report(&self->watch, &none, NAN, &held_out);
+}
+
+/* Whether the run ends before its last step. */
+static bool is_stale(const run *self) {
+  if (!hv_best_is_stale(&self->best, self->config->validation.patience)) return false;
+  if (self->leader) {
+    hv_log_info("stopped early after step %lld: %s has not become better than %.4f at step %lld in %lld measurements",
+                (long long)self->trainer->step, self->best.metric, self->best.figure, (long long)self->best.step,
+                (long long)self->best.since);
+  }
+  return true;
+}
+
+/* What ranks tell each other in every step, each in one of the trainer's numbers: a signal that came to any stops all
+ * after the same step, or has all save, and a checkpoint is complete when all have written. */
+static void tell(run *self) {
+  int own = hv_interrupt_signal(self->options->interrupt);
+  double *numbers = self->trainer->numbers;
+  numbers[0] = own == SIGINT;
+  numbers[1] = own == SIGTERM;
+  numbers[2] = hv_interrupt_take_request(self->options->interrupt);
+  numbers[3] = hv_run_files_report(self->files);
+}
+
+static hv_status hear(run *self, int *signal_number, bool *save) {
+  const double *numbers = self->trainer->numbers;
+  *signal_number = numbers[0] > 0 ? SIGINT : (numbers[1] > 0 ? SIGTERM : 0);
+  *save = numbers[2] > 0 && !*signal_number;
+  return hv_run_files_advance(self->files, numbers[3]);
+}
+
+static hv_status train(run *self, int *signal_number) {
+  hv_trainer *trainer = self->trainer;
+  HV_TRY(measure_start(self));
+  while (trainer->step < self->total_steps && !is_stale(self)) {
+    tell(self);
+    double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
+    double start = hv_clock_seconds();
+    hv_step_result result;
+    int came;
+    bool save;
+    self->source.waited = 0;
+    HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
+    HV_TRY(hv_run_watch_step(&self->watch, &result, hv_clock_seconds() - start, self->source.waited));
+    HV_TRY(hear(self, &came, &save));
+    HV_TRY(after_step(self, &result, learning_rate));
+    if (save) HV_TRY(hv_run_files_save_all(self->files));
+    if (came && trainer->step < self->total_steps) {
+      *signal_number = came;
+      break;
+    }
+  }
+  return hv_run_files_finish(self->files);
+}
+
+hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
+  run self = {.config = config, .options = options, .comm = options->comm, .leader = options->comm->rank == 0};
+  *signal_number = 0;
+  hv_status status = open_run(&self, device);
+  if (!status) status = train(&self, signal_number);
+  status = end_run(&self, status, *signal_number);
+  close_run(&self);
+  if (self.began && self.leader) write_report(config->output);
+  return status;
+}

@@ -1,0 +1,23 @@
+/* `hvla-train run`: from a configuration to a run directory (interchange.md's table of fixed calls).
+ *
+ * On several ranks every one calls hv_run with the same configuration. The first writes what belongs to the run as a
+ * whole; a checkpoint is written by all. An error on one rank may leave the others waiting: hv_comm_abort ends them. */
+#ifndef HV_TRAIN_RUN_RUN_H
+#define HV_TRAIN_RUN_RUN_H
+
+#include "train/config.h"
+#include "train/run/interrupt.h"
+
+typedef struct hv_run_options {
+  hv_comm *comm;           /* the ranks of the run; `single` for one */
+  bool resume;             /* go on from the newest whole checkpoint; without one, from the start */
+  hv_trace *trace;         /* where spans of time go; NULL: nowhere */
+  hv_interrupt *interrupt; /* asked before every step; NULL: never interrupted */
+} hv_run_options;
+
+/* Trains to the last step, or to the end of the step in which a signal came to any rank: then *signal_number is that
+ * signal, else 0, and a checkpoint and the model are on disk either way. */
+HV_NODISCARD hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options,
+                              int *signal_number);
+
+#endif

@@ -1,0 +1,46 @@
+#include "train/run/run_choices.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+
+enum { LARGEST_FILE = 16 << 20 };
+
+static char *path_of(const char *run, const hv_device *device) {
+  char name[64];
+  snprintf(name, sizeof name, "device-choices-%.32s.txt", device->name);
+  return hv_path_join(run, name);
+}
+
+hv_status hv_run_choices_load(const char *run, hv_device *device) {
+  hv_status status = HV_OK;
+  char *text = NULL, *path = NULL;
+  bool fits;
+  if (!hv_device_chooses(device)) return HV_OK;
+  path = path_of(run, device);
+  if (!path) return hv_error_memory("a path");
+  if (!hv_file_exists(path)) goto done;
+  HV_CHECK(hv_read_text(path, LARGEST_FILE, &text, NULL));
+  HV_CHECK(hv_error_context(hv_device_read_choices(device, text, &fits), "%s", path));
+  if (!fits) {
+    hv_log_warning("%s is of another card or library: the run goes on, but not to the same bytes", path);
+  }
+done:
+  free(text);
+  free(path);
+  return status;
+}
+
+hv_status hv_run_choices_save(const char *run, const hv_device *device) {
+  hv_text text = {0};
+  if (!hv_device_chooses(device)) return HV_OK;
+  char *path = path_of(run, device);
+  hv_device_write_choices(device, &text);
+  hv_status status = !path || text.failed ? hv_error_memory("the device's choices")
+                                          : hv_write_file_atomic(path, hv_text_string(&text), text.length);
+  hv_text_free(&text);
+  free(path);
+  return status;
+}

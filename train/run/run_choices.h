@@ -1,0 +1,15 @@
+/* What the device chose by itself in a run (hv_device_write_choices), kept as RUN/device-choices-<device>.txt, so that
+ * a resumed run computes as before. Every rank reads it, one writes it. */
+#ifndef HV_TRAIN_RUN_RUN_CHOICES_H
+#define HV_TRAIN_RUN_RUN_CHOICES_H
+
+#include "core/tensor/device.h"
+
+/* Before anything is computed. A run without the file, or with one of another card or library, is no error; the latter
+ * is a warning in the log. */
+HV_NODISCARD hv_status hv_run_choices_load(const char *run, hv_device *device);
+
+/* Nothing where the device chooses nothing. */
+HV_NODISCARD hv_status hv_run_choices_save(const char *run, const hv_device *device);
+
+#endif

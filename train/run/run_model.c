@@ -1,0 +1,112 @@
+#include "train/run/run_model.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/hybridvla/model.h"
+#include "core/io/json.h"
+#include "train/checkpoint/checkpoint.h"
+#include "train/checkpoint/checkpoint_model.h"
+
+/* The step to take. */
+static hv_status choose_step(const char *run, hv_device *device, int64_t *step) {
+  hv_comm *comm;
+  hv_text damaged = {0};
+  HV_TRY(hv_comm_single_open(device, &comm));
+  hv_status status = hv_checkpoint_find(run, comm, step, &damaged);
+  if (!status && damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
+  if (!status && *step < 0) status = hv_error(HV_ERR_INPUT, "%s holds no checkpoint that is whole", run);
+  hv_text_free(&damaged);
+  hv_comm_close(comm);
+  return status;
+}
+
+static hv_status verify(const char *run, int64_t step) {
+  hv_manifest manifest;
+  hv_status status = hv_manifest_read(run, step, &manifest);
+  if (!status) status = hv_checkpoint_verify(run, &manifest, 0, 1);
+  hv_manifest_free(&manifest);
+  return status;
+}
+
+static hv_status read_dtype(const char *run, int64_t step, hv_dtype *out) {
+  hv_manifest manifest;
+  hv_status status = hv_manifest_read(run, step, &manifest);
+  *out = manifest.dtype;
+  hv_manifest_free(&manifest);
+  return status;
+}
+
+/* Where each parameter lies in its group, from a model that is laid out on a device without memory. */
+static hv_status lay_out(const hv_config *config, hv_dtype dtype, hv_device *plan, hv_model **out) {
+  HV_TRY(hv_model_open(config, plan, dtype, out));
+  return hv_params_allocate(hv_model_params(*out));
+}
+
+/* Everything that belongs to the model but its parameters. */
+typedef struct model_frame {
+  hv_model_directory directory; /* RUN/model */
+  char *tokenizer;              /* NULL: none */
+  json_t *statistics;           /* NULL: none */
+} model_frame;
+
+static hv_status open_frame(const char *run, model_frame *frame) {
+  hv_status status = HV_OK;
+  char *path = hv_path_join(run, "model"), *statistics = NULL;
+  if (!path) return hv_error_memory("a path");
+  HV_CHECK(hv_error_context(hv_model_directory_open(path, &frame->directory),
+                            "the run's own model, which all but the parameters is taken from"));
+  frame->tokenizer = hv_model_directory_tokenizer(path);
+  statistics = hv_model_directory_statistics(path);
+  if (!frame->tokenizer || !statistics) {
+    status = hv_error_memory("a path");
+    goto done;
+  }
+  if (!hv_file_exists(frame->tokenizer)) {
+    free(frame->tokenizer);
+    frame->tokenizer = NULL;
+  }
+  if (hv_file_exists(statistics)) status = hv_json_load(statistics, &frame->statistics);
+done:
+  free(statistics);
+  free(path);
+  return status;
+}
+
+static void close_frame(model_frame *frame) {
+  json_decref(frame->statistics);
+  free(frame->tokenizer);
+  hv_model_directory_close(&frame->directory);
+}
+
+hv_status hv_run_model_save(const char *run, int64_t *step, const char *path) {
+  hv_status status = HV_OK;
+  hv_device *plan = NULL;
+  hv_model *model = NULL;
+  model_frame frame = {0};
+  hv_dtype dtype;
+  HV_CHECK(hv_plan_device_open(&plan));
+  if (*step < 0) {
+    HV_CHECK(choose_step(run, plan, step));
+  } else {
+    HV_CHECK(verify(run, *step));
+  }
+  HV_CHECK(read_dtype(run, *step, &dtype));
+  HV_CHECK(open_frame(run, &frame));
+  HV_CHECK(lay_out(&frame.directory.model.config, dtype, plan, &model));
+  hv_checkpoint_model what = {.run = run,
+                              .step = *step,
+                              .params = hv_model_params(model),
+                              .model = &frame.directory.model,
+                              .carry = frame.directory.tensors,
+                              .tokenizer_path = frame.tokenizer,
+                              .statistics = frame.statistics};
+  status = hv_checkpoint_model_save(&what, path);
+done:
+  close_frame(&frame);
+  hv_model_close(model);
+  hv_device_close(plan);
+  return status;
+}

@@ -1,0 +1,165 @@
+#include "train/watch/run_card.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "core/base/build_commit.h"
+#include "core/base/clock.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/io/json.h"
+
+struct hv_run_card {
+  int file;
+  char *path;
+  json_t *object; /* NULL until the run begins */
+};
+
+/* Another process holds the lock: says which, as far as it told. */
+static hv_status refuse(const char *run, const char *path) {
+  json_t *card = NULL;
+  hv_status_free(hv_json_load(path, &card));
+  const char *host = json_string_value(json_object_get(card, "host"));
+  hv_status status = hv_error(
+      HV_ERR_INPUT,
+      "%s: another run goes on there (process %lld on %s); wait for its end, stop it, or choose another output", run,
+      (long long)json_integer_value(json_object_get(card, "pid")), host ? host : "another machine");
+  json_decref(card);
+  return status;
+}
+
+hv_status hv_run_card_open(const char *run, hv_run_card **out) {
+  hv_status status = HV_OK;
+  *out = NULL;
+  hv_run_card *card = calloc(1, sizeof *card);
+  if (!card) return hv_error_memory("the run's card");
+  card->file = -1;
+  card->path = hv_path_join(run, "run.json");
+  if (!card->path) {
+    status = hv_error_memory("the run's card");
+    goto done;
+  }
+  HV_CHECK(hv_make_directories(run));
+  card->file = open(card->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (card->file < 0) {
+    status = hv_error_errno(errno, "cannot open %s", card->path);
+    goto done;
+  }
+  if (flock(card->file, LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) {
+      status = refuse(run, card->path);
+      goto done;
+    }
+    hv_log_warning("%s cannot be locked (%s): nothing keeps a second run out of this directory", card->path,
+                   strerror(errno));
+  }
+  *out = card;
+  card = NULL;
+done:
+  hv_run_card_close(card);
+  return status;
+}
+
+void hv_run_card_close(hv_run_card *card) {
+  if (!card) return;
+  if (card->file >= 0) close(card->file);
+  json_decref(card->object);
+  free(card->path);
+  free(card);
+}
+
+/* In place: a file renamed over this one would not carry the lock. */
+static hv_status write_card(const hv_run_card *card) {
+  hv_text text = {0};
+  hv_status status = hv_json_format(card->object, &text);
+  if (!status) {
+    bool written = ftruncate(card->file, 0) == 0 &&
+                   pwrite(card->file, hv_text_string(&text), text.length, 0) == (ssize_t)text.length;
+    if (!written) status = hv_error_errno(errno, "cannot write %s", card->path);
+  }
+  hv_text_free(&text);
+  return status;
+}
+
+static json_t *describe_split(const hv_demonstrations *split) {
+  if (!split) return json_null();
+  return json_pack("{s:I, s:I}", "episodes", (json_int_t)hv_demonstrations_episodes(split), "frames",
+                   (json_int_t)hv_demonstrations_frames(split));
+}
+
+static json_t *describe_data(const hv_run_data *data) {
+  enum { MOST_INSTRUCTIONS = 100 };
+  json_t *instructions = json_array(), *cameras = json_array();
+  int32_t count = hv_demonstrations_instructions(data->train);
+  for (int32_t i = 0; i < count && i < MOST_INSTRUCTIONS; i++) {
+    json_array_append_new(instructions, json_string(hv_demonstrations_instruction(data->train, i)));
+  }
+  for (int32_t c = 0; c < data->model.num_cameras; c++) {
+    json_array_append_new(cameras, json_string(data->model.cameras[c]));
+  }
+  return json_pack("{s:o, s:o, s:i, s:o, s:o, s:i, s:i, s:i}", "train", describe_split(data->train), "valid",
+                   describe_split(data->valid), "instruction_count", (int)count, "instructions", instructions,
+                   "cameras", cameras, "action_dim", (int)data->model.action_dim, "action_chunk",
+                   (int)data->model.action_chunk, "state_dim", (int)data->model.state_dim);
+}
+
+static int64_t count_trainable(const hv_params *params) {
+  int64_t total = 0;
+  for (hv_param_id i = 0; i < hv_params_count(params); i++) {
+    const hv_param *param = hv_params_get(params, i);
+    if (param->trainable) total += param->rows * param->cols;
+  }
+  return total;
+}
+
+static json_t *describe(const hv_run_facts *facts) {
+  const hv_trainer *trainer = facts->trainer;
+  char host[256] = "";
+  struct utsname system;
+  gethostname(host, sizeof host - 1);
+  if (uname(&system) != 0) system = (struct utsname){.sysname = "unknown"};
+  json_t *card =
+      json_pack("{s:s, s:I, s:s, s:f, s:i, s:s, s:I, s:s, s:s, s:s, s:o}", "state", "running", "pid",
+                (json_int_t)getpid(), "host", host, "start", hv_wall_seconds(), "ranks", (int)facts->ranks, "device",
+                trainer->device->name, "processors", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "version", HVLA_VERSION,
+                "commit", hv_build_commit(), "dtype", hv_dtype_name(hv_train_config_dtype(facts->config)), "system",
+                json_sprintf("%s %s %s", system.sysname, system.release, system.machine));
+  json_t *work = json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "first_step", (json_int_t)trainer->step, "steps",
+                           (json_int_t)facts->total_steps, "batch_size", (json_int_t)facts->config->train.batch_size,
+                           "parameters", (json_int_t)hv_params_total(trainer->params), "trainable",
+                           (json_int_t)count_trainable(trainer->params), "data", describe_data(facts->data));
+  if (!card || !work || json_object_update(card, work) != 0) {
+    json_decref(card);
+    card = NULL;
+  }
+  json_decref(work);
+  return card;
+}
+
+hv_status hv_run_card_begin(hv_run_card *card, const hv_run_facts *facts) {
+  card->object = describe(facts);
+  return card->object ? write_card(card) : hv_error_memory("the run's card");
+}
+
+hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *message) {
+  if (!card->object) return HV_OK;
+  json_object_set_new(card->object, "state", json_string(state));
+  json_object_set_new(card->object, "end", json_real(hv_wall_seconds()));
+  if (message) json_object_set_new(card->object, "message", json_string(message));
+  return write_card(card);
+}
+
+bool hv_run_card_held(const char *run) {
+  char *path = hv_path_join(run, "run.json");
+  int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  free(path);
+  if (file < 0) return false;
+  bool held = flock(file, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  close(file);
+  return held;
+}

@@ -1,0 +1,107 @@
+#include "train/watch/run_history.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/io/json.h"
+#include "core/io/yaml.h"
+#include "train/checkpoint/checkpoint_files.h"
+#include "train/watch/run_card.h"
+
+/* Reads RUN/name with `load`, where it is there. */
+static hv_status read_part(const char *run, const char *name, hv_status (*load)(const char *, json_t **),
+                           json_t **out) {
+  *out = NULL;
+  char *path = hv_path_join(run, name);
+  if (!path) return hv_error_memory("a path");
+  hv_status status = hv_file_exists(path) ? load(path, out) : HV_OK;
+  free(path);
+  return status;
+}
+
+/* run.json is written in place: one that does not parse is being written. */
+static hv_status load_card(const char *path, json_t **out) {
+  hv_status_free(hv_json_load(path, out));
+  return HV_OK;
+}
+
+static const char *find_state(const hv_run_history *history) {
+  static const char *const ends[] = {"finished", "stopped", "failed"};
+  if (hv_run_card_held(history->run)) return "running";
+  const char *said = json_string_value(json_object_get(history->card, "state"));
+  if (!said) return "unknown";
+  for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
+    if (strcmp(said, ends[i]) == 0) return ends[i];
+  }
+  return "dead";
+}
+
+hv_status hv_run_history_read(const char *run, hv_run_history *out) {
+  hv_status status = HV_OK;
+  *out = (hv_run_history){.run = strdup(run), .checkpoint = -1};
+  if (!out->run) return hv_error_memory("the run");
+  HV_CHECK(read_part(run, "run.json", load_card, &out->card));
+  HV_CHECK(read_part(run, "config.yaml", hv_yaml_load, &out->config));
+  HV_CHECK(read_part(run, "metrics.jsonl", hv_json_load_lines, &out->lines));
+  if (!out->card && !out->config && !out->lines) {
+    status = hv_error(HV_ERR_INPUT, "%s holds no run: no config.yaml, metrics.jsonl or run.json is there", run);
+    goto done;
+  }
+  if (!out->card) out->card = json_object();
+  if (!out->config) out->config = json_object();
+  if (!out->lines) out->lines = json_array();
+  HV_CHECK(hv_checkpoint_newest(run, &out->checkpoint, &out->damaged));
+  out->state = find_state(out);
+done:
+  if (status) hv_run_history_free(out);
+  return status;
+}
+
+void hv_run_history_free(hv_run_history *history) {
+  free(history->run);
+  json_decref(history->card);
+  json_decref(history->config);
+  json_decref(history->lines);
+  hv_text_free(&history->damaged);
+  *history = (hv_run_history){0};
+}
+
+double hv_line_number(const json_t *line, const char *key) {
+  const json_t *value = json_object_get(line, key);
+  return json_is_number(value) ? json_number_value(value) : (double)NAN;
+}
+
+const json_t *hv_run_history_last(const hv_run_history *history, const char *key) {
+  for (size_t i = json_array_size(history->lines); i-- > 0;) {
+    const json_t *line = json_array_get(history->lines, i);
+    if (json_object_get(line, key)) return line;
+  }
+  return NULL;
+}
+
+int64_t hv_run_history_step(const hv_run_history *history) {
+  return (int64_t)json_integer_value(json_object_get(hv_run_history_last(history, "step"), "step"));
+}
+
+int64_t hv_run_history_steps(const hv_run_history *history) {
+  const json_t *steps = json_object_get(history->card, "steps");
+  if (!steps) steps = json_object_get(json_object_get(history->config, "train"), "steps");
+  return (int64_t)json_integer_value(steps);
+}
+
+int64_t hv_run_history_skipped(const hv_run_history *history) {
+  int64_t count = 0;
+  size_t index;
+  const json_t *line;
+  json_array_foreach(history->lines, index, line) count += json_object_get(line, "skipped") != NULL;
+  return count;
+}
+
+double hv_run_history_seconds_left(const hv_run_history *history) {
+  double rate = hv_line_number(hv_run_history_last(history, "samples_per_s"), "samples_per_s");
+  double batch = hv_line_number(history->card, "batch_size");
+  int64_t left = hv_run_history_steps(history) - hv_run_history_step(history);
+  return rate > 0 && left >= 0 ? (double)left * batch / rate : (double)NAN;
+}

@@ -1,0 +1,36 @@
+/* Everything that a run directory tells of its run, read back: for `hvla-train status` and `hvla-train report`. Reads
+ * while the run goes on. */
+#ifndef HV_TRAIN_WATCH_RUN_HISTORY_H
+#define HV_TRAIN_WATCH_RUN_HISTORY_H
+
+#include <jansson.h>
+
+#include "core/base/status.h"
+#include "core/base/text.h"
+
+/* All owned. */
+typedef struct hv_run_history {
+  char *run;          /* the directory */
+  json_t *card;       /* run.json; an empty object where there is none */
+  json_t *config;     /* config.yaml; an empty object where there is none */
+  json_t *lines;      /* of metrics.jsonl: an array of objects with a step, in order */
+  const char *state;  /* "running", "finished", "stopped", "failed", "dead" (it ended without a word), "unknown" */
+  int64_t checkpoint; /* step of the newest whole checkpoint, -1: none */
+  hv_text damaged;    /* checkpoints that are newer and not whole, one a line */
+} hv_run_history;
+
+/* HV_ERR_INPUT where the directory holds nothing of a run. */
+HV_NODISCARD hv_status hv_run_history_read(const char *run, hv_run_history *out);
+void hv_run_history_free(hv_run_history *history); /* leaves it empty */
+
+/* A number of a line, NAN where it has none. */
+double hv_line_number(const json_t *line, const char *key);
+
+/* Where the run stands. */
+int64_t hv_run_history_step(const hv_run_history *history);  /* of the newest line; 0: none yet */
+int64_t hv_run_history_steps(const hv_run_history *history); /* of the whole run; 0: not known */
+int64_t hv_run_history_skipped(const hv_run_history *history);
+double hv_run_history_seconds_left(const hv_run_history *history); /* at the rate of the newest line; NAN: not known */
+const json_t *hv_run_history_last(const hv_run_history *history, const char *key); /* newest line with the key; NULL */
+
+#endif

@@ -1,0 +1,18 @@
+/* Where a run stands, for `hvla-train status`: as JSON, and for people. */
+#ifndef HV_TRAIN_WATCH_RUN_STATUS_H
+#define HV_TRAIN_WATCH_RUN_STATUS_H
+
+#include "train/watch/run_history.h"
+
+/* state, step, steps, seconds_left, seconds_since (the newest figures), samples_per_s, loss, loss_diffusion, loss_ce,
+ * learning_rate, grad_norm, skipped, checkpoint (null: none), host, pid, ranks, device, and held_out: step, loss, and
+ * for every predictor {"last", "best", "best_step"}. What is not known is null. *out is owned by the caller. */
+HV_NODISCARD hv_status hv_run_status_make(const hv_run_history *history, json_t **out);
+
+/* The same in a few lines, with a curve of the losses. */
+void hv_run_status_format(const hv_run_history *history, const json_t *status, hv_text *out);
+
+/* "2 h 05 min", "3 min 12 s", "?" for what is not finite. `size` of at least 32. */
+void hv_format_duration(double seconds, char *out, size_t size);
+
+#endif

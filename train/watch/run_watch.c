@@ -1,0 +1,108 @@
+#include "train/watch/run_watch.h"
+
+#include "core/base/log.h"
+#include "train/watch/skipped_step.h"
+
+hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data, const hv_trainer *trainer,
+                            int64_t total_steps, hv_run_watch *out) {
+  bool leader = data->rank == 0;
+  *out =
+      (hv_run_watch){.config = config, .data = data, .trainer = trainer, .leader = leader, .total_steps = total_steps};
+  out->progress = hv_progress_make(total_steps, config->log_interval, (int32_t)config->train.batch_size);
+  if (!leader) return HV_OK;
+  return hv_metrics_open(config->output, trainer->step, config->metrics.tensorboard, &out->metrics);
+}
+
+void hv_run_watch_close(hv_run_watch *watch) {
+  hv_progress_clear(&watch->progress);
+  hv_metrics_close(watch->metrics);
+  json_decref(watch->suspects);
+  *watch = (hv_run_watch){0};
+}
+
+/* Finds out where a skipped step went wrong, and tells. */
+static hv_status examine(hv_run_watch *watch, hv_skip_reason reason) {
+  hv_suspect suspects[HV_MAX_SUSPECTS];
+  hv_text text = {0};
+  int count;
+  HV_TRY(hv_suspects_find(watch->trainer, suspects, &count));
+  if (!watch->leader) return HV_OK;
+  watch->suspects = hv_suspects_describe(suspects, count, watch->data);
+  hv_suspects_tell(watch->trainer->step, reason, watch->suspects, &text);
+  hv_progress_clear(&watch->progress);
+  hv_log_warning("%s", hv_text_string(&text));
+  hv_text_free(&text);
+  return HV_OK;
+}
+
+/* A step skipped now and then does no harm; one after the other means that the run is lost. */
+static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result) {
+  json_decref(watch->suspects);
+  watch->suspects = NULL;
+  watch->skipped_in_row = result->skipped ? watch->skipped_in_row + 1 : 0;
+  if (!result->skipped) return HV_OK;
+  HV_TRY(examine(watch, result->skipped));
+  if (watch->skipped_in_row < watch->config->watch.max_skipped) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
+                  "finite, or spikes; a lower optimizer.learning_rate may help, and the last checkpoint is from before",
+                  (long long)watch->skipped_in_row, (long long)watch->trainer->step);
+}
+
+hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double seconds, double waited) {
+  bool alone = watch->data->ranks == 1;
+  watch->pace.steps++;
+  watch->pace.step += seconds;
+  watch->pace.own += alone ? seconds : result->own_seconds;
+  watch->pace.wait += waited;
+  if (watch->leader) hv_progress_step(&watch->progress, watch->trainer->step, result, seconds);
+  return check_skipped(watch, result);
+}
+
+static void tell_held_out(hv_run_watch *watch, const hv_validation *held_out) {
+  hv_text text = {0};
+  hv_text_add(&text, "step %lld  held out: loss %.4f, mean absolute error", (long long)watch->trainer->step,
+              held_out->loss);
+  for (int p = 0; p < HV_PREDICTORS; p++) {
+    if (held_out->present[p]) hv_text_add(&text, "  %s %.4f", hv_predictor_name(p), held_out->error[p]);
+  }
+  hv_progress_clear(&watch->progress);
+  hv_log_info("%s", hv_text_string(&text));
+  hv_text_free(&text);
+}
+
+static void tell_straggler(hv_run_watch *watch, const hv_pace *pace) {
+  if (!hv_pace_alarm_ring(&watch->alarm, pace)) return;
+  hv_progress_clear(&watch->progress);
+  hv_log_warning("rank %d holds up the others: %.3f s a step, %.1f times the median rank, for its %s", pace->slowest,
+                 pace->own_max, pace->own_max / pace->median,
+                 pace->slow_data ? "data (more data.threads, or a faster disk)" : "computing");
+}
+
+/* Whether a step's figures go into the metrics; the same on all ranks. */
+static bool is_due(const hv_run_watch *watch, const hv_step_result *result, const hv_validation *held_out) {
+  int64_t step = watch->trainer->step;
+  return held_out || result->skipped || step == watch->total_steps || step % watch->config->log_interval == 0;
+}
+
+hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
+                              const hv_validation *held_out) {
+  int64_t step = watch->trainer->step, frames = hv_demonstrations_frames(watch->data->train);
+  hv_pace pace;
+  bool paced = watch->pace.steps > 0; /* not before the first step */
+  if (!is_due(watch, result, held_out)) return HV_OK;
+  if (paced) HV_TRY(hv_pace_measure(watch->trainer->comm, &watch->pace, &pace));
+  watch->pace = (hv_pace_sums){0};
+  if (!watch->leader) return HV_OK;
+  if (held_out) tell_held_out(watch, held_out);
+  if (paced) tell_straggler(watch, &pace);
+  hv_metrics_line line = {.step = step,
+                          .epoch = (double)(step * watch->config->train.batch_size) / (double)frames,
+                          .result = *result,
+                          .learning_rate = learning_rate,
+                          .samples_per_s = hv_progress_rate(&watch->progress),
+                          .pace = paced ? &pace : NULL,
+                          .held_out = held_out,
+                          .suspects = watch->suspects};
+  return hv_metrics_write(watch->metrics, &line);
+}
