@@ -8,6 +8,10 @@
 
 #include "core/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum hv_log_level { HV_LOG_DEBUG, HV_LOG_INFO, HV_LOG_WARNING, HV_LOG_ERROR } hv_log_level;
 
 /* The one global of the library. Lines below the level are dropped; HV_LOG_INFO at the start. */
@@ -19,5 +23,9 @@ void hv_log(hv_log_level level, const char *format, ...) HV_PRINTF(2, 3);
 #define hv_log_info(...) hv_log(HV_LOG_INFO, __VA_ARGS__)
 #define hv_log_warning(...) hv_log(HV_LOG_WARNING, __VA_ARGS__)
 #define hv_log_error(...) hv_log(HV_LOG_ERROR, __VA_ARGS__)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
