@@ -31,7 +31,8 @@ HV_HOST_DEVICE static inline float hv_moment1_decode(int8_t code, float scale) {
 
 HV_HOST_DEVICE static inline int8_t hv_moment1_encode(float m, float scale) {
   if (scale == 0.0f) return 0;
-  int code = (int)(127.0f * sqrtf(fabsf(m) / scale) + 0.5f);
+  const float half = 0.5f; /* a square root is not negative: this rounds to nearest */
+  int code = (int)(127.0f * sqrtf(fabsf(m) / scale) + half);
   if (code > 127) code = 127;
   return (int8_t)(m < 0.0f ? -code : code);
 }
