@@ -21,7 +21,7 @@ static const double naming_seconds = 2;
 
 /* A call for messages, and the mark behind it. */
 struct past_call {
-  const char *what;
+  char what[128]; /* cut where it is longer; a copy, for what it names may be gone when the call is told of */
   hv_collective collective;
   hv_mark *over;
 };
@@ -55,7 +55,7 @@ static void sleep_ms(long ms) {
 static void describe(nccl_comm *self, hv_ticket ticket, char *out, size_t size) {
   const past_call *call = &self->calls[ticket % RING];
   pthread_mutex_lock(&self->api);
-  snprintf(out, size, "%s of %s", hv_collective_name(call->collective), call->what ? call->what : "nothing");
+  snprintf(out, size, "%s of %s", hv_collective_name(call->collective), call->what[0] ? call->what : "nothing");
   pthread_mutex_unlock(&self->api);
 }
 
@@ -198,7 +198,7 @@ static hv_status run(hv_comm *head, const hv_comm_call *call, hv_stream *stream)
   HV_TRY(hv_mark_record(hv_stream_queue(stream), self->ready));
   HV_TRY(hv_mark_wait(lane, self->ready));
   pthread_mutex_lock(&self->api);
-  place->what = call->what;
+  snprintf(place->what, sizeof place->what, "%s", call->what);
   place->collective = call->collective;
   hv_span *span = hv_trace_begin(self->head.trace, HV_TRACE_COMMUNICATION, hv_collective_name(call->collective),
                                  call->what, self->lane);
