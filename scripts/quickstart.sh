@@ -54,7 +54,7 @@ mkdir -p $run
 $bin/data/hvla-data inspect $demos --picture $run/demonstrations.png | grep -vE '^(file|layout|warnings)'
 took "frames of the first one drawn to $run/demonstrations.png,"
 
-stage "4/6 training a tiny HybridVLA from nothing, configs/lift-tiny.yaml: the long part, about five minutes"
+stage "4/6 training a tiny HybridVLA from nothing, configs/lift-tiny.yaml: the long part, one to six minutes"
 $bin/train/hvla-train run --config configs/lift-tiny.yaml --set output=$run
 took "trained"
 
