@@ -49,34 +49,8 @@ static hv_status run_single(hv_comm *comm, const hv_comm_call *call, hv_stream *
                   call->what);
 }
 
-static void wait_single(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
-  (void)comm;
-  (void)ticket;
-  (void)stream;
-}
-
-static hv_status fail_never(hv_comm *comm) {
-  (void)comm;
-  return HV_OK;
-}
-
-static void ignore_timeout(hv_comm *comm, double seconds) {
-  (void)comm;
-  (void)seconds;
-}
-
-static void abort_none(hv_comm *comm, int exit_code) {
-  (void)comm;
-  (void)exit_code;
-}
-
 hv_status hv_comm_single_open(hv_device *device, hv_comm **out) {
-  static const hv_comm_methods methods = {.close = close_single,
-                                          .run = run_single,
-                                          .wait = wait_single,
-                                          .failure = fail_never,
-                                          .set_timeout = ignore_timeout,
-                                          .abort = abort_none};
+  static const hv_comm_methods methods = {.close = close_single, .run = run_single};
   hv_comm *comm = calloc(1, sizeof *comm);
   *out = comm;
   if (!comm) return hv_error_memory("the communicator");
@@ -153,11 +127,11 @@ hv_ticket hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_te
 }
 
 void hv_comm_wait(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
-  if (ticket > 0) comm->methods->wait(comm, ticket, stream);
+  if (ticket > 0 && comm->methods->wait) comm->methods->wait(comm, ticket, stream);
 }
 
 hv_status hv_comm_status(hv_comm *comm) {
-  if (!comm->error) comm->error = comm->methods->failure(comm);
+  if (!comm->error && comm->methods->failure) comm->error = comm->methods->failure(comm);
   if (!comm->error) return HV_OK;
   return hv_error(hv_status_code(comm->error), "%s", hv_status_message(comm->error));
 }
@@ -241,11 +215,11 @@ hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own) {
 }
 
 void hv_comm_set_timeout(hv_comm *comm, double seconds) {
-  comm->methods->set_timeout(comm, seconds);
+  if (comm->methods->set_timeout) comm->methods->set_timeout(comm, seconds);
 }
 
 void hv_comm_abort(hv_comm *comm, int exit_code) {
-  comm->methods->abort(comm, exit_code);
+  if (comm->methods->abort) comm->methods->abort(comm, exit_code);
 }
 
 void hv_comm_record(hv_comm *comm, hv_text *text) {

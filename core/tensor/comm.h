@@ -53,6 +53,7 @@ typedef struct hv_comm_call {
 
 typedef struct hv_comm hv_comm;
 
+/* What an implementation has nothing to do for is NULL: all but close and run may be. */
 typedef struct hv_comm_methods {
   void (*close)(hv_comm *comm);
   /* Queues a checked call behind what the stream holds; called while no call is known to have failed. */

@@ -49,28 +49,8 @@ static void plan_wait(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
   if (ticket > comm->calls - REMEMBERED && ticket > 0) hv_plan_stream_delay(stream, plan->ends[ticket % REMEMBERED]);
 }
 
-static hv_status never_fails(hv_comm *comm) {
-  (void)comm;
-  return HV_OK;
-}
-
-static void ignore_timeout(hv_comm *comm, double seconds) {
-  (void)comm;
-  (void)seconds;
-}
-
-static void abort_none(hv_comm *comm, int exit_code) {
-  (void)comm;
-  (void)exit_code;
-}
-
 hv_status hv_plan_comm_open(hv_device *plan, int32_t rank, int32_t size, const hv_plan_links *links, hv_comm **out) {
-  static const hv_comm_methods methods = {.close = plan_close,
-                                          .run = plan_run,
-                                          .wait = plan_wait,
-                                          .failure = never_fails,
-                                          .set_timeout = ignore_timeout,
-                                          .abort = abort_none};
+  static const hv_comm_methods methods = {.close = plan_close, .run = plan_run, .wait = plan_wait};
   *out = NULL;
   plan_comm *comm = calloc(1, sizeof *comm);
   if (!comm) return hv_error_memory("the communicator");

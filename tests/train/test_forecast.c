@@ -26,15 +26,7 @@ static hv_status run_alone(hv_comm *comm, const hv_comm_call *call, hv_stream *s
   if (call->collective == HV_ALL_GATHER) hv_fill(stream, &(hv_fill_args){.dst = call->whole});
   return HV_OK;
 }
-static void wait_alone(hv_comm *comm, hv_ticket ticket, hv_stream *stream) {
-  (void)comm, (void)ticket, (void)stream;
-}
-static hv_status fail_never(hv_comm *comm) {
-  (void)comm;
-  return HV_OK;
-}
-static const hv_comm_methods alone = {
-    .close = close_alone, .run = run_alone, .wait = wait_alone, .failure = fail_never};
+static const hv_comm_methods alone = {.close = close_alone, .run = run_alone};
 
 static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_config *model, int32_t ranks) {
   hv_device *device;
