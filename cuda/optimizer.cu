@@ -336,27 +336,29 @@ template <typename T, int N> static __global__ void exchange_kernel(average_oper
   for (int64_t at = first; at < a.count; at++) exchange_at<1>(a, at);
 }
 
+/* Calls f with a value of T, the operands and hv_width<N> for the widest N that moves all of them. */
+template <typename F>
+static void with_average(hv_stream *stream, hv_tensor param, hv_tensor remainder, hv_tensor average, F f) {
+  hv_with_type(stream, param.dtype, [&](auto type) {
+    using T = decltype(type);
+    average_operands<T> a = {(T *)param.data, (int16_t *)remainder.data, (float *)average.data, param.cols};
+    hv_with_width(hv_are_wide(param, remainder, average), [&](auto width) { f(type, a, width); });
+  });
+}
+
 void hv_cuda_average(hv_stream *stream, const hv_average_args *args) {
-  hv_with_type(stream, args->param.dtype, [&](auto type) {
-    hv_with_width(hv_are_wide(args->param, args->remainder, args->average), [&](auto width) {
-      using T = decltype(type);
-      constexpr int N = decltype(width)::value;
-      average_operands<T> a = {(T *)args->param.data, (int16_t *)args->remainder.data, (float *)args->average.data,
-                               args->param.cols};
-      HV_LAUNCH((average_kernel<T, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a,
-                (const float *)args->weight.data, (const float *)args->factor.data);
-    });
+  with_average(stream, args->param, args->remainder, args->average, [&](auto type, auto a, auto width) {
+    using T = decltype(type);
+    constexpr int N = decltype(width)::value;
+    HV_LAUNCH((average_kernel<T, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a,
+              (const float *)args->weight.data, (const float *)args->factor.data);
   });
 }
 
 void hv_cuda_exchange(hv_stream *stream, const hv_exchange_args *args) {
-  hv_with_type(stream, args->param.dtype, [&](auto type) {
-    hv_with_width(hv_are_wide(args->param, args->remainder, args->average), [&](auto width) {
-      using T = decltype(type);
-      constexpr int N = decltype(width)::value;
-      average_operands<T> a = {(T *)args->param.data, (int16_t *)args->remainder.data, (float *)args->average.data,
-                               args->param.cols};
-      HV_LAUNCH((exchange_kernel<T, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
-    });
+  with_average(stream, args->param, args->remainder, args->average, [&](auto type, auto a, auto width) {
+    using T = decltype(type);
+    constexpr int N = decltype(width)::value;
+    HV_LAUNCH((exchange_kernel<T, N>), dim3(hv_blocks(a.count, 128 * N)), dim3(128), 0, stream, a);
   });
 }
