@@ -4,8 +4,8 @@
 
 #include "infer/commands.h"
 
-/* Times hvla_load of options->model and a plain sequential read of its tensor files in turn, each time with the files
- * dropped from the system's cache first, options->repeat times. */
+/* Times a plain sequential read of options->model's tensor files, the first use of as much memory, and hvla_load, in
+ * turn, options->repeat times; reads and loads with the files dropped from the system's cache first. */
 HV_NODISCARD hv_status hv_bench_load(const hv_bench_options *options, hv_text *out);
 
 #endif
