@@ -14,6 +14,7 @@
 #include "infer/hvla.h"
 
 enum { VISION, PREFILL, DENOISE, DECODE, STAGES, WARM_UP = 2, SEED = 1 };
+static const double PATIENCE = 0.5; /* seconds for the largest product that is measured */
 static const char *const stage_names[STAGES] = {"vision", "prefill", "denoise", "decode"};
 
 typedef struct bench {
@@ -131,11 +132,8 @@ static hv_status measure_light(bench *self) {
   hv_policy *policy;
   int32_t count;
   int64_t rows = hv_policy_positions(&self->config, (int32_t)self->options->prompt + 1);
-  HV_TRY(hv_measure_cube(self->device, self->dtype, &self->product_rate));
-  HV_TRY(hv_measure_product(self->device, self->dtype, rows, llm->hidden_size, 2 * (int64_t)llm->intermediate_size,
-                            &self->product_rate));
-  HV_TRY(hv_measure_product(self->device, self->dtype, rows, llm->intermediate_size, llm->hidden_size,
-                            &self->product_rate));
+  HV_TRY(hv_measure_products(self->device, self->dtype, rows, llm->hidden_size, llm->intermediate_size, PATIENCE,
+                             &self->product_rate));
   HV_TRY(hv_measure_read(self->device, self->dtype, &self->read_rate));
   HV_TRY(hv_policy_open(self->model, &self->policy_options, &policy));
   const hv_policy_work *work = hv_policy_get_work(policy, &count);

@@ -53,27 +53,26 @@ static int32_t prefix_length(const lengths *parts, int32_t prompt) {
   return prompt + parts->image + 1 + parts->state; /* the prompt counts <s>; 1 is <BOD> */
 }
 
-/* The largest counts within the limits. */
-static hv_sequence_counts largest_counts(const hv_config *config, const lengths *parts,
-                                         const hv_sequence_limits *limits) {
-  int32_t b = limits->samples, k = limits->branches, prefix = prefix_length(parts, limits->prompt);
-  int32_t text = limits->prompt + 1 + k * parts->autoregressive;
+hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequence_limits *limits) {
+  lengths parts = part_lengths(config);
+  int32_t b = limits->samples, k = limits->branches, prefix = prefix_length(&parts, limits->prompt);
+  int32_t text = limits->prompt + 1 + k * parts.autoregressive;
   hv_sequence_counts counts = {
       .samples = b,
       .branches = k,
-      .rows = b * (prefix + k * parts->branch),
-      .branch_rows = b * k * parts->branch,
+      .rows = b * (prefix + k * parts.branch),
+      .branch_rows = b * k * parts.branch,
       .images = b * config->num_cameras,
-      .image_rows = b * parts->image,
+      .image_rows = b * parts.image,
       .text_rows = b * text,
       .text_unique = b * text < config->llm.vocab_size ? b * text : config->llm.vocab_size,
-      .noise_rows = parts->diffusion ? b * k * config->action_chunk : 0,
-      .label_rows = parts->autoregressive ? b * k * (parts->actions + 1) : 0,
+      .noise_rows = parts.diffusion ? b * k * config->action_chunk : 0,
+      .label_rows = parts.autoregressive ? b * k * (parts.actions + 1) : 0,
       .segments = b * (1 + k),
       .query_segments = b * k,
-      .max_segment_rows = prefix > parts->branch ? prefix : parts->branch,
-      .max_branch_rows = parts->branch,
-      .max_key_rows = prefix + parts->branch,
+      .max_segment_rows = prefix > parts.branch ? prefix : parts.branch,
+      .max_branch_rows = parts.branch,
+      .max_key_rows = prefix + parts.branch,
   };
   return counts;
 }
@@ -147,7 +146,7 @@ hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_
   sequence->limits = *limits;
   if (config->objective == HV_AUTOREGRESSIVE) sequence->limits.branches = 1;
   sequence->parts = part_lengths(config);
-  sequence->counts = largest_counts(config, &sequence->parts, &sequence->limits);
+  sequence->counts = hv_sequence_largest(config, &sequence->limits);
   lay_tables(sequence);
   sequence->id_count = calloc((size_t)config->llm.vocab_size + 1, sizeof *sequence->id_count);
   if (!sequence->id_count) {
@@ -210,7 +209,7 @@ static void size_tables(hv_sequence *sequence) {
 }
 
 void hv_sequence_build_largest(hv_sequence *sequence) {
-  sequence->counts = largest_counts(&sequence->config, &sequence->parts, &sequence->limits);
+  sequence->counts = hv_sequence_largest(&sequence->config, &sequence->limits);
   size_tables(sequence);
   sequence->draws_noise = sequence->draws_timesteps = sequence->parts.diffusion > 0;
 }
@@ -507,7 +506,7 @@ hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64
 
   hv_sequence_limits limits = sequence->limits;
   limits.samples = batch->samples;
-  sequence->counts = largest_counts(&sequence->config, &sequence->parts, &limits);
+  sequence->counts = hv_sequence_largest(&sequence->config, &limits);
   sequence->counts.rows = b.row;
   sequence->counts.text_rows = b.text;
   sequence->counts.max_segment_rows = longest > sequence->parts.branch ? longest : sequence->parts.branch;

@@ -93,6 +93,9 @@ HV_NODISCARD hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *
 /* Queues the copy to the device, and the draws of noise and timesteps that the batch did not give. */
 void hv_sequence_upload(hv_sequence *sequence, hv_stream *stream);
 
+/* The counts of the largest batch within the limits. */
+hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequence_limits *limits);
+
 const hv_sequence_counts *hv_sequence_get_counts(const hv_sequence *sequence);
 const hv_sequence_tables *hv_sequence_get_tables(const hv_sequence *sequence);
 

@@ -4,8 +4,7 @@
 #include "core/tensor/arena.h"
 #include "core/tensor/ops.h"
 
-enum { REPEATS = 3, LARGEST_CUBE = 8192, SMALLEST_CUBE = 1024, READ_WIDTH = 4096, READ_BYTES = 512 << 20 };
-static const double CUBE_SECONDS = 0.5;
+enum { REPEATS = 3, LARGEST_CUBE = 8192, SMALLEST_CUBE = 256, READ_WIDTH = 4096, READ_BYTES = 512 << 20 };
 
 typedef struct product {
   hv_stream *stream;
@@ -53,7 +52,9 @@ static hv_status time_best(const product *p, hv_status (*run)(const product *p),
   return HV_OK;
 }
 
-hv_status hv_measure_product(hv_device *device, hv_dtype dtype, int64_t rows, int64_t in, int64_t out, double *rate) {
+/* Raises *rate to that of y [rows, out] = x [rows, in] weightᵀ. */
+static hv_status measure_product(hv_device *device, hv_dtype dtype, int64_t rows, int64_t in, int64_t out,
+                                 double *rate) {
   product p = {0};
   hv_status status = product_open(device, dtype, rows, in, out, &p);
   if (!status) status = time_best(&p, run_linear, 2.0 * (double)rows * (double)in * (double)out, rate);
@@ -61,16 +62,21 @@ hv_status hv_measure_product(hv_device *device, hv_dtype dtype, int64_t rows, in
   return status;
 }
 
-hv_status hv_measure_cube(hv_device *device, hv_dtype dtype, double *rate) {
-  int64_t side = SMALLEST_CUBE;
-  double found = 0;
-  for (; side <= LARGEST_CUBE; side *= 2) {
+static hv_status measure_cubes(hv_device *device, hv_dtype dtype, double patience, double *rate) {
+  for (int64_t side = SMALLEST_CUBE; side <= LARGEST_CUBE; side *= 2) {
     double work = 2.0 * (double)side * (double)side * (double)side;
-    if (found > 0 && work / found > CUBE_SECONDS) break;
-    HV_TRY(hv_measure_product(device, dtype, side, side, side, &found));
+    if (*rate > 0 && work / *rate > patience) break;
+    HV_TRY(measure_product(device, dtype, side, side, side, rate));
   }
-  if (found > *rate) *rate = found;
   return HV_OK;
+}
+
+hv_status hv_measure_products(hv_device *device, hv_dtype dtype, int64_t rows, int64_t width, int64_t inner,
+                              double patience, double *rate) {
+  *rate = 0;
+  HV_TRY(measure_cubes(device, dtype, patience, rate));
+  HV_TRY(measure_product(device, dtype, rows, width, 2 * inner, rate));
+  return measure_product(device, dtype, rows, inner, width, rate);
 }
 
 hv_status hv_measure_read(hv_device *device, hv_dtype dtype, double *rate) {

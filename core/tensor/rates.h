@@ -4,14 +4,12 @@
 
 #include "core/tensor/device.h"
 
-/* Operations a second (2 per multiply-add) of y [rows, out] = x [rows, in] weightᵀ, the best of some. *rate is raised
- * to it where it is lower. */
-HV_NODISCARD hv_status hv_measure_product(hv_device *device, hv_dtype dtype, int64_t rows, int64_t in, int64_t out,
-                                          double *rate);
-
-/* The same for a cube: 8192 a side, or the largest power of two below that which this device multiplies in half a
- * second. */
-HV_NODISCARD hv_status hv_measure_cube(hv_device *device, hv_dtype dtype, double *rate);
+/* Operations a second (2 per multiply-add) of matrix products x weightᵀ: the best of some runs of a cube, 8192 a side
+ * or the largest power of two below that which the device multiplies in `patience` seconds, and of the two products of
+ * a layer whose `rows` rows go from `width` to 2 `inner` columns, and from `inner` to `width`. Takes memory for one
+ * product at a time, which is given back. */
+HV_NODISCARD hv_status hv_measure_products(hv_device *device, hv_dtype dtype, int64_t rows, int64_t width,
+                                           int64_t inner, double patience, double *rate);
 
 /* Bytes a second of reading memory, the best of a sum over a block and of a product with one row, both far larger than
  * any cache. */

@@ -19,6 +19,8 @@ static void leaves_a_run_directory(void **state) {
                                      "grad_norm",
                                      "learning_rate",
                                      "samples_per_s",
+                                     "model_tflops",
+                                     "speed_of_light",
                                      "time",
                                      "epoch",
                                      "held_out_loss",
@@ -37,6 +39,7 @@ static void leaves_a_run_directory(void **state) {
   assert_int_equal((int)number(last, "step"), 30);
   for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) assert_true(isfinite(number(last, keys[i])));
   assert_int_equal(json_array_size(json_object_get(last, "error_diffusion_dims")), 7);
+  assert_true(number(last, "speed_of_light") > 0 && number(last, "speed_of_light") < 1);
   assert_true(number(last, "loss") < 9.0); /* it begins at ln(32064) + 1 = 11.4 */
   assert_true(fabs(number(last, "loss") - number(last, "loss_diffusion") - number(last, "loss_ce")) < 1e-6);
   assert_true(number(last, "error_mean_action") > 0.3 && number(last, "error_mean_action") < 0.6);

@@ -3,12 +3,13 @@
 #include <stdlib.h>
 
 #include "core/base/clock.h"
-#include "core/tensor/rates.h"
+#include "train/plan/best_rate.h"
 #include "train/plan/made_up_batch.h"
 #include "train/plan/plan.h"
 #include "train/trainer_options.h"
 
 enum { STAGE_BUILD, STAGE_FORWARD, STAGE_BACKWARD, STAGE_OPTIMIZER, STAGES };
+static const double PATIENCE = 0.5; /* seconds for the largest product that is measured */
 static const char *const stage_names[STAGES] = {"build", "forward", "backward", "optimizer"};
 
 typedef struct bench {
@@ -23,16 +24,19 @@ typedef struct bench {
   double rate;               /* floating-point operations a second */
 } bench;
 
-static hv_status open_trainer(bench *self, hv_device *device, int32_t samples) {
-  const hv_train_config *config = self->config;
+static hv_trainer_options make_options(const bench *self, int32_t samples) {
   hv_trainer_options options =
-      hv_trainer_options_make(config, &self->model.config, 1, (int32_t)config->bench_prompt + 1);
+      hv_trainer_options_make(self->config, &self->model.config, 1, (int32_t)self->config->bench_prompt + 1);
   options.limits.samples = samples;
   options.parts = 1;
   options.trace = self->options->trace;
   options.no_update = !self->options->optimizer;
-  hv_status status = hv_trainer_open(device, &options, &self->trainer);
-  HV_TRY(hv_plan_explain(status, config, &self->model.config, device, 1, options.limits.prompt));
+  return options;
+}
+
+static hv_status open_trainer(bench *self, hv_device *device, const hv_trainer_options *options) {
+  hv_status status = hv_trainer_open(device, options, &self->trainer);
+  HV_TRY(hv_plan_explain(status, self->config, &self->model.config, device, 1, options->limits.prompt));
   return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
 
@@ -87,16 +91,6 @@ static hv_status time_steps(bench *self) {
   return HV_OK;
 }
 
-static hv_status measure_rate(bench *self, const hv_sequence_counts *counts) {
-  const hv_llm_config *llm = &self->model.config.llm;
-  hv_device *device = self->trainer->device;
-  hv_dtype dtype = hv_train_config_dtype(self->config);
-  int64_t width = llm->hidden_size, inner = llm->intermediate_size;
-  HV_TRY(hv_measure_cube(device, dtype, &self->rate));
-  HV_TRY(hv_measure_product(device, dtype, counts->rows, width, 2 * inner, &self->rate));
-  return hv_measure_product(device, dtype, counts->rows, inner, width, &self->rate);
-}
-
 static int compare_doubles(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
@@ -135,11 +129,12 @@ hv_status hv_bench(const hv_train_config *config, hv_device *device, const hv_be
   *out = NULL;
   HV_CHECK(hv_train_config_model(config, &self.model, &self.directory));
   HV_CHECK(hv_made_up_batch_open(&self.model.config, samples, (int32_t)config->bench_prompt + 1, &self.made_up));
-  HV_CHECK(open_trainer(&self, device, samples));
+  hv_trainer_options trainer = make_options(&self, samples);
+  HV_CHECK(hv_best_rate_measure(device, &trainer, PATIENCE, &self.rate));
+  HV_CHECK(open_trainer(&self, device, &trainer));
   HV_CHECK(time_steps(&self));
   self.memory = device->memory.peak;
   const hv_sequence_counts *counts = hv_sequence_get_counts(hv_trainer_idle_sequence(self.trainer));
-  HV_CHECK(measure_rate(&self, counts));
   status = report(&self, counts, out);
 done:
   hv_trainer_close(self.trainer);

@@ -14,6 +14,7 @@
 #include "core/io/yaml.h"
 #include "train/adapt.h"
 #include "train/checkpoint/checkpoint.h"
+#include "train/plan/best_rate.h"
 #include "train/plan/plan.h"
 #include "train/run/run_choices.h"
 #include "train/run/run_files.h"
@@ -21,6 +22,8 @@
 #include "train/watch/report.h"
 #include "train/watch/run_card.h"
 #include "train/watch/run_watch.h"
+
+static const double PATIENCE = 0.02; /* seconds for the largest product that the device is measured by */
 
 typedef struct run {
   const hv_train_config *config;
@@ -40,6 +43,7 @@ typedef struct run {
   hv_run_files *files;
   hv_best best;
   int64_t total_steps;
+  double device_flops; /* a second at best, of the leader's device */
 } run;
 
 static int64_t count_steps(const hv_train_config *config, int64_t frames) {
@@ -53,6 +57,7 @@ static hv_status open_trainer(run *self, hv_device *device) {
                                                        hv_run_data_longest_prompt(&self->data));
   options.comm = self->comm;
   options.trace = self->options->trace;
+  if (self->leader) HV_TRY(hv_best_rate_measure(device, &options, PATIENCE, &self->device_flops));
   hv_status status = hv_trainer_open(device, &options, &self->trainer);
   return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
 }
@@ -195,7 +200,8 @@ static hv_status open_outputs(const run *self) {
 static hv_status open_watch(run *self) {
   hv_status status = self->leader ? open_outputs(self) : HV_OK;
   if (!status) {
-    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->total_steps, &self->watch);
+    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->total_steps, self->device_flops,
+                               &self->watch);
   }
   return hv_comm_agree(self->comm, "opening the run directory", status);
 }

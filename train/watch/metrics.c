@@ -120,6 +120,10 @@ static json_t *make_object(const hv_metrics_line *line) {
   json_object_set_new(object, "learning_rate", number(line->learning_rate));
   json_object_set_new(object, "grad_norm", number(line->result.grad_norm));
   json_object_set_new(object, "samples_per_s", number(line->samples_per_s));
+  if (line->model_flops > 0) {
+    json_object_set_new(object, "model_tflops", number(1e-12 * line->model_flops));
+    json_object_set_new(object, "speed_of_light", number(line->speed_of_light));
+  }
   json_object_set_new(object, "time", number(hv_wall_seconds()));
   if (line->pace) add_pace(object, line->pace);
   if (line->result.skipped) {

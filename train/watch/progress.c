@@ -1,7 +1,9 @@
 #include "train/watch/progress.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "core/base/clock.h"
@@ -10,16 +12,21 @@
 enum { LINE_SIZE = 256 };
 static const double REDRAW_SECONDS = 0.1, LOG_SECONDS = 30;
 
-hv_progress hv_progress_make(int64_t total_steps, int64_t log_interval, int32_t batch_size) {
-  return (hv_progress){.total_steps = total_steps,
-                       .log_interval = log_interval,
-                       .batch_size = batch_size,
-                       .terminal = isatty(STDERR_FILENO) == 1};
+hv_progress hv_progress_make(const hv_progress_options *options) {
+  return (hv_progress){.options = *options, .terminal = isatty(STDERR_FILENO) == 1};
+}
+
+static double steps_per_second(const hv_progress *progress) {
+  if (progress->timed_steps == 0 || progress->training_seconds <= 0) return 0;
+  return (double)progress->timed_steps / progress->training_seconds;
 }
 
 double hv_progress_rate(const hv_progress *progress) {
-  if (progress->timed_steps == 0 || progress->training_seconds <= 0) return 0;
-  return (double)progress->timed_steps * progress->batch_size / progress->training_seconds;
+  return steps_per_second(progress) * progress->options.batch_size;
+}
+
+double hv_progress_flops(const hv_progress *progress) {
+  return steps_per_second(progress) * progress->options.step_flops;
 }
 
 /* The time that is left when `done` of `total` took `seconds`. */
@@ -36,14 +43,34 @@ static void format_time_left(int64_t done, int64_t total, double seconds, char *
   }
 }
 
+/* "  0.412 TFLOP/s, 63 % of the speed of light" */
+static void format_flops(const hv_progress *progress, char *out, size_t size) {
+  double flops = hv_progress_flops(progress), best = progress->options.device_flops;
+  out[0] = 0;
+  if (flops <= 0 || best <= 0) return;
+  snprintf(out, size, "  %.3g TFLOP/s, %.0f %% of the speed of light", 1e-12 * flops, 100 * flops / best);
+}
+
 static void format_line(const hv_progress *progress, int64_t step, const hv_step_result *result, char line[LINE_SIZE]) {
-  char left[32];
-  int64_t timed = progress->timed_steps;
-  format_time_left(timed, timed + progress->total_steps - step, progress->training_seconds, left, sizeof left);
+  char left[32], flops[64];
+  int64_t timed = progress->timed_steps, total = progress->options.total_steps;
+  format_time_left(timed, timed + total - step, progress->training_seconds, left, sizeof left);
+  format_flops(progress, flops, sizeof flops);
   snprintf(line, LINE_SIZE,
-           "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)  %.1f samples/s  %s left%s", step,
-           progress->total_steps, result->loss, result->loss_diffusion, result->loss_ce, hv_progress_rate(progress),
-           left, result->skipped ? "  SKIPPED" : "");
+           "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)%s  %.1f samples/s  %s left%s", step,
+           total, result->loss, result->loss_diffusion, result->loss_ce, result->skipped ? "  SKIPPED" : "",
+           hv_progress_rate(progress), left, flops);
+}
+
+/* Shows a line in the place of the last; one that the terminal would wrap could not be taken back, and is cut off. */
+static void redraw(hv_progress *progress, double now, const char *line) {
+  struct winsize window = {0};
+  int width = INT_MAX;
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 1) width = window.ws_col - 1;
+  fprintf(stderr, "\r\033[K%.*s", width, line);
+  fflush(stderr);
+  progress->last_shown = now;
+  progress->shown = true;
 }
 
 void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result *result, double seconds) {
@@ -52,37 +79,33 @@ void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result 
     progress->training_seconds += seconds;
     progress->timed_steps++;
   }
-  bool last = step == progress->total_steps;
+  bool last = step == progress->options.total_steps;
   if (!progress->terminal) {
-    if (step % progress->log_interval != 0 && !last) return;
+    if (step % progress->options.log_interval != 0 && !last) return;
     format_line(progress, step, result, line);
     hv_log_info("%s", line);
     return;
   }
   double now = hv_clock_seconds();
   if (now - progress->last_shown < REDRAW_SECONDS && !last) return;
-  progress->last_shown = now;
-  progress->shown = true;
   format_line(progress, step, result, line);
-  fprintf(stderr, "\r\033[K%s", line);
-  fflush(stderr);
+  redraw(progress, now, line);
 }
 
 void hv_progress_work(hv_progress *progress, const char *what, int64_t done, int64_t total, double seconds) {
-  char left[32];
+  char left[32], line[LINE_SIZE];
   if (!progress) return;
   double now = hv_clock_seconds(), interval = progress->terminal ? REDRAW_SECONDS : LOG_SECONDS;
   if (done == 0 && !progress->terminal) progress->last_shown = now;
   if (now - progress->last_shown < interval || done == total) return;
   progress->last_shown = now;
   format_time_left(done, total, seconds, left, sizeof left);
-  if (!progress->terminal) {
-    hv_log_info("%" PRId64 "/%" PRId64 " %s  %s left", done, total, what, left);
-    return;
+  snprintf(line, sizeof line, "%" PRId64 "/%" PRId64 " %s  %s left", done, total, what, left);
+  if (progress->terminal) {
+    redraw(progress, now, line);
+  } else {
+    hv_log_info("%s", line);
   }
-  progress->shown = true;
-  fprintf(stderr, "\r\033[K%" PRId64 "/%" PRId64 " %s  %s left", done, total, what, left);
-  fflush(stderr);
 }
 
 void hv_progress_clear(hv_progress *progress) {

@@ -8,16 +8,22 @@
 
 #include "train/trainer.h"
 
-typedef struct hv_progress {
+typedef struct hv_progress_options {
   int64_t total_steps, log_interval;
-  int32_t batch_size;
+  int32_t batch_size;  /* samples of a step, of all ranks */
+  double step_flops;   /* of matrix products of one rank's part of a step */
+  double device_flops; /* a second at best, of one rank's device; 0: not known */
+} hv_progress_options;
+
+typedef struct hv_progress {
+  hv_progress_options options;
   bool terminal, shown;
   double training_seconds; /* of this session's steps, the first left out: it warms up */
   int64_t timed_steps, session_steps;
   double last_shown;
 } hv_progress;
 
-hv_progress hv_progress_make(int64_t total_steps, int64_t log_interval, int32_t batch_size);
+hv_progress hv_progress_make(const hv_progress_options *options);
 
 /* Counts a step that took `seconds`, and shows it where it is time to. `step`: steps done. */
 void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result *result, double seconds);
@@ -25,8 +31,9 @@ void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result 
 /* Shows other work that takes long: `done` of `total` after `seconds`. In a log, every half minute. NULL: nothing. */
 void hv_progress_work(hv_progress *progress, const char *what, int64_t done, int64_t total, double seconds);
 
-/* Samples a second over this session's steps; 0 before there is a figure. */
-double hv_progress_rate(const hv_progress *progress);
+/* Over this session's steps, waits for data and other ranks included; 0 before there is a figure. */
+double hv_progress_rate(const hv_progress *progress);  /* samples a second */
+double hv_progress_flops(const hv_progress *progress); /* of matrix products a second, on each rank's device */
 
 /* Clears the line, for a message or for good. */
 void hv_progress_clear(hv_progress *progress);

@@ -168,7 +168,13 @@ static void add_tiles(const hv_run_history *history, const json_t *now, hv_text 
            hv_line_number(now, "loss_ce"));
   add_tile("loss", value, note, out);
   snprintf(value, sizeof value, "%.4g/s", hv_line_number(now, "samples_per_s"));
-  add_tile("samples", value, "over the last session", out);
+  double light = hv_line_number(now, "speed_of_light");
+  snprintf(note, sizeof note, "over the last session");
+  if (isfinite(light)) {
+    snprintf(note, sizeof note, "%.3g TFLOP/s, %.0f %% of the speed of light", hv_line_number(now, "model_tflops"),
+             100 * light);
+  }
+  add_tile("samples", value, note, out);
   double end = hv_line_number(history->card, "end"), start = hv_line_number(history->card, "start");
   if (!isfinite(end)) end = hv_line_number(hv_run_history_last(history, "time"), "time");
   hv_format_duration(end - start, value, sizeof value);

@@ -62,8 +62,9 @@ static json_t *held_out(const hv_run_history *history) {
 }
 
 hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
-  static const char *const of_the_last_line[] = {"epoch",   "samples_per_s", "loss",      "loss_diffusion",
-                                                 "loss_ce", "learning_rate", "grad_norm", "slowest_rank"};
+  static const char *const of_the_last_line[] = {"epoch",     "samples_per_s",  "model_tflops", "speed_of_light",
+                                                 "loss",      "loss_diffusion", "loss_ce",      "learning_rate",
+                                                 "grad_norm", "slowest_rank"};
   static const char *const of_the_card[] = {"host", "pid", "ranks", "device", "start", "message"};
   const json_t *last = hv_run_history_last(history, "step");
   int64_t steps = hv_run_history_steps(history);
@@ -172,6 +173,8 @@ void hv_run_status_format(const hv_run_history *history, const json_t *status, h
   if (steps > 0) hv_text_add(out, " of %lld (%.0f %%)", (long long)steps, 100.0 * (double)step / (double)steps);
   double rate = hv_line_number(status, "samples_per_s");
   if (isfinite(rate)) hv_text_add(out, "   %.1f samples/s", rate);
+  double light = hv_line_number(status, "speed_of_light");
+  if (isfinite(light)) hv_text_add(out, ", %.0f %% of the speed of light", 100 * light);
   if (strcmp(history->state, "running") == 0) {
     hv_format_duration(hv_line_number(status, "seconds_left"), left, sizeof left);
     hv_text_add(out, "   %s left", left);

@@ -4,11 +4,15 @@
 #include "train/watch/skipped_step.h"
 
 hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data, const hv_trainer *trainer,
-                            int64_t total_steps, hv_run_watch *out) {
+                            int64_t total_steps, double device_flops, hv_run_watch *out) {
   bool leader = data->rank == 0;
   *out =
       (hv_run_watch){.config = config, .data = data, .trainer = trainer, .leader = leader, .total_steps = total_steps};
-  out->progress = hv_progress_make(total_steps, config->log_interval, (int32_t)config->train.batch_size);
+  out->progress = hv_progress_make(&(hv_progress_options){.total_steps = total_steps,
+                                                          .log_interval = config->log_interval,
+                                                          .batch_size = (int32_t)config->train.batch_size,
+                                                          .step_flops = trainer->matrix_flops * trainer->parts,
+                                                          .device_flops = device_flops});
   if (!leader) return HV_OK;
   return hv_metrics_open(config->output, trainer->step, config->metrics.tensorboard, &out->metrics);
 }
@@ -96,11 +100,14 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
   if (!watch->leader) return HV_OK;
   if (held_out) tell_held_out(watch, held_out);
   if (paced) tell_straggler(watch, &pace);
+  double flops = hv_progress_flops(&watch->progress), best = watch->progress.options.device_flops;
   hv_metrics_line line = {.step = step,
                           .epoch = (double)(step * watch->config->train.batch_size) / (double)frames,
                           .result = *result,
                           .learning_rate = learning_rate,
                           .samples_per_s = hv_progress_rate(&watch->progress),
+                          .model_flops = flops,
+                          .speed_of_light = best > 0 ? flops / best : 0,
                           .pace = paced ? &pace : NULL,
                           .held_out = held_out,
                           .suspects = watch->suspects};

@@ -21,10 +21,11 @@ typedef struct hv_run_watch {
   hv_pace_alarm alarm;
 } hv_run_watch;
 
-/* Watches a run from the trainer's step on; what is given outlives the watch. The run directory is there. After an
- * error *out is empty. */
+/* Watches a run from the trainer's step on; what is given outlives the watch. `device_flops`: hv_best_rate_measure, 0
+ * where it was not measured. The run directory is there. After an error *out is empty. */
 HV_NODISCARD hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data,
-                                         const hv_trainer *trainer, int64_t total_steps, hv_run_watch *out);
+                                         const hv_trainer *trainer, int64_t total_steps, double device_flops,
+                                         hv_run_watch *out);
 void hv_run_watch_close(hv_run_watch *watch); /* leaves it empty */
 
 /* Takes note of the trainer's newest step, which took `seconds`, `waited` of them for data: progress, where it went
