@@ -119,9 +119,11 @@ char *hv_train_config_tokenizer(const hv_train_config *config);
 /* Every key with its default and the first sentence of its meaning, for `hvla-train run --help`. */
 void hv_train_config_list(hv_text *out);
 
-/* What the configuration calls these: "replicate", …, and "none", …. */
+/* What the configuration calls these: "replicate", …; "none", …; "fp32", "int8"; "fp32", "bf16". */
 const char *hv_train_config_sharding_name(int32_t sharding);
 const char *hv_train_config_recompute_name(int32_t recompute);
+const char *hv_train_config_moments_name(int32_t moments);
+const char *hv_train_config_gradients_name(int32_t gradients);
 
 /* docs/configuration.md. */
 void hv_train_config_document(hv_text *out);

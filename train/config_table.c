@@ -5,8 +5,8 @@
 #include "train/config.h"
 
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
-/* In the order of hv_sharding. */
 static const char *const transports[] = {"auto", "nccl", "mpi", NULL};
+/* In the order of hv_sharding. */
 static const char *const shardings[] = {"replicate", "optimizer", "gradients", "parameters", NULL};
 /* In the order of hv_recompute. */
 static const char *const recomputations[] = {"none", "cheap", "block", NULL};
@@ -513,6 +513,14 @@ const char *hv_train_config_sharding_name(int32_t sharding) {
 
 const char *hv_train_config_recompute_name(int32_t recompute) {
   return recomputations[recompute];
+}
+
+const char *hv_train_config_moments_name(int32_t moments) {
+  return moment_formats[moments];
+}
+
+const char *hv_train_config_gradients_name(int32_t gradients) {
+  return dtypes[gradients];
 }
 
 const char *hv_train_config_metric(const hv_train_config *config) {

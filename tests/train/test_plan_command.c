@@ -46,6 +46,21 @@ static void seven_billion_are_planned_without_them(void **state) {
   json_decref(shared);
 }
 
+/* One card of 80 GB: not with moments of 32 bits. */
+static void fewer_bits_are_told_of_where_nothing_else_fits(void **state) {
+  (void)state;
+  json_t *result = plan(1, CONFIG("7b.yaml") "--gpus 1 --gpu-memory 80");
+  const json_t *coarser = json_object_get(result, "coarser");
+  assert_true(json_is_null(json_object_get(result, "recommended")));
+  assert_true(bytes_of(coarser, "total") < 80e9 && bytes_of(coarser, "moments") < 16e9);
+  assert_string_equal(json_string_value(json_object_get(coarser, "moments")), "int8");
+  assert_string_equal(json_string_value(json_object_get(coarser, "gradients")), "fp32");
+  json_decref(result);
+  result = plan(1, CONFIG("7b.yaml") "--gpus 1 --gpu-memory 70");
+  assert_string_equal(json_string_value(json_object_get(json_object_get(result, "coarser"), "gradients")), "bf16");
+  json_decref(result);
+}
+
 static void what_cannot_run_is_told(void **state) {
   (void)state;
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
@@ -109,6 +124,7 @@ static void benches_run_on_the_emulator(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(seven_billion_are_planned_without_them),
+      cmocka_unit_test(fewer_bits_are_told_of_where_nothing_else_fits),
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test(benches_run_on_the_cpu),

@@ -68,20 +68,28 @@ static void advise_memory(planner *self) {
 
 static void advise_best(planner *self) {
   const hv_plan_search *search = &self->search;
-  hv_text text = {0};
+  const hv_plan_candidate *coarser = &search->coarser;
+  hv_text text = {0}, least = {0};
+  hv_plan_candidate_text(search->best.fits ? &search->best : coarser, search, &text);
+  hv_plan_candidate_text(&search->least, search, &least);
   if (search->best.fits) {
-    hv_plan_candidate_text(&search->best, search, &text);
     advise(self, "Fastest of what fits, by forecast: %s, with %.1f GB and %.3f s a step.", hv_text_string(&text),
            (double)search->best.forecast.memory.total * giga, search->best.forecast.step_seconds);
   } else {
-    hv_plan_candidate_text(&search->least, search, &text);
-    advise(
-        self,
-        "Nothing fits that leaves the results as they are. The least, %s, needs %.1f GB: take GPUs with more memory, "
-        "more of them with parallel.sharding=parameters, fewer trained parts (train.freeze) or fewer branches.",
-        hv_text_string(&text), (double)search->least.forecast.memory.total * giga);
+    advise(self, "Nothing fits that leaves the results as they are. The least, %s, needs %.1f GB.",
+           hv_text_string(&least), (double)search->least.forecast.memory.total * giga);
+  }
+  if (!search->best.fits && coarser->fits) {
+    advise(self,
+           "With fewer bits for the state of the optimizer, which changes the results a little, this fits: %s, with "
+           "%.1f GB and %.3f s a step.",
+           hv_text_string(&text), (double)coarser->forecast.memory.total * giga, coarser->forecast.step_seconds);
+  } else if (!search->best.fits) {
+    advise(self, "Take GPUs with more memory, more of them with parallel.sharding=parameters, fewer trained parts "
+                 "(train.freeze) or fewer branches.");
   }
   hv_text_free(&text);
+  hv_text_free(&least);
 }
 
 static void advise_time(planner *self) {
@@ -115,10 +123,12 @@ static json_t *memory_json(const hv_memory_use *use) {
 
 static json_t *candidate_json(const hv_plan_candidate *candidate) {
   const hv_forecast *forecast = &candidate->forecast;
-  return json_pack("{s:s, s:s, s:I, s:b, s:f, s:o}", "sharding", hv_train_config_sharding_name(candidate->sharding),
-                   "recompute", hv_train_config_recompute_name(candidate->recompute), "micro_batch",
-                   (json_int_t)candidate->micro_batch, "fits", candidate->fits, "step_seconds", forecast->step_seconds,
-                   "memory_bytes", memory_json(&forecast->memory));
+  return json_pack("{s:s, s:s, s:I, s:s, s:s, s:b, s:f, s:o}", "sharding",
+                   hv_train_config_sharding_name(candidate->sharding), "recompute",
+                   hv_train_config_recompute_name(candidate->recompute), "micro_batch",
+                   (json_int_t)candidate->micro_batch, "moments", hv_train_config_moments_name(candidate->moments),
+                   "gradients", hv_train_config_gradients_name(candidate->gradients), "fits", candidate->fits,
+                   "step_seconds", forecast->step_seconds, "memory_bytes", memory_json(&forecast->memory));
 }
 
 static json_t *traffic_json(const hv_forecast *forecast) {
@@ -156,13 +166,14 @@ static hv_status to_json(const planner *self, json_t **out) {
   const hv_plan_search *search = &self->search;
   const hv_forecast *given = &search->given.forecast;
   json_t *best = search->best.fits ? candidate_json(&search->best) : json_null();
-  *out = json_pack("{s:o, s:b, s:f, s:O, s:i, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o}", "memory_bytes",
+  json_t *coarser = search->coarser.fits ? candidate_json(&search->coarser) : json_null();
+  *out = json_pack("{s:o, s:b, s:f, s:O, s:i, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "memory_bytes",
                    memory_json(&given->memory), "fits", self->runs && search->given.fits, "step_seconds",
                    given->step_seconds, "advice", self->advice, "gpus", self->options->ranks, "gpu_memory_bytes",
                    (json_int_t)self->memory_bytes, "samples_per_s", given->samples_per_s, "compute_seconds",
                    given->compute_seconds, "model_tflop", given->model_flops * 1e-12, "communication",
-                   traffic_json(given), "configured", candidate_json(&search->given), "recommended", best, "table",
-                   table_json(search), "assumed", assumed_json(self->options));
+                   traffic_json(given), "configured", candidate_json(&search->given), "recommended", best, "coarser",
+                   coarser, "table", table_json(search), "assumed", assumed_json(self->options));
   return *out ? HV_OK : hv_error_memory("the plan");
 }
 
@@ -237,6 +248,10 @@ static void format_way_out(const hv_plan_search *search, size_t memory_bytes, hv
   if (any) return;
   hv_text_add(out, "\n  none; the least is %.3f GB with ", (double)search->least.forecast.memory.total * giga);
   hv_plan_candidate_text(&search->least, search, out);
+  if (!search->coarser.fits) return;
+  hv_text_add(out, "\n  with fewer bits, which changes the results a little, %.3f GB: ",
+              (double)search->coarser.forecast.memory.total * giga);
+  hv_plan_candidate_text(&search->coarser, search, out);
 }
 
 hv_status hv_plan_explain(hv_status error, const hv_train_config *config, const hv_config *model, hv_device *device,

@@ -1,5 +1,10 @@
 #include "train/plan/plan_search.h"
 
+#include <stdio.h>
+
+#include "core/tensor/moments.h"
+#include "train/optimizer.h"
+
 typedef struct searcher {
   const hv_train_config *config;
   const hv_config *model;
@@ -16,6 +21,8 @@ static hv_status forecast(const searcher *self, hv_plan_candidate *candidate) {
   config.parallel.sharding = (int32_t)candidate->sharding;
   config.train.recompute = (int32_t)candidate->recompute;
   config.train.micro_batch = candidate->micro_batch;
+  config.optimizer.moments = candidate->moments;
+  config.optimizer.gradients = candidate->gradients;
   HV_TRY(hv_forecast_make(&config, self->model, self->options, &candidate->forecast));
   candidate->fits = candidate->forecast.memory.total <= self->memory_bytes;
   return HV_OK;
@@ -36,45 +43,75 @@ static bool is_better(const hv_plan_candidate *a, const hv_plan_candidate *b) {
   return a->fits && a->forecast.step_seconds < b->forecast.step_seconds;
 }
 
-static void consider(const hv_plan_candidate *candidate, hv_plan_search *out) {
-  if (is_better(candidate, &out->best)) out->best = *candidate;
-  if (candidate->forecast.memory.total < out->least.forecast.memory.total) out->least = *candidate;
-}
-
-hv_status hv_plan_search_make(const hv_train_config *config, const hv_config *model, const hv_forecast_options *options,
-                              size_t memory_bytes, hv_plan_search *out) {
-  searcher self = {.config = config, .model = model, .options = options, .memory_bytes = memory_bytes};
-  *out = (hv_plan_search){.shardings = hv_plan_ranks_can_share(options->ranks) ? HV_SHARDINGS : 1};
-  out->given = (hv_plan_candidate){.sharding = (hv_sharding)config->parallel.sharding,
-                                   .recompute = (hv_recompute)config->train.recompute,
-                                   .micro_batch = hv_train_config_micro_batch(config, options->ranks)};
-  HV_TRY(forecast(&self, &out->given));
-  out->best = out->least = out->given;
+/* Calls `take` with a candidate for every way to share and to recompute, stored as given. */
+static hv_status try_all(const searcher *self, int32_t moments, int32_t gradients, hv_plan_search *out,
+                         void (*take)(const hv_plan_candidate *candidate, hv_plan_search *out)) {
   for (int s = 0; s < out->shardings; s++) {
     for (int r = 0; r < HV_RECOMPUTE_LEVELS; r++) {
-      hv_plan_candidate *candidate = &out->table[s][r];
-      *candidate = (hv_plan_candidate){.sharding = (hv_sharding)s, .recompute = (hv_recompute)r};
-      HV_TRY(try_micro_batches(&self, candidate));
-      consider(candidate, out);
+      hv_plan_candidate candidate = {
+          .sharding = (hv_sharding)s, .recompute = (hv_recompute)r, .moments = moments, .gradients = gradients};
+      HV_TRY(try_micro_batches(self, &candidate));
+      take(&candidate, out);
     }
   }
   return HV_OK;
 }
 
+static void take_same(const hv_plan_candidate *candidate, hv_plan_search *out) {
+  out->table[candidate->sharding][candidate->recompute] = *candidate;
+  if (is_better(candidate, &out->best)) out->best = *candidate;
+  if (candidate->forecast.memory.total < out->least.forecast.memory.total) out->least = *candidate;
+}
+
+static void take_coarser(const hv_plan_candidate *candidate, hv_plan_search *out) {
+  if (is_better(candidate, &out->coarser)) out->coarser = *candidate;
+}
+
+/* Fewer bits where nothing else fits, step by step. */
+static hv_status search_coarser(const searcher *self, hv_plan_search *out) {
+  const hv_optimizer_options *optimizer = &self->config->optimizer;
+  bool whole_blocks = self->options->ranks <= HV_GROUP_ALIGNMENT / HV_MOMENT_BLOCK;
+  int32_t moments = whole_blocks ? HV_MOMENTS_INT8 : optimizer->moments;
+  int32_t gradients = hv_train_config_dtype(self->config) == HV_BF16 ? 1 : optimizer->gradients;
+  if (moments != optimizer->moments) HV_TRY(try_all(self, moments, optimizer->gradients, out, take_coarser));
+  if (out->coarser.fits || gradients == optimizer->gradients) return HV_OK;
+  return try_all(self, moments, gradients, out, take_coarser);
+}
+
+hv_status hv_plan_search_make(const hv_train_config *config, const hv_config *model, const hv_forecast_options *options,
+                              size_t memory_bytes, hv_plan_search *out) {
+  searcher self = {.config = config, .model = model, .options = options, .memory_bytes = memory_bytes};
+  int32_t moments = config->optimizer.moments, gradients = config->optimizer.gradients;
+  *out = (hv_plan_search){.shardings = hv_plan_ranks_can_share(options->ranks) ? HV_SHARDINGS : 1};
+  out->given = (hv_plan_candidate){.sharding = (hv_sharding)config->parallel.sharding,
+                                   .recompute = (hv_recompute)config->train.recompute,
+                                   .micro_batch = hv_train_config_micro_batch(config, options->ranks),
+                                   .moments = moments,
+                                   .gradients = gradients};
+  HV_TRY(forecast(&self, &out->given));
+  out->best = out->least = out->given;
+  HV_TRY(try_all(&self, moments, gradients, out, take_same));
+  return out->best.fits ? HV_OK : search_coarser(&self, out);
+}
+
+/* " key=value" of one that differs, without the space where it is the first. */
+static void add_setting(const char *key, const char *value, size_t start, hv_text *out) {
+  hv_text_add(out, "%s%s=%s", out->length > start ? " " : "", key, value);
+}
+
 void hv_plan_candidate_text(const hv_plan_candidate *candidate, const hv_plan_search *search, hv_text *out) {
   const hv_plan_candidate *given = &search->given;
-  const char *between = "";
-  if (candidate->sharding != given->sharding) {
-    hv_text_add(out, "parallel.sharding=%s", hv_train_config_sharding_name(candidate->sharding));
-    between = " ";
-  }
-  if (candidate->recompute != given->recompute) {
-    hv_text_add(out, "%strain.recompute=%s", between, hv_train_config_recompute_name(candidate->recompute));
-    between = " ";
-  }
-  if (candidate->micro_batch != given->micro_batch) {
-    hv_text_add(out, "%strain.micro_batch=%lld", between, (long long)candidate->micro_batch);
-    between = " ";
-  }
-  if (*between == '\0') hv_text_add(out, "the configuration as it is");
+  size_t start = out->length;
+  char micro_batch[32];
+  snprintf(micro_batch, sizeof micro_batch, "%lld", (long long)candidate->micro_batch);
+  if (candidate->sharding != given->sharding)
+    add_setting("parallel.sharding", hv_train_config_sharding_name(candidate->sharding), start, out);
+  if (candidate->recompute != given->recompute)
+    add_setting("train.recompute", hv_train_config_recompute_name(candidate->recompute), start, out);
+  if (candidate->micro_batch != given->micro_batch) add_setting("train.micro_batch", micro_batch, start, out);
+  if (candidate->moments != given->moments)
+    add_setting("optimizer.moments", hv_train_config_moments_name(candidate->moments), start, out);
+  if (candidate->gradients != given->gradients)
+    add_setting("optimizer.gradients", hv_train_config_gradients_name(candidate->gradients), start, out);
+  if (out->length == start) hv_text_add(out, "the configuration as it is");
 }

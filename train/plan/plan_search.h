@@ -1,6 +1,7 @@
-/* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest. Only
- * settings that leave the results as they are, to rounding, are looked through: what ranks share, what is worked out
- * twice, and how much of a batch is in memory at a time.
+/* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest. Settings
+ * that leave the results as they are, to rounding, are looked through: what ranks share, what is worked out twice, and
+ * how much of a batch is in memory at a time. Where none of those fits, moments and then gradients too are tried in fewer
+ * bits.
  */
 #ifndef HV_TRAIN_PLAN_PLAN_SEARCH_H
 #define HV_TRAIN_PLAN_PLAN_SEARCH_H
@@ -14,6 +15,7 @@ typedef struct hv_plan_candidate {
   hv_sharding sharding;
   hv_recompute recompute;
   int64_t micro_batch;
+  int32_t moments, gradients; /* as optimizer.moments and optimizer.gradients name them */
   bool fits;
   hv_forecast forecast;
 } hv_plan_candidate;
@@ -24,6 +26,7 @@ typedef struct hv_plan_search {
   int shardings;                                              /* rows of it: 1 where the ranks cannot share */
   hv_plan_candidate best;                                     /* the fastest that fits; not .fits: none does */
   hv_plan_candidate least;                                    /* of all, the one that needs least memory */
+  hv_plan_candidate coarser; /* with fewer bits, where best does not fit; not .fits: none does either */
 } hv_plan_search;
 
 /* `config` has a batch that the ranks can share (hv_train_config_check_ranks), and sharding that they can do. */

@@ -57,8 +57,9 @@ static hv_status open_trainer(run *self, hv_device *device) {
                                                        hv_run_data_longest_prompt(&self->data));
   options.comm = self->comm;
   options.trace = self->options->trace;
-  if (self->leader) HV_TRY(hv_best_rate_measure(device, &options, PATIENCE, &self->device_flops));
-  hv_status status = hv_trainer_open(device, &options, &self->trainer);
+  hv_status status = HV_OK;
+  if (self->leader) status = hv_best_rate_measure(device, &options, PATIENCE, &self->device_flops);
+  if (!status) status = hv_trainer_open(device, &options, &self->trainer);
   return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
 }
 
