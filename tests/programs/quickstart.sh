@@ -14,9 +14,9 @@ for picture in demonstrations front wrist curves; do
 done
 jq -es '
   def over: [.[0, 1, 2, 6]] | add / 4;
-  map(select(.held_out_loss != null)) | last
-  | (.error_diffusion_dims | over) / (.error_mean_action_dims | over) as $diffusion
-  | (.error_autoregressive_dims | over) / (.error_mean_action_dims | over) as $autoregressive
-  | "diffusion \($diffusion), autoregressive \($autoregressive) of the mean action'"'"'s error",
-    $diffusion <= 0.6 and $autoregressive <= 0.6' runs/quickstart/metrics.jsonl ||
+  map(select(.held_out_loss != null)) | last | (.error_mean_action_dims | over) as $mean
+  | ((.error_diffusion_dims | over) / $mean) as $diffusion
+  | ((.error_autoregressive_dims | over) / $mean) as $autoregressive
+  | ("diffusion \($diffusion), autoregressive \($autoregressive) of the mean action" | debug)
+  | $diffusion <= 0.6 and $autoregressive <= 0.6' runs/quickstart/metrics.jsonl ||
   fail "a head has not learned: its error is above 0.6 of the mean action's"
