@@ -1,7 +1,7 @@
-/* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest. Settings
- * that leave the results as they are, to rounding, are looked through: what ranks share, what is worked out twice, and
- * how much of a batch is in memory at a time. Where none of those fits, moments and then gradients too are tried in fewer
- * bits.
+/* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest.
+ * Settings that leave the results as they are, to rounding, are looked through: what ranks share, what is worked out
+ * twice, and how much of a batch is in memory at a time. Where none of those fits, moments and then gradients too are
+ * tried in fewer bits.
  */
 #ifndef HV_TRAIN_PLAN_PLAN_SEARCH_H
 #define HV_TRAIN_PLAN_PLAN_SEARCH_H
