@@ -151,6 +151,7 @@ static hv_status write_pass(check *self) {
   hv_params_zero_gradients(trainer->params, stream);
   hv_arena_release(&trainer->arena, 0);
   hv_sequence_upload(sequence, stream);
+  hv_sequence_use(sequence, stream);
   hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
   HV_TRY(hv_stream_synchronize(stream));
   HV_TRY(declare_all(self, activations.vision_features.cols));
@@ -159,6 +160,7 @@ static hv_status write_pass(check *self) {
   HV_TRY(write_tensor(self, activations.vision_features));
   HV_TRY(write_tensor(self, activations.image_tokens));
   hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
+  hv_sequence_done(sequence, stream);
   HV_TRY(hv_stream_synchronize(stream));
   HV_TRY(hv_arena_status(&trainer->arena));
   HV_TRY(hv_nan_watch_status(trainer->device));

@@ -67,6 +67,7 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
   trainer->comm = options->comm;
   trainer->trace = options->trace;
   HV_CHECK(hv_stream_open(device, &trainer->stream));
+  HV_CHECK(hv_stream_open(device, &trainer->uploads));
   HV_CHECK(hv_model_open(options->config, device, options->dtype, &trainer->model));
   trainer->params = hv_model_params(trainer->model);
   hv_params_trace(trainer->params, options->trace);
@@ -85,6 +86,7 @@ hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, 
                             (int64_t)options->limits.samples * options->config->num_cameras, trainer->stream));
   for (int i = 0; i < 2; i++) {
     HV_CHECK(hv_sequence_open(options->config, device, &options->limits, &trainer->sequences[i]));
+    hv_sequence_trace(trainer->sequences[i], options->trace);
   }
   hv_model_set_recompute(trainer->model, options->recompute);
   HV_CHECK(open_arena(trainer, options));
@@ -100,6 +102,7 @@ done:
 
 void hv_trainer_close(hv_trainer *trainer) {
   if (!trainer) return;
+  hv_stream_close(trainer->uploads); /* the batch that is under way arrives first */
   hv_device_release_host(trainer->device, trainer->losses);
   hv_arena_close(&trainer->arena);
   for (int i = 0; i < 2; i++) hv_sequence_close(trainer->sequences[i]);
@@ -119,17 +122,20 @@ hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer) {
   return trainer->sequences[trainer->built ? 1 - trainer->current : trainer->current];
 }
 
-/* Fetches the run's next batch and builds it into the sequence that is next on the device. */
-static hv_status build_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
+/* Fetches the run's next batch, builds it into the sequence that is next to be used, and sends that to the device. */
+static hv_status send_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
   const hv_batch *batch;
+  hv_sequence *sequence = trainer->sequences[trainer->current];
   hv_span *span = hv_trace_begin(trainer->trace, HV_TRACE_LOADER, "wait for", "a batch", NULL);
   hv_status status = source->next(source, &batch);
   hv_trace_end(span, NULL);
   HV_TRY(status);
-  status = hv_sequence_build(trainer->sequences[trainer->current], batch, trainer->seed, (uint64_t)step);
+  status = hv_sequence_build(sequence, batch, trainer->seed, (uint64_t)step);
   source->release(source, batch);
-  trainer->built = !status;
-  return status;
+  HV_TRY(status);
+  hv_sequence_upload(sequence, trainer->uploads);
+  trainer->built = true;
+  return HV_OK;
 }
 
 static void download_loss(hv_trainer *trainer, hv_tensor loss, float *to) {
@@ -190,21 +196,22 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   hv_stream *stream = trainer->stream;
   double start = hv_clock_seconds();
   *out = (hv_step_result){0};
-  if (!trainer->built) HV_TRY(build_next(trainer, source, trainer->step));
+  if (!trainer->built) HV_TRY(send_next(trainer, source, trainer->step));
   hv_params_zero_gradients(trainer->params, stream);
   for (int32_t part = 0; part < trainer->parts; part++) {
     hv_sequence *sequence = trainer->sequences[trainer->current];
     hv_model_activations activations;
     hv_arena_release(&trainer->arena, 0);
-    hv_sequence_upload(sequence, stream);
+    hv_sequence_use(sequence, stream);
     hv_params_begin_pass(trainer->params, part + 1 == trainer->parts, stream);
     hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
     hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
+    hv_sequence_done(sequence, stream);
     download_loss(trainer, activations.loss_diffusion, &trainer->losses[part][0]);
     download_loss(trainer, activations.loss_ce, &trainer->losses[part][1]);
     trainer->current = 1 - trainer->current;
     trainer->built = false;
-    HV_TRY(build_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
+    HV_TRY(send_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
   }
   if (!is_alone(trainer)) {
     HV_TRY(hv_stream_synchronize(stream));

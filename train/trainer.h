@@ -1,6 +1,6 @@
 /* One training step, and what it works on: a model with its gradients, an optimizer, two sequences (one is built on the
- * host while the device works on the other) and one arena. Everything is allocated by hv_trainer_open; a step allocates
- * nothing. Used by one thread.
+ * host and copied to the device while that works on the other) and one arena. Everything is allocated by
+ * hv_trainer_open; a step allocates nothing. Used by one thread.
  *
  * On several ranks each trains on its part of every batch, and all make the same calls: a step then adds up gradients
  * and losses over ranks, so that all end it with the same parameters and the same result.
@@ -60,13 +60,14 @@ typedef struct hv_trainer {
   hv_comm *comm;     /* not owned; NULL: one rank */
   hv_trace *trace;   /* not owned; NULL: none */
   hv_stream *stream;
+  hv_stream *uploads; /* copies of batches, beside `stream` */
   hv_model *model;
   hv_params *params;       /* the model's */
   hv_optimizer *optimizer; /* NULL with no_update, which hv_trainer_step does not allow */
   hv_ema *ema;             /* NULL: none */
   hv_sequence *sequences[2];
-  int current; /* which of them is next on the device */
-  bool built;  /* whether that one holds a batch */
+  int current; /* which of them is next to be used */
+  bool built;  /* whether that one holds a batch, on its way to the device */
   hv_arena arena;
   double matrix_flops; /* of one micro-batch, forward and backward without recomputation, from the plan device */
   hv_sequence_limits limits;

@@ -103,7 +103,9 @@ static hv_status measure_loss(measurement *m, const hv_loader_batch *loaded) {
   HV_TRY(hv_sequence_build(sequence, &batch, validation_seed(trainer->seed), 0));
   hv_arena_release(&trainer->arena, 0);
   hv_sequence_upload(sequence, trainer->stream);
+  hv_sequence_use(sequence, trainer->stream);
   hv_model_forward(trainer->model, sequence, &trainer->weights, false, &trainer->arena, trainer->stream, &activations);
+  hv_sequence_done(sequence, trainer->stream);
   hv_tensor losses[2] = {activations.loss_diffusion, activations.loss_ce};
   for (int i = 0; i < 2; i++) {
     if (hv_present(losses[i])) hv_download(trainer->stream, &loss[i], losses[i].data, sizeof loss[i]);

@@ -535,8 +535,10 @@ hv_status hv_model_plan_step(const hv_model_step *step, size_t *arena_bytes, hv_
   hv_loss_weights weights = {.diffusion = 1, .ce = 1};
   hv_model_set_recompute(model, step->recompute);
   hv_sequence_upload(sequence, stream);
+  hv_sequence_use(sequence, stream);
   hv_model_forward(model, sequence, &weights, step->training, &arena, stream, &activations);
   if (step->training) hv_model_backward(model, sequence, &activations, &arena, stream);
+  hv_sequence_done(sequence, stream);
   HV_CHECK(hv_stream_synchronize(stream));
   HV_CHECK(hv_params_order_status(hv_model_params(model)));
   *arena_bytes = arena.peak;

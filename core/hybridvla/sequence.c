@@ -31,7 +31,9 @@ struct hv_sequence {
   hv_sequence_counts counts;
   hv_sequence_tables tables;
   char *host, *memory;
-  hv_event *uploaded; /* the device has read the host's half */
+  hv_event *uploaded; /* the host's half is on the device */
+  hv_event *read;     /* the device needs its half no more */
+  hv_trace *trace;    /* not owned; NULL: none */
   size_t bytes;
   int32_t *id_count; /* [vocabulary + 1]: scratch of the sort by token id */
   bool draws_noise, draws_timesteps;
@@ -159,6 +161,7 @@ hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_
   HV_CHECK(hv_device_allocate(device, HV_MEMORY_WORKSPACE, sequence->bytes, "a batch", &memory));
   sequence->memory = memory;
   HV_CHECK(hv_event_open(device, &sequence->uploaded));
+  HV_CHECK(hv_event_open(device, &sequence->read));
   memset(sequence->host, 0, sequence->bytes);
   place_tables(sequence);
   *out = sequence;
@@ -171,6 +174,7 @@ done:
 void hv_sequence_close(hv_sequence *sequence) {
   if (!sequence) return;
   hv_event_close(sequence->device, sequence->uploaded);
+  hv_event_close(sequence->device, sequence->read);
   hv_device_release_host(sequence->device, sequence->host);
   hv_device_release(sequence->device, sequence->memory);
   free(sequence->id_count);
@@ -517,10 +521,21 @@ hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64
   return HV_OK;
 }
 
+void hv_sequence_trace(hv_sequence *sequence, hv_trace *trace) {
+  sequence->trace = trace;
+}
+
 void hv_sequence_upload(hv_sequence *sequence, hv_stream *stream) {
-  const hv_sequence_tables *t = &sequence->tables;
+  hv_event_wait(stream, sequence->read);
+  hv_span *span = hv_trace_begin(sequence->trace, HV_TRACE_UPLOAD, "upload", "a batch", stream);
   hv_upload(stream, sequence->memory, sequence->host, sequence->bytes);
+  hv_trace_end(span, stream);
   hv_event_record(stream, sequence->uploaded);
+}
+
+void hv_sequence_use(hv_sequence *sequence, hv_stream *stream) {
+  const hv_sequence_tables *t = &sequence->tables;
+  hv_event_wait(stream, sequence->uploaded);
   int32_t branches = sequence->limits.branches;
   if (sequence->draws_noise) {
     hv_draw_normal(stream, &(hv_draw_normal_args){.seed_step = t->seed_step,
@@ -537,4 +552,8 @@ void hv_sequence_upload(hv_sequence *sequence, hv_stream *stream) {
                                                 .limit = sequence->config.diffusion_steps,
                                                 .y = t->timesteps});
   }
+}
+
+void hv_sequence_done(hv_sequence *sequence, hv_stream *stream) {
+  hv_event_record(stream, sequence->read);
 }

@@ -12,6 +12,7 @@
 #define HV_HYBRIDVLA_SEQUENCE_H
 
 #include "core/hybridvla/config.h"
+#include "core/tensor/trace.h"
 
 /* One batch on the host, as a loader or `hvla-train check` gives it. Nothing is owned; all must stay until
  * hv_sequence_build has returned. */
@@ -90,8 +91,17 @@ void hv_sequence_close(hv_sequence *sequence);
  * host, once the device has read the batch before. `seed` and `step` key the draws. Allocates nothing. */
 HV_NODISCARD hv_status hv_sequence_build(hv_sequence *sequence, const hv_batch *batch, uint64_t seed, uint64_t step);
 
-/* Queues the copy to the device, and the draws of noise and timesteps that the batch did not give. */
+/* Queues the copy to the device, on a stream that may be another than the one that uses the batch: events order the two
+ * both ways. The copy begins when work between hv_sequence_use and hv_sequence_done has read the batch before. */
 void hv_sequence_upload(hv_sequence *sequence, hv_stream *stream);
+
+/* Work queued on `stream` between these two finds the batch on the device. The first also queues the draws of noise and
+ * timesteps that the batch did not give. */
+void hv_sequence_use(hv_sequence *sequence, hv_stream *stream);
+void hv_sequence_done(hv_sequence *sequence, hv_stream *stream);
+
+/* Enters the copies in a trace, which outlives the sequence. */
+void hv_sequence_trace(hv_sequence *sequence, hv_trace *trace);
 
 /* The counts of the largest batch within the limits. */
 hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequence_limits *limits);

@@ -52,7 +52,7 @@ typedef struct hv_device_methods {
   void (*event_wait)(hv_stream *stream, hv_event *event); /* later work on the stream starts after the event */
   hv_status (*event_synchronize)(hv_event *event);        /* waits until the event's stream has passed it */
 
-  /* *out becomes the host's clock (hv_clock_seconds) when the stream comes here; NULL where nothing takes time. */
+  /* *out becomes the host's clock (hv_clock_seconds) when the stream comes here. */
   void (*stamp)(hv_stream *stream, double *out);
 
   /* Queued copies of `bytes` bytes; host memory must stay untouched until the stream has passed them. */
@@ -133,7 +133,7 @@ HV_NODISCARD static inline hv_status hv_event_synchronize(hv_device *device, hv_
   return device->methods->event_synchronize(event);
 }
 static inline void hv_stream_stamp(hv_stream *stream, double *out) {
-  if (stream->device->methods->stamp) stream->device->methods->stamp(stream, out);
+  stream->device->methods->stamp(stream, out);
 }
 static inline void hv_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
   if (bytes) stream->device->methods->upload(stream, to, from_host, bytes);

@@ -121,11 +121,15 @@ static hv_status plan_event_synchronize(hv_event *event) {
   return HV_OK;
 }
 
+static void plan_stamp(hv_stream *stream, double *out) {
+  *out = hv_plan_stream_end(stream);
+}
+
 static void plan_upload(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
-  (void)stream;
+  double rate = plan_of(stream)->machine.upload_bytes_per_s;
   (void)to;
   (void)from_host;
-  (void)bytes;
+  if (rate > 0) ((plan_stream *)stream)->end = hv_plan_stream_end(stream) + (double)bytes / rate;
 }
 
 /* A caller that looks at a result sees zeros. */
@@ -150,6 +154,7 @@ static const hv_device_methods methods = {
     .event_record = plan_event_record,
     .event_wait = plan_event_wait,
     .event_synchronize = plan_event_synchronize,
+    .stamp = plan_stamp,
     .upload = plan_upload,
     .download = plan_download,
 };

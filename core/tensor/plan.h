@@ -3,8 +3,9 @@
  * step fits and what it costs. The first operand that is wrong is returned by hv_stream_synchronize.
  *
  * It keeps time as the machine that it is told of would: an operation takes the longer of its arithmetic and its memory
- * traffic, work of a stream runs in order, streams run beside one another, and events, waits for streams and planned
- * collectives (plan_comm.h) order them. Without a machine no time passes.
+ * traffic, a copy from the host its bytes at the link's rate, work of a stream runs in order, streams run beside one
+ * another, and events, waits for streams and planned collectives (plan_comm.h) order them. Stamps are of this time.
+ * Without a machine none passes.
  */
 #ifndef HV_TENSOR_PLAN_H
 #define HV_TENSOR_PLAN_H
@@ -12,10 +13,11 @@
 #include "core/tensor/device.h"
 
 typedef struct hv_plan_machine {
-  double flops_per_s;  /* of matrix products, 2 per multiply-add */
-  double bytes_per_s;  /* of device memory, reading and writing */
-  size_t device_bytes; /* that an open device holds beside what it is asked for; entered as workspace */
-  size_t stream_bytes; /* scratch of a stream that multiplies matrices; likewise */
+  double flops_per_s;        /* of matrix products, 2 per multiply-add */
+  double bytes_per_s;        /* of device memory, reading and writing */
+  double upload_bytes_per_s; /* of copies from the host; 0: they take no time */
+  size_t device_bytes;       /* that an open device holds beside what it is asked for; entered as workspace */
+  size_t stream_bytes;       /* scratch of a stream that multiplies matrices; likewise */
 } hv_plan_machine;
 
 typedef struct hv_plan_counts {

@@ -107,7 +107,7 @@ static void add_span(const hv_trace *trace, const hv_span *span, hv_text *out) {
 }
 
 static void add_names(const hv_trace *trace, hv_text *out) {
-  static const char *const rows[] = {"compute", "communication", "loader", "checkpoint"};
+  static const char *const rows[] = {"compute", "communication", "loader", "checkpoint", "upload"};
   hv_text_add(out, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"rank %d\"}}", trace->rank,
               trace->rank);
   for (int row = 0; row < HV_TRACE_ROWS; row++) {

@@ -1,5 +1,5 @@
 /* A timeline of a run for chrome://tracing and Perfetto: spans of time in rows for computation, communication, waiting
- * for data and writing checkpoints, each rank a process of its own.
+ * for data, writing checkpoints and copying batches to the device, each rank a process of its own.
  *
  * A span begins and ends when a stream comes to these points (hv_stream_stamp), or at once on the host. Without a
  * trace, which is NULL, nothing is done. Spans are kept in memory and written when the trace is closed; after
@@ -19,6 +19,7 @@ typedef enum hv_trace_row {
   HV_TRACE_COMMUNICATION,
   HV_TRACE_LOADER,
   HV_TRACE_CHECKPOINT,
+  HV_TRACE_UPLOAD,
   HV_TRACE_ROWS,
 } hv_trace_row;
 

@@ -6,7 +6,7 @@
 #include "tests/train/program.h"
 
 /* Rows as core/tensor/trace.h numbers them. */
-enum { COMPUTE, COMMUNICATION, LOADER, CHECKPOINT };
+enum { COMPUTE, COMMUNICATION, LOADER, CHECKPOINT, UPLOAD };
 
 static json_t *read_trace(const char *folder, const char *name) {
   char *text;
@@ -101,6 +101,7 @@ static void a_timeline_names_all_there_is(void **state) {
   assert_int_equal(count_spans(events, COMMUNICATION, "all_reduce gradients of llm_backbone.llm.model.layers.0"), 6);
   assert_true(count_spans(events, LOADER, "wait for a batch") >= 6);
   assert_int_equal(count_spans(events, CHECKPOINT, "write training-00001-of-00002"), 2);
+  assert_true(count_spans(events, UPLOAD, "upload a batch") >= 6);
   json_decref(trace);
   json_t *other = read_trace(*state, "run.json.1");
   assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(other, "traceEvents"), 9), "pid")),

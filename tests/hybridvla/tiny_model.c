@@ -258,11 +258,13 @@ double tiny_run_step(tiny_run *run, const hv_batch *batch, bool training, bool a
   hv_arena_release(&run->arena, 0);
   succeed(hv_sequence_build(run->sequence, batch, 3, 4));
   hv_sequence_upload(run->sequence, run->stream);
+  hv_sequence_use(run->sequence, run->stream);
   hv_model_forward(run->model, run->sequence, &weights, training, &run->arena, run->stream, &run->activations);
   if (training) {
     if (!accumulate) hv_params_zero_gradients(hv_model_params(run->model), run->stream);
     hv_model_backward(run->model, run->sequence, &run->activations, &run->arena, run->stream);
   }
+  hv_sequence_done(run->sequence, run->stream);
   succeed(hv_arena_status(&run->arena));
   run->loss_diffusion = read_loss(run, run->activations.loss_diffusion);
   run->loss_ce = read_loss(run, run->activations.loss_ce);

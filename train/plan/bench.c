@@ -51,6 +51,7 @@ static hv_status timed_step(bench *self, double times[STAGES]) {
   at[0] = hv_clock_seconds();
   HV_TRY(hv_sequence_build(sequence, &self->made_up.batch, 0, 0));
   hv_sequence_upload(sequence, stream);
+  hv_sequence_use(sequence, stream);
   hv_params_zero_gradients(trainer->params, stream);
   HV_TRY(hv_stream_synchronize(stream));
   at[1] = hv_clock_seconds();
@@ -59,6 +60,7 @@ static hv_status timed_step(bench *self, double times[STAGES]) {
   HV_TRY(hv_stream_synchronize(stream));
   at[2] = hv_clock_seconds();
   hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
+  hv_sequence_done(sequence, stream);
   HV_TRY(hv_stream_synchronize(stream));
   at[3] = hv_clock_seconds();
   if (self->options->optimizer) {

@@ -9,6 +9,9 @@
 /* What CUDA and NCCL keep on a card beside what they are asked for. Nominal: not measured yet. */
 static const size_t cuda_context_bytes = 500000000, nccl_bytes = 400000000;
 
+/* From the host to a card, one direction of PCIe 5.0 with 16 lanes. Nominal. */
+static const double upload_bytes_per_s = 64e9;
+
 hv_forecast_options hv_forecast_h100(int32_t ranks, hv_dtype dtype) {
   return (hv_forecast_options){
       .ranks = ranks,
@@ -24,6 +27,7 @@ static hv_plan_machine machine_of(const hv_forecast_options *options) {
   if (strcmp(options->device, "cuda") != 0) return machine;
   machine.device_bytes = cuda_context_bytes;
   machine.stream_bytes = HV_CUDA_WORKSPACE;
+  machine.upload_bytes_per_s = upload_bytes_per_s;
   return machine;
 }
 
