@@ -86,7 +86,15 @@ hv_status hv_shards_allocate_gradients(hv_params *params) {
   return hv_stream_synchronize(params->stream);
 }
 
+/* The last step's values may still be on their way, or those of a group that is next. Every rank made these calls. */
+static void finish_calls(hv_params *params) {
+  if (!params->comm) return;
+  hv_comm_wait(params->comm, hv_comm_last(params->comm), params->stream);
+  hv_status_free(hv_stream_synchronize(params->stream)); /* what failed, the communicator tells */
+}
+
 void hv_shards_release(hv_params *params) {
+  finish_calls(params);
   for (hv_group_id g = 0; g < params->group_count; g++) {
     free(params->groups[g].values_label);
     free(params->groups[g].gradients_label);
