@@ -8,11 +8,14 @@ static bool is_long(void) {
 }
 
 static void train(const char *folder, int ranks, const char *settings) {
-  char command[512];
+  char command[512], line[128];
+  bool bf16 = strstr(settings, "gradients=bf16") != NULL;
   snprintf(command, sizeof command, "tests/comm/train_ranks %s %s", folder, settings);
   expect_ranks(0, ranks, command, "nothing shared: loss", "optimizer shared: loss", "gradients shared: loss",
                "parameters shared: loss");
-  expect_same_records(folder, ranks, "reduce_scatter fp32 8192 gradients of llm_backbone.llm.model.layers.1\n");
+  snprintf(line, sizeof line, "reduce_scatter %s 8192 gradients of llm_backbone.llm.model.layers.1\n",
+           bf16 ? "bf16" : "fp32");
+  expect_same_records(folder, ranks, line);
 }
 
 static void ranks_together_equal_one_alone(void **state) {
@@ -25,6 +28,16 @@ static void ranks_that_accumulate_equal_one_that_does_not(void **state) {
 
 static void ranks_in_bf16_stay_close_to_one(void **state) {
   train(*state, 2, "dtype=bf16");
+}
+
+/* Their sums over ranks and over parts are rounded, too. */
+static void ranks_with_bf16_gradients_stay_close_to_one(void **state) {
+  train(*state, 2, "dtype=bf16 gradients=bf16");
+  train(*state, 2, "dtype=bf16 gradients=bf16 parts=4");
+}
+
+static void ranks_with_8_bit_moments_stay_close_to_one(void **state) {
+  train(*state, 2, "moments=int8");
 }
 
 /* NCCL's side of the device, through its stand-in. */
@@ -43,6 +56,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(ranks_together_equal_one_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_accumulate_equal_one_that_does_not, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_in_bf16_stay_close_to_one, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_with_bf16_gradients_stay_close_to_one, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_with_8_bit_moments_stay_close_to_one, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(emulated_cards_together_equal_one_alone, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
