@@ -7,6 +7,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/random.h"
+#include "core/io/json.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/comm/ranks.h"
@@ -43,12 +44,12 @@ static int read_losses(const char *folder, const char *name, double *losses, int
   return count;
 }
 
-/* ‖a − b‖ / ‖b‖ over all tensors of the models that two runs left. */
-static double model_difference(const char *folder, const char *a, const char *b) {
+/* ‖a − b‖ / ‖b‖ over all tensors of the models that two runs left in this file. */
+static double model_difference(const char *folder, const char *a, const char *b, const char *file) {
   hv_safetensors *x, *y;
   double difference = 0, size = 0;
-  assert_ok(hv_safetensors_open(in_run(folder, a, "model/model.safetensors"), &x));
-  assert_ok(hv_safetensors_open(in_run(folder, b, "model/model.safetensors"), &y));
+  assert_ok(hv_safetensors_open(in_run(folder, a, file), &x));
+  assert_ok(hv_safetensors_open(in_run(folder, b, file), &y));
   assert_int_equal(hv_safetensors_count(x), hv_safetensors_count(y));
   for (int32_t i = 0; i < hv_safetensors_count(y); i++) {
     const hv_file_tensor *p = hv_safetensors_get(x, i), *q = hv_safetensors_get(y, i);
@@ -76,7 +77,7 @@ static void assert_same_run(const char *folder, const char *a, const char *b, in
   for (int i = 0; i < steps; i++) {
     if (!(fabs(x[i] - y[i]) < tolerance * y[i])) fail_msg("step %d: the losses are %.9g, %.9g", i + 1, x[i], y[i]);
   }
-  double difference = model_difference(folder, a, b);
+  double difference = model_difference(folder, a, b, "model/model.safetensors");
   if (!(difference < tolerance)) fail_msg("the models of %s and %s differ by %g", a, b, difference);
 }
 
@@ -231,6 +232,47 @@ static void a_killed_rank_leaves_a_run_that_goes_on(void **state) {
   }
 }
 
+static json_t *read_best(const char *folder, const char *name) {
+  json_t *best;
+  assert_ok(hv_json_load(in_run(folder, name, "best.json"), &best));
+  return best;
+}
+
+static const char measured[] = "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=2 "
+                               "--set validation.metric=error_diffusion --set parallel.sharding=parameters";
+
+/* With parameters that all must gather to measure, and a best model that all take for it. */
+static void ranks_keep_the_best_model(void **state) {
+  char rest[512];
+  snprintf(rest, sizeof rest, "%s --set train.steps=8 --set optimizer.learning_rate=2e-2", measured);
+  expect_ranks(0, 1, run_of(*state, "alone", rest), "done");
+  expect_ranks(0, 2, run_of(*state, "shared", rest), "done");
+  json_t *alone = read_best(*state, "alone"), *shared = read_best(*state, "shared");
+  double value = json_number_value(json_object_get(alone, "value"));
+  assert_int_equal(json_integer_value(json_object_get(alone, "step")),
+                   json_integer_value(json_object_get(shared, "step")));
+  assert_true(fabs(json_number_value(json_object_get(shared, "value")) - value) < 1e-4 * value);
+  double difference = model_difference(*state, "shared", "alone", "best/model.safetensors");
+  if (!(difference < 1e-4)) fail_msg("the best models differ by %g", difference);
+  json_decref(alone);
+  json_decref(shared);
+}
+
+/* Nothing becomes better at a learning rate of 0. */
+static void ranks_end_early_together(void **state) {
+  char rest[512];
+  snprintf(rest, sizeof rest, "%s --set train.steps=50 --set optimizer.learning_rate=0 --set validation.patience=2",
+           measured);
+  expect_ranks(0, 2, run_of(*state, "run", rest), "stopped early after step 6", "at step 2 in 2 measurements");
+  json_t *best = read_best(*state, "run");
+  assert_int_equal(json_integer_value(json_object_get(best, "step")), 2);
+  json_decref(best);
+  assert_true(hv_file_exists(in_run(*state, "run", "checkpoints/step-6/state.json")));
+  snprintf(rest, sizeof rest, "%s --set train.steps=50 --set optimizer.learning_rate=0 --set validation.patience=3 %s",
+           measured, "--resume");
+  expect_ranks(0, 2, run_of(*state, "run", rest), "resumed from", "stopped early after step 8");
+}
+
 static void ranks_that_cannot_share_the_batch_are_refused(void **state) {
   expect_ranks(2, 3, run_of(*state, "run", ""), "train.batch_size (8) is not divided by the 3 ranks");
   expect_ranks(2, 2, run_of(*state, "run", "--set train.micro_batch=8"), "train.micro_batch (8) must divide");
@@ -296,6 +338,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_killed_rank_leaves_a_run_that_goes_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_skip_the_same_steps, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_keep_the_best_model, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_end_early_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_cannot_share_the_batch_are_refused, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
