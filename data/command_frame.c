@@ -1,3 +1,4 @@
+#include <stddef.h>
 #include <string.h>
 
 #include "core/image/image.h"
@@ -5,23 +6,66 @@
 #include "data/commands.h"
 #include "data/demonstrations.h"
 
-static hv_status find_episode(const hv_demonstrations *demonstrations, const hv_frame_options *options,
+typedef struct frame_options {
+  hv_string_list files; /* exactly one */
+  char *episode;
+  int64_t frame;
+  char *camera, *out;        /* both, or both NULL: no picture */
+  hv_string_list state_keys; /* as in hv_stats_options */
+  bool json;
+} frame_options;
+
+static const hv_option options[] = {
+    {.key = "episode",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(frame_options, episode),
+     .unit = "NAME",
+     .doc = "The episode, as the file calls it."},
+    {.key = "frame",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(frame_options, frame),
+     .fallback = "0",
+     .max = 1e15,
+     .unit = "N",
+     .doc = "Which of its frames, counted from 0."},
+    {.key = "camera",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(frame_options, camera),
+     .fallback = "null",
+     .unit = "NAME",
+     .doc = "The camera whose picture goes to --out."},
+    {.key = "out",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(frame_options, out),
+     .fallback = "null",
+     .unit = "FILE.png",
+     .doc = "Where the picture goes, in the size that the file has."},
+    {.key = "state-keys",
+     .type = HV_OPTION_STRING_LIST,
+     .offset = offsetof(frame_options, state_keys),
+     .fallback = "[]",
+     .unit = "A,B,...",
+     .doc = "As of `hvla-data stats`."},
+    HV_JSON_OPTION(frame_options),
+};
+
+static hv_status find_episode(const hv_demonstrations *demonstrations, const frame_options *given,
                               const hv_episode **out) {
   int64_t count = hv_demonstrations_episodes(demonstrations);
   const hv_episode *first = hv_demonstrations_episode(demonstrations, 0);
   *out = first;
   for (int64_t i = 0; i < count; i++) {
     const hv_episode *episode = hv_demonstrations_episode(demonstrations, i);
-    if (strcmp(episode->name, options->episode) != 0) continue;
-    if (options->frame >= episode->frames) {
+    if (strcmp(episode->name, given->episode) != 0) continue;
+    if (given->frame >= episode->frames) {
       return hv_error(HV_ERR_INPUT, "%s: %s has no frame %lld; its frames are 0 to %lld", episode->file, episode->name,
-                      (long long)options->frame, (long long)episode->frames - 1);
+                      (long long)given->frame, (long long)episode->frames - 1);
     }
     *out = episode;
     return HV_OK;
   }
   const hv_episode *last = hv_demonstrations_episode(demonstrations, count - 1);
-  return hv_error(HV_ERR_INPUT, "%s: there is no episode %s among its %lld, %s to %s", first->file, options->episode,
+  return hv_error(HV_ERR_INPUT, "%s: there is no episode %s among its %lld, %s to %s", first->file, given->episode,
                   (long long)count, first->name, last->name);
 }
 
@@ -84,23 +128,23 @@ static void format_table(const hv_demonstrations *demonstrations, const hv_episo
              row);
 }
 
-static hv_status check_options(const hv_frame_options *options) {
-  if (!options->camera == !options->out) return HV_OK;
+static hv_status check_options(const frame_options *given) {
+  if (!given->camera == !given->out) return HV_OK;
   return hv_error(HV_ERR_INPUT, "--camera and --out belong together: which camera's picture goes to which file");
 }
 
-hv_status hv_command_frame(const hv_frame_options *options) {
+static hv_status work(const void *values, hv_command_result *out) {
+  const frame_options *given = values;
   hv_string_list keys = {0};
-  hv_text text = {0};
   hv_demonstrations *demonstrations = NULL;
   hv_status status = HV_OK;
-  HV_CHECK(check_options(options));
-  HV_CHECK(hv_split_state_keys(&options->state_keys, &keys));
+  HV_CHECK(check_options(given));
+  HV_CHECK(hv_split_state_keys(&given->state_keys, &keys));
   hv_demonstrations_options wanted = {
-      .files = (const char *const *)options->files.items,
-      .num_files = options->files.count,
-      .cameras = (const char *const *)&options->camera,
-      .num_cameras = options->camera ? 1 : 0,
+      .files = (const char *const *)given->files.items,
+      .num_files = given->files.count,
+      .cameras = (const char *const *)&given->camera,
+      .num_cameras = given->camera ? 1 : 0,
       .state_keys = (const char *const *)keys.items,
       .num_state_keys = keys.count,
       .default_state = keys.count == 0,
@@ -109,17 +153,34 @@ hv_status hv_command_frame(const hv_frame_options *options) {
   };
   const hv_episode *episode = NULL;
   HV_CHECK(hv_demonstrations_open(&wanted, &demonstrations));
-  HV_CHECK(find_episode(demonstrations, options, &episode));
-  if (options->out) HV_CHECK(save_picture(episode, options->frame, options->out));
-  if (options->json) {
-    HV_CHECK(format_json(demonstrations, episode, options->frame, &text));
+  HV_CHECK(find_episode(demonstrations, given, &episode));
+  if (given->out) HV_CHECK(save_picture(episode, given->frame, given->out));
+  if (given->json) {
+    HV_CHECK(format_json(demonstrations, episode, given->frame, &out->text));
   } else {
-    format_table(demonstrations, episode, options->frame, &text);
+    format_table(demonstrations, episode, given->frame, &out->text);
   }
-  status = text.failed ? hv_error_memory("the table") : hv_print(text.data, text.length);
 done:
-  hv_text_free(&text);
   hv_demonstrations_close(demonstrations);
   hv_string_list_free(&keys);
   return status;
 }
+
+const hv_command hv_command_frame = {
+    .name = "frame",
+    .summary = "one frame as hvla-infer takes it: a camera's picture, state, action",
+    .help = "Writes a camera's picture as PNG and prints the robot's state, as `hvla-infer predict --state` wants it,\n"
+            "and the action that was demonstrated, to compare with the predicted one.\n"
+            "\n"
+            "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12\n"
+            "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12 --camera agentview_image --out f.png\n"
+            "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --json | jq -r '.state | join(\",\")'\n",
+    .options = options,
+    .num_options = sizeof options / sizeof *options,
+    .operands = "FILE",
+    .operands_offset = offsetof(frame_options, files),
+    .min_operands = 1,
+    .max_operands = 1,
+    .values_size = sizeof(frame_options),
+    .work = work,
+};

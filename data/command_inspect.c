@@ -1,7 +1,26 @@
+#include <stddef.h>
+
 #include "core/io/json.h"
 #include "data/commands.h"
 #include "data/picture.h"
 #include "data/summary.h"
+
+typedef struct inspect_options {
+  hv_string_list files; /* exactly one */
+  bool json;
+  char *picture; /* NULL: none */
+} inspect_options;
+
+static const hv_option options[] = {
+    HV_JSON_OPTION(inspect_options),
+    {.key = "picture",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(inspect_options, picture),
+     .fallback = "null",
+     .unit = "FILE.png",
+     .doc = "Write a picture with frames of the first episode, a row a camera: are they upright, are the colours "
+            "right?"},
+};
 
 static json_t *strings_to_json(const hv_string_list *list) {
   json_t *array = json_array();
@@ -67,24 +86,41 @@ static void format_table(const hv_file_summary *summary, const char *path, hv_te
   add_list(out, "warnings", &summary->warnings);
 }
 
-hv_status hv_command_inspect(const hv_inspect_options *options) {
-  const char *path = options->files.items[0];
+static hv_status work(const void *values, hv_command_result *out) {
+  const inspect_options *given = values;
+  const char *path = given->files.items[0];
   hv_hdf5 *file;
   HV_TRY(hv_hdf5_open(path, &file));
-  hv_text text = {0};
   hv_file_summary summary = {0};
   hv_status status = HV_OK;
   HV_CHECK(hv_file_summarize(file, &summary));
-  if (options->picture) HV_CHECK(hv_contact_sheet(file, &summary, options->picture));
-  if (options->json) {
-    HV_CHECK(format_json(&summary, &text));
+  if (given->picture) HV_CHECK(hv_contact_sheet(file, &summary, given->picture));
+  if (given->json) {
+    HV_CHECK(format_json(&summary, &out->text));
   } else {
-    format_table(&summary, path, &text);
+    format_table(&summary, path, &out->text);
   }
-  status = text.failed ? hv_error_memory("the table") : hv_print(text.data, text.length);
 done:
-  hv_text_free(&text);
   hv_file_summary_free(&summary);
   hv_hdf5_close(file);
   return status;
 }
+
+const hv_command hv_command_inspect = {
+    .name = "inspect",
+    .summary = "what a file holds: episodes, cameras, widths, instructions",
+    .help = "The names under \"cameras\" and \"state\" are those that a run configuration refers to.\n"
+            "A file with a bad episode is refused with exit code 2; `hvla-data validate` lists all bad ones.\n"
+            "\n"
+            "  hvla-data inspect data/demos/lift.hdf5\n"
+            "  hvla-data inspect data/demos/lift.hdf5 --picture lift.png\n"
+            "  hvla-data inspect data/demos/lift.hdf5 --json | jq .cameras\n",
+    .options = options,
+    .num_options = sizeof options / sizeof *options,
+    .operands = "FILE",
+    .operands_offset = offsetof(inspect_options, files),
+    .min_operands = 1,
+    .max_operands = 1,
+    .values_size = sizeof(inspect_options),
+    .work = work,
+};

@@ -1,3 +1,4 @@
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -5,6 +6,15 @@
 #include "core/io/json.h"
 #include "data/commands.h"
 #include "data/layout.h"
+
+typedef struct validate_options {
+  hv_string_list files;
+  bool json;
+} validate_options;
+
+static const hv_option options[] = {
+    HV_JSON_OPTION(validate_options),
+};
 
 /* What was found so far, over all files. */
 typedef struct findings {
@@ -87,41 +97,63 @@ done:
   return status;
 }
 
-static hv_status report(const findings *found, bool ok, bool json) {
-  hv_text text = {0};
+static hv_status report(const findings *found, bool ok, bool json, hv_text *out) {
   hv_status status = HV_OK;
   if (json) {
     json_t *document = json_pack("{s:b, s:O}", "ok", ok, "bad_episodes", found->bad);
-    status = document ? hv_json_format_line(document, &text) : hv_error_memory("the report");
+    status = document ? hv_json_format_line(document, out) : hv_error_memory("the report");
     json_decref(document);
   } else {
     size_t i;
     const json_t *entry;
     json_array_foreach(found->bad, i, entry) {
-      hv_text_add(&text, "bad: %s\n", json_string_value(json_object_get(entry, "reason")));
+      hv_text_add(out, "bad: %s\n", json_string_value(json_object_get(entry, "reason")));
     }
-    hv_text_add(&text, "%zu files, %zu episodes, %zu problems", found->files, found->episodes,
+    hv_text_add(out, "%zu files, %zu episodes, %zu problems", found->files, found->episodes,
                 json_array_size(found->bad));
   }
-  hv_text_add(&text, "\n");
-  if (!status) status = text.failed ? hv_error_memory("the report") : hv_print(text.data, text.length);
-  hv_text_free(&text);
+  hv_text_add(out, "\n");
   return status;
 }
 
-hv_status hv_command_validate(const hv_validate_options *options) {
+/* Every file is looked at, and what was found is told, whatever is wrong with some. */
+static hv_status work(const void *values, hv_command_result *out) {
+  const validate_options *given = values;
   findings found = {.bad = json_array()};
+  bool readable = true;
   if (!found.bad) return hv_error_memory("the report");
-  hv_status unreadable = HV_OK, status = HV_OK;
-  for (size_t i = 0; i < options->files.count; i++) {
-    hv_status problem = check_file(&found, options->files.items[i]);
-    if (problem && unreadable) hv_log_error("hvla-data: %s", hv_status_message(problem));
-    unreadable = hv_status_first(unreadable, problem);
+  for (size_t i = 0; i < given->files.count; i++) {
+    hv_status problem = check_file(&found, given->files.items[i]);
+    if (!problem) continue;
+    hv_log_error("hvla-data: %s", hv_status_message(problem));
+    out->exit_code = hv_status_exit_code(problem);
+    hv_status_free(problem);
+    readable = false;
   }
   size_t bad = json_array_size(found.bad);
-  status = report(&found, !unreadable && bad == 0, options->json);
+  if (readable && bad > 0) {
+    hv_log_error("hvla-data: %zu %s bad", bad, bad == 1 ? "episode is" : "episodes are");
+    out->exit_code = 1;
+  }
+  hv_status status = report(&found, readable && bad == 0, given->json, &out->text);
   json_decref(found.bad);
-  status = hv_status_first(unreadable, status);
-  if (!status && bad > 0) status = hv_error(HV_ERR_NO, "%zu %s bad", bad, bad == 1 ? "episode is" : "episodes are");
   return status;
 }
+
+const hv_command hv_command_validate = {
+    .name = "validate",
+    .summary = "reads everything and names every bad episode",
+    .help = "Checks of each episode that its arrays are equally long, its numbers finite, its images readable,\n"
+            "and of each file that its splits name episodes that exist.\n"
+            "Exit code 0: all is well; 1: an episode is bad; 2: a file cannot be read at all.\n"
+            "\n"
+            "  hvla-data validate data/demos/*.hdf5\n"
+            "  hvla-data validate --json new/*.hdf5 | jq '.bad_episodes[]'\n",
+    .options = options,
+    .num_options = sizeof options / sizeof *options,
+    .operands = "FILE…",
+    .operands_offset = offsetof(validate_options, files),
+    .min_operands = 1,
+    .values_size = sizeof(validate_options),
+    .work = work,
+};

@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/string_list.h"
 #include "core/io/json.h"
 #include "core/io/safetensors.h"
 #include "infer/hvla.h"
@@ -15,7 +16,7 @@
 enum { READ_BYTES = 8 << 20 };
 
 typedef struct loading {
-  const hv_bench_options *options;
+  const hv_bench_load_options *options;
   hv_string_list files;
   double bytes;
   double *load, *read, *touch; /* seconds, [repeat] */
@@ -97,8 +98,8 @@ static hv_status time_load(loading *self, double *seconds) {
   hvla_model *model;
   hvla_options options = hvla_default_options();
   options.device = self->options->device;
-  options.dtype = hv_dtype_choices[self->options->dtype];
-  options.threads = (int)self->options->threads;
+  options.dtype = self->options->dtype;
+  options.threads = self->options->threads;
   HV_TRY(drop_files(self));
   double start = hv_clock_seconds();
   hvla_code code = hvla_load(self->options->model, &options, &model, &error);
@@ -165,7 +166,7 @@ static hv_status report(loading *self, hv_text *out) {
   return status;
 }
 
-hv_status hv_bench_load(const hv_bench_options *options, hv_text *out) {
+hv_status hv_bench_load(const hv_bench_load_options *options, hv_text *out) {
   loading self = {.options = options};
   hv_status status = HV_OK;
   self.load = calloc((size_t)options->repeat, sizeof *self.load);

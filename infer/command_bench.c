@@ -1,4 +1,5 @@
 /* hvla-infer bench: how long a prediction takes, and how much of that the machine needs at its best. */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,12 +14,72 @@
 #include "infer/device.h"
 #include "infer/hvla.h"
 
+typedef struct bench_options {
+  char *config, *model; /* one of them */
+  bool random_weights, load;
+  int32_t mode, sampler, ar_condition; /* as above */
+  int64_t ddim_steps, prompt, repeat, threads;
+  char *device;
+  int32_t dtype;
+  bool json;
+} bench_options;
+
+static const hv_option options[] = {
+    {.key = "config",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(bench_options, config),
+     .fallback = "null",
+     .unit = "FILE",
+     .doc = "A run configuration; the model under its key `model` is measured. Needs --random-weights."},
+    {.key = "random-weights",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(bench_options, random_weights),
+     .fallback = "false",
+     .doc = "Random values for the weights: the time is the same."},
+    {.key = "model",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(bench_options, model),
+     .fallback = "null",
+     .unit = "DIR",
+     .doc = "A model directory, instead of --config."},
+    {.key = "load",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(bench_options, load),
+     .fallback = "false",
+     .doc = "Measure loading --model instead of predicting: beside a plain sequential read of the same files, both "
+            "with the files dropped from the system's cache first."},
+    HV_MODE_OPTION(bench_options, "Which heads run; auto: all that the model has."),
+    HV_SAMPLER_OPTION(bench_options),
+    HV_DDIM_STEPS_OPTION(bench_options),
+    HV_AR_CONDITION_OPTION(bench_options),
+    {.key = "prompt",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(bench_options, prompt),
+     .fallback = "26",
+     .min = 1,
+     .max = 65536,
+     .unit = "N",
+     .doc = "Tokens of the prompt behind <s>."},
+    {.key = "repeat",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(bench_options, repeat),
+     .fallback = "10",
+     .min = 1,
+     .max = 1e6,
+     .unit = "N",
+     .doc = "Predictions that are timed, after two that are not; with --load, how often the model is loaded."},
+    HV_DEVICE_OPTION(bench_options),
+    HV_DTYPE_OPTION(bench_options),
+    HV_THREADS_OPTION(bench_options),
+    HV_JSON_OPTION(bench_options),
+};
+
 enum { VISION, PREFILL, DENOISE, DECODE, STAGES, WARM_UP = 2, SEED = 1 };
 static const double PATIENCE = 0.5; /* seconds for the largest product that is measured */
 static const char *const stage_names[STAGES] = {"vision", "prefill", "denoise", "decode"};
 
 typedef struct bench {
-  const hv_bench_options *options;
+  const bench_options *given;
   hv_config config;
   hv_device *device;
   hv_dtype dtype;
@@ -38,24 +99,24 @@ static hv_status load_model(bench *self, hv_stream *stream) {
   hv_model_directory directory = {0};
   hv_model_config model = {0};
   json_t *document = NULL;
-  if (self->options->model) {
-    HV_CHECK(hv_model_directory_open(self->options->model, &directory));
+  if (self->given->model) {
+    HV_CHECK(hv_model_directory_open(self->given->model, &directory));
     self->config = directory.model.config;
   } else {
-    HV_CHECK(hv_yaml_load(self->options->config, &document));
+    HV_CHECK(hv_yaml_load(self->given->config, &document));
     const json_t *mapping = json_object_get(document, "model");
     if (!json_is_object(mapping)) {
       status = hv_error(HV_ERR_INPUT, "%s: model is missing: the keys of a config.json are expected under it",
-                        self->options->config);
+                        self->given->config);
       goto done;
     }
     HV_CHECK(hv_error_context(hv_model_config_from_json(mapping, "model", HV_UNKNOWN_REFUSE, &model), "%s",
-                              self->options->config));
+                              self->given->config));
     self->config = model.config;
   }
   HV_CHECK(hv_model_open(&self->config, self->device, self->dtype, &self->model));
   HV_CHECK(hv_params_allocate(hv_model_params(self->model)));
-  if (self->options->model) {
+  if (self->given->model) {
     HV_CHECK(hv_model_directory_fill(&directory, hv_model_params(self->model), stream, NULL));
   } else {
     HV_CHECK(hv_params_initialize(hv_model_params(self->model), SEED, stream));
@@ -72,7 +133,7 @@ done:
 static hv_status make_observation(bench *self, hv_observation *out) {
   const hv_config *config = &self->config;
   size_t side = (size_t)config->vision[0].image_size, pixels = (size_t)config->num_cameras * side * side * 3;
-  int32_t count = (int32_t)self->options->prompt + 1;
+  int32_t count = (int32_t)self->given->prompt + 1;
   self->images = malloc(pixels);
   self->prompt = malloc((size_t)count * sizeof *self->prompt);
   self->state = calloc((size_t)config->state_dim + 1, sizeof *self->state);
@@ -90,26 +151,26 @@ static hv_status choose_policy(bench *self) {
   static const hv_mode modes[] = {[HVLA_MODE_ENSEMBLE] = HV_MODE_ENSEMBLE,
                                   [HVLA_MODE_DIFFUSION] = HV_MODE_DIFFUSION,
                                   [HVLA_MODE_AUTOREGRESSIVE] = HV_MODE_AUTOREGRESSIVE};
-  const hv_bench_options *options = self->options;
+  const bench_options *given = self->given;
   hv_policy_options *policy = &self->policy_options;
   *policy = hv_policy_default_options(&self->config);
-  policy->max_prompt = (int32_t)options->prompt + 1;
-  policy->ddim_steps = (int32_t)options->ddim_steps;
-  policy->sampler = (hv_sampler)options->sampler;
-  if (options->mode != HVLA_MODE_DEFAULT) policy->mode = modes[options->mode];
-  if (options->ar_condition != HVLA_AR_DEFAULT) policy->ar_condition = (hv_ar_condition)(options->ar_condition - 1);
+  policy->max_prompt = (int32_t)given->prompt + 1;
+  policy->ddim_steps = (int32_t)given->ddim_steps;
+  policy->sampler = (hv_sampler)given->sampler;
+  if (given->mode != HVLA_MODE_DEFAULT) policy->mode = modes[given->mode];
+  if (given->ar_condition != HVLA_AR_DEFAULT) policy->ar_condition = (hv_ar_condition)(given->ar_condition - 1);
   return HV_OK;
 }
 
 /* Times `repeat` predictions, as a whole or by stages. */
 static hv_status time_predictions(bench *self, const hv_observation *observation, bool timing) {
   hv_policy *policy;
-  hv_policy_options options = self->policy_options;
+  hv_policy_options given = self->policy_options;
   hv_policy_result result;
-  options.timing = timing;
-  HV_TRY(hv_policy_open(self->model, &options, &policy));
+  given.timing = timing;
+  HV_TRY(hv_policy_open(self->model, &given, &policy));
   hv_status status = HV_OK;
-  for (int64_t i = -WARM_UP; i < self->options->repeat; i++) {
+  for (int64_t i = -WARM_UP; i < self->given->repeat; i++) {
     hv_policy_draws draws = {.seed = SEED, .step = (uint64_t)(i + WARM_UP)};
     double start = hv_clock_seconds();
     HV_CHECK(hv_policy_predict(policy, observation, &draws, &result));
@@ -131,7 +192,7 @@ static hv_status measure_light(bench *self) {
   const hv_llm_config *llm = &self->config.llm;
   hv_policy *policy;
   int32_t count;
-  int64_t rows = hv_policy_positions(&self->config, (int32_t)self->options->prompt + 1);
+  int64_t rows = hv_policy_positions(&self->config, (int32_t)self->given->prompt + 1);
   HV_TRY(hv_measure_products(self->device, self->dtype, rows, llm->hidden_size, llm->intermediate_size, PATIENCE,
                              &self->product_rate));
   HV_TRY(hv_measure_read(self->device, self->dtype, &self->read_rate));
@@ -159,14 +220,14 @@ static double median(double *values, int64_t count) {
 }
 
 static hv_status report(bench *self, hv_text *out) {
-  int64_t count = self->options->repeat;
+  int64_t count = self->given->repeat;
   double middle = median(self->ms, count), light = 1e3 * self->light_seconds / middle;
   size_t memory = (size_t)hv_params_total(hv_model_params(self->model)) * hv_dtype_size(self->dtype);
   memory += self->policy_memory;
   json_t *stages = json_object();
   for (int s = 0; s < STAGES; s++)
     json_object_set_new(stages, stage_names[s], json_real(median(self->stages[s], count)));
-  if (!self->options->json) {
+  if (!self->given->json) {
     hv_text_add(out, "%s on %s, %s\n", hv_mode_choices[self->policy_options.mode + 1], self->device->name,
                 hv_dtype_name(self->dtype));
     hv_text_add(out, "  ms a prediction  %.2f (min %.2f, max %.2f), %.2f Hz\n", middle, self->ms[0],
@@ -194,26 +255,26 @@ static hv_status report(bench *self, hv_text *out) {
 }
 
 static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
-  const hv_bench_options *options = self->options;
+  const bench_options *given = self->given;
   hv_observation observation;
-  size_t repeat = (size_t)options->repeat;
-  if (!options->config == !options->model)
+  size_t repeat = (size_t)given->repeat;
+  if (!given->config == !given->model)
     return hv_error(HV_ERR_INPUT, "a model is needed: --config FILE --random-weights, or --model DIR");
-  if (options->config && !options->random_weights)
+  if (given->config && !given->random_weights)
     return hv_error(HV_ERR_INPUT,
                     "--config %s: a configuration has no weights; add --random-weights, or measure a "
                     "model directory with --model DIR",
-                    options->config);
-  if (options->model && options->random_weights)
-    return hv_error(HV_ERR_INPUT, "--random-weights goes with --config; --model %s has its own", options->model);
+                    given->config);
+  if (given->model && given->random_weights)
+    return hv_error(HV_ERR_INPUT, "--random-weights goes with --config; --model %s has its own", given->model);
   self->ms = calloc(repeat, sizeof *self->ms);
   if (!self->ms) return hv_error_memory("the measured times");
   for (int s = 0; s < STAGES; s++) {
     self->stages[s] = calloc(repeat, sizeof **self->stages);
     if (!self->stages[s]) return hv_error_memory("the measured times");
   }
-  HV_TRY(hv_infer_open_device(options->device, (int)options->threads, &self->device));
-  HV_TRY(hv_infer_parse_dtype(hv_dtype_choices[options->dtype], self->device, &self->dtype));
+  HV_TRY(hv_infer_open_device(given->device, (int)given->threads, &self->device));
+  HV_TRY(hv_infer_parse_dtype(hv_dtype_choices[given->dtype], self->device, &self->dtype));
   HV_TRY(hv_stream_open(self->device, stream));
   HV_TRY(load_model(self, *stream));
   HV_TRY(choose_policy(self));
@@ -224,12 +285,20 @@ static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
   return report(self, out);
 }
 
-hv_status hv_command_bench(const hv_bench_options *options, hv_text *out) {
-  if (options->load) {
-    if (!options->model) return hv_error(HV_ERR_INPUT, "--load measures how a model is loaded: --model DIR is needed");
-    return hv_bench_load(options, out);
+static hv_status work(const void *values, hv_command_result *result) {
+  const bench_options *given = values;
+  hv_text *out = &result->text;
+  if (given->load) {
+    if (!given->model) return hv_error(HV_ERR_INPUT, "--load measures how a model is loaded: --model DIR is needed");
+    return hv_bench_load(&(hv_bench_load_options){.model = given->model,
+                                                  .device = given->device,
+                                                  .dtype = hv_dtype_choices[given->dtype],
+                                                  .threads = (int)given->threads,
+                                                  .repeat = given->repeat,
+                                                  .json = given->json},
+                         out);
   }
-  bench self = {.options = options};
+  bench self = {.given = given};
   hv_stream *stream = NULL;
   hv_status status = run(&self, &stream, out);
   hv_stream_close(stream);
@@ -240,6 +309,22 @@ hv_status hv_command_bench(const hv_bench_options *options, hv_text *out) {
   free(self.images);
   free(self.prompt);
   free(self.state);
-  if (!status && out->failed) status = hv_error_memory("the benchmark's result");
   return status;
 }
+
+const hv_command hv_command_bench = {
+    .name = "bench",
+    .summary = "how long a prediction takes, by stages, and how near that is to the machine's best",
+    .help = "\"Speed of light\" is the time that reading the weights and multiplying would take at the rates measured\n"
+            "in the same run, over the time that a prediction takes: 1 is the end of what this machine can do.\n"
+            "Stages: image encoders; the pass over the prefix, which holds the first step of each head; later\n"
+            "denoising steps, with token steps beside them; the token steps that are left.\n"
+            "\n"
+            "  hvla-infer bench --config configs/bench-cpu.yaml --random-weights\n"
+            "  hvla-infer bench --model runs/lift/model --mode diffusion --json\n"
+            "  hvla-infer bench --model runs/lift/model --load --repeat 5\n",
+    .options = options,
+    .num_options = sizeof options / sizeof *options,
+    .values_size = sizeof(bench_options),
+    .work = work,
+};

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <libgen.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -13,9 +14,69 @@
 #include "infer/public_checkpoint.h"
 #include "infer/verify.h"
 
+static const char *const format_choices[] = {"safetensors", "public-pt", NULL};
+static const char *const dtype_choices[] = {"auto", "fp32", "bf16", "fp16", NULL};
+
+typedef struct export_options {
+  char *model, *out;
+  int32_t format, dtype; /* indices into format_choices, dtype_choices */
+  int64_t shard_size;
+  bool verify;
+  char *device; /* that verification predicts on */
+  int64_t threads;
+} export_options;
+
+static const hv_option options[] = {
+    {.key = "model",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(export_options, model),
+     .unit = "DIR",
+     .doc = "The model directory: what hvla-train writes to RUN/model."},
+    {.key = "out",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(export_options, out),
+     .unit = "DIR",
+     .doc = "Where the export goes: a new or an empty directory."},
+    {.key = "format",
+     .type = HV_OPTION_ENUM,
+     .offset = offsetof(export_options, format),
+     .fallback = "safetensors",
+     .choices = format_choices,
+     .doc =
+         "safetensors: a model directory. public-pt: the folder of the public HybridVLA code, with one .pt file that "
+         "torch.load reads with weights_only."},
+    {.key = "dtype",
+     .type = HV_OPTION_ENUM,
+     .offset = offsetof(export_options, dtype),
+     .fallback = "auto",
+     .choices = dtype_choices,
+     .doc = "What floating-point tensors are written in, rounded to nearest even; auto: as they are stored."},
+    {.key = "shard-size",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(export_options, shard_size),
+     .fallback = "5000000000",
+     .min = 1,
+     .max = 9e15,
+     .unit = "BYTES",
+     .doc = "More tensors than this are spread over several files, with Hugging Face's index. Of the format "
+            "safetensors."},
+    {.key = "verify",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(export_options, verify),
+     .fallback = "false",
+     .doc =
+         "Read the export back and compare every tensor; of the format safetensors also what both models predict for "
+         "made-up observations in every mode that the model has."},
+    {.key = "device",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(export_options, device),
+     .fallback = "cpu",
+     .unit = "NAME",
+     .doc = "Where --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
+    HV_THREADS_OPTION(export_options),
+};
+
 enum { PUBLIC_PT = 1 }; /* of the formats below */
-const char *const hv_export_format_choices[] = {"safetensors", "public-pt", NULL};
-const char *const hv_export_dtype_choices[] = {"auto", "fp32", "bf16", "fp16", NULL};
 
 static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
 
@@ -56,16 +117,16 @@ static hv_status check_empty(const char *path) {
   return HV_OK;
 }
 
-static hv_status check_out(const hv_export_options *options) {
+static hv_status check_out(const export_options *given) {
   char *model = NULL, *out = NULL;
   hv_status status = HV_OK;
-  HV_CHECK(check_empty(options->out));
-  HV_CHECK(resolve(options->model, &model));
-  HV_CHECK(resolve(options->out, &out));
+  HV_CHECK(check_empty(given->out));
+  HV_CHECK(resolve(given->model, &model));
+  HV_CHECK(resolve(given->out, &out));
   size_t length = strlen(model);
   if (strncmp(out, model, length) == 0 && (out[length] == '/' || out[length] == '\0'))
-    status = hv_error(HV_ERR_INPUT, "--out %s lies in the model directory; choose a place outside %s", options->out,
-                      options->model);
+    status = hv_error(HV_ERR_INPUT, "--out %s lies in the model directory; choose a place outside %s", given->out,
+                      given->model);
 done:
   free(model);
   free(out);
@@ -76,7 +137,7 @@ static void count_bytes(void *progress, size_t bytes) {
   hv_byte_progress_add(progress, bytes);
 }
 
-static hv_status write_directory(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to) {
+static hv_status write_directory(const export_options *given, const hv_export_source *source, const hv_dtype *to) {
   hv_text card = {0};
   hv_byte_progress progress = hv_byte_progress_make("writing", hv_export_bytes(source->directory.tensors, to));
   hv_status status = hv_export_card(source, to, NULL, &card);
@@ -85,59 +146,59 @@ static hv_status write_directory(const hv_export_options *options, const hv_expo
                           .carry = source->directory.tensors,
                           .dtype = to ? *to : HV_F32,
                           .convert_carried = to != NULL,
-                          .shard_size = options->shard_size,
+                          .shard_size = given->shard_size,
                           .tokenizer_path = source->tokenizer_path,
                           .statistics = source->statistics,
                           .card = hv_text_string(&card),
                           .progress = count_bytes,
                           .progress_context = &progress};
-    status = hv_model_directory_save(options->out, &what, NULL);
+    status = hv_model_directory_save(given->out, &what, NULL);
   }
   hv_byte_progress_clear(&progress);
   hv_text_free(&card);
   return status;
 }
 
-static void report(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to, hv_text *out) {
+static void report(const export_options *given, const hv_export_source *source, const hv_dtype *to, hv_text *out) {
   const hv_safetensors *tensors = source->directory.tensors;
-  hv_text_add(out, "%s: %d tensors, %.2f MB, %s\n", options->out, hv_safetensors_count(tensors),
+  hv_text_add(out, "%s: %d tensors, %.2f MB, %s\n", given->out, hv_safetensors_count(tensors),
               1e-6 * hv_export_bytes(tensors, to), to ? hv_dtype_name(*to) : "in the dtypes they are stored in");
   hv_text_add(out, "%s", hv_text_string(&source->run.doubts));
   if (!source->run.config)
     hv_text_add(out, "no run directory lies beside the model: README.md cannot tell how it was trained\n");
 }
 
-static hv_status verify_directory(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+static hv_status verify_directory(const export_options *given, const hv_export_source *source, const hv_dtype *to,
                                   hv_text *out) {
   hv_safetensors *written;
-  hv_verification what = {.before = options->model,
-                          .after = options->out,
+  hv_verification what = {.before = given->model,
+                          .after = given->out,
                           .statistics = source->statistics,
-                          .device = options->device,
-                          .threads = (int)options->threads};
+                          .device = given->device,
+                          .threads = (int)given->threads};
   if (to && hv_export_narrows(source->directory.tensors, to)) what.tolerance = hv_verify_tolerance(*to);
-  HV_TRY(hv_safetensors_open(options->out, &written));
+  HV_TRY(hv_safetensors_open(given->out, &written));
   hv_status status = hv_verify_tensors(source->directory.tensors, written, to);
   hv_safetensors_close(written);
   return status ? status : hv_verify_predictions(&what, out);
 }
 
-static hv_status verification_failed(const hv_export_options *options, hv_status status) {
-  return hv_error_context(status, "verification failed, and %s stays for you to look at", options->out);
+static hv_status verification_failed(const export_options *given, hv_status status) {
+  return hv_error_context(status, "verification failed, and %s stays for you to look at", given->out);
 }
 
-static hv_status export_directory(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+static hv_status export_directory(const export_options *given, const hv_export_source *source, const hv_dtype *to,
                                   hv_text *out) {
-  HV_TRY(write_directory(options, source, to));
-  report(options, source, to, out);
-  if (!options->verify) return HV_OK;
-  return verification_failed(options, verify_directory(options, source, to, out));
+  HV_TRY(write_directory(given, source, to));
+  report(given, source, to, out);
+  if (!given->verify) return HV_OK;
+  return verification_failed(given, verify_directory(given, source, to, out));
 }
 
-static hv_status verify_public(const hv_export_options *options, const hv_public_checkpoint *checkpoint, double bytes,
+static hv_status verify_public(const export_options *given, const hv_public_checkpoint *checkpoint, double bytes,
                                hv_text *out) {
   hv_byte_progress progress = hv_byte_progress_make("verifying", bytes);
-  hv_status status = hv_public_checkpoint_verify(checkpoint, options->out, count_bytes, &progress);
+  hv_status status = hv_public_checkpoint_verify(checkpoint, given->out, count_bytes, &progress);
   hv_byte_progress_clear(&progress);
   if (status && hv_status_code(status) == HV_ERR_INPUT) { /* a file of ours that cannot be read back is a no as well */
     hv_status no = hv_error(HV_ERR_NO, "%s", hv_status_message(status));
@@ -145,40 +206,62 @@ static hv_status verify_public(const hv_export_options *options, const hv_public
     status = no;
   }
   if (!status) hv_text_add(out, "verified: every tensor that was written is equal to the bit to the source's\n");
-  return verification_failed(options, status);
+  return verification_failed(given, status);
 }
 
-static hv_status export_public(const hv_export_options *options, const hv_export_source *source, const hv_dtype *to,
+static hv_status export_public(const export_options *given, const hv_export_source *source, const hv_dtype *to,
                                hv_text *out) {
   hv_public_checkpoint *checkpoint;
   double bytes = hv_export_bytes(source->directory.tensors, to);
   hv_byte_progress progress = hv_byte_progress_make("writing", bytes);
   HV_TRY(hv_public_checkpoint_open(source, to, &checkpoint));
-  hv_status status = hv_public_checkpoint_write(checkpoint, options->out, count_bytes, &progress);
+  hv_status status = hv_public_checkpoint_write(checkpoint, given->out, count_bytes, &progress);
   hv_byte_progress_clear(&progress);
   if (!status) {
     const char *obstacles = hv_public_checkpoint_obstacles(checkpoint);
-    report(options, source, to, out);
+    report(given, source, to, out);
     if (*obstacles) hv_text_add(out, "not loadable by the public code:\n%s", obstacles);
-    if (strstr(options->out, "openvla"))
+    if (strstr(given->out, "openvla"))
       hv_text_add(out, "the public code takes a path with \"openvla\" in it for another format: rename %s\n",
-                  options->out);
-    if (options->verify) status = verify_public(options, checkpoint, bytes, out);
+                  given->out);
+    if (given->verify) status = verify_public(given, checkpoint, bytes, out);
   }
   hv_public_checkpoint_close(checkpoint);
   return status;
 }
 
-hv_status hv_command_export(const hv_export_options *options, hv_text *out) {
+static hv_status work(const void *values, hv_command_result *result) {
+  const export_options *given = values;
+  hv_text *out = &result->text;
   hv_export_source source = {0};
-  const hv_dtype *to = options->dtype > 0 ? &dtypes[options->dtype] : NULL;
+  const hv_dtype *to = given->dtype > 0 ? &dtypes[given->dtype] : NULL;
   hv_status status = HV_OK;
-  HV_CHECK(check_out(options));
-  HV_CHECK(hv_export_source_open(options->model, &source));
-  status = options->format == PUBLIC_PT ? export_public(options, &source, to, out)
-                                        : export_directory(options, &source, to, out);
-  if (!status && out->failed) status = hv_error_memory("the export's report");
+  HV_CHECK(check_out(given));
+  HV_CHECK(hv_export_source_open(given->model, &source));
+  status =
+      given->format == PUBLIC_PT ? export_public(given, &source, to, out) : export_directory(given, &source, to, out);
 done:
   hv_export_source_close(&source);
   return status;
 }
+
+const hv_command hv_command_export = {
+    .name = "export",
+    .summary = "a model for others: another dtype, files of a given size, a card that tells how it was trained",
+    .help =
+        "Writes a directory that hvla-infer, hvla-train and Hugging Face's loaders read: config.json, the tensors,\n"
+        "tokenizer, statistics, and README.md, the card. What the card tells of training comes from the run\n"
+        "directory that holds the model (config.yaml, metrics.jsonl); where there is none, it says so. The export\n"
+        "is complete or absent, needs no more memory than a few tensors, and takes the place of nothing. Exit\n"
+        "code 0, 1 where --verify finds a difference, or 2 for wrong input: parts that are missing, a value too\n"
+        "large for fp16. Predictions must be equal to the bit, unless the dtype loses digits: then they may differ\n"
+        "by as much as the output says.\n"
+        "\n"
+        "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16 --verify\n"
+        "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n"
+        "  hvla-infer export --model runs/lift/model --out lift-public --format public-pt --verify\n",
+    .options = options,
+    .num_options = sizeof options / sizeof *options,
+    .values_size = sizeof(export_options),
+    .work = work,
+};

@@ -1,6 +1,7 @@
 /* hvla-infer predict: a thin client of the library (hvla.h). */
 #include <errno.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +10,87 @@
 #include "core/io/safetensors.h"
 #include "infer/commands.h"
 #include "infer/hvla.h"
+
+typedef struct predict_options {
+  char *model, *instruction;
+  hv_string_list images;               /* "camera=file" */
+  char *state, *unnorm_key, *noise;    /* NULL: not given */
+  int32_t mode, sampler, ar_condition; /* hvla_mode, hvla_sampler, hvla_ar_condition */
+  int64_t ddim_steps, seed, threads, max_prompt;
+  double theta;
+  char *device;
+  int32_t dtype; /* index into hv_dtype_choices */
+  bool json;
+} predict_options;
+
+static const hv_option options[] = {
+    {.key = "model",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(predict_options, model),
+     .unit = "DIR",
+     .doc = "The model directory: what hvla-train writes to RUN/model."},
+    {.key = "image",
+     .type = HV_OPTION_STRING_LIST,
+     .offset = offsetof(predict_options, images),
+     .fallback = "[]",
+     .unit = "CAMERA=FILE",
+     .doc = "A camera's picture, PNG or JPEG of any size; once for every camera of the model."},
+    {.key = "instruction",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(predict_options, instruction),
+     .unit = "TEXT",
+     .doc = "What the robot should do."},
+    {.key = "state",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(predict_options, state),
+     .fallback = "null",
+     .unit = "V1,V2,...",
+     .doc = "The robot's state in its own units. Not for a model without state."},
+    {.key = "unnorm-key",
+     .type = HV_OPTION_STRING,
+     .offset = offsetof(predict_options, unnorm_key),
+     .fallback = "null",
+     .unit = "KEY",
+     .doc = "The data set whose statistics scale state and action. May be left out where the model has just one."},
+    HV_MODE_OPTION(predict_options, "Which head acts. ensemble: the mean of both where the tokens' mean confidence is "
+                                    "above theta, else the diffusion head. auto: ensemble, or the only head that the "
+                                    "model has."),
+    HV_SAMPLER_OPTION(predict_options),
+    HV_DDIM_STEPS_OPTION(predict_options),
+    {.key = "theta",
+     .type = HV_OPTION_FLOAT,
+     .offset = offsetof(predict_options, theta),
+     .fallback = "0.96",
+     .unit = "C",
+     .doc = "The ensemble's threshold."},
+    HV_AR_CONDITION_OPTION(predict_options),
+    {.key = "seed",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(predict_options, seed),
+     .fallback = "0",
+     .max = 9e15,
+     .unit = "N",
+     .doc = "Of the random draws; the same seed gives the same action."},
+    {.key = "noise",
+     .type = HV_OPTION_PATH,
+     .offset = offsetof(predict_options, noise),
+     .fallback = "null",
+     .unit = "FILE",
+     .doc = "Draws in a safetensors file instead: noise F32 [H, A], ar_noise F32 [H, A], ar_timestep I32 [1], "
+            "step_noise F32 [T, H, A]. What it lacks is drawn from the seed."},
+    HV_DEVICE_OPTION(predict_options),
+    HV_DTYPE_OPTION(predict_options),
+    HV_THREADS_OPTION(predict_options),
+    {.key = "max-prompt",
+     .type = HV_OPTION_INT,
+     .offset = offsetof(predict_options, max_prompt),
+     .fallback = "512",
+     .min = 1,
+     .max = 65536,
+     .unit = "N",
+     .doc = "Room for this many tokens of instruction and prompt."},
+    HV_JSON_OPTION(predict_options),
+};
 
 const char *const hv_mode_choices[] = {"auto", "ensemble", "diffusion", "autoregressive", NULL};
 const char *const hv_sampler_choices[] = {"ddim", "ddpm", NULL};
@@ -191,7 +273,7 @@ static void print_rows(const char *name, const double *values, const hvla_result
   }
 }
 
-static void print_table(const hvla_result *result, const hv_predict_options *options, hv_text *out) {
+static void print_table(const hvla_result *result, const predict_options *given, hv_text *out) {
   print_rows("action", result->action, result, out);
   if (result->diffusion) print_rows("diffusion", result->diffusion, result, out);
   if (result->autoregressive) {
@@ -203,11 +285,11 @@ static void print_table(const hvla_result *result, const hv_predict_options *opt
     hv_text_add(out, "\n");
   }
   hv_text_add(out, "\nin the robot's units; one row an action step");
-  if (result->diffusion && result->autoregressive && options->mode <= HVLA_MODE_ENSEMBLE) {
+  if (result->diffusion && result->autoregressive && given->mode <= HVLA_MODE_ENSEMBLE) {
     bool mean = result->used == HVLA_MODE_ENSEMBLE;
     hv_text_add(out, "; the action is %s, as the mean confidence %.4f is %s theta %g",
                 mean ? "the mean of both heads" : "the diffusion head's", result->confidence,
-                mean ? "above" : "not above", options->theta);
+                mean ? "above" : "not above", given->theta);
   }
   hv_text_add(out,
               "\n%.1f ms: pictures and words %.1f, image encoders %.1f, prefill with first steps %.1f, denoising "
@@ -216,39 +298,57 @@ static void print_table(const hvla_result *result, const hv_predict_options *opt
               result->decode_ms);
 }
 
-static hv_status predict(const hv_predict_options *options, inputs *in, hv_text *out) {
+static hv_status predict(const predict_options *given, inputs *in, hv_text *out) {
   hvla_request request = hvla_default_request();
-  hvla_options load = {.device = options->device,
-                       .dtype = hv_dtype_choices[options->dtype],
-                       .threads = (int)options->threads,
-                       .max_prompt = (int)options->max_prompt};
+  hvla_options load = {.device = given->device,
+                       .dtype = hv_dtype_choices[given->dtype],
+                       .threads = (int)given->threads,
+                       .max_prompt = (int)given->max_prompt};
   hvla_result result;
-  HV_TRY(read_images(&options->images, in));
-  if (options->state) HV_TRY(read_state(options->state, in, &request.state_dim));
-  HV_TRY(from_library(in, hvla_load(options->model, &load, &in->model, &in->error)));
-  if (options->noise) HV_TRY(read_draws(options->noise, in, &request));
+  HV_TRY(read_images(&given->images, in));
+  if (given->state) HV_TRY(read_state(given->state, in, &request.state_dim));
+  HV_TRY(from_library(in, hvla_load(given->model, &load, &in->model, &in->error)));
+  if (given->noise) HV_TRY(read_draws(given->noise, in, &request));
   request.images = in->images;
   request.num_images = in->count;
-  request.instruction = options->instruction;
+  request.instruction = given->instruction;
   request.state = in->state;
-  request.unnorm_key = options->unnorm_key;
-  request.mode = (hvla_mode)options->mode;
-  request.sampler = (hvla_sampler)options->sampler;
-  request.ddim_steps = (int)options->ddim_steps;
-  request.theta = options->theta;
-  request.ar_condition = (hvla_ar_condition)options->ar_condition;
-  request.seed = (uint64_t)options->seed;
+  request.unnorm_key = given->unnorm_key;
+  request.mode = (hvla_mode)given->mode;
+  request.sampler = (hvla_sampler)given->sampler;
+  request.ddim_steps = (int)given->ddim_steps;
+  request.theta = given->theta;
+  request.ar_condition = (hvla_ar_condition)given->ar_condition;
+  request.seed = (uint64_t)given->seed;
   request.timing = 1;
   HV_TRY(from_library(in, hvla_predict(in->model, &request, &result, &in->error)));
-  if (options->json) return print_json(&result, out);
-  print_table(&result, options, out);
+  if (given->json) return print_json(&result, out);
+  print_table(&result, given, out);
   return HV_OK;
 }
 
-hv_status hv_command_predict(const hv_predict_options *options, hv_text *out) {
+static hv_status work(const void *values, hv_command_result *result) {
+  const predict_options *given = values;
+  hv_text *out = &result->text;
   inputs in = {0};
-  hv_status status = predict(options, &in, out);
+  hv_status status = predict(given, &in, out);
   inputs_free(&in);
-  if (!status && out->failed) status = hv_error_memory("the answer");
   return status;
 }
+
+const hv_command hv_command_predict = {
+    .name = "predict",
+    .summary = "one action from pictures, an instruction and the robot's state",
+    .help = "Prints the action in the robot's own units, one row for each action step, and beside it what each head\n"
+            "says. Cameras and their names, the width of the state and the keys of the statistics are the model's;\n"
+            "what does not fit is refused with a message that lists them. Exit code 0, or 2 for wrong input.\n"
+            "\n"
+            "  hvla-infer predict --model runs/lift/model --image front=front.png \\\n"
+            "    --instruction \"lift the cube\" --state 0.1,0.2,0.9,0,0,0,1,0.02,-0.02\n"
+            "  hvla-infer predict … --mode diffusion --ddim-steps 10 --seed 7\n"
+            "  hvla-infer predict … --json | jq .action\n",
+    .options = options,
+    .num_options = sizeof options / sizeof *options,
+    .values_size = sizeof(predict_options),
+    .work = work,
+};

@@ -1,49 +1,55 @@
-/* The commands of hvla-infer. Each makes the text that the program prints on standard output. */
+/* The commands of hvla-infer, one file each: options, help and work. */
 #ifndef HV_INFER_COMMANDS_H
 #define HV_INFER_COMMANDS_H
 
-#include "core/base/text.h"
-#include "core/io/options.h"
+#include "core/io/command.h"
 
-typedef struct hv_predict_options {
-  char *model, *instruction;
-  hv_string_list images;               /* "camera=file" */
-  char *state, *unnorm_key, *noise;    /* NULL: not given */
-  int32_t mode, sampler, ar_condition; /* hvla_mode, hvla_sampler, hvla_ar_condition */
-  int64_t ddim_steps, seed, threads, max_prompt;
-  double theta;
-  char *device;
-  int32_t dtype; /* index into hv_dtype_choices */
-  bool json;
-} hv_predict_options;
+extern const hv_command hv_command_predict, hv_command_bench, hv_command_export;
 
-typedef struct hv_bench_options {
-  char *config, *model; /* one of them */
-  bool random_weights, load;
-  int32_t mode, sampler, ar_condition; /* as above */
-  int64_t ddim_steps, prompt, repeat, threads;
-  char *device;
-  int32_t dtype;
-  bool json;
-} hv_bench_options;
-
-typedef struct hv_export_options {
-  char *model, *out;
-  int32_t format, dtype; /* indices into hv_export_format_choices, hv_export_dtype_choices */
-  int64_t shard_size;
-  bool verify;
-  char *device; /* that verification predicts on */
-  int64_t threads;
-} hv_export_options;
-
-/* Choices of the enumerations above, ending in NULL. */
+/* Choices of options, ending in NULL: hvla_mode, hvla_sampler and hvla_ar_condition are indices into theirs. */
 extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const hv_ar_condition_choices[],
                                                                              *const hv_dtype_choices[];
 
-extern const char *const hv_export_format_choices[], *const hv_export_dtype_choices[];
-
-HV_NODISCARD hv_status hv_command_predict(const hv_predict_options *options, hv_text *out);
-HV_NODISCARD hv_status hv_command_bench(const hv_bench_options *options, hv_text *out);
-HV_NODISCARD hv_status hv_command_export(const hv_export_options *options, hv_text *out);
+/* Options that several commands have, in a struct of type `type_` with fields of these names. */
+#define HV_MODE_OPTION(type_, doc_)                                                                                    \
+  {                                                                                                                    \
+    .key = "mode", .type = HV_OPTION_ENUM, .offset = offsetof(type_, mode), .fallback = "auto",                        \
+    .choices = hv_mode_choices, .doc = doc_                                                                            \
+  }
+#define HV_SAMPLER_OPTION(type_)                                                                                       \
+  {                                                                                                                    \
+    .key = "sampler", .type = HV_OPTION_ENUM, .offset = offsetof(type_, sampler), .fallback = "ddim",                  \
+    .choices = hv_sampler_choices,                                                                                     \
+    .doc = "How the diffusion head denoises: ddim in --ddim-steps steps without new noise, or ddpm through all "       \
+           "steps of the schedule."                                                                                    \
+  }
+#define HV_DDIM_STEPS_OPTION(type_)                                                                                    \
+  {                                                                                                                    \
+    .key = "ddim-steps", .type = HV_OPTION_INT, .offset = offsetof(type_, ddim_steps), .fallback = "4", .min = 1,      \
+    .max = 1000, .unit = "N", .doc = "Denoising steps of ddim."                                                        \
+  }
+#define HV_AR_CONDITION_OPTION(type_)                                                                                  \
+  {                                                                                                                    \
+    .key = "ar-condition", .type = HV_OPTION_ENUM, .offset = offsetof(type_, ar_condition), .fallback = "auto",        \
+    .choices = hv_ar_condition_choices,                                                                                \
+    .doc = "What action tokens attend to besides pictures, words and state: pure noise (auto), noise at a random "     \
+           "timestep, or the denoised action (then the diffusion head always runs first)."                             \
+  }
+#define HV_DEVICE_OPTION(type_)                                                                                        \
+  {                                                                                                                    \
+    .key = "device", .type = HV_OPTION_STRING, .offset = offsetof(type_, device), .fallback = "cpu", .unit = "NAME",   \
+    .doc = "Where the model runs: cpu, or a device module (cuda)."                                                     \
+  }
+#define HV_DTYPE_OPTION(type_)                                                                                         \
+  {                                                                                                                    \
+    .key = "dtype", .type = HV_OPTION_ENUM, .offset = offsetof(type_, dtype), .fallback = "auto",                      \
+    .choices = hv_dtype_choices,                                                                                       \
+    .doc = "What weights and activations are stored in; auto: fp32 on the CPU, bf16 elsewhere."                        \
+  }
+#define HV_THREADS_OPTION(type_)                                                                                       \
+  {                                                                                                                    \
+    .key = "threads", .type = HV_OPTION_INT, .offset = offsetof(type_, threads), .fallback = "0", .max = 4096,         \
+    .unit = "N", .doc = "Threads of the CPU; 0: as many as there are processors."                                      \
+  }
 
 #endif

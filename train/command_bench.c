@@ -91,17 +91,17 @@ done:
   return status;
 }
 
-const hv_train_command hv_command_bench = {
-    .command = {.name = "bench",
-                .summary = "Measure how fast training steps run.",
-                .help = "Runs steps on made-up weights and inputs and tells samples per second, milliseconds a step\n"
-                        "and a stage, memory, and the speed of light: the time that the necessary matrix products\n"
-                        "would take at the best rate measured in the same run, over the time taken. That rate is\n"
-                        "the best of an 8192-cube product (a smaller one on slow devices) and of\n"
-                        "the step's own shapes.\n\n"
-                        "  hvla-train bench --config configs/bench-cpu.yaml --random-weights --optimizer --json",
-                .options = options,
-                .num_options = sizeof options / sizeof options[0]},
+const hv_command hv_command_bench = {
+    .name = "bench",
+    .summary = "Measure how fast training steps run.",
+    .help = "Runs steps on made-up weights and inputs and tells samples per second, milliseconds a step\n"
+            "and a stage, memory, and the speed of light: the time that the necessary matrix products\n"
+            "would take at the best rate measured in the same run, over the time taken. That rate is\n"
+            "the best of an 8192-cube product (a smaller one on slow devices) and of\n"
+            "the step's own shapes.\n\n"
+            "  hvla-train bench --config configs/bench-cpu.yaml --random-weights --optimizer --json",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(bench_options),
     .work = work,
 };

@@ -98,16 +98,15 @@ static hv_status work(const void *values, hv_command_result *out) {
   return status;
 }
 
-const hv_train_command hv_command_check = {
-    .command = {.name = "check",
-                .summary = "Write what a model makes of one batch: losses, outputs, gradients.",
-                .help =
-                    "Reads a batch with every random draw in it and writes the losses, noise predictions, vision\n"
-                    "features, image tokens and the gradient of every trained parameter (vision is frozen); with\n"
-                    "--steps also the losses and the parameters of that many AdamW steps.\n\n"
-                    "  hvla-train check --model runs/lift/model --batch batch.safetensors --out numbers.safetensors",
-                .options = options,
-                .num_options = sizeof options / sizeof options[0]},
+const hv_command hv_command_check = {
+    .name = "check",
+    .summary = "Write what a model makes of one batch: losses, outputs, gradients.",
+    .help = "Reads a batch with every random draw in it and writes the losses, noise predictions, vision\n"
+            "features, image tokens and the gradient of every trained parameter (vision is frozen); with\n"
+            "--steps also the losses and the parameters of that many AdamW steps.\n\n"
+            "  hvla-train check --model runs/lift/model --batch batch.safetensors --out numbers.safetensors",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(check_options),
     .work = work,
 };

@@ -55,13 +55,13 @@ done:
   return status;
 }
 
-const hv_train_command hv_command_config = {
-    .command = {.name = "config",
-                .summary = "Print a configuration with its defaults filled in, or document every key.",
-                .help = "  hvla-train config --config configs/lift-tiny.yaml\n"
-                        "  hvla-train config --document > docs/configuration.md",
-                .options = options,
-                .num_options = sizeof options / sizeof options[0]},
+const hv_command hv_command_config = {
+    .name = "config",
+    .summary = "Print a configuration with its defaults filled in, or document every key.",
+    .help = "  hvla-train config --config configs/lift-tiny.yaml\n"
+            "  hvla-train config --document > docs/configuration.md",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(config_options),
     .work = work,
 };

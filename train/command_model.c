@@ -41,15 +41,15 @@ static hv_status work(const void *values, hv_command_result *out) {
   return HV_OK;
 }
 
-const hv_train_command hv_command_model = {
-    .command = {.name = "model",
-                .summary = "Write the model of a checkpoint as a directory that hvla-infer reads.",
-                .help = "Needs nothing but the run directory: no data, no device, however many ranks wrote the\n"
-                        "checkpoint. The run may be going on.\n\n"
-                        "  hvla-train model --run runs/lift --out lift-newest\n"
-                        "  hvla-train model --run runs/lift --step 5000 --out lift-5000",
-                .options = options,
-                .num_options = sizeof options / sizeof options[0]},
+const hv_command hv_command_model = {
+    .name = "model",
+    .summary = "Write the model of a checkpoint as a directory that hvla-infer reads.",
+    .help = "Needs nothing but the run directory: no data, no device, however many ranks wrote the\n"
+            "checkpoint. The run may be going on.\n\n"
+            "  hvla-train model --run runs/lift --out lift-newest\n"
+            "  hvla-train model --run runs/lift --step 5000 --out lift-5000",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(model_options),
     .work = work,
 };

@@ -29,20 +29,20 @@ static hv_status work(const void *values, hv_command_result *out) {
   return HV_OK;
 }
 
-const hv_train_command hv_command_report = {
-    .command = {.name = "report",
-                .summary = "Write the report of a run, an HTML page.",
-                .help = "One file with curves, held-out errors for each action dimension, data, environment,\n"
-                        "checkpoints, skipped steps and configuration; it needs no network. A run writes it when it\n"
-                        "ends; this command at any time.\n\n"
-                        "  hvla-train report runs/lift-tiny\n"
-                        "  hvla-train report runs/lift-tiny --out lift.html\n",
-                .options = options,
-                .num_options = sizeof options / sizeof options[0],
-                .operands = "RUN",
-                .operands_offset = offsetof(report_options, runs),
-                .min_operands = 1,
-                .max_operands = 1},
+const hv_command hv_command_report = {
+    .name = "report",
+    .summary = "Write the report of a run, an HTML page.",
+    .help = "One file with curves, held-out errors for each action dimension, data, environment,\n"
+            "checkpoints, skipped steps and configuration; it needs no network. A run writes it when it\n"
+            "ends; this command at any time.\n\n"
+            "  hvla-train report runs/lift-tiny\n"
+            "  hvla-train report runs/lift-tiny --out lift.html\n",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
+    .operands = "RUN",
+    .operands_offset = offsetof(report_options, runs),
+    .min_operands = 1,
+    .max_operands = 1,
     .values_size = sizeof(report_options),
     .work = work,
 };

@@ -85,20 +85,18 @@ done:
   return status;
 }
 
-const hv_train_command hv_command_run = {
-    .command =
-        {.name = "run",
-         .summary = "Train a model on demonstrations.",
-         .help =
-             "Makes a run directory (the configuration's `output`): config.yaml as resolved, metrics.jsonl,\n"
-             "checkpoints/step-N/ to resume from, and model/, the newest model as hvla-infer reads it.\n\n"
-             "  hvla-train run --config configs/lift-tiny.yaml\n"
-             "  hvla-train run --config configs/lift-tiny.yaml --set optimizer.learning_rate=5e-4 --set output=runs/b\n"
-             "  hvla-train run --config configs/lift-tiny.yaml --resume\n\n"
-             "Ctrl-C and SIGTERM finish the step and write a checkpoint; the run then ends with exit code 130 or\n"
-             "75 and goes on with --resume as if nothing had happened. A second Ctrl-C ends it at once.\n",
-         .options = options,
-         .num_options = sizeof options / sizeof options[0]},
+const hv_command hv_command_run = {
+    .name = "run",
+    .summary = "Train a model on demonstrations.",
+    .help = "Makes a run directory (the configuration's `output`): config.yaml as resolved, metrics.jsonl,\n"
+            "checkpoints/step-N/ to resume from, and model/, the newest model as hvla-infer reads it.\n\n"
+            "  hvla-train run --config configs/lift-tiny.yaml\n"
+            "  hvla-train run --config configs/lift-tiny.yaml --set optimizer.learning_rate=5e-4 --set output=runs/b\n"
+            "  hvla-train run --config configs/lift-tiny.yaml --resume\n\n"
+            "Ctrl-C and SIGTERM finish the step and write a checkpoint; the run then ends with exit code 130 or\n"
+            "75 and goes on with --resume as if nothing had happened. A second Ctrl-C ends it at once.\n",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(run_options),
     .work = work,
     .more_help = hv_train_config_list,

@@ -43,20 +43,20 @@ done:
   return status;
 }
 
-const hv_train_command hv_command_status = {
-    .command = {.name = "status",
-                .summary = "Tell where a run stands.",
-                .help = "Reads a run directory, also while the run goes on: the step, the time left, losses, held-out\n"
-                        "errors, the newest checkpoint, skipped steps, and whether its process is alive.\n\n"
-                        "  hvla-train status runs/lift-tiny\n"
-                        "  hvla-train status runs/lift-tiny --follow\n"
-                        "  hvla-train status runs/lift-tiny --json | jq .seconds_left\n",
-                .options = options,
-                .num_options = sizeof options / sizeof options[0],
-                .operands = "RUN",
-                .operands_offset = offsetof(status_options, runs),
-                .min_operands = 1,
-                .max_operands = 1},
+const hv_command hv_command_status = {
+    .name = "status",
+    .summary = "Tell where a run stands.",
+    .help = "Reads a run directory, also while the run goes on: the step, the time left, losses, held-out\n"
+            "errors, the newest checkpoint, skipped steps, and whether its process is alive.\n\n"
+            "  hvla-train status runs/lift-tiny\n"
+            "  hvla-train status runs/lift-tiny --follow\n"
+            "  hvla-train status runs/lift-tiny --json | jq .seconds_left\n",
+    .options = options,
+    .num_options = sizeof options / sizeof options[0],
+    .operands = "RUN",
+    .operands_offset = offsetof(status_options, runs),
+    .min_operands = 1,
+    .max_operands = 1,
     .values_size = sizeof(status_options),
     .work = work,
 };

@@ -2,23 +2,10 @@
 #ifndef HV_TRAIN_COMMANDS_H
 #define HV_TRAIN_COMMANDS_H
 
-#include "core/io/options.h"
+#include "core/io/command.h"
 #include "train/config.h"
 
-typedef struct hv_command_result {
-  hv_text text;       /* printed on standard output when the command succeeds */
-  int exit_code;      /* 0 at the start; an error's own code wins over it */
-  double again_after; /* seconds after which the command is to be done again; 0: it is done */
-} hv_command_result;
-
-typedef struct hv_train_command {
-  hv_command command;
-  size_t values_size; /* of the struct that the command's table describes */
-  hv_status (*work)(const void *values, hv_command_result *out);
-  void (*more_help)(hv_text *out); /* goes below the help; NULL: nothing */
-} hv_train_command;
-
-extern const hv_train_command hv_command_run, hv_command_check, hv_command_config, hv_command_bench, hv_command_plan,
+extern const hv_command hv_command_run, hv_command_check, hv_command_config, hv_command_bench, hv_command_plan,
     hv_command_status, hv_command_report, hv_command_model;
 
 /* Options that several commands have, in a struct of type `type_` with fields of these names. */
@@ -42,11 +29,6 @@ extern const hv_train_command hv_command_run, hv_command_check, hv_command_confi
   {                                                                                                                    \
     .key = "trace", .type = HV_OPTION_STRING, .offset = offsetof(type_, trace), .fallback = "null", .unit = "FILE",    \
     .doc = "Write a timeline of the run to FILE, for chrome://tracing or Perfetto; ranks above 0 to FILE.RANK."        \
-  }
-#define HV_JSON_OPTION(type_)                                                                                          \
-  {                                                                                                                    \
-    .key = "json", .type = HV_OPTION_BOOL, .offset = offsetof(type_, json), .fallback = "false",                       \
-    .doc = "Print one JSON object and nothing else."                                                                   \
   }
 
 #endif

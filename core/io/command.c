@@ -1,3 +1,5 @@
+#include "core/io/command.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +19,7 @@ hv_status hv_program_select(const hv_program *program, int argc, const char *con
   *request = HV_REQUEST_RUN;
   hv_text names = {0};
   for (size_t i = 0; i < program->num_commands; i++) {
-    hv_text_add(&names, "%s%s", i ? ", " : "", program->commands[i].name);
+    hv_text_add(&names, "%s%s", i ? ", " : "", program->commands[i]->name);
   }
   hv_status status = HV_OK;
   hv_nearest nearest = {.name = argc > 1 ? argv[1] : ""};
@@ -30,8 +32,8 @@ hv_status hv_program_select(const hv_program *program, int argc, const char *con
     *request = HV_REQUEST_VERSION;
   } else {
     for (size_t i = 0; i < program->num_commands; i++) {
-      if (strcmp(argv[1], program->commands[i].name) == 0) *command = i;
-      hv_nearest_offer(&nearest, program->commands[i].name);
+      if (strcmp(argv[1], program->commands[i]->name) == 0) *command = i;
+      hv_nearest_offer(&nearest, program->commands[i]->name);
     }
     if (*command == program->num_commands) {
       status = hv_error(HV_ERR_INPUT, "%s has no command %s%s%s%s; it has %s", program->name, argv[1],
@@ -252,6 +254,7 @@ void hv_command_help(const hv_program *program, const hv_command *command, hv_te
   for (size_t i = 0; i < command->num_options; i++) add_option(out, &command->options[i]);
   add_entry(out, "--help", "This text.");
   if (command->help) hv_text_add(out, "\n%s", command->help);
+  if (command->more_help) command->more_help(out);
 }
 
 void hv_program_help(const hv_program *program, hv_text *out) {
@@ -259,7 +262,7 @@ void hv_program_help(const hv_program *program, hv_text *out) {
   add_wrapped(out, program->summary, 0);
   hv_text_add(out, "\nUsage: %s COMMAND [options]\n\nCommands:\n", program->name);
   for (size_t i = 0; i < program->num_commands; i++) {
-    add_entry(out, program->commands[i].name, program->commands[i].summary);
+    add_entry(out, program->commands[i]->name, program->commands[i]->summary);
   }
   hv_text_add(out, "\n%s COMMAND --help explains a command and its options; %s --version prints the version.\n",
               program->name, program->name);

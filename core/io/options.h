@@ -86,42 +86,4 @@ HV_NODISCARD hv_status hv_options_to_json(const hv_option *table, size_t count, 
 /* A Markdown table: key, type with range or choices, default, meaning. */
 void hv_options_document(const hv_option *table, size_t count, hv_text *out);
 
-/* One command of a program and its long options. */
-typedef struct hv_command {
-  const char *name;    /* "predict" */
-  const char *summary; /* one line, for the program's list of commands */
-  const char *help;    /* what a newcomer needs: paragraphs and examples, printed below the options */
-  const hv_option *options;
-  size_t num_options;
-  const char *operands;              /* what stands without dashes: "FILE…"; NULL: nothing may */
-  size_t operands_offset;            /* of an hv_string_list in the struct */
-  size_t min_operands, max_operands; /* max 0: any number */
-} hv_command;
-
-typedef struct hv_program {
-  const char *name;    /* "hvla-infer" */
-  const char *summary; /* one or two sentences */
-  const hv_command *commands;
-  size_t num_commands;
-} hv_program;
-
-/* What the command line asks for. */
-typedef enum hv_request { HV_REQUEST_RUN, HV_REQUEST_HELP, HV_REQUEST_VERSION } hv_request;
-
-/* argv[1] chooses the command: *command is its index, or num_commands for `--help` and `--version` of the program
- * itself. An unknown one names the nearest. */
-HV_NODISCARD hv_status hv_program_select(const hv_program *program, int argc, const char *const *argv, size_t *command,
-                                         hv_request *request);
-
-/* Reads argv[2…] into *out (whose fields are zeroed first): `--name value`, `--name=value`, flags, repeated lists,
- * operands, `--` before operands that begin with a dash. `--help` anywhere gives HV_REQUEST_HELP and leaves *out empty.
- */
-HV_NODISCARD hv_status hv_command_parse(const hv_program *program, const hv_command *command, int argc,
-                                        const char *const *argv, void *out, hv_request *request);
-void hv_command_free(const hv_command *command, void *values);
-
-/* Help texts, 100 columns wide, ending in a newline. */
-void hv_program_help(const hv_program *program, hv_text *out);
-void hv_command_help(const hv_program *program, const hv_command *command, hv_text *out);
-
 #endif

@@ -1,5 +1,5 @@
 /* Command lines: options, operands, help, and what a mistyped one is told. */
-#include "core/io/options.h"
+#include "core/io/command.h"
 #include "tests/check.h"
 
 typedef struct settings {
@@ -23,21 +23,20 @@ static const hv_option options[] = {
     {"mode", HV_OPTION_ENUM, offsetof(settings, mode), "ensemble", 0, 0, modes, "MODE", "Which head acts."},
     {"json", HV_OPTION_BOOL, offsetof(settings, json), "false", 0, 0, NULL, NULL, "Print one JSON object."},
 };
-static const hv_command commands[] = {
-    {.name = "predict",
-     .summary = "one action",
-     .help = "Example:\n  hvla-infer predict --model DIR\n",
-     .options = options,
-     .num_options = sizeof options / sizeof *options},
-    {.name = "inspect",
-     .summary = "what files hold",
-     .options = options + 5,
-     .num_options = 1,
-     .operands = "FILE…",
-     .operands_offset = offsetof(settings, files),
-     .min_operands = 1,
-     .max_operands = 2},
-};
+static const hv_command predict = {.name = "predict",
+                                   .summary = "one action",
+                                   .help = "Example:\n  hvla-infer predict --model DIR\n",
+                                   .options = options,
+                                   .num_options = sizeof options / sizeof *options};
+static const hv_command inspect = {.name = "inspect",
+                                   .summary = "what files hold",
+                                   .options = options + 5,
+                                   .num_options = 1,
+                                   .operands = "FILE…",
+                                   .operands_offset = offsetof(settings, files),
+                                   .min_operands = 1,
+                                   .max_operands = 2};
+static const hv_command *const commands[] = {&predict, &inspect};
 static const hv_program program = {"hvla-infer", "Predicts actions.", commands, 2};
 
 /* Parses a command line of words separated by blanks. */
@@ -51,7 +50,7 @@ static hv_status parse(const char *line, settings *out, hv_request *request) {
   size_t command;
   hv_status status = hv_program_select(&program, argc, argv, &command, request);
   if (status || command == program.num_commands) return status;
-  return hv_command_parse(&program, &commands[command], argc, argv, out, request);
+  return hv_command_parse(&program, commands[command], argc, argv, out, request);
 }
 
 static void options_are_read(void **state) {
@@ -69,10 +68,10 @@ static void options_are_read(void **state) {
   assert_float_equal(s.theta, 0.5, 0);
   assert_int_equal(s.mode, 1);
   assert_true(s.json);
-  hv_command_free(&commands[0], &s);
+  hv_command_free(commands[0], &s);
   assert_ok(parse("hvla-infer predict --model null_model --json=false", &s, &request));
   assert_false(s.json);
-  hv_command_free(&commands[0], &s);
+  hv_command_free(commands[0], &s);
 }
 
 static void operands_are_read(void **state) {
@@ -84,7 +83,7 @@ static void operands_are_read(void **state) {
   assert_string_equal(s.files.items[0], "a.hdf5");
   assert_string_equal(s.files.items[1], "--odd-name");
   assert_true(s.json);
-  hv_command_free(&commands[1], &s);
+  hv_command_free(commands[1], &s);
 }
 
 static void mistakes_are_explained(void **state) {
@@ -125,13 +124,13 @@ static void help_is_given_wherever_it_stands(void **state) {
   assert_int_equal(request, HV_REQUEST_VERSION);
   assert_ok(parse("hvla-infer predict --modle m --help", &s, &request));
   assert_int_equal(request, HV_REQUEST_HELP);
-  hv_command_free(&commands[0], &s);
+  hv_command_free(commands[0], &s);
 }
 
 static void help_names_every_option(void **state) {
   (void)state;
   hv_text text = {0};
-  hv_command_help(&program, &commands[0], &text);
+  hv_command_help(&program, commands[0], &text);
   static const char *const parts[] = {"Usage: hvla-infer predict [options]\n",
                                       "--model DIR",
                                       "Required.",
