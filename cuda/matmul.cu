@@ -1,5 +1,6 @@
 /* hv_matmul on cuBLASLt. Our matrices are row-major and the library's column-major, so it is asked for dᵀ = op(b)ᵀ
  * op(a)ᵀ: its first operand is our b, and a bias of dᵀ's rows is one of our columns. */
+#include "cuda/fastest.h"
 #include "cuda/matmul_choices.h"
 
 #include <cublasLt.h>
@@ -13,7 +14,7 @@
 #define TEXT(x) TEXT_OF(x)
 #define LIBRARY "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR)
 
-enum { WORKSPACE = HV_CUDA_WORKSPACE, BUCKETS = 256 };
+enum { WORKSPACE = HV_CUDA_WORKSPACE, BUCKETS = 256, MOST_MEASURED = 8 /* algorithms of a shape */ };
 
 /* The library's functions in use. */
 #define FUNCTIONS(X)                                                                                                   \
@@ -47,15 +48,18 @@ struct plan {
   cublasLtMatmulDesc_t product;
   cublasLtMatrixLayout_t a, b, c, d;
   cublasLtMatmulAlgo_t algorithm;
-  bool taken; /* there is an algorithm */
+  bool taken;   /* there is an algorithm */
+  bool measure; /* it is yet to be measured against others */
 };
 
 struct hv_matmul {
+  hv_runtime *runtime; /* not owned */
   library lt;
   cublasLtHandle_t handle;
   plan *plans[BUCKETS];
   hv_choices choices;
   char made_by[256]; /* library and card */
+  bool measuring;
 };
 
 static hv_status check(const hv_matmul *matmul, cublasStatus_t status, const char *doing) {
@@ -81,6 +85,7 @@ hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
   *out = nullptr;
   hv_matmul *matmul = (hv_matmul *)calloc(1, sizeof *matmul);
   if (!matmul) return hv_error_memory("matrix products");
+  matmul->runtime = runtime;
   hv_status status = open_library(&matmul->lt);
   if (!status) status = check(matmul, matmul->lt.Create(&matmul->handle), "opening");
   if (status) {
@@ -103,8 +108,8 @@ static void close_plan(const library *lt, plan *p) {
   free(p);
 }
 
-void hv_matmul_close(hv_matmul *matmul) {
-  if (!matmul) return;
+/* What was chosen stays known. */
+static void close_plans(hv_matmul *matmul) {
   for (int i = 0; i < BUCKETS; i++) {
     while (matmul->plans[i]) {
       plan *p = matmul->plans[i];
@@ -112,6 +117,11 @@ void hv_matmul_close(hv_matmul *matmul) {
       close_plan(&matmul->lt, p);
     }
   }
+}
+
+void hv_matmul_close(hv_matmul *matmul) {
+  if (!matmul) return;
+  close_plans(matmul);
   hv_choices_free(&matmul->choices);
   if (matmul->handle) (void)matmul->lt.Destroy(matmul->handle);
   if (matmul->lt.file) dlclose(matmul->lt.file);
@@ -166,8 +176,9 @@ static cublasStatus_t describe_product(const library *lt, plan *p) {
   return status;
 }
 
-/* The heuristic's first choice within the workspace, if it has any. */
-static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
+/* What the library's heuristics take for the best algorithms within the workspace, best first, `most` or fewer. */
+static cublasStatus_t ask_heuristics(const hv_matmul *matmul, const plan *p, int most,
+                                     cublasLtMatmulHeuristicResult_t *results, int *found) {
   const library *lt = &matmul->lt;
   const hv_product_shape *s = &p->key;
   size_t workspace = WORKSPACE;
@@ -182,15 +193,22 @@ static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   SET(MIN_ALIGNMENT_C_BYTES, s->align_c);
   SET(MIN_ALIGNMENT_D_BYTES, s->align_d);
 #undef SET
-  cublasLtMatmulHeuristicResult_t result;
-  int found = 0;
+  *found = 0;
   if (status == CUBLAS_STATUS_SUCCESS) {
-    status =
-        lt->MatmulAlgoGetHeuristic(matmul->handle, p->product, p->b, p->a, p->c, p->d, preference, 1, &result, &found);
+    status = lt->MatmulAlgoGetHeuristic(matmul->handle, p->product, p->b, p->a, p->c, p->d, preference, most, results,
+                                        found);
   }
   if (preference) (void)lt->MatmulPreferenceDestroy(preference);
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return CUBLAS_STATUS_SUCCESS;
-  p->taken = status == CUBLAS_STATUS_SUCCESS && found > 0;
+  if (status != CUBLAS_STATUS_SUCCESS) *found = 0;
+  return status == CUBLAS_STATUS_NOT_SUPPORTED ? CUBLAS_STATUS_SUCCESS : status;
+}
+
+/* The heuristics' first choice, if they have any. */
+static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
+  cublasLtMatmulHeuristicResult_t result;
+  int found;
+  cublasStatus_t status = ask_heuristics(matmul, p, 1, &result, &found);
+  p->taken = found > 0;
   if (p->taken) p->algorithm = result.algo;
   return status;
 }
@@ -213,7 +231,7 @@ static hv_status remember_algorithm(hv_matmul *matmul, const plan *p) {
   hv_algorithm chosen = {};
   chosen.taken = p->taken;
   if (p->taken) memcpy(chosen.bytes, &p->algorithm, sizeof p->algorithm);
-  return hv_choices_add(&matmul->choices, &p->key, &chosen);
+  return hv_choices_set(&matmul->choices, &p->key, &chosen);
 }
 
 static uint32_t bucket_of(const hv_product_shape *s) {
@@ -245,6 +263,7 @@ static hv_status find_plan(hv_matmul *matmul, const hv_product_shape *key, plan 
     close_plan(&matmul->lt, p);
     return kept;
   }
+  p->measure = matmul->measuring && !recalled && p->taken;
   p->next = *bucket;
   *bucket = *out = p;
   return HV_OK;
@@ -255,7 +274,14 @@ void hv_matmul_write_choices(const hv_matmul *matmul, hv_text *out) {
 }
 
 hv_status hv_matmul_read_choices(hv_matmul *matmul, const char *text, bool *fits) {
-  return hv_choices_read(&matmul->choices, matmul->made_by, text, fits);
+  HV_TRY(hv_choices_read(&matmul->choices, matmul->made_by, text, fits));
+  if (*fits) close_plans(matmul);
+  return HV_OK;
+}
+
+bool hv_matmul_measure_choices(hv_matmul *matmul, bool on) {
+  matmul->measuring = on;
+  return true;
 }
 
 bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
@@ -267,20 +293,59 @@ bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
   return true;
 }
 
+/* A product on its way to a queue. */
+struct trial {
+  const hv_matmul *matmul;
+  hv_queue *queue;
+  const hv_matmul_args *args;
+  void *workspace;
+  const plan *p;
+  cublasLtMatmulHeuristicResult_t ways[MOST_MEASURED];
+};
+
+static hv_status queue_product(const trial *t, const cublasLtMatmulAlgo_t *algorithm) {
+  const library *lt = &t->matmul->lt;
+  const hv_matmul_args *args = t->args;
+  const plan *p = t->p;
+  const float one = 1.0f, beta = p->key.has_c ? 1.0f : 0.0f;
+  const void *c = p->key.has_c ? args->c.data : args->d.data;
+  return check(t->matmul,
+               lt->Matmul(t->matmul->handle, p->product, &one, args->b.data, p->b, args->a.data, p->a, &beta, c, p->c,
+                          args->d.data, p->d, algorithm, t->workspace, WORKSPACE, (cudaStream_t)t->queue),
+               "multiplying");
+}
+
+static hv_status queue_way(void *context, int way) {
+  const trial *t = (const trial *)context;
+  return queue_product(t, &t->ways[way].algo);
+}
+
+/* Times what the heuristics take for the best algorithms, and keeps the fastest. */
+static hv_status measure_algorithms(hv_matmul *matmul, trial *t, plan *p) {
+  int found, usable = 0, fastest;
+  HV_TRY(check(matmul, ask_heuristics(matmul, p, MOST_MEASURED, t->ways, &found), "choosing algorithms"));
+  for (int i = 0; i < found; i++) {
+    if (t->ways[i].state == CUBLAS_STATUS_SUCCESS) t->ways[usable++] = t->ways[i];
+  }
+  if (usable > 0) {
+    HV_TRY(hv_find_fastest(t->queue, matmul->runtime, usable, queue_way, t, &fastest));
+    p->algorithm = t->ways[fastest].algo;
+  }
+  p->measure = false;
+  return remember_algorithm(matmul, p);
+}
+
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
-  const library *lt = &matmul->lt;
   hv_product_shape key = hv_product_shape_of(args);
   plan *p = nullptr;
   HV_TRY(find_plan(matmul, &key, &p));
   if (key.has_bias) {
     const void *bias = args->bias.data;
-    HV_TRY(check(matmul, lt->MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
+    HV_TRY(check(matmul,
+                 matmul->lt.MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
                  "giving a bias"));
   }
-  const float one = 1.0f, beta = key.has_c ? 1.0f : 0.0f;
-  const void *c = key.has_c ? args->c.data : args->d.data;
-  return check(matmul,
-               lt->Matmul(matmul->handle, p->product, &one, args->b.data, p->b, args->a.data, p->a, &beta, c, p->c,
-                          args->d.data, p->d, &p->algorithm, workspace, WORKSPACE, (cudaStream_t)queue),
-               "multiplying");
+  trial t = {matmul, queue, args, workspace, p, {}};
+  if (p->measure) HV_TRY(measure_algorithms(matmul, &t, p));
+  return queue_product(&t, &p->algorithm);
 }

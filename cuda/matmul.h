@@ -1,7 +1,7 @@
 /* Matrix products by cuBLASLt (matmul.cu), which is opened at run time, and by plain loops in the emulator
  * (emu/matmul.cc). Sums are float; f32 operands are never rounded to TF32. The library's algorithm for a shape is asked
- * for once and kept, so that a shape gives the same bytes as long as the device is open, and in another process that
- * reads what this one wrote. */
+ * for or measured once and kept, so that a shape gives the same bytes as long as the device is open, and in another
+ * process that reads what this one wrote. */
 #ifndef HV_CUDA_MATMUL_H
 #define HV_CUDA_MATMUL_H
 
@@ -35,7 +35,7 @@ typedef struct hv_matmul_args {
 bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args);
 
 /* Queues a product that the library takes, whose sizes are not 0. `workspace` is hv_matmul_workspace bytes, free until
- * the product is done. */
+ * the product is done. While choices are measured, a shape that is new is multiplied many times, and waited for. */
 HV_NODISCARD hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace);
 
 /* Queues any product, by a slow kernel of our own. */
@@ -44,9 +44,10 @@ void hv_matmul_plain(hv_stream *stream, const hv_matmul_args *args);
 /* The state of a stream's device. */
 hv_matmul *hv_stream_matmul(hv_stream *stream);
 
-/* What hv_device_write_choices and hv_device_read_choices promise. */
+/* What hv_device_write_choices, hv_device_read_choices and hv_device_measure_choices promise. */
 void hv_matmul_write_choices(const hv_matmul *matmul, hv_text *out);
 HV_NODISCARD hv_status hv_matmul_read_choices(hv_matmul *matmul, const char *text, bool *fits);
+bool hv_matmul_measure_choices(hv_matmul *matmul, bool on);
 
 /* How many shapes have met the library so far: steady work adds none. */
 int64_t hv_matmul_shapes(const hv_matmul *matmul);

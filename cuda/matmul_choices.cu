@@ -53,14 +53,23 @@ void hv_choices_free(hv_choices *choices) {
   choices->count = 0;
 }
 
-const hv_algorithm *hv_choices_find(const hv_choices *choices, const hv_product_shape *shape) {
-  for (const hv_choice *c = choices->first; c; c = c->next) {
-    if (memcmp(&c->shape, shape, sizeof *shape) == 0) return &c->algorithm;
-  }
-  return nullptr;
+static hv_choice *choice_of(const hv_choices *choices, const hv_product_shape *shape) {
+  hv_choice *c = choices->first;
+  while (c && memcmp(&c->shape, shape, sizeof *shape) != 0) c = c->next;
+  return c;
 }
 
-hv_status hv_choices_add(hv_choices *choices, const hv_product_shape *shape, const hv_algorithm *algorithm) {
+const hv_algorithm *hv_choices_find(const hv_choices *choices, const hv_product_shape *shape) {
+  const hv_choice *c = choice_of(choices, shape);
+  return c ? &c->algorithm : nullptr;
+}
+
+hv_status hv_choices_set(hv_choices *choices, const hv_product_shape *shape, const hv_algorithm *algorithm) {
+  hv_choice *known = choice_of(choices, shape);
+  if (known) {
+    known->algorithm = *algorithm;
+    return HV_OK;
+  }
   hv_choice *choice = (hv_choice *)calloc(1, sizeof *choice);
   if (!choice) return hv_error_memory("the algorithms of matrix products");
   choice->next = choices->first;
@@ -136,7 +145,7 @@ hv_status hv_choices_read(hv_choices *choices, const char *made_by, const char *
     if (!read_choice(&at, &shape, &algorithm)) {
       return hv_error(HV_ERR_INPUT, "line %d is no algorithm of a matrix product", line);
     }
-    if (!hv_choices_find(choices, &shape)) HV_TRY(hv_choices_add(choices, &shape, &algorithm));
+    HV_TRY(hv_choices_set(choices, &shape, &algorithm));
   }
   return HV_OK;
 }

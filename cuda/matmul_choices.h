@@ -36,12 +36,12 @@ void hv_choices_free(hv_choices *choices); /* leaves it empty */
 
 /* NULL: not chosen yet. Valid until hv_choices_free. */
 const hv_algorithm *hv_choices_find(const hv_choices *choices, const hv_product_shape *shape);
-HV_NODISCARD hv_status hv_choices_add(hv_choices *choices, const hv_product_shape *shape,
+/* Instead of what was chosen before. */
+HV_NODISCARD hv_status hv_choices_set(hv_choices *choices, const hv_product_shape *shape,
                                       const hv_algorithm *algorithm);
 
 /* As lines of text under the name of the library and card that they are for, and back. *fits is false, and nothing is
- * read, where the text is of another library, card or format; a line that is damaged is HV_ERR_INPUT. What was chosen
- * before stays. */
+ * read, where the text is of another library, card or format; a line that is damaged is HV_ERR_INPUT. */
 void hv_choices_write(const hv_choices *choices, const char *made_by, hv_text *out);
 HV_NODISCARD hv_status hv_choices_read(hv_choices *choices, const char *made_by, const char *text, bool *fits);
 

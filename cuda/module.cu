@@ -205,6 +205,10 @@ static hv_status read_choices(hv_device *device, const char *text, bool *fits) {
   return hv_matmul_read_choices(device_of(device)->matmul, text, fits);
 }
 
+static bool measure_choices(hv_device *device, bool on) {
+  return hv_matmul_measure_choices(device_of(device)->matmul, on);
+}
+
 #ifdef HV_HAVE_NCCL
 static hv_status comm_open(hv_device *device, const hv_comm_options *options, hv_comm **out) {
   return hv_comm_nccl_open(device, device_of(device)->runtime, options, out);
@@ -237,6 +241,7 @@ static const hv_device_methods methods = {
     .recording_close = hv_queue_recording_close,
     .write_choices = write_choices,
     .read_choices = read_choices,
+    .measure_choices = measure_choices,
     .comm_open = comm_open,
 };
 

@@ -222,3 +222,42 @@ hv_status hv_mark_synchronize(hv_mark *mark) {
 bool hv_mark_passed(const hv_queue *, const hv_mark *mark) {
   return cudaEventQuery((cudaEvent_t)mark) == cudaSuccess;
 }
+
+struct hv_timer {
+  cudaEvent_t begin, end;
+};
+
+hv_status hv_timer_open(hv_runtime *, hv_timer **out) {
+  hv_timer *timer = (hv_timer *)calloc(1, sizeof *timer);
+  *out = timer;
+  if (!timer) return hv_error_memory("a timer");
+  cudaError_t error = cudaEventCreate(&timer->begin);
+  if (error == cudaSuccess) error = cudaEventCreate(&timer->end);
+  if (error == cudaSuccess) return HV_OK;
+  hv_timer_close(timer);
+  *out = nullptr;
+  return check(error, "making a timer");
+}
+
+void hv_timer_close(hv_timer *timer) {
+  if (!timer) return;
+  if (timer->begin) (void)cudaEventDestroy(timer->begin);
+  if (timer->end) (void)cudaEventDestroy(timer->end);
+  free(timer);
+}
+
+hv_status hv_timer_begin(hv_timer *timer, hv_queue *queue) {
+  return check(cudaEventRecord(timer->begin, (cudaStream_t)queue), "recording an event");
+}
+
+hv_status hv_timer_end(hv_timer *timer, hv_queue *queue) {
+  return check(cudaEventRecord(timer->end, (cudaStream_t)queue), "recording an event");
+}
+
+hv_status hv_timer_seconds(hv_timer *timer, double *out) {
+  float milliseconds = 0;
+  HV_TRY(check(cudaEventSynchronize(timer->end), "waiting for an event"));
+  HV_TRY(check(cudaEventElapsedTime(&milliseconds, timer->begin, timer->end), "reading a timer"));
+  *out = 1e-3 * (double)milliseconds;
+  return HV_OK;
+}

@@ -19,6 +19,7 @@
 typedef struct hv_runtime hv_runtime; /* a card in use */
 typedef struct hv_queue hv_queue;     /* work in order: a CUDA stream */
 typedef struct hv_mark hv_mark;       /* a place in a queue: a CUDA event */
+typedef struct hv_timer hv_timer;     /* the time between two places in a queue */
 
 typedef struct hv_card {
   char name[128];
@@ -67,6 +68,13 @@ HV_NODISCARD hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark); /* a mark n
 HV_NODISCARD hv_status hv_mark_synchronize(hv_mark *mark);           /* the caller waits; likewise */
 /* Whether the queue in which the mark was recorded last has passed it; of any thread. */
 bool hv_mark_passed(const hv_queue *queue, const hv_mark *mark);
+
+/* By the card's clock. In the emulator no time passes but what hv_emu_spend says. */
+HV_NODISCARD hv_status hv_timer_open(hv_runtime *runtime, hv_timer **out);
+void hv_timer_close(hv_timer *timer);
+HV_NODISCARD hv_status hv_timer_begin(hv_timer *timer, hv_queue *queue);
+HV_NODISCARD hv_status hv_timer_end(hv_timer *timer, hv_queue *queue);
+HV_NODISCARD hv_status hv_timer_seconds(hv_timer *timer, double *out); /* waits for the end */
 
 /* A stream of this device: the operations' view of a queue. */
 typedef struct hv_cuda_stream {

@@ -65,9 +65,10 @@ typedef struct hv_device_methods {
   void (*replay)(hv_stream *stream, hv_recording *recording);
   void (*recording_close)(hv_recording *recording);
 
-  /* See hv_device_write_choices; both are NULL where a device chooses nothing. */
+  /* See hv_device_write_choices; all three are NULL where a device chooses nothing. */
   void (*write_choices)(const hv_device *device, hv_text *out);
   hv_status (*read_choices)(hv_device *device, const char *text, bool *fits);
+  bool (*measure_choices)(hv_device *device, bool on);
 
   /* Connects the ranks of a run by what links these devices (core/tensor/comm.h); NULL where nothing does. */
   hv_status (*comm_open)(hv_device *device, const struct hv_comm_options *options, struct hv_comm **out);
@@ -166,8 +167,9 @@ static inline void hv_recording_close(hv_device *device, hv_recording *recording
 }
 
 /* A device may choose how it computes when it first meets a shape (algorithms of matrix products), and choose otherwise
- * in another process. What it has chosen so far can be written as text and read by another process before it computes,
- * which then gives the same bytes. *fits is false, and nothing is read, where the text is of another kind of device. */
+ * in another process. What it has chosen so far can be written as text and read by another process, which then gives
+ * the same bytes; what that had chosen itself for the same shapes is forgotten. *fits is false, and nothing is read,
+ * where the text is of another kind of device. */
 static inline bool hv_device_chooses(const hv_device *device) {
   return device->methods->write_choices != NULL;
 }
@@ -176,6 +178,14 @@ static inline void hv_device_write_choices(const hv_device *device, hv_text *out
 }
 HV_NODISCARD static inline hv_status hv_device_read_choices(hv_device *device, const char *text, bool *fits) {
   return device->methods->read_choices(device, text, fits);
+}
+
+/* While this is on, a device takes what is fastest for a shape that it meets for the first time, by timing what there
+ * is to choose from. Operations then run several times, and what adds to memory adds several times: nothing that is
+ * computed meanwhile is of use, and nothing may be recorded. Otherwise, and for shapes that come later, it takes what
+ * it supposes to be the fastest. False: this device has nothing to measure. */
+static inline bool hv_device_measure_choices(hv_device *device, bool on) {
+  return device->methods->measure_choices && device->methods->measure_choices(device, on);
 }
 
 /* Opens the device in the shared library libhvla-<name>.so, which exports

@@ -1,6 +1,8 @@
-/* The emulator's matrix products: float sums in the order of k, forwards or backwards. Which of the two is "chosen" for
- * a shape when it is first met, as a library chooses algorithms: by the environment's HVLA_EMU_ALGORITHM (0 or 1), so
- * that a test can show that a resumed run keeps to what was chosen before. */
+/* The emulator's matrix products: float sums by several algorithms, which are orders of k. Which of them is supposed to
+ * be the fastest for a shape, as a library has its heuristics, says the environment's HVLA_EMU_ALGORITHM (0 … 3, by
+ * default 0), so that a test can show that a resumed run keeps to what was chosen before; next best are those that
+ * follow it. HVLA_EMU_TIMES, four numbers with commas between them, are the microseconds that a product takes by each;
+ * without it there is nothing to measure. */
 #include "cuda/matmul_choices.h"
 
 #include <math.h>
@@ -9,22 +11,44 @@
 
 #include "core/tensor/dtype.h"
 #include "cuda/emu/runtime.h"
+#include "cuda/fastest.h"
 
 static const char MADE_BY[] = "the emulator's products";
 
 enum { WORKSPACE = 4096, POISON = 0xff, TILE = 256 /* columns of d at once */, MOST_REFUSED = 1 << 17 };
 
+/* The bits of an algorithm. */
+enum { BACKWARDS = 1, EVEN_FIRST = 2, ALGORITHMS = 4 };
+
 struct hv_matmul {
+  hv_runtime *runtime;
   hv_choices choices;
-  bool backwards; /* what is chosen for a new shape */
+  int supposed; /* the algorithm for a shape that is new */
+  double microseconds[ALGORITHMS];
+  bool timed, measuring; /* times are known; are looked at for shapes that are new */
 };
 
+/* The times in the environment, if there are so many. */
+static bool read_times(double *out) {
+  const char *at = getenv("HVLA_EMU_TIMES");
+  for (int i = 0; i < ALGORITHMS; i++) {
+    char *end = nullptr;
+    if (!at || (i > 0 && *at++ != ',')) return false;
+    out[i] = strtod(at, &end);
+    if (end == at) return false;
+    at = end;
+  }
+  return true;
+}
+
 hv_status hv_matmul_open(hv_runtime *runtime, hv_matmul **out) {
-  (void)runtime;
-  *out = (hv_matmul *)calloc(1, sizeof **out);
-  if (!*out) return hv_error_memory("the emulated matrix products");
+  hv_matmul *matmul = (hv_matmul *)calloc(1, sizeof *matmul);
+  *out = matmul;
+  if (!matmul) return hv_error_memory("the emulated matrix products");
   const char *algorithm = getenv("HVLA_EMU_ALGORITHM");
-  (*out)->backwards = algorithm && strcmp(algorithm, "1") == 0;
+  matmul->runtime = runtime;
+  matmul->supposed = algorithm ? (int)(strtoul(algorithm, nullptr, 10) % ALGORITHMS) : 0;
+  matmul->timed = read_times(matmul->microseconds);
   return HV_OK;
 }
 
@@ -63,10 +87,16 @@ hv_status hv_matmul_read_choices(hv_matmul *matmul, const char *text, bool *fits
   return hv_choices_read(&matmul->choices, MADE_BY, text, fits);
 }
 
+bool hv_matmul_measure_choices(hv_matmul *matmul, bool on) {
+  matmul->measuring = on && matmul->timed;
+  return matmul->timed;
+}
+
 struct product {
   hv_matmul_args args;
   void *workspace;
-  bool backwards;
+  int algorithm;
+  double seconds;
 };
 
 static float *element(float *matrix, int64_t row, int64_t col, int64_t cols) {
@@ -99,13 +129,20 @@ static float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 
+/* Which of the k terms an algorithm adds in that step. */
+static int64_t term(int algorithm, int64_t step, int64_t k) {
+  int64_t even = (k + 1) / 2, at = algorithm & BACKWARDS ? k - 1 - step : step;
+  if (!(algorithm & EVEN_FIRST)) return at;
+  return at < even ? 2 * at : 2 * (at - even) + 1;
+}
+
 /* Columns [first, first + cols) of row i. */
 static void compute(const product *work, const float *a, const float *b, int64_t i, int64_t first, int64_t cols) {
   const hv_matmul_args *p = &work->args;
   int64_t n = p->d.cols, k = p->transpose_a ? p->a.rows : p->a.cols;
   float sum[TILE] = {}, other[TILE];
   for (int64_t step = 0; step < k; step++) {
-    int64_t j = work->backwards ? k - 1 - step : step;
+    int64_t j = term(work->algorithm, step, k);
     float left = a[i * k + j];
     const float *right = b + j * n + first;
     for (int64_t c = 0; c < cols; c++) sum[c] += left * right[c];
@@ -122,8 +159,9 @@ static void compute(const product *work, const float *a, const float *b, int64_t
   hv_dtype_convert(p->d.dtype, stored(&p->d, i, first), HV_F32, sum, cols);
 }
 
-static hv_status run_product(hv_runtime *, const void *payload) {
+static hv_status run_product(hv_runtime *runtime, const void *payload) {
   const product *p = (const product *)payload;
+  hv_emu_spend(runtime, p->seconds);
   memset(p->workspace, POISON, WORKSPACE);
   float *a = as_floats(&p->args.a, p->args.transpose_a), *b = as_floats(&p->args.b, p->args.transpose_b);
   if (!a || !b) {
@@ -143,20 +181,43 @@ static hv_status run_product(hv_runtime *, const void *payload) {
   return HV_OK;
 }
 
-/* The order of sums for a shape. */
-static hv_status choose(hv_matmul *matmul, const hv_matmul_args *args, bool *backwards) {
-  hv_product_shape shape = hv_product_shape_of(args);
+/* A product on its way to a queue. */
+struct trial {
+  const hv_matmul *matmul;
+  hv_queue *queue;
+  product work;
+};
+
+static int nth_best(const hv_matmul *matmul, int n) {
+  return (matmul->supposed + n) % ALGORITHMS;
+}
+
+static hv_status queue_product(void *context, int way) {
+  trial *t = (trial *)context;
+  t->work.algorithm = nth_best(t->matmul, way);
+  t->work.seconds = 1e-6 * t->matmul->microseconds[t->work.algorithm];
+  return hv_emu_enqueue(t->queue, run_product, &t->work, sizeof t->work);
+}
+
+static hv_status choose(hv_matmul *matmul, hv_queue *queue, const product *work, int *algorithm) {
+  hv_product_shape shape = hv_product_shape_of(&work->args);
   const hv_algorithm *known = hv_choices_find(&matmul->choices, &shape);
-  *backwards = known ? known->bytes[0] == 1 : matmul->backwards;
+  *algorithm = known ? known->bytes[0] : matmul->supposed;
   if (known) return HV_OK;
+  if (matmul->measuring) {
+    trial t = {matmul, queue, *work};
+    int fastest;
+    HV_TRY(hv_find_fastest(queue, matmul->runtime, ALGORITHMS, queue_product, &t, &fastest));
+    *algorithm = nth_best(matmul, fastest);
+  }
   hv_algorithm chosen = {};
   chosen.taken = true;
-  chosen.bytes[0] = matmul->backwards;
-  return hv_choices_add(&matmul->choices, &shape, &chosen);
+  chosen.bytes[0] = (unsigned char)*algorithm;
+  return hv_choices_set(&matmul->choices, &shape, &chosen);
 }
 
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
-  product p = {*args, workspace, false};
-  HV_TRY(choose(matmul, args, &p.backwards));
+  product p = {*args, workspace, 0, 0};
+  HV_TRY(choose(matmul, queue, &p, &p.algorithm));
   return hv_emu_enqueue(queue, run_product, &p, sizeof p);
 }

@@ -73,6 +73,7 @@ struct hv_runtime {
   hv_queue *queues;
   uint64_t queues_made, seed, launches;
   size_t allocated; /* bytes asked for and not released */
+  double clock;     /* seconds */
 };
 
 hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
@@ -386,6 +387,47 @@ hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
 hv_status hv_mark_synchronize(hv_mark *mark) {
   wait_payload wait = {mark->queue, mark->place};
   return mark->queue ? run_wait(mark->runtime, &wait) : HV_OK;
+}
+
+void hv_emu_spend(hv_runtime *runtime, double seconds) {
+  runtime->clock += seconds;
+}
+
+struct hv_timer {
+  double begin, end;
+  hv_queue *queue;
+};
+
+static hv_status run_clock(hv_runtime *runtime, const void *payload) {
+  double *const *out = (double *const *)payload;
+  **out = runtime->clock;
+  return HV_OK;
+}
+
+hv_status hv_timer_open(hv_runtime *, hv_timer **out) {
+  *out = (hv_timer *)calloc(1, sizeof **out);
+  return *out ? HV_OK : hv_error_memory("a timer of the emulated device");
+}
+
+void hv_timer_close(hv_timer *timer) {
+  free(timer);
+}
+
+hv_status hv_timer_begin(hv_timer *timer, hv_queue *queue) {
+  double *out = &timer->begin;
+  return hv_emu_enqueue(queue, run_clock, &out, sizeof out);
+}
+
+hv_status hv_timer_end(hv_timer *timer, hv_queue *queue) {
+  double *out = &timer->end;
+  timer->queue = queue;
+  return hv_emu_enqueue(queue, run_clock, &out, sizeof out);
+}
+
+hv_status hv_timer_seconds(hv_timer *timer, double *out) {
+  run_until(timer->queue, timer->queue->queued);
+  *out = timer->end - timer->begin;
+  return HV_OK;
 }
 
 /* A launch in a queue; its arguments follow. */

@@ -1,0 +1,171 @@
+/* A device takes the fastest algorithm of a product where it is told to measure, and what it has chosen stays: with the
+ * device, and for another that reads it. Only the emulator can be told which is the fastest.
+ * test_measuring [DEVICE], by default emu. */
+#include "tests/cuda/under_test.h"
+
+enum { ROWS = 40, WIDTH = 32 };
+
+typedef struct fixture {
+  hv_device *device;
+  hv_stream *stream;
+  hv_tensor x, weight, y;
+  void *memory[3];
+} fixture;
+
+static hv_tensor matrix(fixture *f, int index, int64_t rows) {
+  assert_ok(hv_device_allocate(f->device, HV_MEMORY_WORKSPACE, (size_t)(rows * WIDTH) * sizeof(float), "a matrix",
+                               &f->memory[index]));
+  hv_tensor t = hv_tensor_make(f->memory[index], HV_F32, rows, WIDTH);
+  hv_fill(f->stream, &(hv_fill_args){.dst = t, .value = 0.5});
+  return t;
+}
+
+/* A device whose products take so many microseconds by each algorithm, of which it supposes number `supposed` to be the
+ * fastest. */
+static fixture open_fixture(const char *times, const char *supposed) {
+  fixture f;
+  assert_int_equal(setenv("HVLA_EMU_ALGORITHM", supposed, 1), 0);
+  assert_int_equal(times ? setenv("HVLA_EMU_TIMES", times, 1) : unsetenv("HVLA_EMU_TIMES"), 0);
+  assert_ok(hv_device_load(under_test, &(hv_device_options){.index = 0}, &f.device));
+  assert_ok(hv_stream_open(f.device, &f.stream));
+  f.x = matrix(&f, 0, ROWS);
+  f.weight = matrix(&f, 1, WIDTH);
+  f.y = matrix(&f, 2, ROWS);
+  return f;
+}
+
+static void close_fixture(fixture *f) {
+  for (int i = 0; i < 3; i++) hv_device_release(f->device, f->memory[i]);
+  hv_stream_close(f->stream);
+  hv_device_close(f->device);
+}
+
+/* A product of so many rows. */
+static void multiply(fixture *f, int64_t rows) {
+  hv_linear(
+      f->stream,
+      &(hv_linear_args){.x = hv_tensor_rows(f->x, 0, rows), .weight = f->weight, .y = hv_tensor_rows(f->y, 0, rows)});
+  assert_ok(hv_stream_synchronize(f->stream));
+}
+
+static hv_text choices_of(const fixture *f) {
+  hv_text text = {0};
+  hv_device_write_choices(f->device, &text);
+  assert_false(text.failed);
+  return text;
+}
+
+/* The algorithm of the one shape that was met. */
+static int chosen(const fixture *f) {
+  hv_text text = choices_of(f);
+  const char *at = strrchr(text.data, ' ');
+  assert_non_null(at);
+  int digit = at[2] - '0';
+  hv_text_free(&text);
+  return digit;
+}
+
+static int measured(const char *times, const char *supposed) {
+  fixture f = open_fixture(times, supposed);
+  assert_true(hv_device_measure_choices(f.device, true));
+  multiply(&f, ROWS);
+  (void)hv_device_measure_choices(f.device, false);
+  int algorithm = chosen(&f);
+  close_fixture(&f);
+  return algorithm;
+}
+
+static void the_fastest_is_taken(void **state) {
+  (void)state;
+  assert_int_equal(measured("4,3,2,1", "0"), 3);
+  assert_int_equal(measured("4,3,1,2", "0"), 2);
+  assert_int_equal(measured("1,3,4,2", "3"), 0);
+}
+
+/* The first of those that are as fast, in the order in which they are supposed to be. */
+static void ties_go_to_what_is_supposed(void **state) {
+  (void)state;
+  assert_int_equal(measured("2,2,2,2", "0"), 0);
+  assert_int_equal(measured("2,2,2,2", "2"), 2);
+  assert_int_equal(measured("1,3,3,1", "2"), 3);
+  assert_int_equal(measured("2,1.99,2,2", "0"), 0); /* as good as equal */
+}
+
+static void nothing_is_measured_unasked(void **state) {
+  (void)state;
+  fixture f = open_fixture("4,3,2,1", "0");
+  multiply(&f, ROWS);
+  assert_int_equal(chosen(&f), 0);
+  /* What is known stays, and a shape that comes when measuring is over is not measured. */
+  assert_true(hv_device_measure_choices(f.device, true));
+  multiply(&f, ROWS);
+  assert_int_equal(chosen(&f), 0);
+  (void)hv_device_measure_choices(f.device, false);
+  close_fixture(&f);
+  f = open_fixture(NULL, "1");
+  assert_false(hv_device_measure_choices(f.device, true)); /* there are no times */
+  multiply(&f, ROWS);
+  assert_int_equal(chosen(&f), 1);
+  close_fixture(&f);
+}
+
+/* Another device reads what was measured, before or after it has chosen by itself; its own clock is not asked. */
+static void choices_are_kept(void **state) {
+  (void)state;
+  bool fits;
+  fixture f = open_fixture("4,3,1,2", "0");
+  assert_true(hv_device_measure_choices(f.device, true));
+  multiply(&f, ROWS);
+  hv_text text = choices_of(&f);
+  close_fixture(&f);
+  for (int before = 0; before < 2; before++) {
+    f = open_fixture("1,2,3,4", "1");
+    assert_true(hv_device_measure_choices(f.device, true));
+    if (before) multiply(&f, ROWS);
+    assert_ok(hv_device_read_choices(f.device, text.data, &fits));
+    assert_true(fits);
+    multiply(&f, ROWS);
+    assert_int_equal(chosen(&f), 2);
+    close_fixture(&f);
+  }
+  hv_text_free(&text);
+}
+
+/* On any device: what is multiplied when measuring is over is right, and another device takes the same choices. */
+static void measuring_leaves_no_trace(void **state) {
+  (void)state;
+  static float y[ROWS * WIDTH];
+  bool fits;
+  fixture f = open_fixture("4,3,1,2", "0"), other = open_fixture("1,2,3,4", "1");
+  assert_true(hv_device_measure_choices(f.device, true));
+  multiply(&f, ROWS);
+  assert_true(hv_device_measure_choices(f.device, false));
+  multiply(&f, ROWS);
+  hv_download(f.stream, y, f.y.data, sizeof y);
+  assert_ok(hv_stream_synchronize(f.stream));
+  for (int i = 0; i < ROWS * WIDTH; i++) assert_true(y[i] == 0.25f * WIDTH);
+  hv_text text = choices_of(&f);
+  assert_ok(hv_device_read_choices(other.device, text.data, &fits));
+  assert_true(fits);
+  multiply(&other, ROWS);
+  hv_text same = choices_of(&other);
+  assert_string_equal(same.data, text.data);
+  hv_text_free(&text);
+  hv_text_free(&same);
+  close_fixture(&f);
+  close_fixture(&other);
+}
+
+int main(int argc, char **argv) {
+  choose_device(argc, argv);
+  const struct CMUnitTest everywhere[] = {cmocka_unit_test(measuring_leaves_no_trace)};
+  if (strcmp(under_test, "emu") != 0) return cmocka_run_group_tests(everywhere, NULL, NULL);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(measuring_leaves_no_trace),
+      cmocka_unit_test(the_fastest_is_taken),
+      cmocka_unit_test(ties_go_to_what_is_supposed),
+      cmocka_unit_test(nothing_is_measured_unasked),
+      cmocka_unit_test(choices_are_kept),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
