@@ -21,6 +21,7 @@ static void leaves_a_run_directory(void **state) {
                                      "samples_per_s",
                                      "model_tflops",
                                      "speed_of_light",
+                                     "memory_bytes",
                                      "time",
                                      "epoch",
                                      "held_out_loss",

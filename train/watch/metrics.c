@@ -124,6 +124,7 @@ static json_t *make_object(const hv_metrics_line *line) {
     json_object_set_new(object, "model_tflops", number(1e-12 * line->model_flops));
     json_object_set_new(object, "speed_of_light", number(line->speed_of_light));
   }
+  json_object_set_new(object, "memory_bytes", number(line->memory_bytes));
   json_object_set_new(object, "time", number(hv_wall_seconds()));
   if (line->pace) add_pace(object, line->pace);
   if (line->result.skipped) {

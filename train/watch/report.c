@@ -175,6 +175,9 @@ static void add_tiles(const hv_run_history *history, const json_t *now, hv_text 
              100 * light);
   }
   add_tile("samples", value, note, out);
+  double memory = hv_line_number(now, "memory_bytes");
+  snprintf(value, sizeof value, "%.3g GB", 1e-9 * memory);
+  if (isfinite(memory)) add_tile("device memory", value, "of the first rank, at most", out);
   double end = hv_line_number(history->card, "end"), start = hv_line_number(history->card, "start");
   if (!isfinite(end)) end = hv_line_number(hv_run_history_last(history, "time"), "time");
   hv_format_duration(end - start, value, sizeof value);

@@ -64,7 +64,7 @@ static json_t *held_out(const hv_run_history *history) {
 hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
   static const char *const of_the_last_line[] = {"epoch",     "samples_per_s",  "model_tflops", "speed_of_light",
                                                  "loss",      "loss_diffusion", "loss_ce",      "learning_rate",
-                                                 "grad_norm", "slowest_rank"};
+                                                 "grad_norm", "memory_bytes",   "slowest_rank"};
   static const char *const of_the_card[] = {"host", "pid", "ranks", "device", "start", "message"};
   const json_t *last = hv_run_history_last(history, "step");
   int64_t steps = hv_run_history_steps(history);
@@ -175,6 +175,8 @@ void hv_run_status_format(const hv_run_history *history, const json_t *status, h
   if (isfinite(rate)) hv_text_add(out, "   %.1f samples/s", rate);
   double light = hv_line_number(status, "speed_of_light");
   if (isfinite(light)) hv_text_add(out, ", %.0f %% of the speed of light", 100 * light);
+  double memory = hv_line_number(status, "memory_bytes");
+  if (isfinite(memory)) hv_text_add(out, "   %.3g GB", 1e-9 * memory);
   if (strcmp(history->state, "running") == 0) {
     hv_format_duration(hv_line_number(status, "seconds_left"), left, sizeof left);
     hv_text_add(out, "   %s left", left);

@@ -108,6 +108,7 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
                           .samples_per_s = hv_progress_rate(&watch->progress),
                           .model_flops = flops,
                           .speed_of_light = best > 0 ? flops / best : 0,
+                          .memory_bytes = (double)watch->trainer->device->memory.peak.total,
                           .pace = paced ? &pace : NULL,
                           .held_out = held_out,
                           .suspects = watch->suspects};
