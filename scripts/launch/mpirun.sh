@@ -11,7 +11,8 @@ Usage: scripts/launch/mpirun.sh -n RANKS [-H HOST:SLOTS,HOST:SLOTS,…] PROGRAM 
 
 RANKS processes train together. With hosts, the program, the data and the run directory must have the same paths on all
 of them, and `ssh` must reach them without a password. OMP_NUM_THREADS says how many threads a rank has (otherwise the
-processors of this machine are divided among the ranks that run on it).
+processors of this machine are divided among the ranks that run on it). Other hosts get it, and every exported variable
+whose name begins with NCCL_ or HVLA_.
 
 SIGTERM and Ctrl-C let all ranks finish the step and write a checkpoint; the exit code is then 75, and the same command
 with --resume goes on, with this or any other number of ranks. If a rank dies, all end within a minute with a message
@@ -51,7 +52,15 @@ if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CO
 # the others have some seconds to say what they know.
 command=(mpirun -np "$ranks" --bind-to none --oversubscribe -x OMP_NUM_THREADS
   --mca odls_base_sigkill_timeout 3 --mca mpi_yield_when_idle 1)
-if [[ -n $hosts ]]; then command+=(-H "$hosts"); fi
+if [[ -n $hosts ]]; then
+  # A host that is cut off is noticed within half a minute, not eight.
+  command+=(-H "$hosts" --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5
+    --mca oob_tcp_keepalive_probes 3)
+  # What is said to NCCL and to this program here counts on all hosts.
+  for name in $(compgen -e); do
+    if [[ $name == NCCL_* || $name == HVLA_* ]]; then command+=(-x "$name"); fi
+  done
+fi
 
 # mpirun answers SIGTERM and Ctrl-C by ending its ranks with too little time for a checkpoint, but hands SIGUSR1 on to
 # them. In a process group of its own it does not get the terminal's Ctrl-C.

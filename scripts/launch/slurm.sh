@@ -8,18 +8,20 @@
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 scripts/launch/slurm.sh build/release/train/hvla-train run --config run.yaml
 #
-# Ranks meet on the job's first node (CUDA cards by NCCL), or are connected by MPI. HVLA_SRUN_MPI is srun's --mpi, `pmix` by
-# default; what there is, `srun --mpi=list` tells, and `none` is enough for NCCL. Ask for cards with --gpus-per-node or
-# --gpus-per-task, for processors with --cpus-per-task.
+# Ranks meet on the job's first node (CUDA cards by NCCL), or are connected by MPI. HVLA_SRUN_MPI is srun's --mpi,
+# `pmix` by default, which Debian's Open MPI needs; what there is, `srun --mpi=list` tells, and `none` is enough for
+# NCCL. Ask for cards with --gpus-per-node or --gpus-per-task, for processors with --cpus-per-task.
 #
-# Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a checkpoint;
-# the job then goes back to the queue and resumes. Run directory and data must be on a file system that all nodes share.
+# Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a
+# checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. `scancel JOB`
+# writes a checkpoint as well and ends the job, `scancel --batch --signal=USR1 JOB` sends it back. A job that fails
+# stays ended. Run directory and data must be on a file system that all nodes share.
 set -euo pipefail
 
 # What the program says after a signal: the checkpoint is written.
 readonly stopped=75
 
-(($# > 0)) || { echo "slurm.sh: the training command is missing" >&2 && exit 2; }
+(($# > 0)) || { echo "slurm.sh: the command is missing: sbatch … slurm.sh hvla-train run --config FILE" >&2 && exit 2; }
 [[ -n ${SLURM_JOB_ID:-} ]] || { echo "slurm.sh: submit this with sbatch" >&2 && exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS ranks, $OMP_NUM_THREADS threads each"
@@ -35,7 +37,15 @@ while kill -0 "$pid" 2> /dev/null; do
   wait "$pid" || code=$?
 done
 if ((code == stopped)); then
-  echo "job $SLURM_JOB_ID goes back to the queue"
-  scontrol requeue "$SLURM_JOB_ID"
+  # scancel, too, makes ranks write a checkpoint, but who cancels a job does not want it back; and without a grace time
+  # SLURM puts a pre-empted job back by itself.
+  state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r' || true)
+  case $state in
+    RUNNING* | *TimeLimit)
+      echo "job $SLURM_JOB_ID goes back to the queue"
+      scontrol requeue "$SLURM_JOB_ID"
+      ;;
+    *) echo "job $SLURM_JOB_ID was cancelled or pre-empted; started again, it resumes" ;;
+  esac
 fi
 exit "$code"
