@@ -1,6 +1,7 @@
 #include "train/ranks/rank_place.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -26,10 +27,23 @@ hv_rank_place hv_rank_place_own(const hv_device *device) {
   return place;
 }
 
+/* A process that is dead and not yet waited for has ended, too: its launcher may be dead or busy. Allocates nothing. */
+static bool has_ended(pid_t process) {
+  char path[32], text[256];
+  snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t length = file < 0 ? -1 : read(file, text, sizeof text - 1);
+  if (file >= 0) (void)close(file);
+  if (length <= 0) return kill(process, 0) != 0 && errno == ESRCH;
+  text[length] = '\0';
+  const char *name_end = strrchr(text, ')'); /* "PID (NAME) STATE …" */
+  return name_end && (strncmp(name_end, ") Z", 3) == 0 || strncmp(name_end, ") X", 3) == 0);
+}
+
 bool hv_rank_place_gone(const hv_rank_place *own, const hv_rank_place *other) {
   if (own->pid == other->pid || !own->boot[0] || !own->processes) return false;
   if (strcmp(own->boot, other->boot) != 0 || own->processes != other->processes) return false;
-  return kill((pid_t)other->pid, 0) != 0 && errno == ESRCH;
+  return has_ended((pid_t)other->pid);
 }
 
 static bool same_machine(const hv_rank_place *a, const hv_rank_place *b) {
