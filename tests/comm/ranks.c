@@ -60,8 +60,10 @@ int run_ranks_without_mpi(int ranks, const char *command, char **output) {
 
 pid_t start_ranks(int ranks, const char *command, const char *log) {
   char line[4096];
-  int length = snprintf(line, sizeof line, "exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s > '%s' 2>&1",
-                        ranks, HVLA_BINARY_DIR, command, log);
+  int length =
+      snprintf(line, sizeof line,
+               "exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
+               ranks, HVLA_BINARY_DIR, command, log, log);
   assert_true(length < (int)sizeof line);
   (void)unlink(log); /* an earlier one would be taken for this one's */
   pid_t process = fork();
@@ -83,6 +85,16 @@ pid_t process_of_a_rank(pid_t mpirun, int which) {
   for (int i = 0; i <= which && found; i++) found = fscanf(file, "%31s", word) == 1;
   (void)fclose(file);
   return found ? (pid_t)strtol(word, NULL, 10) : 0;
+}
+
+bool process_has_ended(pid_t process) {
+  char path[64], state = 'X';
+  snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
+  FILE *file = fopen(path, "r");
+  if (!file) return true;
+  bool found = fscanf(file, "%*d (%*[^)]) %c", &state) == 1;
+  (void)fclose(file);
+  return !found || state == 'Z' || state == 'X';
 }
 
 void check_ranks(int code, int ranks, const char *command, const char *const *words) {

@@ -2,6 +2,7 @@
 #ifndef HV_TESTS_COMM_RANKS_H
 #define HV_TESTS_COMM_RANKS_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 /* Runs "mpirun -np <ranks> <build folder>/<command>" and returns its exit code, 128 + n after signal n. *output, both
@@ -12,11 +13,15 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds);
  * MASTER_PORT that is free. Returns the first exit code that is not 0; *output as above. */
 int run_ranks_without_mpi(int ranks, const char *command, char **output);
 
-/* Starts run_ranks without waiting; output goes to the file `log`. The process is mpirun itself. */
+/* Starts run_ranks without waiting; output goes to the file `log`, that of ranks directly, so that an mpirun that
+ * crashes takes none of it along. The process is mpirun itself. */
 pid_t start_ranks(int ranks, const char *command, const char *log);
 
 /* The process of one of the ranks that `mpirun` started; 0: there is none. */
 pid_t process_of_a_rank(pid_t mpirun, int which);
+
+/* Also true of one that nobody has waited for yet. */
+bool process_has_ended(pid_t process);
 
 /* The same as run_ranks, failing the test unless the exit code is as given and the output holds every one of the words.
  */
