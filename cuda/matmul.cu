@@ -48,8 +48,8 @@ struct plan {
   cublasLtMatmulDesc_t product;
   cublasLtMatrixLayout_t a, b, c, d;
   cublasLtMatmulAlgo_t algorithm;
-  bool taken;   /* there is an algorithm */
-  bool measure; /* it is yet to be measured against others */
+  bool taken;    /* there is an algorithm */
+  bool supposed; /* hv_algorithm */
 };
 
 struct hv_matmul {
@@ -208,7 +208,7 @@ static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   cublasLtMatmulHeuristicResult_t result;
   int found;
   cublasStatus_t status = ask_heuristics(matmul, p, 1, &result, &found);
-  p->taken = found > 0;
+  p->taken = p->supposed = found > 0;
   if (p->taken) p->algorithm = result.algo;
   return status;
 }
@@ -219,6 +219,7 @@ static bool recall_algorithm(const hv_matmul *matmul, plan *p) {
   const hv_algorithm *known = hv_choices_find(&matmul->choices, &p->key);
   if (!known) return false;
   p->taken = known->taken;
+  p->supposed = known->supposed;
   if (!known->taken) return true;
   memcpy(&p->algorithm, known->bytes, sizeof p->algorithm);
   cublasLtMatmulHeuristicResult_t result;
@@ -230,6 +231,7 @@ static bool recall_algorithm(const hv_matmul *matmul, plan *p) {
 static hv_status remember_algorithm(hv_matmul *matmul, const plan *p) {
   hv_algorithm chosen = {};
   chosen.taken = p->taken;
+  chosen.supposed = p->supposed;
   if (p->taken) memcpy(chosen.bytes, &p->algorithm, sizeof p->algorithm);
   return hv_choices_set(&matmul->choices, &p->key, &chosen);
 }
@@ -263,7 +265,6 @@ static hv_status find_plan(hv_matmul *matmul, const hv_product_shape *key, plan 
     close_plan(&matmul->lt, p);
     return kept;
   }
-  p->measure = matmul->measuring && !recalled && p->taken;
   p->next = *bucket;
   *bucket = *out = p;
   return HV_OK;
@@ -331,7 +332,7 @@ static hv_status measure_algorithms(hv_matmul *matmul, trial *t, plan *p) {
     HV_TRY(hv_find_fastest(t->queue, matmul->runtime, usable, queue_way, t, &fastest));
     p->algorithm = t->ways[fastest].algo;
   }
-  p->measure = false;
+  p->supposed = false;
   return remember_algorithm(matmul, p);
 }
 
@@ -346,6 +347,6 @@ hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args
                  "giving a bias"));
   }
   trial t = {matmul, queue, args, workspace, p, {}};
-  if (p->measure) HV_TRY(measure_algorithms(matmul, &t, p));
+  if (matmul->measuring && p->supposed) HV_TRY(measure_algorithms(matmul, &t, p));
   return queue_product(&t, &p->algorithm);
 }

@@ -20,9 +20,10 @@ hv_product_shape hv_product_shape_of(const hv_matmul_args *args);
 
 enum { HV_ALGORITHM_BYTES = 64 };
 
-/* Its bytes mean something to who chose it; not taken: there is none for the shape. */
+/* Its bytes mean something to who chose it; not taken: there is none for the shape. Supposed to be the fastest: neither
+ * measured nor read, so that measuring may yet find another. */
 struct hv_algorithm {
-  bool taken;
+  bool taken, supposed;
   unsigned char bytes[HV_ALGORITHM_BYTES];
 };
 

@@ -79,6 +79,7 @@ typedef struct hv_train_config {
   char *init_from, *tokenizer, *output, *device;
   int32_t dtype; /* index into fp32, bf16: hv_train_config_dtype */
   int64_t seed, threads, log_interval, bench_prompt;
+  bool measure_algorithms;
   hv_init_settings init;
   hv_data_settings data;
   hv_train_settings train;

@@ -83,6 +83,14 @@ const hv_option hv_train_config_table[] = {
      .min = 0,
      .max = 4096,
      .doc = "Threads of the CPU device; 0: one a processor. Results do not depend on it."},
+    {.key = "measure_algorithms",
+     .type = HV_OPTION_BOOL,
+     AT(measure_algorithms),
+     .fallback = "true",
+     .doc =
+         "Before a run's first step, a card measures which of its library's algorithms is the fastest for each matrix "
+         "product of the first batch. false: it takes those that the library supposes to be. Either way a resumed "
+         "run takes the same again."},
     {.key = "log_interval",
      .type = HV_OPTION_INT,
      AT(log_interval),

@@ -192,6 +192,33 @@ static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_resul
   return HV_OK;
 }
 
+/* Forward and backward over the batch that is next. */
+static void run_pass(hv_trainer *trainer, bool last, hv_model_activations *activations) {
+  hv_stream *stream = trainer->stream;
+  hv_sequence *sequence = trainer->sequences[trainer->current];
+  hv_arena_release(&trainer->arena, 0);
+  hv_sequence_use(sequence, stream);
+  hv_params_begin_pass(trainer->params, last, stream);
+  hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, activations);
+  hv_model_backward(trainer->model, sequence, activations, &trainer->arena, stream);
+  hv_sequence_done(sequence, stream);
+}
+
+hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *source, bool *measured) {
+  hv_model_activations activations;
+  bool leads = !trainer->comm || trainer->comm->rank == 0;
+  *measured = !trainer->device->nan_watch && hv_device_measure_choices(trainer->device, leads);
+  if (!*measured) return HV_OK;
+  hv_status status = trainer->built ? HV_OK : send_next(trainer, source, trainer->step);
+  if (!status) {
+    run_pass(trainer, true, &activations);
+    hv_params_end_passes(trainer->params, trainer->stream);
+    status = hv_stream_synchronize(trainer->stream);
+  }
+  (void)hv_device_measure_choices(trainer->device, false);
+  return status;
+}
+
 hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate, hv_step_result *out) {
   hv_stream *stream = trainer->stream;
   double start = hv_clock_seconds();
@@ -199,14 +226,8 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   if (!trainer->built) HV_TRY(send_next(trainer, source, trainer->step));
   hv_params_zero_gradients(trainer->params, stream);
   for (int32_t part = 0; part < trainer->parts; part++) {
-    hv_sequence *sequence = trainer->sequences[trainer->current];
     hv_model_activations activations;
-    hv_arena_release(&trainer->arena, 0);
-    hv_sequence_use(sequence, stream);
-    hv_params_begin_pass(trainer->params, part + 1 == trainer->parts, stream);
-    hv_model_forward(trainer->model, sequence, &trainer->weights, true, &trainer->arena, stream, &activations);
-    hv_model_backward(trainer->model, sequence, &activations, &trainer->arena, stream);
-    hv_sequence_done(sequence, stream);
+    run_pass(trainer, part + 1 == trainer->parts, &activations);
     download_loss(trainer, activations.loss_diffusion, &trainer->losses[part][0]);
     download_loss(trainer, activations.loss_ce, &trainer->losses[part][1]);
     trainer->current = 1 - trainer->current;

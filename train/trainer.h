@@ -104,6 +104,11 @@ typedef struct hv_step_result {
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 
+/* Before the first step: one pass over the run's next batch whose results are thrown away, in which the first rank's
+ * device chooses by measuring (hv_device_measure_choices). All ranks call it. *measured is false, and nothing was done,
+ * where the device has nothing to measure or its results are watched. */
+HV_NODISCARD hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *source, bool *measured);
+
 /* The sequence that holds no batch of the run, free to use between two steps; it holds what `limits` say. */
 hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer);
 

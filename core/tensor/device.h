@@ -180,10 +180,10 @@ HV_NODISCARD static inline hv_status hv_device_read_choices(hv_device *device, c
   return device->methods->read_choices(device, text, fits);
 }
 
-/* While this is on, a device takes what is fastest for a shape that it meets for the first time, by timing what there
- * is to choose from. Operations then run several times, and what adds to memory adds several times: nothing that is
- * computed meanwhile is of use, and nothing may be recorded. Otherwise, and for shapes that come later, it takes what
- * it supposes to be the fastest. False: this device has nothing to measure. */
+/* While this is on, a device takes what is fastest for a shape, by timing what there is to choose from, unless it has
+ * measured that before or read it. Operations then run several times, and what adds to memory adds several times:
+ * nothing that is computed meanwhile is of use, and nothing may be recorded. Otherwise it takes what it supposes to be
+ * the fastest. False: this device has nothing to measure. */
 static inline bool hv_device_measure_choices(hv_device *device, bool on) {
   return device->methods->measure_choices && device->methods->measure_choices(device, on);
 }

@@ -25,7 +25,7 @@ struct hv_matmul {
   hv_choices choices;
   int supposed; /* the algorithm for a shape that is new */
   double microseconds[ALGORITHMS];
-  bool timed, measuring; /* times are known; are looked at for shapes that are new */
+  bool timed, measuring; /* times are known; are looked at where an algorithm is only supposed to be the fastest */
 };
 
 /* The times in the environment, if there are so many. */
@@ -203,7 +203,7 @@ static hv_status choose(hv_matmul *matmul, hv_queue *queue, const product *work,
   hv_product_shape shape = hv_product_shape_of(&work->args);
   const hv_algorithm *known = hv_choices_find(&matmul->choices, &shape);
   *algorithm = known ? known->bytes[0] : matmul->supposed;
-  if (known) return HV_OK;
+  if (known && !(known->supposed && matmul->measuring)) return HV_OK;
   if (matmul->measuring) {
     trial t = {matmul, queue, *work};
     int fastest;
@@ -212,6 +212,7 @@ static hv_status choose(hv_matmul *matmul, hv_queue *queue, const product *work,
   }
   hv_algorithm chosen = {};
   chosen.taken = true;
+  chosen.supposed = !matmul->measuring;
   chosen.bytes[0] = (unsigned char)*algorithm;
   return hv_choices_set(&matmul->choices, &shape, &chosen);
 }

@@ -119,6 +119,26 @@ static void keeps_to_chosen_algorithms(void **state) {
   assert_false(same_bytes(in_folder(in_folder(*state, "forgetful"), file), whole));
 }
 
+/* What was measured when the run began is taken again when it goes on, though another would be the fastest by then. */
+static void keeps_to_measured_algorithms(void **state) {
+  static const char file[] = "checkpoints/step-4/training.safetensors";
+  if (strcmp(under_test, "emu") != 0) {
+    print_message("skipped: only the emulator can be told what is the fastest\n");
+    skip();
+  }
+  assert_int_equal(setenv("HVLA_EMU_TIMES", "4,4,4,1", 1), 0);
+  train(*state, "unasked", under_test, "--set train.steps=4 --set measure_algorithms=false");
+  train(*state, "whole", under_test, "--set train.steps=4");
+  train(*state, "halves", under_test, "--set train.steps=2");
+  assert_int_equal(setenv("HVLA_EMU_TIMES", "4,1,4,4", 1), 0);
+  train(*state, "halves", under_test, "--set train.steps=4 --resume");
+  assert_int_equal(unsetenv("HVLA_EMU_TIMES"), 0);
+  char whole[1024];
+  snprintf(whole, sizeof whole, "%s/%s", in_folder(*state, "whole"), file);
+  assert_true(same_bytes(in_folder(in_folder(*state, "halves"), file), whole));
+  assert_false(same_bytes(in_folder(in_folder(*state, "unasked"), file), whole));
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
   if (argc > 2) steps = (int)strtol(argv[2], NULL, 10);
@@ -128,6 +148,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(micro_batches_as_on_the_cpu, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(keeps_to_chosen_algorithms, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(keeps_to_measured_algorithms, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,12 +75,21 @@ static hv_status timed_step(bench *self, double times[STAGES]) {
   return HV_OK;
 }
 
+/* As a run does before its first step. */
+static hv_status measure_algorithms(const bench *self) {
+  hv_fixed_source source = hv_fixed_source_make(&self->made_up.batch);
+  bool measured;
+  if (!self->config->measure_algorithms) return HV_OK;
+  return hv_trainer_measure_choices(self->trainer, &source.source, &measured);
+}
+
 static hv_status time_steps(bench *self) {
   size_t steps = (size_t)self->options->steps;
   for (int i = 0; i <= STAGES; i++) {
     self->times[i] = calloc(steps, sizeof **self->times);
     if (!self->times[i]) return hv_error_memory("the measured times");
   }
+  HV_TRY(measure_algorithms(self));
   HV_TRY(timed_step(self, NULL));
   for (size_t s = 0; s < steps; s++) {
     double stages[STAGES];

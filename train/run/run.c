@@ -360,8 +360,17 @@ static hv_status hear(run *self, int *signal_number, bool *save) {
   return hv_run_files_advance(self->files, numbers[3]);
 }
 
+/* A new run's algorithms, the same on all ranks; one that is resumed keeps to those it had. */
+static hv_status measure_algorithms(run *self) {
+  bool measured;
+  if (!self->config->measure_algorithms || self->trainer->step > 0) return HV_OK;
+  HV_TRY(hv_trainer_measure_choices(self->trainer, &self->source.source, &measured));
+  return measured ? hv_run_choices_share(self->comm, self->trainer->device) : HV_OK;
+}
+
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
+  HV_TRY(measure_algorithms(self));
   HV_TRY(measure_start(self));
   while (trainer->step < self->total_steps && !is_stale(self)) {
     tell(self);

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -30,6 +31,42 @@ hv_status hv_run_choices_load(const char *run, hv_device *device) {
 done:
   free(text);
   free(path);
+  return status;
+}
+
+/* *texts begins with the first rank's text; on the heap. */
+static hv_status gather_texts(hv_comm *comm, const hv_device *device, char **texts) {
+  hv_status status = HV_OK;
+  hv_text own = {0};
+  char *padded = NULL;
+  hv_device_write_choices(device, &own);
+  double length = comm->rank == 0 ? (double)own.length : 0;
+  HV_CHECK(hv_comm_sum(comm, "the length of the device's choices", &length, 1));
+  size_t size = (size_t)length + 1;
+  padded = calloc(1, size);
+  *texts = calloc((size_t)comm->size, size);
+  if (!padded || !*texts || own.failed) {
+    status = hv_error_memory("the device's choices");
+    goto done;
+  }
+  if (comm->rank == 0) memcpy(padded, hv_text_string(&own), own.length);
+  status = hv_comm_gather(comm, "the device's choices", padded, size, *texts);
+done:
+  free(padded);
+  hv_text_free(&own);
+  return status;
+}
+
+hv_status hv_run_choices_share(hv_comm *comm, hv_device *device) {
+  char *texts = NULL;
+  bool fits = true;
+  if (comm->size == 1 || !hv_device_chooses(device)) return HV_OK;
+  hv_status status = gather_texts(comm, device, &texts);
+  if (!status && comm->rank > 0) status = hv_device_read_choices(device, texts, &fits);
+  free(texts);
+  if (!fits) {
+    hv_log_warning("this rank has another card or library than the first: a resumed run will not give the same bytes");
+  }
   return status;
 }
 

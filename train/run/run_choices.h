@@ -3,11 +3,14 @@
 #ifndef HV_TRAIN_RUN_RUN_CHOICES_H
 #define HV_TRAIN_RUN_RUN_CHOICES_H
 
-#include "core/tensor/device.h"
+#include "core/tensor/comm.h"
 
 /* Before anything is computed. A run without the file, or with one of another card or library, is no error; the latter
  * is a warning in the log. */
 HV_NODISCARD hv_status hv_run_choices_load(const char *run, hv_device *device);
+
+/* All ranks take over what the first one's device has chosen; all call it. */
+HV_NODISCARD hv_status hv_run_choices_share(hv_comm *comm, hv_device *device);
 
 /* Nothing where the device chooses nothing. */
 HV_NODISCARD hv_status hv_run_choices_save(const char *run, const hv_device *device);
