@@ -1,0 +1,40 @@
+/* As much of libcuda.so.1 as the CUDA runtime asks before it uses a card: a driver of the version DRIVER_VERSION whose
+ * cuInit gives the error DRIVER_ERROR. */
+#include <stdlib.h>
+#include <string.h>
+
+int cuInit(unsigned flags);
+int cuDriverGetVersion(int *version);
+int cuGetProcAddress_v2(const char *name, void **function, int version, unsigned long long flags, int *found);
+
+enum { SUCCESS = 0, NOT_FOUND = 500 };
+
+static int setting(const char *name, int otherwise) {
+  const char *value = getenv(name);
+  return value ? atoi(value) : otherwise;
+}
+
+int cuInit(unsigned flags) {
+  (void)flags;
+  return setting("DRIVER_ERROR", SUCCESS);
+}
+
+int cuDriverGetVersion(int *version) {
+  *version = setting("DRIVER_VERSION", 99000);
+  return SUCCESS;
+}
+
+static int nothing(void) {
+  return NOT_FOUND;
+}
+
+int cuGetProcAddress_v2(const char *name, void **function, int version, unsigned long long flags, int *found) {
+  (void)version, (void)flags;
+  int (*answer)(void) = nothing;
+  if (strcmp(name, "cuInit") == 0) answer = (int (*)(void))cuInit;
+  if (strcmp(name, "cuDriverGetVersion") == 0) answer = (int (*)(void))cuDriverGetVersion;
+  if (strcmp(name, "cuGetProcAddress") == 0) answer = (int (*)(void))cuGetProcAddress_v2;
+  *(int (**)(void))function = answer;
+  if (found) *found = SUCCESS;
+  return SUCCESS;
+}
