@@ -25,12 +25,20 @@ static __global__ void column_chunks_kernel(Terms source, int64_t rows, int64_t 
   hv_write(partial + at.row * cols + at.col, sum);
 }
 
+/* So few threads must have many loads under way each. */
 template <typename G>
 static __global__ void add_chunks_kernel(const float *partial, int64_t chunks, int64_t cols, G *result) {
+  constexpr int AT_ONCE = 16;
   int64_t col = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (col >= cols) return;
   float sum = 0;
-  for (int64_t chunk = 0; chunk < chunks; chunk++) sum += partial[chunk * cols + col];
+  for (int64_t first = 0; first < chunks; first += AT_ONCE) {
+    float part[AT_ONCE];
+    HV_UNROLL
+    for (int i = 0; i < AT_ONCE; i++) part[i] = first + i < chunks ? partial[(first + i) * cols + col] : 0.0f;
+    HV_UNROLL
+    for (int i = 0; i < AT_ONCE; i++) sum += part[i];
+  }
   result[col] = hv_from_float<G>(hv_to_float(result[col]) + sum);
 }
 

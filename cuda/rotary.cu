@@ -33,11 +33,12 @@ static __device__ __forceinline__ void rotate_unit(const rotary_shape &s, const 
   }
   int col = part * N;
   hv_floats<N> x = hv_read<N>(from + col), y = hv_read<N>(from + col + s.half), x_out, y_out;
+  hv_floats<N> cosine = hv_read<N>(cosines + col), sine = hv_read<N>(cosines + s.half + col);
   HV_UNROLL
   for (int j = 0; j < N; j++) {
-    float c = cosines[col + j], sine = s.sign * cosines[s.half + col + j];
-    x_out.at[j] = x.at[j] * c - y.at[j] * sine;
-    y_out.at[j] = y.at[j] * c + x.at[j] * sine;
+    float turn = s.sign * sine.at[j];
+    x_out.at[j] = x.at[j] * cosine.at[j] - y.at[j] * turn;
+    y_out.at[j] = y.at[j] * cosine.at[j] + x.at[j] * turn;
   }
   hv_write(to + col, x_out);
   hv_write(to + col + s.half, y_out);
@@ -75,8 +76,8 @@ static rotary_shape shape_of(const hv_rotary_args *args, int n) {
 
 void hv_cuda_rotary(hv_stream *stream, const hv_rotary_args *args) {
   int64_t half = args->cos_sin.cols / 2;
-  bool wide = hv_are_wide(args->q, args->k, args->v, args->q_out, args->k_out, args->v_out) && half % HV_WIDE == 0 &&
-              args->head_dim % HV_WIDE == 0;
+  bool wide = hv_are_wide(args->q, args->k, args->v, args->q_out, args->k_out, args->v_out, args->cos_sin) &&
+              half % HV_WIDE == 0 && args->head_dim % HV_WIDE == 0;
   hv_tensor any = hv_present(args->q) ? args->q : hv_present(args->k) ? args->k : args->v;
   if (!hv_present(any)) return;
   hv_with_type(stream, any.dtype, [&](auto type) {
