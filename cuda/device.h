@@ -65,11 +65,6 @@ template <> __device__ __forceinline__ hv_bf16 hv_from_float<hv_bf16>(float x) {
   return hv_round_bf16(x);
 }
 
-/* Two floats as the two halves of a register, `low` in the low half: operands of hv_mma. */
-static __device__ __forceinline__ uint32_t hv_pack_bf16(float low, float high) {
-  return (uint32_t)hv_round_bf16(low).bits | (uint32_t)hv_round_bf16(high).bits << 16;
-}
-
 /* The sum, the largest, over a warp; every lane gets it. The tree is fixed. */
 static __device__ __forceinline__ float hv_warp_sum(float x) {
   for (int offset = HV_WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(HV_FULL_MASK, x, offset);

@@ -2,6 +2,8 @@
 #ifndef HV_CUDA_ELEMENTWISE_H
 #define HV_CUDA_ELEMENTWISE_H
 
+#include <type_traits>
+
 #include "core/tensor/tensor.h"
 #include "cuda/device.h"
 
@@ -65,10 +67,17 @@ template <int N, typename T> static __device__ __forceinline__ hv_floats<N> hv_r
   return x;
 }
 template <int N, typename T> static __device__ __forceinline__ void hv_write(T *p, hv_floats<N> x) {
-  hv_vec<T, N> stored;
-  HV_UNROLL
-  for (int i = 0; i < N; i++) stored.at[i] = hv_from_float<T>(x.at[i]);
-  hv_store(p, stored);
+  if constexpr (std::is_same<T, hv_bf16>::value && N == HV_WIDE) {
+    hv_vec<uint32_t, N / 2> pairs;
+    HV_UNROLL
+    for (int i = 0; i < N / 2; i++) pairs.at[i] = hv_pack_bf16(x.at[2 * i], x.at[2 * i + 1]);
+    hv_store_whole(reinterpret_cast<uint32_t *>(p), pairs);
+  } else {
+    hv_vec<T, N> stored;
+    HV_UNROLL
+    for (int i = 0; i < N; i++) stored.at[i] = hv_from_float<T>(x.at[i]);
+    hv_store(p, stored);
+  }
 }
 
 /* A launch over [rows, cols]: every thread takes `width` neighbouring elements of one row, every block one piece of one

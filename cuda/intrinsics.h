@@ -28,8 +28,23 @@ template <int N, typename T> static __device__ __forceinline__ void hv_store(T *
   *reinterpret_cast<hv_vec<T, N> *>(p) = v;
 }
 
+/* 16 bytes to device memory in one instruction; bf16 that were just rounded the compiler stores 4 bytes at a time. */
+static __device__ __forceinline__ void hv_store_whole(uint32_t *p, hv_vec<uint32_t, 4> v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(p)), "r"(v.at[0]), "r"(v.at[1]), "r"(v.at[2]), "r"(v.at[3])
+               : "memory");
+}
+
 static __device__ __forceinline__ hv_bf16 hv_round_bf16(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+/* Two floats, rounded, as the two halves of a register, `low` in the low half: operands of hv_mma. */
+static __device__ __forceinline__ uint32_t hv_pack_bf16(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 
 /* 2^x and e^x by the special function unit: within 2 ulp (and, for e^x, 2 ulp for each unit of |x| beyond 1). */

@@ -101,6 +101,9 @@ template <int N, typename T> static inline void hv_store(T *p, hv_vec<T, N> v) {
   (void)hv_emu_aligned(p, alignof(decltype(v)));
   memcpy(p, &v, sizeof v);
 }
+static inline void hv_store_whole(uint32_t *p, hv_vec<uint32_t, 4> v) {
+  hv_store(p, v);
+}
 template <int N, typename T> static inline hv_vec<T, N> hv_load(hv_shared<T> p) {
   hv_vec<T, N> v = {};
   (void)hv_emu_aligned(p.unchecked(), alignof(decltype(v)));
@@ -142,6 +145,10 @@ static inline hv_bf16 hv_round_bf16(float x) {
   uint32_t bits = __float_as_uint(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff}; /* NaN, the one that the hardware gives */
   return {(uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+static inline uint32_t hv_pack_bf16(float low, float high) {
+  return (uint32_t)hv_round_bf16(low).bits | (uint32_t)hv_round_bf16(high).bits << 16;
 }
 
 /* The special function unit takes and gives no subnormals. */
