@@ -59,16 +59,20 @@ pid_t start_train(const char *arguments, const char *log) {
 }
 
 void wait_for_text(const char *path, const char *text) {
+  char *content = NULL;
   for (int tries = 0; tries < 600; tries++) {
-    char *content = NULL;
+    free(content);
+    content = NULL;
     hv_status status = hv_read_text(path, 1 << 24, &content, NULL);
     bool found = !status && strstr(content, text);
     hv_status_free(status);
-    free(content);
-    if (found) return;
+    if (found) {
+      free(content);
+      return;
+    }
     nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
   }
-  fail_msg("%s never held \"%s\"", path, text);
+  fail_msg("%s never held \"%s\", but:\n%s", path, text, content ? content : "nothing");
 }
 
 int wait_for_exit(pid_t process) {

@@ -75,7 +75,8 @@ static bool kill_once(const char *folder, const char *log, uint64_t trial) {
 }
 
 static void resumes_after_kills_at_any_moment(void **state) {
-  const char *log = in_folder(*state, "log");
+  char log[512];
+  snprintf(log, sizeof log, "%s", in_folder(*state, "log")); /* which would not stay as long */
   int kills = getenv("HVLA_LONG_TESTS") ? 200 : 20, newest = 0, resumed = 0;
   expect_train(0, run_arguments(*state, "whole", undisturbed), NULL);
   for (int done = 0; done < kills;) {
