@@ -77,10 +77,15 @@ template <typename Bits, int N>
 static __global__ void fill_kernel(hv_rows<Bits> dst, Bits value, int64_t cols, unsigned pieces) {
   hv_place at = hv_place_here<N>(pieces);
   if (at.col >= cols) return;
-  hv_vec<Bits, N> values;
-  HV_UNROLL
-  for (int i = 0; i < N; i++) values.at[i] = value;
-  hv_store(dst.at(at.row, at.col), values);
+  if constexpr (sizeof(Bits) == 2 && N == HV_WIDE) {
+    uint32_t pair = (uint32_t)value | (uint32_t)value << 16;
+    hv_store_whole(reinterpret_cast<uint32_t *>(dst.at(at.row, at.col)), {{pair, pair, pair, pair}});
+  } else {
+    hv_vec<Bits, N> values;
+    HV_UNROLL
+    for (int i = 0; i < N; i++) values.at[i] = value;
+    hv_store(dst.at(at.row, at.col), values);
+  }
 }
 
 /* The value as `dtype` stores it, in the low bytes. */
