@@ -4,10 +4,14 @@
 #include <stdatomic.h>
 #include <stddef.h>
 
-static atomic_long count;
+static atomic_long count, own_count;
 
 long allocations_count(void) {
   return atomic_load(&count);
+}
+
+long allocations_own_count(void) {
+  return atomic_load(&own_count);
 }
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -31,36 +35,47 @@ void *memalign(size_t alignment, size_t size);
 void *aligned_alloc(size_t alignment, size_t size);
 int posix_memalign(void **out, size_t alignment, size_t size);
 
+/* The linker's: where the program's own code lies. */
+extern const char __executable_start, etext;
+
 bool allocations_counted(void) {
   return true;
 }
 
-void *malloc(size_t size) {
+static void enter(const void *caller) {
+  const char *at = caller;
   atomic_fetch_add(&count, 1);
+  if (at >= &__executable_start && at < &etext) atomic_fetch_add(&own_count, 1);
+}
+
+void *malloc(size_t size) {
+  enter(__builtin_return_address(0));
   return __libc_malloc(size);
 }
 
 void *calloc(size_t members, size_t size) {
-  atomic_fetch_add(&count, 1);
+  enter(__builtin_return_address(0));
   return __libc_calloc(members, size);
 }
 
 void *realloc(void *memory, size_t size) {
-  atomic_fetch_add(&count, 1);
+  enter(__builtin_return_address(0));
   return __libc_realloc(memory, size);
 }
 
 void *memalign(size_t alignment, size_t size) {
-  atomic_fetch_add(&count, 1);
+  enter(__builtin_return_address(0));
   return __libc_memalign(alignment, size);
 }
 
 void *aligned_alloc(size_t alignment, size_t size) {
-  return memalign(alignment, size);
+  enter(__builtin_return_address(0));
+  return __libc_memalign(alignment, size);
 }
 
 int posix_memalign(void **out, size_t alignment, size_t size) {
-  *out = memalign(alignment, size);
+  enter(__builtin_return_address(0));
+  *out = __libc_memalign(alignment, size);
   return *out ? 0 : ENOMEM;
 }
 

@@ -10,4 +10,7 @@ bool allocations_counted(void);
 /* Calls so far of malloc, calloc, realloc, posix_memalign, aligned_alloc and memalign, in all threads. */
 long allocations_count(void);
 
+/* Of them, those that the program's own code made, and not a shared library: MPI's progress allocates when it likes. */
+long allocations_own_count(void);
+
 #endif

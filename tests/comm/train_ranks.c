@@ -143,19 +143,19 @@ static hv_status train_both(side *shared, side *alone, int32_t steps, difference
   return compare_values(shared->trainer, alone->trainer, &out->values);
 }
 
-/* Some more steps, in which neither this process nor the communicator's thread and library in it allocate. (What the
- * emulated card allocates for each launch is its own.) */
+/* Some more steps, in which no code of this process allocates, in any thread. (What MPI's library allocates now and
+ * then is its own, and so is what the emulated card does for each launch.) */
 static hv_status expect_no_allocations(side *shared, hv_comm *comm) {
   enum { MEASURED = 4 };
   hv_text *record = comm->record;
   hv_comm_record(comm, NULL); /* it grows */
   hv_status status = HV_OK;
-  long before = allocations_count();
+  long before = allocations_own_count();
   for (int i = 0; i < MEASURED && !status; i++) {
     hv_step_result result;
     status = hv_trainer_step(shared->trainer, &shared->source.source, learning_rate, &result);
   }
-  long count = allocations_count() - before;
+  long count = allocations_own_count() - before;
   hv_comm_record(comm, record);
   if (status || !allocations_counted() || !comm->device->host_memory) return status;
   if (before == 0) return hv_error(HV_ERR_INTERNAL, "allocations are not counted");
