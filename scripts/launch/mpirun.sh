@@ -49,18 +49,15 @@ fi
 if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 
 # Ranks are not bound to processors, which their threads share; more ranks than processors are allowed. When one dies,
-# the others have some seconds to say what they know.
+# the others have some seconds to say what they know. A host that is cut off is noticed within half a minute, not eight.
 command=(mpirun -np "$ranks" --bind-to none --oversubscribe -x OMP_NUM_THREADS
-  --mca odls_base_sigkill_timeout 3 --mca mpi_yield_when_idle 1)
-if [[ -n $hosts ]]; then
-  # A host that is cut off is noticed within half a minute, not eight.
-  command+=(-H "$hosts" --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5
-    --mca oob_tcp_keepalive_probes 3)
-  # What is said to NCCL and to this program here counts on all hosts.
-  for name in $(compgen -e); do
-    if [[ $name == NCCL_* || $name == HVLA_* ]]; then command+=(-x "$name"); fi
-  done
-fi
+  --mca odls_base_sigkill_timeout 3 --mca mpi_yield_when_idle 1
+  --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3)
+if [[ -n $hosts ]]; then command+=(-H "$hosts"); fi
+# What is said to NCCL and to this program here counts on all hosts.
+for name in $(compgen -e); do
+  if [[ $name == NCCL_* || $name == HVLA_* ]]; then command+=(-x "$name"); fi
+done
 
 # mpirun answers SIGTERM and Ctrl-C by ending its ranks with too little time for a checkpoint, but hands SIGUSR1 on to
 # them. In a process group of its own it does not get the terminal's Ctrl-C.
