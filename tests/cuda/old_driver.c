@@ -11,7 +11,7 @@ enum { SUCCESS = 0, NOT_FOUND = 500 };
 
 static int setting(const char *name, int otherwise) {
   const char *value = getenv(name);
-  return value ? atoi(value) : otherwise;
+  return value ? (int)strtol(value, NULL, 10) : otherwise;
 }
 
 int cuInit(unsigned flags) {
@@ -24,17 +24,20 @@ int cuDriverGetVersion(int *version) {
   return SUCCESS;
 }
 
+/* Any function of the driver. */
+typedef void (*driver_call)(void);
+
 static int nothing(void) {
   return NOT_FOUND;
 }
 
 int cuGetProcAddress_v2(const char *name, void **function, int version, unsigned long long flags, int *found) {
   (void)version, (void)flags;
-  int (*answer)(void) = nothing;
-  if (strcmp(name, "cuInit") == 0) answer = (int (*)(void))cuInit;
-  if (strcmp(name, "cuDriverGetVersion") == 0) answer = (int (*)(void))cuDriverGetVersion;
-  if (strcmp(name, "cuGetProcAddress") == 0) answer = (int (*)(void))cuGetProcAddress_v2;
-  *(int (**)(void))function = answer;
+  driver_call answer = (driver_call)nothing;
+  if (strcmp(name, "cuInit") == 0) answer = (driver_call)cuInit;
+  if (strcmp(name, "cuDriverGetVersion") == 0) answer = (driver_call)cuDriverGetVersion;
+  if (strcmp(name, "cuGetProcAddress") == 0) answer = (driver_call)cuGetProcAddress_v2;
+  *(driver_call *)function = answer;
   if (found) *found = SUCCESS;
   return SUCCESS;
 }
