@@ -142,8 +142,9 @@ static hv_status report(loading *self, hv_text *out) {
   double read_s = json_real_value(json_object_get(read, "median"));
   double touch_s = json_real_value(json_object_get(touch, "median"));
   double best = json_real_value(json_object_get(read, "min")) / json_real_value(json_object_get(load, "min"));
-  json_t *object = json_pack("{s:f, s:o, s:o, s:f, s:f, s:f}", "bytes", self->bytes, "load_s", load, "read_s", read,
-                             "ratio", read_s / load_s, "ratio_best", best, "still_cached", self->still_cached);
+  json_t *object =
+      json_pack("{s:f, s:o, s:o, s:o, s:f, s:f, s:f}", "bytes", self->bytes, "load_s", load, "read_s", read, "touch_s",
+                touch, "ratio", read_s / load_s, "ratio_best", best, "still_cached", self->still_cached);
   if (!object) return hv_error_memory("the benchmark's result");
   hv_status status = HV_OK;
   if (self->options->json) {

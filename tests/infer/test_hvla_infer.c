@@ -271,7 +271,8 @@ static void measures_loading(void **state) {
   json_t *found = infer_json(folder, "bench --model hybrid --load --repeat 3 --json");
   double load = json_real_value(json_object_get(json_object_get(found, "load_s"), "median"));
   double read = json_real_value(json_object_get(json_object_get(found, "read_s"), "median"));
-  assert_true(load > 0 && read > 0);
+  double touch = json_real_value(json_object_get(json_object_get(found, "touch_s"), "median"));
+  assert_true(load > 0 && read > 0 && touch > 0);
   assert_true(fabs(json_real_value(json_object_get(found, "ratio")) - read / load) < 1e-9);
   assert_true(json_real_value(json_object_get(found, "bytes")) > 2 * 32064 * 32 * 4);
   json_decref(found);
