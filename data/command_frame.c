@@ -11,7 +11,7 @@ typedef struct frame_options {
   char *episode;
   int64_t frame;
   char *camera, *out;        /* both, or both NULL: no picture */
-  hv_string_list state_keys; /* as in hv_stats_options */
+  hv_string_list state_keys; /* each may hold several, with commas between */
   bool json;
 } frame_options;
 

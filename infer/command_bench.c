@@ -17,7 +17,7 @@
 typedef struct bench_options {
   char *config, *model; /* one of them */
   bool random_weights, load;
-  int32_t mode, sampler, ar_condition; /* as above */
+  int32_t mode, sampler, ar_condition; /* hvla_mode, hvla_sampler, hvla_ar_condition */
   int64_t ddim_steps, prompt, repeat, threads;
   char *device;
   int32_t dtype;
@@ -165,10 +165,10 @@ static hv_status choose_policy(bench *self) {
 /* Times `repeat` predictions, as a whole or by stages. */
 static hv_status time_predictions(bench *self, const hv_observation *observation, bool timing) {
   hv_policy *policy;
-  hv_policy_options given = self->policy_options;
+  hv_policy_options policy_options = self->policy_options;
   hv_policy_result result;
-  given.timing = timing;
-  HV_TRY(hv_policy_open(self->model, &given, &policy));
+  policy_options.timing = timing;
+  HV_TRY(hv_policy_open(self->model, &policy_options, &policy));
   hv_status status = HV_OK;
   for (int64_t i = -WARM_UP; i < self->given->repeat; i++) {
     hv_policy_draws draws = {.seed = SEED, .step = (uint64_t)(i + WARM_UP)};
