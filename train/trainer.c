@@ -239,6 +239,8 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     out->own_seconds = hv_clock_seconds() - start;
   }
   HV_TRY(update(trainer, learning_rate, out));
+  /* Events order the streams, and leave each its own errors. The copy itself has had the whole step to end. */
+  HV_TRY(hv_error_context(hv_stream_synchronize(trainer->uploads), "sending a batch to the device"));
   HV_TRY(hv_arena_status(&trainer->arena));
   HV_TRY(hv_nan_watch_status(trainer->device));
   trainer->step++;

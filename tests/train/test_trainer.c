@@ -144,6 +144,64 @@ static void a_broken_gradient_changes_nothing(void **state) {
   tiny_batch_free(&batch);
 }
 
+/* A device that does not do one of the copies to it, and says so where a device says such things. */
+static struct broken_link {
+  hv_device_methods methods;
+  const hv_device_methods *own;
+  const hv_stream *stream; /* whose copies are counted */
+  int left;                /* until the one that is not done */
+  hv_status error;
+} fault;
+
+static void upload_or_not(hv_stream *stream, void *to, const void *from_host, size_t bytes) {
+  if (stream == fault.stream && fault.left-- == 0) {
+    fault.error = hv_error(HV_ERR_DEVICE, "the link is down");
+  } else {
+    fault.own->upload(stream, to, from_host, bytes);
+  }
+}
+
+static hv_status synchronize_and_tell(hv_stream *stream) {
+  hv_status status = fault.own->stream_synchronize(stream);
+  if (stream != fault.stream) return status;
+  hv_status_free(status);
+  status = fault.error;
+  fault.error = HV_OK;
+  return status;
+}
+
+/* The steps before it count, no step with the batch that did not arrive does. */
+static void a_batch_that_does_not_arrive_ends_its_step(void **state) {
+  (void)state;
+  for (int parts = 1; parts <= 2; parts++) {
+    hv_config config = tiny_config(HV_HYBRID, false);
+    tiny_batch batch = tiny_batch_make(&config, 2, 2, 3);
+    hv_device *device;
+    hv_step_result result;
+    assert_ok(hv_cpu_device_open(NULL, &device));
+    hv_trainer *trainer = open_tiny(device, &config, 2, 2, batch.batch.prompt_stride, parts);
+    hv_fixed_source source = hv_fixed_source_make(&batch.batch);
+    fault = (struct broken_link){.methods = *device->methods, .own = device->methods, .stream = trainer->uploads};
+    fault.methods.upload = upload_or_not;
+    fault.methods.stream_synchronize = synchronize_and_tell;
+    fault.left = 2 * parts + 1;
+    device->methods = &fault.methods;
+    int64_t good = 0;
+    hv_status status = HV_OK;
+    while (!status && good < 4) {
+      status = hv_trainer_step(trainer, &source.source, 1e-3, &result);
+      good += !status;
+    }
+    assert_error(status, "sending a batch to the device", "the link is down");
+    assert_true(good >= 1 && good <= 2);
+    assert_int_equal(trainer->step, good);
+    device->methods = fault.own;
+    hv_trainer_close(trainer);
+    hv_device_close(device);
+    tiny_batch_free(&batch);
+  }
+}
+
 /* Allocations of some steps after the first ones, from the hand-over of a batch by the loader to the updated
  * parameters, with two threads, the loader's own thread reading ahead, OpenMP and OpenBLAS at work: on 88 frames, 11
  * steps are an epoch, after which the loader has all frames in memory. */
@@ -202,6 +260,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(parts_add_up_to_the_batch),
       cmocka_unit_test(a_broken_gradient_changes_nothing),
+      cmocka_unit_test(a_batch_that_does_not_arrive_ends_its_step),
       cmocka_unit_test_setup_teardown(a_step_after_the_first_allocates_nothing, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
