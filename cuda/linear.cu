@@ -2,7 +2,7 @@
  * result:
  *   linear                  y = activation(z) + residual, z = x weightᵀ + bias
  *   linear_backward_input   dx = (dy weight) ∘ activation'(pre) + add
- *   linear_backward_weight  dweight += dyᵀ x, dbias += column sums of dy
+ *   linear_backward_weight  dweight += (or =) dyᵀ x, dbias += column sums of dy
  * The library adds biases, residuals (a product is added to them) and the tanh GELU; it has no exact GELU, SiLU or
  * quick GELU. Where a second pass is needed, z waits for it in float. Few rows of bf16 go to linear_few.cu.
  */
@@ -252,6 +252,7 @@ void hv_cuda_linear_backward_weight(hv_stream *stream, const hv_linear_backward_
   product.a = args->dy;
   product.transpose_a = true;
   product.b = args->x;
-  product.c = product.d = args->dweight;
+  product.d = args->dweight;
+  if (!args->set_dweight) product.c = args->dweight;
   multiply(stream, &product, &scratch);
 }

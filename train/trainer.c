@@ -211,7 +211,10 @@ hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *sourc
   if (!*measured) return HV_OK;
   hv_status status = trainer->built ? HV_OK : send_next(trainer, source, trainer->step);
   if (!status) {
-    run_pass(trainer, true, &activations);
+    hv_params_zero_gradients(trainer->params, trainer->stream);
+    /* A step's first pass sets most gradients, later ones add to them: other products. */
+    int32_t passes = trainer->parts < 2 ? trainer->parts : 2;
+    for (int32_t pass = 0; pass < passes; pass++) run_pass(trainer, pass + 1 == passes, &activations);
     hv_params_end_passes(trainer->params, trainer->stream);
     status = hv_stream_synchronize(trainer->stream);
   }

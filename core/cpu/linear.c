@@ -150,12 +150,11 @@ typedef struct backward_weight_context {
   const hv_linear_backward_weight_args *args;
 } backward_weight_context;
 
-static void add_row(const hv_tensor *sum, int64_t row, int64_t col, int64_t cols, real *c) {
+static void add_to_row(const hv_tensor *sum, int64_t row, int64_t col, int64_t cols, real *c) {
   real buffer[TILE];
   const real *old = load(sum, row, col, cols, buffer);
 #pragma omp simd
   for (int64_t j = 0; j < cols; j++) c[j] += old[j];
-  store(sum, row, col, cols, c);
 }
 
 static void backward_weight_tiles(const void *context, int64_t first, int64_t last, void *scratch) {
@@ -166,15 +165,20 @@ static void backward_weight_tiles(const void *context, int64_t first, int64_t la
     tile t = tile_at(&l->tiles, i);
     hv_tensor dy = hv_tensor_cols(a->dy, t.row, t.rows), x = hv_tensor_cols(a->x, t.col, t.cols);
     if (a->dweight.dtype == HV_REAL_DTYPE) {
-      multiply(1, dy, true, x, false, 1, element(&a->dweight, t.row, t.col), a->dweight.row_stride, rest);
+      real *sum = element(&a->dweight, t.row, t.col);
+      multiply(1, dy, true, x, false, a->set_dweight ? 0 : 1, sum, a->dweight.row_stride, rest);
       continue;
     }
     multiply(1, dy, true, x, false, 0, c, t.cols, rest);
-    for (int64_t row = 0; row < t.rows; row++) add_row(&a->dweight, t.row + row, t.col, t.cols, c + row * t.cols);
+    for (int64_t row = 0; row < t.rows; row++) {
+      real *product = c + row * t.cols;
+      if (!a->set_dweight) add_to_row(&a->dweight, t.row + row, t.col, t.cols, product);
+      store(&a->dweight, t.row + row, t.col, t.cols, product);
+    }
   }
 }
 
-static void add_weight_gradient(hv_cpu_pool *pool, const hv_linear_backward_weight_args *args) {
+static void weight_gradient(hv_cpu_pool *pool, const hv_linear_backward_weight_args *args) {
   backward_weight_context l = {.tiles = make_tiling(args->dweight.rows, args->dweight.cols), .args = args};
   if (!reserve_for(pool, &l.tiles)) return;
   int64_t work = l.tiles.tile_rows * l.tiles.tile_cols * (args->dy.rows / 8 + 1);
@@ -183,6 +187,6 @@ static void add_weight_gradient(hv_cpu_pool *pool, const hv_linear_backward_weig
 
 void HV_KERNEL(linear_backward_weight)(hv_cpu_pool *pool, const hv_linear_backward_weight_args *args) {
   if (args->dy.rows == 0) return;
-  if (hv_present(args->dweight)) add_weight_gradient(pool, args);
+  if (hv_present(args->dweight)) weight_gradient(pool, args);
   if (hv_present(args->dbias)) HV_KERNEL(column_sums)(pool, &args->dy, NULL, &args->dbias);
 }

@@ -32,7 +32,9 @@ static void declare_projector(hv_model_parts *parts) {
 
 static hv_param_id declare_matrix(hv_params *params, const char *name, int64_t rows, int64_t cols) {
   return hv_params_declare(
-      params, &(hv_param_spec){.name = name, .rank = 2, .shape = {rows, cols}, .init = HV_INIT_NORMAL, .decay = true});
+      params,
+      &(hv_param_spec){
+          .name = name, .rank = 2, .shape = {rows, cols}, .init = HV_INIT_NORMAL, .decay = true, .linear = true});
 }
 
 static hv_param_id declare_norm(hv_params *params, const char *name, int64_t count) {

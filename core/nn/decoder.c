@@ -35,7 +35,8 @@ void hv_decoder_layer_declare(const hv_llm_config *llm, hv_params *params, int32
                                .rank = matrix ? 2 : 1,
                                .shape = {rows[i], cols[i]},
                                .init = matrix ? HV_INIT_NORMAL : HV_INIT_ONE,
-                               .decay = matrix};
+                               .decay = matrix,
+                               .linear = matrix};
   }
   out->group = hv_params_begin_group(params, prefix);
   out->input_norm = hv_params_declare(params, &specs[INPUT_NORM]);

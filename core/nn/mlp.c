@@ -13,7 +13,8 @@ void hv_mlp_declare(hv_mlp *mlp, hv_params *params, const char *prefix, const ch
                                                                 .rank = 2,
                                                                 .shape = {mlp->widths[i + 1], mlp->widths[i]},
                                                                 .init = weight_init[i],
-                                                                .decay = true});
+                                                                .decay = true,
+                                                                .linear = true});
     snprintf(name, sizeof name, "%s.%s.bias", prefix, names[i]);
     mlp->bias[i] = hv_params_declare(
         params, &(hv_param_spec){.name = name, .rank = 1, .shape = {mlp->widths[i + 1]}, .init = HV_INIT_ZERO});
@@ -42,7 +43,7 @@ void hv_mlp_forward(const hv_mlp *mlp, const hv_params *params, hv_tensor x, hv_
   }
 }
 
-void hv_mlp_backward(const hv_mlp *mlp, const hv_params *params, hv_tensor x, const hv_mlp_saved *saved, hv_tensor dy,
+void hv_mlp_backward(const hv_mlp *mlp, hv_params *params, hv_tensor x, const hv_mlp_saved *saved, hv_tensor dy,
                      hv_tensor dx, hv_arena *arena, hv_stream *stream) {
   size_t mark = hv_arena_mark(arena);
   for (int32_t i = mlp->layers - 1; i >= 0; i--) {

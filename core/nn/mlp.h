@@ -35,7 +35,7 @@ void hv_mlp_forward(const hv_mlp *mlp, const hv_params *params, hv_tensor x, hv_
                     hv_stream *stream);
 
 /* Parameter gradients are added; dx [n, widths[0]] is optional. Scratch is taken from the arena and given back. */
-void hv_mlp_backward(const hv_mlp *mlp, const hv_params *params, hv_tensor x, const hv_mlp_saved *saved, hv_tensor dy,
+void hv_mlp_backward(const hv_mlp *mlp, hv_params *params, hv_tensor x, const hv_mlp_saved *saved, hv_tensor dy,
                      hv_tensor dx, hv_arena *arena, hv_stream *stream);
 
 #endif

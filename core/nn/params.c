@@ -30,6 +30,7 @@ void hv_params_close(hv_params *params) {
   for (int32_t i = 0; i < params->group_count; i++) free((char *)(uintptr_t)params->groups[i].info.name);
   free(params->params);
   free(params->groups);
+  free(params->blank);
   hv_status_free(params->declaration_error);
   hv_device_release(params->device, params->values);
   hv_device_release(params->device, params->gradients);
@@ -98,6 +99,7 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
                         .init = specs[i].init,
                         .decay = specs[i].decay,
                         .lookup = specs[i].lookup,
+                        .linear = specs[i].linear,
                         .stack = first,
                         .trainable = true,
                         .rate = 1.0f};
@@ -207,6 +209,8 @@ hv_status hv_params_allocate(hv_params *params) {
 hv_status hv_params_allocate_gradients(hv_params *params, hv_dtype dtype) {
   params->gradient_dtype = dtype;
   if (params->gradient_elements == 0) return HV_OK;
+  params->blank = calloc((size_t)params->count, sizeof *params->blank);
+  if (!params->blank) return hv_error_memory("the gradients' states");
   HV_TRY(
       allocate_zeroed(params, HV_MEMORY_GRADIENTS, params->gradient_elements, dtype, "gradients", &params->gradients));
   return hv_shards_allocate_gradients(params);
@@ -314,8 +318,50 @@ hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group) {
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
   if (!params->gradients) return;
   hv_shards_finish_sums(params, stream);
-  hv_tensor all = hv_tensor_make(params->gradients, params->gradient_dtype, 1, params->gradient_elements);
-  hv_fill(stream, &(hv_fill_args){.dst = all});
+  if (hv_shards_gradients(params)) { /* shares of sums, to which sums are added */
+    hv_tensor all = hv_tensor_make(params->gradients, params->gradient_dtype, 1, params->gradient_elements);
+    hv_fill(stream, &(hv_fill_args){.dst = all});
+    return;
+  }
+  for (hv_group_id g = 0; g < params->group_count; g++) hv_group_zero_gradients(params, g, stream);
+}
+
+static void zero(hv_tensor row, int64_t first, int64_t end, hv_stream *stream) {
+  if (first < end) hv_fill(stream, &(hv_fill_args){.dst = hv_tensor_cols(row, first, end - first)});
+}
+
+void hv_group_zero_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
+  const hv_group_state *state = &params->groups[group];
+  hv_tensor gradients = hv_group_gradients(params, group);
+  int64_t end = 0; /* of what is zeroed or blank so far */
+  if (!hv_present(gradients)) return;
+  for (hv_param_id i = state->first; i < state->end; i++) {
+    const hv_param *param = &params->params[i];
+    params->blank[i] = param->linear && param->trainable;
+    if (!params->blank[i]) continue;
+    zero(gradients, end, param->offset, stream);
+    end = param->offset + param->rows * param->cols;
+  }
+  zero(gradients, end, gradients.cols, stream);
+}
+
+static void fill_blank(hv_params *params, hv_param_id id, hv_stream *stream) {
+  if (params->blank[id]) hv_fill(stream, &(hv_fill_args){.dst = hv_param_gradient(params, id)});
+  params->blank[id] = false;
+}
+
+void hv_group_fill_blank(hv_params *params, hv_group_id group, hv_stream *stream) {
+  const hv_group_state *state = &params->groups[group];
+  if (!state->info.trainable || !params->gradients) return;
+  for (hv_param_id i = state->first; i < state->end; i++) fill_blank(params, i, stream);
+}
+
+bool hv_param_gradient_begin(hv_params *params, hv_param_id first, int count, hv_stream *stream) {
+  bool all = true;
+  for (int i = 0; i < count; i++) all &= params->blank[first + i];
+  for (int i = 0; i < count && !all; i++) fill_blank(params, first + i, stream);
+  for (int i = 0; i < count; i++) params->blank[first + i] = false;
+  return all;
 }
 
 static uint64_t name_hash(const char *name) {
@@ -432,5 +478,9 @@ hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dty
     return hv_error(HV_ERR_INTERNAL, "parameter %s has no gradient", params->params[id].name);
   }
   if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);
+  if (params->blank[id]) {
+    memset(values, 0, (size_t)hv_tensor_count(gradient) * hv_dtype_size(dtype));
+    return HV_OK;
+  }
   return copy_to_host(gradient, dtype, values, stream);
 }

@@ -47,6 +47,7 @@ typedef struct hv_param {
   hv_init init;
   bool decay;        /* weight decay may apply: not a bias, a norm's weight or a LayerScale */
   bool lookup;       /* rows are looked up by ids, so that a step's gradient is 0 in most of them */
+  bool linear;       /* a linear layer's weight: its gradient is written by hv_param_linear_gradients alone */
   bool trainable;    /* set by hv_params_freeze; true at the start */
   float rate;        /* factor on the learning rate, set by hv_params_scale_rates; 1 at the start */
   hv_param_id stack; /* the first of those it is stacked with, itself where it stands alone */
@@ -73,7 +74,7 @@ typedef struct hv_param_spec {
   int32_t rank;
   int64_t shape[HV_PARAM_MAX_RANK];
   hv_init init;
-  bool decay, lookup;
+  bool decay, lookup, linear;
 } hv_param_spec;
 
 hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec);
@@ -128,8 +129,8 @@ void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream);
  */
 void hv_params_trace(hv_params *params, hv_trace *trace);
 
-/* Between use and done, once in a backward pass: the group's gradients are complete. Their sum over ranks is begun here
- * and goes on beside the rest of the pass. */
+/* Between use and done, once in a backward pass: the group's gradients are complete, 0 where nothing was added. Their
+ * sum over ranks is begun here and goes on beside the rest of the pass. */
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream);
 
 /* Before each forward pass that a backward pass follows: is it the `last` one of a step, whose gradients_ready sum over
@@ -175,8 +176,13 @@ hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, 
 hv_tensor hv_group_values(const hv_params *params, hv_group_id group);
 hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group);
 
-/* Sets all gradients to 0 on the stream. Sums that are under way are waited for. */
+/* Sets all gradients to 0 on the stream; those of linear layers' weights only in name: what their memory holds has no
+ * meaning until hv_param_gradient_begin or hv_params_gradients_ready. Sums that are under way are waited for. */
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream);
+
+/* Before a linear layer adds to the gradient of `count` stacked weights: whether nothing was added since they were
+ * zeroed, so that it must set the gradient instead. */
+bool hv_param_gradient_begin(hv_params *params, hv_param_id first, int count, hv_stream *stream);
 
 /* Values as hybridvla.md §5 says for a model made from nothing: a function of (seed, name, element). The first gives
  * those of one parameter, [rows, cols], and writes nothing. */

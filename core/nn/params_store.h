@@ -40,6 +40,7 @@ struct hv_params {
   hv_status declaration_error;
   char *values, *gradients; /* whole groups, or this rank's share of each: value_start and gradient_start fit */
   int64_t gradient_elements;
+  bool *blank; /* of each parameter: its gradient stands for zeros that nobody has written; NULL without gradients */
   const char *breach; /* of the order of use, done, gradients_ready; NULL: none */
   hv_group_id breach_group;
 
@@ -68,6 +69,10 @@ static inline int64_t hv_kept_count(const hv_params *params, const hv_group_stat
 /* Where a whole group lies; NULL while it is not there. */
 char *hv_group_value_memory(const hv_params *params, hv_group_id group);
 char *hv_group_gradient_memory(const hv_params *params, hv_group_id group);
+
+/* Zeros the group's gradients, and leaves blank what a product will set; or writes the zeros that are still due. */
+void hv_group_zero_gradients(hv_params *params, hv_group_id group, hv_stream *stream);
+void hv_group_fill_blank(hv_params *params, hv_group_id group, hv_stream *stream);
 
 /* Remembers the first breach. */
 void hv_params_breach(hv_params *params, hv_group_id group, const char *breach);

@@ -178,19 +178,18 @@ void hv_shards_forget(hv_params *params) {
   for (int i = 0; i < HV_VALUE_SLOTS; i++) params->value_slots[i].group = -1;
 }
 
-/* Adds this rank's share of the sum to what it has from earlier passes, and leaves zeros for the next group. */
+/* Adds this rank's share of the sum to what it has from earlier passes, and forgets the rest. */
 static void keep_sum(hv_params *params, hv_group_slot *slot, hv_stream *stream) {
   if (!slot->ticket) return;
   hv_tensor kept = hv_group_owned(params, slot->group).gradients;
   hv_tensor sum = hv_tensor_make(slot->sum, params->gradient_dtype, 1, kept.cols);
-  hv_tensor whole = hv_group_gradients(params, slot->group);
   hv_comm_wait(params->comm, slot->ticket, stream);
   slot->ticket = 0;
+  slot->group = -1;
   hv_residual_add(stream, &(hv_residual_add_args){.x = kept, .delta = sum, .y = kept});
-  hv_fill(stream, &(hv_fill_args){.dst = whole});
 }
 
-/* A slot of zeros. */
+/* A slot whose gradients are zeroed, or the one that was lent before in this pass. */
 static void lend_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
   if (!slot) slot = idle_slot(params, params->gradient_slots, HV_GRADIENT_SLOTS);
@@ -199,8 +198,10 @@ static void lend_gradients(hv_params *params, hv_group_id group, hv_stream *stre
     return;
   }
   keep_sum(params, slot, stream);
-  slot->group = group;
   slot->used = ++params->clock;
+  if (slot->group == group) return;
+  slot->group = group;
+  hv_group_zero_gradients(params, group, stream);
 }
 
 void hv_params_trace(hv_params *params, hv_trace *trace) {
@@ -241,12 +242,13 @@ void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *
   const hv_group_state *state = &params->groups[group];
   if (!state->in_use) hv_params_breach(params, group, "ready with its gradients without use");
   hv_trace_rename(state->span, "backward");
-  if (!params->comm || !state->info.trainable || !params->gradients) return;
+  if (!state->info.trainable || !params->gradients || !hv_group_gradient_memory(params, group)) return;
+  hv_group_fill_blank(params, group, stream);
+  if (!params->comm) return;
   hv_comm *comm = params->comm;
   hv_tensor whole = hv_group_gradients(params, group);
   if (hv_shards_gradients(params)) {
     hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
-    if (!slot) return;
     hv_tensor sum = hv_tensor_make(slot->sum, params->gradient_dtype, 1, whole.cols / comm->size);
     slot->ticket = hv_comm_reduce_scatter(comm, state->gradients_label, whole, sum, stream);
   } else if (params->reduce && params->sharding == HV_SHARD_OPTIMIZER) {
@@ -271,6 +273,9 @@ void hv_shards_finish_sums(hv_params *params, hv_stream *stream) {
 void hv_params_end_passes(hv_params *params, hv_stream *stream) {
   hv_use_order_end(&params->order);
   hv_shards_finish_sums(params, stream);
+  if (!hv_shards_gradients(params)) { /* of groups that the passes left out */
+    for (hv_group_id g = 0; g < params->group_count; g++) hv_group_fill_blank(params, g, stream);
+  }
   if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);
 }
 

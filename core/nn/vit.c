@@ -6,26 +6,27 @@
 
 #include "core/nn/linear.h"
 
-/* Declares "<prefix>.<name>", of the rank that `shape` has up to its first 0. */
-static hv_param_id declare(hv_params *params, const char *prefix, const char *name, const int64_t shape[4],
-                           hv_init init, bool decay) {
+/* Declares "<prefix>.<name>", of the rank that its shape has up to its first 0. */
+static hv_param_id declare(hv_params *params, const char *prefix, const char *name, hv_param_spec spec) {
   char full[256];
   snprintf(full, sizeof full, "%s.%s", prefix, name);
-  hv_param_spec spec = {.name = full, .init = init, .decay = decay};
-  while (spec.rank < HV_PARAM_MAX_RANK && shape[spec.rank] > 0) {
-    spec.shape[spec.rank] = shape[spec.rank];
-    spec.rank++;
-  }
+  spec.name = full;
+  while (spec.rank < HV_PARAM_MAX_RANK && spec.shape[spec.rank] > 0) spec.rank++;
   return hv_params_declare(params, &spec);
 }
 
 static hv_param_id declare_matrix(hv_params *params, const char *prefix, const char *name, int64_t rows, int64_t cols) {
-  return declare(params, prefix, name, (const int64_t[4]){rows, cols}, HV_INIT_NORMAL, true);
+  return declare(params, prefix, name, (hv_param_spec){.shape = {rows, cols}, .decay = true, .linear = true});
 }
 
 static hv_param_id declare_vector(hv_params *params, const char *prefix, const char *name, int64_t count,
                                   hv_init init) {
-  return declare(params, prefix, name, (const int64_t[4]){count}, init, false);
+  return declare(params, prefix, name, (hv_param_spec){.shape = {count}, .init = init});
+}
+
+/* Tokens and positions: [1, rows, width] */
+static hv_param_id declare_rows(hv_params *params, const char *prefix, const char *name, int64_t rows, int64_t width) {
+  return declare(params, prefix, name, (hv_param_spec){.shape = {1, rows, width}, .decay = true});
 }
 
 static void declare_tokens(const hv_vision_config *config, hv_params *params, hv_vit *vit) {
@@ -34,16 +35,13 @@ static void declare_tokens(const hv_vision_config *config, hv_params *params, hv
   int64_t positions = hv_vit_patches(vit) + (config->class_position ? 1 : 0);
   vit->group = hv_params_begin_group(params, prefix);
   vit->cls_token = vit->reg_token = vit->patch_bias = vit->norm_pre_weight = vit->norm_pre_bias = -1;
-  if (config->class_token) {
-    vit->cls_token = declare(params, prefix, "cls_token", (const int64_t[4]){1, 1, width}, HV_INIT_NORMAL, true);
-  }
+  if (config->class_token) vit->cls_token = declare_rows(params, prefix, "cls_token", 1, width);
   if (config->register_tokens > 0) {
-    vit->reg_token = declare(params, prefix, "reg_token", (const int64_t[4]){1, config->register_tokens, width},
-                             HV_INIT_NORMAL, true);
+    vit->reg_token = declare_rows(params, prefix, "reg_token", config->register_tokens, width);
   }
-  vit->pos_embed = declare(params, prefix, "pos_embed", (const int64_t[4]){1, positions, width}, HV_INIT_NORMAL, true);
-  vit->patch_weight = declare(params, prefix, "patch_embed.proj.weight", (const int64_t[4]){width, 3, patch, patch},
-                              HV_INIT_NORMAL, true);
+  vit->pos_embed = declare_rows(params, prefix, "pos_embed", positions, width);
+  vit->patch_weight = declare(params, prefix, "patch_embed.proj.weight",
+                              (hv_param_spec){.shape = {width, 3, patch, patch}, .decay = true, .linear = true});
   if (config->patch_bias) {
     vit->patch_bias = declare_vector(params, prefix, "patch_embed.proj.bias", width, HV_INIT_ZERO);
   }

@@ -194,6 +194,7 @@ static void examine_linear_backward_weight(exam *e, const hv_linear_backward_wei
   require(e, hv_present(a->dweight) || hv_present(a->dbias), "dweight and dbias are both absent");
   optional(e, "dweight", a->dweight, t | F32, out, in, WRITE);
   optional(e, "dbias", a->dbias, t | F32, 1, out, WRITE);
+  require(e, !a->set_dweight || (hv_present(a->dweight) && n > 0), "a gradient is to be set that no row makes");
   if (hv_present(a->dweight)) add_product(e, n, in, out);
   check_aliases(e, NO_ALIASES);
 }

@@ -49,11 +49,12 @@ typedef struct hv_linear_backward_input_args {
   hv_tensor dx;  /* T [n, in] */
 } hv_linear_backward_input_args;
 
-/* dweight += dyᵀ x, dbias += column sums of dy; one of the two is present */
+/* dweight += dyᵀ x, or = with `set_dweight`; dbias += column sums of dy; one of the two is present */
 typedef struct hv_linear_backward_weight_args {
   hv_tensor dy;      /* T [n, out] */
   hv_tensor x;       /* T [n, in] */
   hv_tensor dweight; /* G [out, in], optional */
+  bool set_dweight;  /* what dweight held is not read; n > 0 */
   hv_tensor dbias;   /* G [1, out], optional */
 } hv_linear_backward_weight_args;
 

@@ -25,9 +25,11 @@ typedef struct settings {
   int32_t parts;             /* of a rank's batch */
   int32_t steps;
   int first, last; /* kinds of sharding */
+  int trained;     /* which of trained_parts */
 } settings;
 
 static const char *const shardings[] = {"nothing", "optimizer", "gradients", "parameters"};
+static const char *const trained_parts[] = {"most", "heads"};
 static const double learning_rate = 1e-3;
 
 /* The batches of a run in turn, and of each those parts that belong to a rank. */
@@ -63,8 +65,12 @@ typedef struct side {
   part_source source;
 } side;
 
-/* One tower stays as it is: groups that nothing is trained in are shared too. */
-static const char *const frozen[] = {"vision_backbone.dino_featurizer.*"};
+/* What stays as it is, by trained_parts: one tower, so that groups that nothing is trained in are shared too; or all
+ * but the embedders and the noise head, fewer groups than there is room for at once. */
+static const struct {
+  const char *patterns[3];
+  int count;
+} frozen[] = {{{"vision_backbone.dino_featurizer.*"}, 1}, {{"vision_backbone.*", "projector.*", "llm_backbone.*"}, 3}};
 
 static hv_status open_side(hv_device *device, hv_comm *comm, hv_sharding sharding, const hv_config *config,
                            const settings *how, const tiny_batch *batches, side *out) {
@@ -83,8 +89,8 @@ static hv_status open_side(hv_device *device, hv_comm *comm, hv_sharding shardin
       .gradients = how->gradients,
       .limits = {.samples = samples / parts, .branches = how->branches, .prompt = batches[0].batch.prompt_stride},
       .parts = parts,
-      .freeze = frozen,
-      .freeze_count = 1,
+      .freeze = frozen[how->trained].patterns,
+      .freeze_count = frozen[how->trained].count,
       .weights = {1, 1},
       .optimizer =
           {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .max_norm = 0.5, .moments = how->moments},
@@ -261,6 +267,8 @@ static bool read_setting(const char *argument, settings *out) {
     out->moments = choice ? HV_MOMENTS_INT8 : HV_MOMENTS_F32;
   } else if (read_choice(argument, "sharding", shardings, HV_SHARD_PARAMETERS + 1, &choice)) {
     out->first = out->last = choice;
+  } else if (read_choice(argument, "trained", trained_parts, 2, &choice)) {
+    out->trained = choice;
   } else {
     return false;
   }

@@ -79,7 +79,10 @@ static void linear_backward_weight(op_env *env) {
   int64_t n = op_depth(env), in = op_size(env), out = op_size(env);
   op_operand dy = op_random(env, OP_T, n, out, 1, 0), x = op_random(env, OP_T, n, in, 1, 0);
   op_operand dbias = maybe(env, OP_T_OR_F32, 1, out, 1);
-  op_operand dweight = dbias.host && op_coin(env) ? op_absent() : op_random(env, OP_T_OR_F32, out, in, 1, 0);
+  bool set = n > 0 && op_coin(env);
+  op_operand dweight = set                          ? op_result(env, OP_T_OR_F32, out, in)
+                       : dbias.host && op_coin(env) ? op_absent()
+                                                    : op_random(env, OP_T_OR_F32, out, in, 1, 0);
   double *weight_sum = op_array(env, out * in), *bias_sum = op_array(env, out);
   for (int64_t j = 0; j < out; j++) {
     for (int64_t k = 0; k < in; k++) {
@@ -91,8 +94,8 @@ static void linear_backward_weight(op_env *env) {
     for (int64_t i = 0; i < n; i++) bias_sum[j] += dy.host[i * out + j];
   }
   OP_RUN(env, linear_backward_weight, .dy = dy.at[side], .x = x.at[side], .dweight = dweight.at[side],
-         .dbias = dbias.at[side]);
-  if (dweight.host) op_compare(env, "dweight", &dweight, weight_sum);
+         .set_dweight = set, .dbias = dbias.at[side]);
+  if (set || dweight.host) op_compare(env, "dweight", &dweight, weight_sum);
   if (dbias.host) op_compare(env, "dbias", &dbias, bias_sum);
 }
 

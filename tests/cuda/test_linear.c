@@ -71,10 +71,11 @@ static void run_backward_input(op_env *env, shape s, variant v) {
 static void run_backward_weight(op_env *env, shape s, variant v) {
   op_kind kind = v.f32_result ? OP_F32 : OP_T;
   op_operand dy = matrix(env, s.rows, s.out, 1), x = matrix(env, s.rows, s.in, 1);
-  op_operand dweight = op_random(env, kind, s.out, s.in, 1, 0);
+  bool set = op_coin(env);
+  op_operand dweight = set ? op_result(env, kind, s.out, s.in) : op_random(env, kind, s.out, s.in, 1, 0);
   op_operand dbias = v.bias ? op_random(env, kind, 1, s.out, 1, 0) : op_absent();
   OP_RUN(env, linear_backward_weight, .dy = dy.at[side], .x = x.at[side], .dweight = dweight.at[side],
-         .dbias = dbias.at[side]);
+         .set_dweight = set, .dbias = dbias.at[side]);
   op_compare_sides(env, "dweight", &dweight);
   if (v.bias) op_compare_sides(env, "dbias", &dbias);
 }

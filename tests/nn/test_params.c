@@ -1,0 +1,184 @@
+/* Gradients in the store: what a step's first product sets, what later ones add to, and what nobody touches. */
+#include <math.h>
+
+#include "core/cpu/cpu.h"
+#include "core/nn/linear.h"
+#include "tests/check.h"
+
+enum { OUT = 3, IN = 5, ROWS = 2, STACKED = 3, MOST = STACKED * OUT * IN };
+
+typedef struct store {
+  hv_device *device;
+  hv_stream *stream;
+  hv_params *params;
+  hv_group_id layer, other;
+  hv_param_id stack, norm, weight, bias, elsewhere;
+  float dy[ROWS * STACKED * OUT], x[ROWS * IN];
+} store;
+
+static hv_param_spec matrix(const char *name) {
+  return (hv_param_spec){.name = name, .rank = 2, .shape = {OUT, IN}, .linear = true};
+}
+
+static hv_param_spec vector(const char *name) {
+  return (hv_param_spec){.name = name, .rank = 1, .shape = {OUT}};
+}
+
+static void open_store(store *s) {
+  const hv_param_spec stack[STACKED] = {matrix("q"), matrix("k"), matrix("v")};
+  const hv_param_spec norm = vector("norm"), weight = matrix("weight"), bias = vector("bias"), other = matrix("other");
+  assert_ok(hv_cpu_device_open(NULL, &s->device));
+  assert_ok(hv_stream_open(s->device, &s->stream));
+  assert_ok(hv_params_open(s->device, HV_F32, &s->params));
+  s->layer = hv_params_begin_group(s->params, "layer");
+  s->norm = hv_params_declare(s->params, &norm);
+  s->stack = hv_params_declare_stacked(s->params, stack, STACKED);
+  s->weight = hv_params_declare(s->params, &weight);
+  s->bias = hv_params_declare(s->params, &bias);
+  s->other = hv_params_begin_group(s->params, "other");
+  s->elsewhere = hv_params_declare(s->params, &other);
+  assert_ok(hv_params_allocate(s->params));
+  assert_ok(hv_params_allocate_gradients(s->params, HV_F32));
+  for (int i = 0; i < ROWS * STACKED * OUT; i++) s->dy[i] = (float)(i % 7 - 3);
+  for (int i = 0; i < ROWS * IN; i++) s->x[i] = (float)(i % 4 + 1);
+}
+
+static void close_store(store *s) {
+  hv_params_close(s->params);
+  hv_stream_close(s->stream);
+  hv_device_close(s->device);
+}
+
+/* What an earlier step left behind, in every element that there is. */
+static void leave_garbage(store *s) {
+  hv_group_id groups[] = {s->layer, s->other};
+  for (int g = 0; g < 2; g++) {
+    hv_tensor all = hv_group_gradients(s->params, groups[g]);
+    float *memory = all.data;
+    for (int64_t i = 0; i < all.cols; i++) memory[i] = NAN;
+  }
+}
+
+static hv_tensor rows_of(float *values, int64_t rows, int64_t cols) {
+  return hv_tensor_make(values, HV_F32, rows, cols);
+}
+
+static void add_product(store *s, hv_param_id weight, int stacked, hv_param_id bias, int64_t rows) {
+  hv_param_linear_gradients(s->params, weight, stacked, bias, rows_of(s->dy, rows, stacked * OUT),
+                            rows_of(s->x, rows, IN), s->stream);
+}
+
+/* `times` dyᵀ x of a product as add_product makes it. */
+static void check_gradient(store *s, hv_param_id first, int stacked, int times) {
+  hv_tensor gradient = hv_param_stacked_gradient(s->params, first, stacked);
+  assert_ok(hv_stream_synchronize(s->stream));
+  for (int64_t o = 0; o < stacked * OUT; o++) {
+    for (int64_t i = 0; i < IN; i++) {
+      float sum = 0;
+      for (int64_t r = 0; r < ROWS; r++) sum += s->dy[r * stacked * OUT + o] * s->x[r * IN + i];
+      assert_true(((const float *)gradient.data)[o * IN + i] == (float)times * sum);
+    }
+  }
+}
+
+/* All of a group, padding too, but for `kept` elements of one parameter. */
+static void check_zeros(store *s, hv_group_id group, hv_param_id param, int64_t kept) {
+  hv_tensor all = hv_group_gradients(s->params, group);
+  int64_t first = kept ? hv_params_get(s->params, param)->offset : 0;
+  assert_ok(hv_stream_synchronize(s->stream));
+  for (int64_t i = 0; i < all.cols; i++) {
+    if (i >= first && i < first + kept) continue;
+    assert_true(((const float *)all.data)[i] == 0);
+  }
+}
+
+static void first_product_sets(void **state) {
+  store s;
+  (void)state;
+  open_store(&s);
+  for (int step = 0; step < 2; step++) {
+    leave_garbage(&s);
+    hv_params_zero_gradients(s.params, s.stream);
+    hv_params_use(s.params, s.layer, s.stream);
+    add_product(&s, s.stack, STACKED, -1, ROWS);
+    hv_params_gradients_ready(s.params, s.layer, s.stream);
+    hv_params_done(s.params, s.layer, s.stream);
+    hv_params_end_passes(s.params, s.stream);
+    check_gradient(&s, s.stack, STACKED, 1);
+    check_zeros(&s, s.layer, s.stack, STACKED * OUT * IN);
+    check_zeros(&s, s.other, -1, 0);
+  }
+  close_store(&s);
+}
+
+static void later_products_add(void **state) {
+  store s;
+  (void)state;
+  open_store(&s);
+  leave_garbage(&s);
+  hv_params_zero_gradients(s.params, s.stream);
+  for (int pass = 1; pass <= 3; pass++) {
+    hv_params_begin_pass(s.params, pass == 3, s.stream);
+    hv_params_use(s.params, s.layer, s.stream);
+    add_product(&s, s.weight, 1, s.bias, ROWS);
+    if (pass == 2) add_product(&s, s.stack, STACKED, -1, ROWS); /* in an earlier pass it was 0 */
+    hv_params_gradients_ready(s.params, s.layer, s.stream);
+    hv_params_done(s.params, s.layer, s.stream);
+    check_gradient(&s, s.weight, 1, pass);
+    check_gradient(&s, s.stack, STACKED, pass > 1);
+  }
+  hv_params_end_passes(s.params, s.stream);
+  const float *bias = hv_param_gradient(s.params, s.bias).data;
+  for (int o = 0; o < OUT; o++) assert_true(bias[o] == 3 * (s.dy[o] + s.dy[OUT + o]));
+  close_store(&s);
+}
+
+/* Queries of a layer that few rows leave have a product of their own, before that of the stack they are in. */
+static void stacks_may_begin_in_parts(void **state) {
+  store s;
+  (void)state;
+  open_store(&s);
+  leave_garbage(&s);
+  hv_params_zero_gradients(s.params, s.stream);
+  hv_params_use(s.params, s.layer, s.stream);
+  add_product(&s, s.stack, 1, -1, ROWS);
+  check_gradient(&s, s.stack, 1, 1);
+  float query[OUT * IN];
+  memcpy(query, hv_param_gradient(s.params, s.stack).data, sizeof query);
+  add_product(&s, s.stack, STACKED, -1, ROWS);
+  float *sum = hv_param_gradient(s.params, s.stack).data;
+  for (int i = 0; i < OUT * IN; i++) sum[i] -= query[i];
+  check_gradient(&s, s.stack, STACKED, 1);
+  hv_params_gradients_ready(s.params, s.layer, s.stream);
+  hv_params_done(s.params, s.layer, s.stream);
+  close_store(&s);
+}
+
+static void what_nothing_touches_is_zero(void **state) {
+  store s;
+  float values[MOST];
+  (void)state;
+  open_store(&s);
+  leave_garbage(&s);
+  hv_params_zero_gradients(s.params, s.stream);
+  hv_params_use(s.params, s.layer, s.stream);
+  add_product(&s, s.weight, 1, s.bias, 0);
+  assert_ok(hv_param_read_gradient(s.params, s.weight, HV_F32, values, s.stream)); /* before it is written */
+  for (int i = 0; i < OUT * IN; i++) assert_true(values[i] == 0);
+  hv_params_gradients_ready(s.params, s.layer, s.stream);
+  check_zeros(&s, s.layer, -1, 0);
+  hv_params_done(s.params, s.layer, s.stream);
+  hv_params_end_passes(s.params, s.stream);
+  check_zeros(&s, s.other, -1, 0);
+  close_store(&s);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(first_product_sets),
+      cmocka_unit_test(later_products_add),
+      cmocka_unit_test(stacks_may_begin_in_parts),
+      cmocka_unit_test(what_nothing_touches_is_zero),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
