@@ -24,10 +24,9 @@ static void *meet(void *argument) {
   return NULL;
 }
 
-/* Ranks of one run, each in a thread; rank r claims to be one of `sizes`[r]. */
-static void meet_all(int ranks, const int *sizes, double timeout, meeting *all) {
-  int listener, port;
-  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+/* Ranks of one run, each in a thread, at a place where rank 0 listens already; rank r claims to be one of `sizes`[r].
+ */
+static void meet_all_at(int listener, int port, int ranks, const int *sizes, double timeout, meeting *all) {
   for (int r = 0; r < ranks; r++) {
     all[r] = (meeting){.options = {.rank = r,
                                    .size = sizes[r],
@@ -38,6 +37,12 @@ static void meet_all(int ranks, const int *sizes, double timeout, meeting *all) 
     assert_int_equal(pthread_create(&all[r].thread, NULL, meet, &all[r]), 0);
   }
   for (int r = 0; r < ranks; r++) pthread_join(all[r].thread, NULL);
+}
+
+static void meet_all(int ranks, const int *sizes, double timeout, meeting *all) {
+  int listener, port;
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  meet_all_at(listener, port, ranks, sizes, timeout, all);
 }
 
 static void close_all(int ranks, meeting *all) {
@@ -57,9 +62,13 @@ static void *gather(void *argument) {
   return NULL;
 }
 
-static void on_all(int ranks, meeting *all, void *(*work)(void *)) {
+static void each(int ranks, meeting *all, void *(*work)(void *)) {
   for (int r = 0; r < ranks; r++) assert_int_equal(pthread_create(&all[r].thread, NULL, work, &all[r]), 0);
   for (int r = 0; r < ranks; r++) pthread_join(all[r].thread, NULL);
+}
+
+static void on_all(int ranks, meeting *all, void *(*work)(void *)) {
+  each(ranks, all, work);
   for (int r = 0; r < ranks; r++) assert_ok(all[r].status);
 }
 
@@ -134,13 +143,85 @@ static void one_that_leaves_in_order_is_no_failure(void **state) {
   close_all(4, all);
 }
 
+/* Also to those that did come. */
 static void missing_ranks_are_listed(void **state) {
   (void)state;
   meeting all[MOST];
   meet_all(2, four, 1, all);
   assert_error(all[0].status, "2 of 4 ranks did not come within 1 s: 2, 3");
   all[0].status = HV_OK;
+  assert_ok(all[1].status);
+  (void)gather(&all[1]);
+  assert_error(all[1].status, "2 of 4 ranks did not come within 1 s: 2, 3");
+  all[1].status = HV_OK;
   close_all(2, all);
+}
+
+/* The one that gave up knows why; the others know which it was. */
+static void a_rank_that_gives_up_is_named_to_all(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_all(4, four, 10, all);
+  for (int r = 0; r < 4; r++) assert_ok(all[r].status);
+  hv_peers_close(all[3].peers);
+  all[3].peers = NULL;
+  each(3, all, gather);
+  for (int r = 0; r < 3; r++) {
+    assert_error(all[r].status, "numbers: rank 3 (process ", "has given up: its own message says why");
+    all[r].status = HV_OK;
+  }
+  close_all(4, all);
+}
+
+static int knock(int port, const char *words) {
+  int s = socket(AF_INET, SOCK_STREAM, 0);
+  struct sockaddr_in address = {
+      .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)port)};
+  assert_int_equal(connect(s, (struct sockaddr *)&address, sizeof address), 0);
+  assert_int_equal(send(s, words, strlen(words), MSG_NOSIGNAL), (ssize_t)strlen(words));
+  return s;
+}
+
+/* They are there before the ranks, and stay. */
+static void strangers_do_not_keep_ranks_waiting(void **state) {
+  (void)state;
+  enum { STRANGERS = 8 };
+  char flood[2048];
+  int listener, port, strangers[STRANGERS];
+  meeting all[MOST];
+  memset(flood, 'x', sizeof flood - 1);
+  flood[sizeof flood - 1] = '\0';
+  const char *const words[] = {"", "GET / HTTP/1.1\r\n", flood, "reepalvh"};
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  for (int i = 0; i < STRANGERS; i++) strangers[i] = knock(port, words[i % 4]);
+  meet_all_at(listener, port, 4, four, 4, all);
+  for (int r = 0; r < 4; r++) assert_ok(all[r].status);
+  on_all(4, all, gather);
+  for (int i = 0; i < STRANGERS; i++) (void)close(strangers[i]);
+  close_all(4, all);
+}
+
+static void *speak(void *argument) {
+  meeting *m = argument;
+  for (int i = 0; i < 2000; i++) {
+    m->peers->methods->late(m->peers, 1, "all_reduce of x", 5);
+    hv_status_free(m->peers->methods->failure(m->peers));
+    usleep(200);
+  }
+  return NULL;
+}
+
+/* What listens closes the connection that another thread speaks on. */
+static void a_rank_may_leave_while_others_speak(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_and_watch(all);
+  for (int r = 1; r < 4; r++) assert_int_equal(pthread_create(&all[r].thread, NULL, speak, &all[r]), 0);
+  usleep(100000);
+  hv_peers_close(all[0].peers);
+  all[0].peers = NULL;
+  for (int r = 1; r < 4; r++) pthread_join(all[r].thread, NULL);
+  close_all(4, all);
 }
 
 static void a_rank_of_another_run_is_refused(void **state) {
@@ -240,6 +321,9 @@ int main(void) {
       cmocka_unit_test(where_none_is_behind_the_machine_is_blamed),
       cmocka_unit_test(one_that_leaves_in_order_is_no_failure),
       cmocka_unit_test(missing_ranks_are_listed),
+      cmocka_unit_test(a_rank_that_gives_up_is_named_to_all),
+      cmocka_unit_test(strangers_do_not_keep_ranks_waiting),
+      cmocka_unit_test(a_rank_may_leave_while_others_speak),
       cmocka_unit_test(a_rank_of_another_run_is_refused),
       cmocka_unit_test(nobody_there_is_one_clear_line),
       cmocka_unit_test(the_first_host_of_a_node_list_is_found),

@@ -11,9 +11,9 @@
 #include "core/base/clock.h"
 #include "train/ranks/rendezvous_socket.h"
 
-enum { LISTEN_MS = 50, PROGRESS_EVERY_MS = 200 };
+enum { LISTEN_MS = 50, PROGRESS_EVERY_MS = 200, NEWCOMERS = 64, NEWCOMER_MS = 10 };
 
-static const double send_seconds = 10;
+static const double send_seconds = 10, hello_seconds = 5;
 
 typedef enum message_kind { HELLO = 1, WELCOME, GATHERED, PROGRESS, LATE, FAILED, BYE } message_kind;
 
@@ -29,9 +29,17 @@ typedef struct message {
 
 static const uint64_t magic = 0x68766c6170656572u; /* "hvlapeer" */
 
+/* Who has connected, and not yet said who it is. */
+typedef struct newcomer {
+  int socket; /* -1: nobody */
+  double until;
+  size_t received; /* bytes of `hello` */
+  message hello;
+} newcomer;
+
 /* A rank as rank 0 knows it; on the others, entry 0 is rank 0. */
 typedef struct peer {
-  int socket;    /* -1: none, or no longer */
+  int socket;    /* -1: none, or no longer; once there is a thread, that one closes it, under the mutex */
   int64_t calls; /* it has come to */
   char place[96];
 } peer;
@@ -135,19 +143,25 @@ static void note_progress(rendezvous *self, int32_t rank, int64_t calls) {
   pthread_mutex_unlock(&self->mutex);
 }
 
+static void forget(rendezvous *self, int32_t rank) {
+  pthread_mutex_lock(&self->mutex);
+  hv_socket_close(&self->peers[rank].socket);
+  pthread_mutex_unlock(&self->mutex);
+}
+
 static void hear(rendezvous *self, int32_t rank, const message *m) {
   switch (m->kind) {
   case PROGRESS: note_progress(self, rank, m->call); break;
   case LATE: judge(self, rank, m->call, m->bytes, m->seconds); break;
   case FAILED: spread(self, m->bytes); break;
-  case BYE: hv_socket_close(&self->peers[rank].socket); break;
+  case BYE: forget(self, rank); break;
   default: break;
   }
 }
 
 static void lost(rendezvous *self, int32_t rank) {
   char text[256];
-  hv_socket_close(&self->peers[rank].socket);
+  forget(self, rank);
   snprintf(text, sizeof text, "rank %d (%s) has died", rank, self->peers[rank].place);
   spread(self, text);
 }
@@ -161,6 +175,7 @@ static void *watch_peers(void *argument) {
     for (int32_t r = 0; r < last; r++) {
       message m;
       hv_socket_state state = hv_socket_receive_ready(self->peers[r].socket, &m, sizeof m, send_seconds);
+      m.bytes[sizeof m.bytes - 1] = '\0';
       if (state == HV_SOCKET_MESSAGE && m.magic == magic) hear(self, r, &m);
       if (state == HV_SOCKET_LOST) lost(self, r);
     }
@@ -215,7 +230,15 @@ static hv_status expect(const rendezvous *self, int32_t rank, message_kind kind,
   if (out->magic == magic && out->kind == (int32_t)kind) return HV_OK;
   out->bytes[sizeof out->bytes - 1] = '\0';
   if (out->magic == magic && out->kind == FAILED) return hv_error(HV_ERR_DEVICE, "%s", out->bytes);
-  return hv_error(HV_ERR_DEVICE, "%s: rank %d (%s) says something else", what, rank, self->peers[rank].place);
+  bool gone = out->magic == magic && out->kind == BYE;
+  return hv_error(HV_ERR_DEVICE, "%s: rank %d (%s) %s", what, rank, self->peers[rank].place,
+                  gone ? "has given up: its own message says why" : "says something else");
+}
+
+/* The same the other way. */
+static hv_status hand_to(const rendezvous *self, int32_t rank, const char *what, const message *m) {
+  return hv_error_context(hv_socket_send(self->peers[rank].socket, m, sizeof *m, send_seconds), "%s: rank %d (%s)",
+                          what, rank, self->peers[rank].place);
 }
 
 static hv_status gather_as_first(rendezvous *self, const char *what, size_t bytes, char *all) {
@@ -227,50 +250,70 @@ static hv_status gather_as_first(rendezvous *self, const char *what, size_t byte
   for (int32_t r = 1; r < self->head.size; r++) {
     for (int32_t of = 0; of < self->head.size; of++) {
       message m = compose(self, GATHERED, all + (size_t)of * bytes, bytes);
-      HV_TRY(hv_socket_send(self->peers[r].socket, &m, sizeof m, send_seconds));
+      HV_TRY(hand_to(self, r, what, &m));
     }
   }
   return HV_OK;
+}
+
+static hv_status gather_as_other(rendezvous *self, const char *what, const void *own, size_t bytes, char *all) {
+  message m = compose(self, GATHERED, own, bytes);
+  hv_status status = hand_to(self, 0, what, &m);
+  for (int32_t r = 0; r < self->head.size; r++) {
+    /* Also where rank 0 took nothing: it may have said why. */
+    hv_status heard = expect(self, 0, GATHERED, what, &m);
+    if (heard) {
+      hv_status_free(status);
+      return heard;
+    }
+    memcpy(all + (size_t)r * bytes, m.bytes, bytes);
+  }
+  return status;
 }
 
 static hv_status gather(hv_peers *head, const char *what, const void *own, size_t bytes, void *all) {
   rendezvous *self = (rendezvous *)head;
   if (bytes > HV_PEERS_MOST_BYTES) return hv_error(HV_ERR_INTERNAL, "%s: %zu bytes are too many", what, bytes);
   memcpy((char *)all + (size_t)head->rank * bytes, own, bytes);
-  if (head->rank == 0) return gather_as_first(self, what, bytes, all);
-  message m = compose(self, GATHERED, own, bytes);
-  HV_TRY(hv_socket_send(self->peers[0].socket, &m, sizeof m, send_seconds));
-  for (int32_t r = 0; r < head->size; r++) {
-    HV_TRY(expect(self, 0, GATHERED, what, &m));
-    memcpy((char *)all + (size_t)r * bytes, m.bytes, bytes);
-  }
-  return HV_OK;
+  hv_status status =
+      head->rank == 0 ? gather_as_first(self, what, bytes, all) : gather_as_other(self, what, own, bytes, all);
+  if (status) spread(self, hv_status_message(status));
+  return status;
 }
 
-/* Lets one process in, and finds out which rank it is. */
-static hv_status admit(rendezvous *self, int socket) {
-  message m;
+/* Lets one process in that has said which rank it is. */
+static hv_status admit(rendezvous *self, int socket, message *m) {
   int32_t size = self->head.size;
-  hv_status status = hv_socket_receive(socket, &m, sizeof m, 5);
-  if (status || m.magic != magic || m.kind != HELLO) {
-    hv_status_free(status);
+  m->bytes[sizeof m->bytes - 1] = '\0';
+  if (m->magic != magic || m->kind != HELLO) {
     (void)close(socket); /* a stranger: a port scan, another program */
     return HV_OK;
   }
-  bool fits = m.size == size && m.rank > 0 && m.rank < size && self->peers[m.rank].socket < 0;
+  bool fits = m->size == size && m->rank > 0 && m->rank < size && self->peers[m->rank].socket < 0;
   if (fits) {
-    self->peers[m.rank].socket = socket;
-    snprintf(self->peers[m.rank].place, sizeof self->peers[m.rank].place, "%.95s", m.bytes);
+    self->peers[m->rank].socket = socket;
+    snprintf(self->peers[m->rank].place, sizeof self->peers[m->rank].place, "%.95s", m->bytes);
     message welcome = compose(self, WELCOME, self->place, strlen(self->place) + 1);
-    return hv_socket_send(socket, &welcome, sizeof welcome, send_seconds);
+    return hand_to(self, m->rank, "letting it in", &welcome);
   }
   char text[256];
-  snprintf(text, sizeof text, "rank %d of %d (%.90s) came to a run of %d ranks%s", m.rank, m.size, m.bytes, size,
-           m.size == size ? " that has this rank already" : "");
+  snprintf(text, sizeof text, "rank %d of %d (%.90s) came to a run of %d ranks%s", m->rank, m->size, m->bytes, size,
+           m->size == size ? " that has this rank already" : "");
   message refusal = compose(self, FAILED, text, strlen(text) + 1);
   hv_status_free(hv_socket_send(socket, &refusal, sizeof refusal, send_seconds));
   (void)close(socket);
   return hv_error(HV_ERR_INPUT, "%s", text);
+}
+
+/* Whoever says nothing, or not all in time, is a stranger too; meanwhile the others are let in. */
+static hv_status hear_out(rendezvous *self, newcomer *who) {
+  hv_socket_state state = hv_socket_take(who->socket, &who->hello, sizeof who->hello, &who->received);
+  if (state == HV_SOCKET_SILENT && hv_clock_seconds() < who->until) return HV_OK;
+  int socket = who->socket;
+  who->socket = -1;
+  if (state == HV_SOCKET_MESSAGE) return admit(self, socket, &who->hello);
+  (void)close(socket);
+  return HV_OK;
 }
 
 static hv_status missing_ranks(const rendezvous *self) {
@@ -286,26 +329,48 @@ static hv_status missing_ranks(const rendezvous *self) {
                   self->timeout, list);
 }
 
-static hv_status meet_as_first(rendezvous *self, int listener) {
-  double start = hv_clock_seconds();
-  for (int32_t there = 1; there < self->head.size;) {
-    double left = self->timeout - (hv_clock_seconds() - start);
-    int socket;
-    HV_TRY(hv_socket_accept(listener, left, &socket));
-    if (socket < 0) return missing_ranks(self);
-    HV_TRY(admit(self, socket));
-    there = 1;
-    for (int32_t r = 1; r < self->head.size; r++) there += self->peers[r].socket >= 0;
+static bool all_are_there(const rendezvous *self) {
+  for (int32_t r = 1; r < self->head.size; r++) {
+    if (self->peers[r].socket < 0) return false;
   }
+  return true;
+}
+
+/* Waits a moment for someone to connect, if there is room. */
+static hv_status look_out(int listener, newcomer *newcomers) {
+  for (int i = 0; i < NEWCOMERS; i++) {
+    if (newcomers[i].socket >= 0) continue;
+    newcomers[i] = (newcomer){.until = hv_clock_seconds() + hello_seconds};
+    return hv_socket_accept(listener, 1e-3 * NEWCOMER_MS, &newcomers[i].socket);
+  }
+  usleep(1000 * NEWCOMER_MS);
   return HV_OK;
+}
+
+static hv_status meet_as_first(rendezvous *self, int listener) {
+  hv_status status = HV_OK;
+  double until = hv_clock_seconds() + self->timeout;
+  newcomer *newcomers = calloc(NEWCOMERS, sizeof *newcomers);
+  if (!newcomers) return hv_error_memory("the meeting of ranks");
+  for (int i = 0; i < NEWCOMERS; i++) newcomers[i].socket = -1;
+  while (!status && !all_are_there(self)) {
+    status = hv_clock_seconds() < until ? look_out(listener, newcomers) : missing_ranks(self);
+    for (int i = 0; i < NEWCOMERS && !status; i++) {
+      if (newcomers[i].socket >= 0) status = hear_out(self, &newcomers[i]);
+    }
+  }
+  for (int i = 0; i < NEWCOMERS; i++) hv_socket_close(&newcomers[i].socket);
+  free(newcomers);
+  if (status) spread(self, hv_status_message(status));
+  return status;
 }
 
 static hv_status meet_as_other(rendezvous *self, const hv_rendezvous_options *options) {
   HV_TRY(hv_socket_connect(options->host, options->port, options->timeout, &self->peers[0].socket));
   message m = compose(self, HELLO, self->place, strlen(self->place) + 1);
   snprintf(self->peers[0].place, sizeof self->peers[0].place, "at %.80s:%d", options->host, options->port);
-  HV_TRY(hv_socket_send(self->peers[0].socket, &m, sizeof m, send_seconds));
-  hv_status status = hv_socket_receive(self->peers[0].socket, &m, sizeof m, self->timeout);
+  hv_status status = hv_socket_send(self->peers[0].socket, &m, sizeof m, send_seconds);
+  if (!status) status = hv_socket_receive(self->peers[0].socket, &m, sizeof m, self->timeout);
   if (status) return hv_error_context(status, "rank 0 at %s:%d", options->host, options->port);
   if (m.magic != magic) {
     return hv_error(HV_ERR_INPUT, "%s:%d is no rank of this program: MASTER_ADDR and MASTER_PORT lead elsewhere",

@@ -1,6 +1,7 @@
 #include "train/ranks/rendezvous_socket.h"
 
 #include <errno.h>
+#include <math.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -14,7 +15,9 @@
 #include "train/ranks/rendezvous.h"
 
 /* Seconds of silence until a machine that no longer answers counts as gone. */
-enum { IDLE = 5, INTERVAL = 5, PROBES = 4, UNANSWERED_MS = 25000, RETRY_MS = 100 };
+enum { IDLE = 5, INTERVAL = 5, PROBES = 4, UNANSWERED_MS = 25000 };
+
+enum { RETRY_MS = 100, ATTEMPT_SECONDS = 5, MOST_SECONDS = 1000000 };
 
 static void set_option(int socket, int level, int option, int value) {
   (void)setsockopt(socket, level, option, &value, sizeof value); /* a refinement */
@@ -29,74 +32,127 @@ static void notice_silence(int socket) {
   set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, UNANSWERED_MS);
 }
 
-hv_status hv_rendezvous_listen(int port, int *out_socket, int *out_port) {
-  *out_socket = -1;
-  int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (listener < 0) return hv_error_errno(errno, "cannot make a socket for the other ranks");
+/* A socket that listens at every address of the machine, by IPv6 at those of IPv4 too; -1 and errno: there is none. */
+static int listen_at(int family, int port) {
+  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
+  const struct sockaddr *address = family == AF_INET6 ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4;
+  socklen_t length = family == AF_INET6 ? sizeof v6 : sizeof v4;
+  int alone = 0, listener = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (listener < 0) return -1;
   set_option(listener, SOL_SOCKET, SO_REUSEADDR, 1);
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+  bool both = family != AF_INET6 || setsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, &alone, sizeof alone) == 0;
+  if (both && bind(listener, address, length) == 0 && listen(listener, SOMAXCONN) == 0) return listener;
+  int problem = errno;
+  (void)close(listener);
+  errno = problem;
+  return -1;
+}
+
+hv_status hv_rendezvous_listen(int port, int *out_socket, int *out_port) {
+  struct sockaddr_in6 address = {0}; /* both kinds have their port in one place */
   socklen_t length = sizeof address;
-  if (bind(listener, (struct sockaddr *)&address, length) != 0 || listen(listener, SOMAXCONN) != 0 ||
-      getsockname(listener, (struct sockaddr *)&address, &length) != 0) {
+  int listener = listen_at(AF_INET6, port);
+  if (listener < 0 && errno != EADDRINUSE) listener = listen_at(AF_INET, port);
+  *out_socket = listener;
+  if (listener < 0 || getsockname(listener, (struct sockaddr *)&address, &length) != 0) {
     hv_status status = hv_error_errno(errno, "rank 0 cannot listen for the others on port %d", port);
-    (void)close(listener);
+    hv_socket_close(out_socket);
     return status;
   }
-  *out_socket = listener;
-  *out_port = ntohs(address.sin_port);
+  *out_port = ntohs(address.sin6_port);
   return HV_OK;
 }
 
-static hv_status try_to_connect(const struct addrinfo *addresses, int *out) {
-  int problem = 0;
-  for (const struct addrinfo *a = addresses; a; a = a->ai_next) {
-    int s = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
-    if (s >= 0 && connect(s, a->ai_addr, a->ai_addrlen) == 0) {
-      notice_silence(s);
-      *out = s;
-      return HV_OK;
-    }
-    problem = errno;
-    if (s >= 0) (void)close(s);
+/* Waits until something can be read or written, or is broken; false when the moment is over. */
+static bool ready(int socket, short events, double until) {
+  struct pollfd poller = {.fd = socket, .events = events};
+  for (;;) {
+    double left = until - hv_clock_seconds();
+    int found = poll(&poller, 1, left > 0 ? (int)(1e3 * fmin(left, MOST_SECONDS)) + 1 : 0);
+    if (found > 0 || (found < 0 && errno != EINTR)) return true;
+    if (left <= 0) return false;
   }
-  return hv_error_errno(problem, "no connection");
 }
 
-hv_status hv_socket_connect(const char *host, int port, double seconds, int *out) {
-  double start = hv_clock_seconds();
+/* Nobody listens at a port of this machine, and the kernel gave the connection that very port as its own. */
+static bool meets_itself(int socket) {
+  struct sockaddr_storage own = {0}, other = {0};
+  socklen_t own_length = sizeof own, other_length = sizeof other;
+  return getsockname(socket, (struct sockaddr *)&own, &own_length) == 0 &&
+         getpeername(socket, (struct sockaddr *)&other, &other_length) == 0 && own_length == other_length &&
+         memcmp(&own, &other, own_length) == 0;
+}
+
+/* A socket that is connected to the address; -1 and errno: there is none by that moment. */
+static int connect_to(const struct addrinfo *to, double until) {
+  int s = socket(to->ai_family, to->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, to->ai_protocol), problem = 0;
+  socklen_t length = sizeof problem;
+  if (s < 0) return -1;
+  if (connect(s, to->ai_addr, to->ai_addrlen) != 0) problem = errno;
+  if (problem == EINPROGRESS) {
+    if (!ready(s, POLLOUT, until)) {
+      problem = ETIMEDOUT;
+    } else if (getsockopt(s, SOL_SOCKET, SO_ERROR, &problem, &length) != 0) {
+      problem = errno;
+    }
+  }
+  if (problem == 0 && meets_itself(s)) problem = ECONNREFUSED;
+  if (problem == 0) {
+    notice_silence(s);
+    return s;
+  }
+  (void)close(s);
+  errno = problem;
+  return -1;
+}
+
+/* One attempt at every address that the name has now: names and addresses may come after the ranks. */
+static hv_status try_to_connect(const char *host, int port, double until, int *out) {
   char service[16];
   snprintf(service, sizeof service, "%d", port);
   struct addrinfo want = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *addresses;
-  int unknown = getaddrinfo(host, service, &want, &addresses);
+  int unknown = getaddrinfo(host, service, &want, &addresses), problem = 0;
   if (unknown) return hv_error(HV_ERR_INPUT, "rank 0's host \"%s\" is not known here: %s", host, gai_strerror(unknown));
-  hv_status status = try_to_connect(addresses, out);
-  while (status && hv_clock_seconds() - start < seconds) {
-    hv_status_free(status);
-    usleep(1000 * RETRY_MS);
-    status = try_to_connect(addresses, out);
+  *out = -1;
+  for (const struct addrinfo *a = addresses; a && *out < 0; a = a->ai_next) {
+    *out = connect_to(a, fmin(until, hv_clock_seconds() + ATTEMPT_SECONDS));
+    problem = errno;
   }
   freeaddrinfo(addresses);
-  return hv_error_context(status, "rank 0 at %s:%d did not answer for %.0f s", host, port, seconds);
+  return *out >= 0 ? HV_OK : hv_error_errno(problem, "rank 0 at %s:%d did not answer", host, port);
 }
 
-/* Waits until something can be read or written; false when the time is over. */
-static bool ready(int socket, short events, double seconds) {
-  struct pollfd poller = {.fd = socket, .events = events};
-  return poll(&poller, 1, seconds > 0 ? (int)(1e3 * seconds) : 0) > 0;
+hv_status hv_socket_connect(const char *host, int port, double seconds, int *out) {
+  double until = hv_clock_seconds() + seconds;
+  for (;;) {
+    hv_status status = try_to_connect(host, port, until, out);
+    if (!status) return HV_OK;
+    if (hv_clock_seconds() >= until) return hv_error_context(status, "tried for %.0f s", seconds);
+    hv_status_free(status);
+    usleep(1000 * RETRY_MS);
+  }
 }
 
 hv_status hv_socket_accept(int listener, double seconds, int *out) {
   *out = -1;
-  if (!ready(listener, POLLIN, seconds)) return HV_OK;
+  if (!ready(listener, POLLIN, hv_clock_seconds() + seconds)) return HV_OK;
   *out = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-  if (*out < 0) return hv_error_errno(errno, "cannot accept another rank");
-  notice_silence(*out);
-  return HV_OK;
+  if (*out >= 0) {
+    notice_silence(*out);
+    return HV_OK;
+  }
+  bool own = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+  return own ? hv_error_errno(errno, "cannot accept another rank") : HV_OK; /* else who came is gone */
 }
 
 hv_status hv_socket_send(int socket, const void *bytes, size_t size, double seconds) {
+  double until = hv_clock_seconds() + seconds;
   for (size_t sent = 0; sent < size;) {
-    if (!ready(socket, POLLOUT, seconds)) return hv_error(HV_ERR_DEVICE, "it takes no message for %.0f s", seconds);
+    if (!ready(socket, POLLOUT, until)) {
+      (void)shutdown(socket, SHUT_RDWR); /* what follows half a message makes no sense */
+      return hv_error(HV_ERR_DEVICE, "it takes no message for %.0f s", seconds);
+    }
     ssize_t n = send(socket, (const char *)bytes + sent, size - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0 && errno != EAGAIN && errno != EINTR) return hv_error_errno(errno, "its connection is broken");
     if (n > 0) sent += (size_t)n;
@@ -104,19 +160,30 @@ hv_status hv_socket_send(int socket, const void *bytes, size_t size, double seco
   return HV_OK;
 }
 
-hv_status hv_socket_receive(int socket, void *bytes, size_t size, double seconds) {
-  for (size_t received = 0; received < size;) {
-    if (!ready(socket, POLLIN, seconds)) return hv_error(HV_ERR_DEVICE, "nothing came for %.0f s", seconds);
-    ssize_t n = recv(socket, (char *)bytes + received, size - received, MSG_DONTWAIT);
-    if (n == 0) return hv_error(HV_ERR_DEVICE, "it has ended");
-    if (n < 0 && errno != EAGAIN && errno != EINTR) return hv_error_errno(errno, "its connection is broken");
-    if (n > 0) received += (size_t)n;
+hv_socket_state hv_socket_take(int socket, void *bytes, size_t size, size_t *received) {
+  while (*received < size) {
+    ssize_t n = recv(socket, (char *)bytes + *received, size - *received, MSG_DONTWAIT);
+    if (n > 0) *received += (size_t)n;
+    if (n == 0) errno = 0;
+    if (n < 0 && errno == EAGAIN) return HV_SOCKET_SILENT;
+    if (n == 0 || (n < 0 && errno != EINTR)) return HV_SOCKET_LOST;
   }
-  return HV_OK;
+  return HV_SOCKET_MESSAGE;
+}
+
+hv_status hv_socket_receive(int socket, void *bytes, size_t size, double seconds) {
+  double until = hv_clock_seconds() + seconds;
+  for (size_t received = 0;;) {
+    if (!ready(socket, POLLIN, until)) return hv_error(HV_ERR_DEVICE, "no message came for %.0f s", seconds);
+    hv_socket_state state = hv_socket_take(socket, bytes, size, &received);
+    if (state == HV_SOCKET_MESSAGE) return HV_OK;
+    if (state == HV_SOCKET_SILENT) continue;
+    return errno ? hv_error_errno(errno, "its connection is broken") : hv_error(HV_ERR_DEVICE, "it has ended");
+  }
 }
 
 hv_socket_state hv_socket_receive_ready(int socket, void *bytes, size_t size, double seconds) {
-  if (socket < 0 || !ready(socket, POLLIN, 0)) return HV_SOCKET_SILENT;
+  if (socket < 0 || !ready(socket, POLLIN, hv_clock_seconds())) return HV_SOCKET_SILENT;
   hv_status status = hv_socket_receive(socket, bytes, size, seconds);
   hv_status_free(status);
   return status ? HV_SOCKET_LOST : HV_SOCKET_MESSAGE;

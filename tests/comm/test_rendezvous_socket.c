@@ -1,0 +1,223 @@
+/* Connections of the rendezvous where names, addresses and the other side are not as one would like. */
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+#include "core/base/clock.h"
+#include "tests/check.h"
+#include "train/ranks/rendezvous.h"
+#include "train/ranks/rendezvous_socket.h"
+
+enum { MESSAGE = 568, SILENT_PORTS = 8 };
+
+/* How often a name is still unknown, and the port at which its first address does not answer; 0: it has one address. */
+static int unknown_for, silent_port;
+
+/* In the place of the system's, which it asks. */
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **out) {
+  int (*own)(const char *, const char *, const struct addrinfo *, struct addrinfo **) = NULL;
+  *(void **)&own = dlsym(RTLD_NEXT, "getaddrinfo");
+  assert_non_null(own);
+  if (unknown_for > 0) {
+    unknown_for--;
+    return EAI_AGAIN;
+  }
+  struct addrinfo *second = NULL;
+  int failure = own(name, service, hints, out);
+  if (failure || silent_port == 0) return failure;
+  failure = own(name, service, hints, &second);
+  if (failure) return failure;
+  ((struct sockaddr_in *)(void *)(*out)->ai_addr)->sin_port = htons((uint16_t)silent_port);
+  (*out)->ai_next = second;
+  return 0;
+}
+
+static int listen_somewhere(int *port) {
+  int listener;
+  assert_ok(hv_rendezvous_listen(0, &listener, port));
+  return listener;
+}
+
+static double seconds_to_connect(const char *host, int port, double seconds) {
+  int connected;
+  double start = hv_clock_seconds();
+  assert_ok(hv_socket_connect(host, port, seconds, &connected));
+  hv_socket_close(&connected);
+  return hv_clock_seconds() - start;
+}
+
+static void a_name_may_become_known_late(void **state) {
+  (void)state;
+  int port, listener = listen_somewhere(&port);
+  unknown_for = 3;
+  (void)seconds_to_connect("127.0.0.1", port, 10);
+  assert_int_equal(unknown_for, 0);
+  unknown_for = 1000;
+  int none;
+  assert_error(hv_socket_connect("127.0.0.1", port, 0.5, &none), "rank 0's host \"127.0.0.1\" is not known here");
+  unknown_for = 0;
+  hv_socket_close(&listener);
+}
+
+static void rank_0_is_found_by_both_versions_of_ip(void **state) {
+  (void)state;
+  int port, listener = listen_somewhere(&port), six = socket(AF_INET6, SOCK_STREAM, 0);
+  struct sockaddr_in6 loopback = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+  (void)seconds_to_connect("127.0.0.1", port, 5);
+  bool there = six >= 0 && bind(six, (struct sockaddr *)&loopback, sizeof loopback) == 0;
+  hv_socket_close(&six);
+  if (there) (void)seconds_to_connect("::1", port, 1);
+  hv_socket_close(&listener);
+  if (!there) skip();
+}
+
+/* A listener whose queue is full takes no more: who connects to it hears nothing, as behind a firewall. */
+static void an_address_that_does_not_answer_is_passed_over(void **state) {
+  (void)state;
+  int waiting[SILENT_PORTS], silent = socket(AF_INET, SOCK_STREAM, 0), port, listener = listen_somewhere(&port);
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t length = sizeof address;
+  assert_int_equal(bind(silent, (struct sockaddr *)&address, length), 0);
+  assert_int_equal(listen(silent, 0), 0);
+  assert_int_equal(getsockname(silent, (struct sockaddr *)&address, &length), 0);
+  for (int i = 0; i < SILENT_PORTS; i++) {
+    waiting[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    (void)connect(waiting[i], (struct sockaddr *)&address, length);
+  }
+  silent_port = ntohs(address.sin_port);
+  double took = seconds_to_connect("127.0.0.1", port, 20);
+  silent_port = 0;
+  if (took < 1 || took > 15) fail_msg("it took %.1f s", took);
+  for (int i = 0; i < SILENT_PORTS; i++) hv_socket_close(&waiting[i]);
+  hv_socket_close(&silent);
+  hv_socket_close(&listener);
+}
+
+/* In the place of the system's, which would make the next test wait between its attempts. */
+static bool hurried;
+int usleep(useconds_t us) {
+  return hurried ? 0 : nanosleep(&(struct timespec){.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L}, NULL);
+}
+
+/* Nobody listens at a port of those that the kernel gives out, so that sooner or later it is the connection's own. */
+static void nobody_is_taken_for_rank_0_by_itself(void **state) {
+  (void)state;
+  int connected;
+  char range[64], *rest;
+  FILE *file = fopen("/proc/sys/net/ipv4/ip_local_port_range", "r");
+  if (!file) skip();
+  assert_non_null(fgets(range, sizeof range, file));
+  (void)fclose(file);
+  long first = strtol(range, &rest, 10), last = strtol(rest, NULL, 10);
+  assert_true(first > 0 && last > first);
+  hurried = true;
+  hv_status status = hv_socket_connect("127.0.0.1", (int)(first + (last - first) / 4 * 2), 4, &connected);
+  hurried = false;
+  assert_error(status, "rank 0 at 127.0.0.1:", "did not answer");
+}
+
+typedef struct writer {
+  int socket, bytes, pause_ms;
+  atomic_bool stop;
+} writer;
+
+/* Writes one byte after the other. */
+static void *trickle(void *argument) {
+  writer *w = argument;
+  for (int i = 0; i < w->bytes && !atomic_load(&w->stop); i++) {
+    (void)nanosleep(&(struct timespec){.tv_nsec = w->pause_ms * 1000000L}, NULL);
+    if (send(w->socket, "x", 1, MSG_NOSIGNAL) != 1) break;
+  }
+  return NULL;
+}
+
+/* The status of a message that comes byte by byte, and how long that took. */
+static hv_status receive_trickle(int pause_ms, double seconds, double *took) {
+  int pair[2];
+  char message[MESSAGE];
+  pthread_t thread;
+  assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  writer w = {.socket = pair[1], .bytes = MESSAGE, .pause_ms = pause_ms};
+  assert_int_equal(pthread_create(&thread, NULL, trickle, &w), 0);
+  double start = hv_clock_seconds();
+  hv_status status = hv_socket_receive(pair[0], message, sizeof message, seconds);
+  *took = hv_clock_seconds() - start;
+  atomic_store(&w.stop, true);
+  pthread_join(thread, NULL);
+  hv_socket_close(&pair[0]);
+  hv_socket_close(&pair[1]);
+  return status;
+}
+
+static void the_time_is_that_of_the_whole_message(void **state) {
+  (void)state;
+  double took;
+  assert_error(receive_trickle(20, 0.5, &took), "no message came for");
+  if (took < 0.5 || took > 3) fail_msg("it took %.1f s", took);
+}
+
+static void on_alarm(int number) {
+  (void)number;
+}
+
+static void a_signal_does_not_end_the_time(void **state) {
+  (void)state;
+  double took;
+  struct itimerval often = {.it_interval.tv_usec = 5000, .it_value.tv_usec = 5000}, never = {0};
+  struct sigaction action = {.sa_handler = on_alarm}, before;
+  assert_int_equal(sigaction(SIGALRM, &action, &before), 0);
+  assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
+  hv_status status = receive_trickle(1, 30, &took);
+  assert_int_equal(setitimer(ITIMER_REAL, &never, NULL), 0);
+  assert_int_equal(sigaction(SIGALRM, &before, NULL), 0);
+  assert_ok(status);
+}
+
+/* What follows half a message would be taken for its other half. */
+static void nothing_follows_half_a_message(void **state) {
+  (void)state;
+  int pair[2], whole = 0;
+  char message[MESSAGE] = {0};
+  size_t received = 0;
+  assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  hv_status status = HV_OK;
+  while (!status) status = hv_socket_send(pair[1], message, sizeof message, 0.2);
+  assert_error(status, "it takes no message");
+  while (hv_socket_take(pair[0], message, sizeof message, &received) == HV_SOCKET_MESSAGE) {
+    whole++;
+    received = 0;
+  }
+  assert_true(whole > 0);
+  hv_status_free(hv_socket_send(pair[1], message, sizeof message, 0.2));
+  assert_int_equal(hv_socket_take(pair[0], message, sizeof message, &received), HV_SOCKET_LOST);
+  hv_socket_close(&pair[0]);
+  hv_socket_close(&pair[1]);
+}
+
+static int begin(void **state) {
+  (void)state;
+  unknown_for = silent_port = 0;
+  hurried = false;
+  return 0;
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup(a_name_may_become_known_late, begin),
+      cmocka_unit_test_setup(rank_0_is_found_by_both_versions_of_ip, begin),
+      cmocka_unit_test_setup(an_address_that_does_not_answer_is_passed_over, begin),
+      cmocka_unit_test_setup(nobody_is_taken_for_rank_0_by_itself, begin),
+      cmocka_unit_test_setup(the_time_is_that_of_the_whole_message, begin),
+      cmocka_unit_test_setup(a_signal_does_not_end_the_time, begin),
+      cmocka_unit_test_setup(nothing_follows_half_a_message, begin),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
