@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the project needs from the distribution's packages: Debian 12 and Ubuntu 24.04.
+# Installs what the project needs from the distribution's packages: Debian 12 and 13, Ubuntu 24.04.
 set -euo pipefail
 
 packages=(
@@ -16,15 +16,16 @@ packages=(
 )
 packages_of_tests=(
   git libcmocka-dev
-  libopenmpi-dev openmpi-bin                  # training with several ranks
-  clang-format-14 clang-tidy-14 libomp-14-dev # how the code is written; other versions judge differently
+  libopenmpi-dev openmpi-bin # training with several ranks
 )
+# How the code is written. Other versions judge differently, so where a distribution has no 14 these tests are skipped.
+packages_of_lints=(clang-format-14 clang-tidy-14 libomp-14-dev)
 
 usage() {
   cat <<'TEXT'
 Usage: scripts/setup.sh [--tests] [--python]
 
-Installs the packages that building and the quick start need (Debian 12, Ubuntu 24.04); with --tests also
+Installs the packages that building and the quick start need (Debian 12 and 13, Ubuntu 24.04); with --tests also
 those of the tests. Packages that are there already are left alone; nothing else is changed.
 --python makes .venv-fixtures in the source tree, with the Python packages that some tests compare with (PyTorch,
 TensorBoard, …: some GB); without it those tests are skipped.
@@ -36,10 +37,13 @@ fail() {
   exit 2
 }
 
-python=false
+python=false lints=()
 for argument in "$@"; do
   case $argument in
-    --tests) packages+=("${packages_of_tests[@]}") ;;
+    --tests)
+      packages+=("${packages_of_tests[@]}")
+      lints=("${packages_of_lints[@]}")
+      ;;
     --python)
       python=true
       packages+=(python3-venv)
@@ -50,7 +54,7 @@ for argument in "$@"; do
 done
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-  fail "this script knows apt (Debian 12, Ubuntu 24.04); elsewhere install the equivalents of: ${packages[*]}"
+  fail "this script knows apt (Debian 12 and 13, Ubuntu 24.04); elsewhere install the equivalents of: ${packages[*]}"
 fi
 
 # What the tests compare with; nothing of it is needed to run the programs.
@@ -69,30 +73,31 @@ install_python_packages() {
   cp "$requirements" .venv-fixtures/installed.txt
 }
 
-missing=()
-for package in "${packages[@]}"; do
-  state=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-  if [[ $state != installed ]]; then missing+=("$package"); fi
-done
-if ((${#missing[@]} == 0)); then
-  echo "setup: all ${#packages[@]} packages are installed"
-  if $python; then install_python_packages; fi
-  exit 0
-fi
+# not_installed PACKAGE…: those that are not, one a line.
+not_installed() {
+  local package state
+  for package in "$@"; do
+    state=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+    if [[ $state != installed ]]; then echo "$package"; fi
+  done
+}
 
-as_root=()
-if ((EUID != 0)); then
-  command -v sudo >/dev/null || fail "not root and no sudo; ask an administrator to install: ${missing[*]}"
-  as_root=(sudo)
-fi
-
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# offered PACKAGE…: those that apt's lists know, one a line.
+offered() {
+  local package
+  for package in "$@"; do
+    if apt-cache show "$package" >/dev/null 2>&1; then echo "$package"; fi
+  done
+}
 
 # run_apt_get HINT ARGUMENT…: quiet when all goes well; the end of its output, and HINT, when not.
 run_apt_get() {
-  local hint=$1
+  local hint=$1 as_root=()
   shift
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || fail "not root and no sudo; ask an administrator to install: ${missing[*]}"
+    as_root=(sudo)
+  fi
   if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 "$@" \
     </dev/null >"$log" 2>&1; then
     tail -n 20 "$log" >&2
@@ -100,8 +105,24 @@ run_apt_get() {
   fi
 }
 
-echo "setup: installing ${missing[*]}"
-run_apt_get "is the network there, and may this user use sudo?" update
-run_apt_get "the packages' names are those of Debian 12 and Ubuntu 24.04" install -y --no-install-recommends "${missing[@]}"
-echo "setup: ${#missing[@]} packages installed, $((${#packages[@]} - ${#missing[@]})) were there"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+mapfile -t missing < <(not_installed "${packages[@]}")
+mapfile -t missing_lints < <(not_installed "${lints[@]}")
+if ((${#missing[@]} == 0)) && [[ -z $(offered "${missing_lints[@]}") ]]; then
+  echo "setup: all ${#packages[@]} packages are installed"
+else
+  run_apt_get "is the network there, and may this user use sudo?" update
+  mapfile -t offered_lints < <(offered "${missing_lints[@]}") # a fresh system knows only now
+  missing+=("${offered_lints[@]}")
+  echo "setup: installing ${missing[*]}"
+  run_apt_get "the packages' names are those of Debian 12 and 13 and Ubuntu 24.04" \
+    install -y --no-install-recommends "${missing[@]}"
+  echo "setup: ${#missing[@]} packages installed"
+fi
+mapfile -t missing_lints < <(not_installed "${lints[@]}")
+if ((${#missing_lints[@]} > 0)); then
+  echo "setup: apt knows no ${missing_lints[*]} here; the lint tests that need them are skipped"
+fi
 if $python; then install_python_packages; fi

@@ -13,7 +13,7 @@ fail() {
 }
 
 need() {
-  command -v "$1" >/dev/null || skip "$1 is not installed (scripts/setup.sh --tests installs it)"
+  command -v "$1" >/dev/null || skip "$1 is not installed (scripts/setup.sh --tests installs it where the distribution has it)"
 }
 
 need git
