@@ -115,7 +115,7 @@ static zip_int64_t serve_source(void *user, void *data, zip_uint64_t size, zip_s
 static hv_status add_entry(writer *self, const char *name, zip_source_t *source, int64_t size) {
   static const uint8_t zeros[ALIGNMENT];
   zip_t *archive = self->archive;
-  zip_int64_t index = source ? zip_file_add(archive, name, source, ZIP_FL_ENC_UTF_8) : -1;
+  zip_int64_t index = source ? zip_file_add(archive, name, source, ZIP_FL_ENC_GUESS) : -1;
   if (index < 0) {
     zip_source_free(source);
     return hv_error(HV_ERR_IO, "%s: cannot add %s: %s", self->path, name, zip_strerror(archive));
