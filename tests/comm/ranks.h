@@ -14,7 +14,8 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds);
 int run_ranks_without_mpi(int ranks, const char *command, char **output);
 
 /* Starts run_ranks without waiting; output goes to the file `log`, that of ranks directly, so that an mpirun that
- * crashes takes none of it along. The process is mpirun itself. */
+ * crashes takes none of it along. The process is mpirun itself; what it leaves behind when it is killed lies beside the
+ * log, and would stop a later mpirun of the same number. */
 pid_t start_ranks(int ranks, const char *command, const char *log);
 
 /* The process of one of the ranks that `mpirun` started; 0: there is none. */
