@@ -145,6 +145,40 @@ static void the_model_of_any_checkpoint_can_be_had(void **state) {
       same_bytes(in_run(folder, "other", "model.safetensors"), in_run(folder, "run", "model/model.safetensors")));
 }
 
+/* One of the numbers of a manifest is what none can be. */
+static void set_in_manifest(const char *folder, const char *name, int step, const char *key, json_int_t value) {
+  char file[64];
+  json_t *manifest;
+  snprintf(file, sizeof file, "checkpoints/step-%d/state.json", step);
+  assert_ok(hv_json_load(in_run(folder, name, file), &manifest));
+  json_object_set_new(manifest, key, json_integer(value));
+  assert_ok(hv_json_save(in_run(folder, name, file), manifest));
+  json_decref(manifest);
+}
+
+static void passes_over_a_manifest_that_cannot_be(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set checkpoint.interval=1 --set checkpoint.keep=6"), NULL);
+  set_in_manifest(*state, "run", 6, "samples", -4);
+  set_in_manifest(*state, "run", 5, "samples", INT64_MAX);
+  set_in_manifest(*state, "run", 4, "updates", -1);
+  set_in_manifest(*state, "run", 3, "updates", 4);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "step-6/state.json: no run stands at", "step-5/state.json",
+               "step-4/state.json", "step-3/state.json", "resumed from", "step-2", NULL);
+}
+
+/* They are neither taken for checkpoints nor removed, and the run goes on from its own. */
+static void other_folders_are_let_alone(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  static const char *const others[] = {"step-9223372036854775807", "step-9007199254740993", "step-003", "step-x"};
+  for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+    char folder[64];
+    snprintf(folder, sizeof folder, "checkpoints/%s", others[i]);
+    assert_ok(hv_make_directories(in_run(*state, "run", folder)));
+  }
+  expect_train(0, run_arguments(*state, "run", "--resume --set checkpoint.keep=1"), "resumed from", "step-3", NULL);
+  expect_checkpoints(*state, "run", "step-003 step-6 step-9007199254740993 step-9223372036854775807 step-x ");
+}
+
 /* A file system of its own that is full when a checkpoint is due: the run ends with an error, the checkpoint before it
  * stands, and with room again the run goes on to the same end. Needs a user namespace to mount it in. */
 static void survives_a_file_system_without_room(void **state) {
@@ -191,6 +225,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(passes_over_a_changed_bit, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_a_checkpoint_without_its_parts, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(passes_over_a_manifest_that_cannot_be, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(other_folders_are_let_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_from_the_first_format, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(keeps_the_last_and_every_so_many, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),

@@ -14,6 +14,9 @@
 #include "core/base/string_list.h"
 #include "core/io/json.h"
 
+/* Ranks tell one another numbers as doubles. */
+static const int64_t MOST_COUNTED = (int64_t)1 << 53;
+
 enum { FORMAT = 2, FORMAT_WITHOUT_DIGESTS = 1, FILE_PATH = HV_CHECKPOINT_PATH + HV_CHECKPOINT_NAME + 1 };
 
 hv_status hv_checkpoint_path(const char *run, int64_t step, const char *suffix, char path[HV_CHECKPOINT_PATH]) {
@@ -187,6 +190,11 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   if (ranks < 1 || ranks > HV_CHECKPOINT_RANKS) {
     return hv_error(HV_ERR_INPUT, "%s: ranks is not a number from 1 to %d", path, HV_CHECKPOINT_RANKS);
   }
+  if (step < 0 || updates < 0 || updates > step || samples < 0 || samples > MOST_COUNTED || parameters < 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s: no run stands at step %lld after %lld updates and %lld samples, with %lld parameters", path,
+                    (long long)step, (long long)updates, (long long)samples, (long long)parameters);
+  }
   out->format = format;
   out->position = (hv_run_position){.step = step, .updates = updates, .samples = samples, .seed = seed};
   HV_TRY(parse_best(path, json_object_get(state, "best"), &out->position.best));
@@ -325,13 +333,14 @@ static int compare_steps(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Whether a name is step-N with `suffix` behind it. */
+/* Whether a name is step-N with `suffix` behind it, N written as hv_checkpoint_path writes it. */
 static bool step_of(const char *name, const char *suffix, int64_t *step) {
   if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9') return false;
+  if (name[5] == '0' && name[6] >= '0' && name[6] <= '9') return false;
   char *end;
   errno = 0;
   *step = strtoll(name + 5, &end, 10);
-  return errno == 0 && strcmp(end, suffix) == 0;
+  return errno == 0 && *step <= MOST_COUNTED && strcmp(end, suffix) == 0;
 }
 
 static hv_status take_entry(found_checkpoints *found, const char *name) {
