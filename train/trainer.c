@@ -147,6 +147,10 @@ static bool is_alone(const hv_trainer *trainer) {
   return !trainer->comm || trainer->comm->size == 1;
 }
 
+int64_t hv_trainer_batch(const hv_trainer *trainer) {
+  return (int64_t)trainer->limits.samples * trainer->parts * (trainer->comm ? trainer->comm->size : 1);
+}
+
 /* The losses of all parts and ranks, each divided by what the whole batch holds, and the caller's own numbers. Waits
  * for the device, and for the other ranks. */
 static hv_status sum_over_ranks(hv_trainer *trainer, hv_step_result *out) {
@@ -247,5 +251,6 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   HV_TRY(hv_arena_status(&trainer->arena));
   HV_TRY(hv_nan_watch_status(trainer->device));
   trainer->step++;
+  trainer->samples += hv_trainer_batch(trainer);
   return HV_OK;
 }

@@ -75,6 +75,7 @@ typedef struct hv_trainer {
   hv_loss_weights weights;
   uint64_t seed;
   int64_t step;       /* completed steps */
+  int64_t samples;    /* of the run's order that they took, on all ranks; a caller sets both to go on */
   float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
   hv_spike_settings spikes;
   hv_spike_means means;
@@ -108,6 +109,9 @@ HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *sou
  * device chooses by measuring (hv_device_measure_choices). All ranks call it. *measured is false, and nothing was done,
  * where the device has nothing to measure or its results are watched. */
 HV_NODISCARD hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *source, bool *measured);
+
+/* Samples of one step, on all ranks. */
+int64_t hv_trainer_batch(const hv_trainer *trainer);
 
 /* The sequence that holds no batch of the run, free to use between two steps; it holds what `limits` say. */
 hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer);

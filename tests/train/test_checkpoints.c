@@ -1,6 +1,7 @@
 /* The checkpoints of `hvla-train run`, from outside: damage is found, the right ones stay, and writing them beside the
  * training changes nothing. */
 #include <dirent.h>
+#include <math.h>
 #include <sys/wait.h>
 
 #include "core/io/json.h"
@@ -179,6 +180,29 @@ static void other_folders_are_let_alone(void **state) {
   expect_checkpoints(*state, "run", "step-003 step-6 step-9007199254740993 step-9223372036854775807 step-x ");
 }
 
+/* Samples are taken in the same order however often the run is interrupted after its batches have become larger. */
+static void a_larger_batch_goes_on_where_the_smaller_ended(void **state) {
+  static const char *const names[] = {"whole", "halves"};
+  for (int i = 0; i < 2; i++) {
+    expect_train(0, run_arguments(*state, names[i], "--set train.steps=4"), NULL);
+    if (i == 1) {
+      expect_train(0, run_arguments(*state, names[i], "--set train.steps=6 --set train.batch_size=8 --resume"), NULL);
+    }
+    expect_train(0, run_arguments(*state, names[i], "--set train.steps=9 --set train.batch_size=8 --resume"), NULL);
+  }
+  assert_same_state(*state, "whole", "halves", 9);
+  json_t *line = last_metrics(in_folder(*state, "whole"), "epoch");
+  assert_true(fabs(json_number_value(json_object_get(line, "epoch")) - 56 / 435.0) < 1e-9);
+  json_decref(line);
+}
+
+/* Of 435 frames, 16 have been seen in 4 steps. */
+static void epochs_count_samples_whatever_the_batches(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=4"), NULL);
+  const char *rest = "--set train.steps=0 --set train.epochs=0.11 --set train.batch_size=8 --resume";
+  expect_train(0, run_arguments(*state, "run", rest), "8 steps of 8 samples", NULL);
+}
+
 /* A file system of its own that is full when a checkpoint is due: the run ends with an error, the checkpoint before it
  * stands, and with room again the run goes on to the same end. Needs a user namespace to mount it in. */
 static void survives_a_file_system_without_room(void **state) {
@@ -227,6 +251,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(passes_over_a_checkpoint_without_its_parts, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_a_manifest_that_cannot_be, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(other_folders_are_let_alone, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_larger_batch_goes_on_where_the_smaller_ended, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(epochs_count_samples_whatever_the_batches, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_from_the_first_format, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(keeps_the_last_and_every_so_many, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),

@@ -90,7 +90,8 @@ static void names_the_worst_part_of_a_batch(void **state) {
 
 static void suspects_what_is_not_finite_before_what_is_large(void **state) {
   float losses[3][2] = {{1, 1}, {NAN, 1}, {9, 9}};
-  hv_trainer trainer = {.parts = 3, .losses = losses, .weights = {1, 1}, .limits = {.samples = 2}, .step = 5};
+  hv_trainer trainer = {
+      .parts = 3, .losses = losses, .weights = {1, 1}, .limits = {.samples = 2}, .step = 5, .samples = 30};
   hv_suspect suspects[HV_MAX_SUSPECTS];
   int count;
   (void)state;

@@ -46,9 +46,12 @@ typedef struct run {
   double device_flops; /* a second at best, of the leader's device */
 } run;
 
-static int64_t count_steps(const hv_train_config *config, int64_t frames) {
+/* In all. Batches may have been of another size up to the position. */
+static int64_t count_steps(const hv_train_config *config, int64_t frames, const hv_run_position *position) {
+  double batch = (double)config->train.batch_size,
+         difference = (double)position->step * batch - (double)position->samples;
   if (config->train.steps > 0) return config->train.steps;
-  double steps = ceil(config->train.epochs * (double)frames / (double)config->train.batch_size);
+  double steps = ceil((config->train.epochs * (double)frames + difference) / batch);
   return steps < 1 ? 1 : (int64_t)steps;
 }
 
@@ -179,6 +182,7 @@ static hv_status begin(run *self, hv_run_position *position) {
                     position->samples, self->config->train.batch_size);
   }
   trainer->step = position->step;
+  trainer->samples = position->samples;
   trainer->means = position->means;
   /* What was the best by another figure says nothing about this one. */
   if (strcmp(position->best.metric, self->best.metric) == 0) self->best = position->best;
@@ -238,16 +242,16 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   HV_TRY(check_metric(self));
+  if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
+  HV_TRY(open_trainer(self, device));
+  HV_TRY(begin(self, &position));
   int64_t frames = hv_demonstrations_frames(self->data.train);
-  self->total_steps = count_steps(config, frames);
+  self->total_steps = count_steps(config, frames, &position);
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
                                            .warmup_steps = config->optimizer.warmup_steps,
                                            .decay = config->optimizer.schedule,
                                            .total_steps = self->total_steps,
                                            .final_ratio = config->optimizer.final_ratio};
-  if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
-  HV_TRY(open_trainer(self, device));
-  HV_TRY(begin(self, &position));
   HV_TRY(open_watch(self));
   HV_TRY(open_files(self));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));

@@ -274,7 +274,7 @@ static hv_status begin(hv_run_files *files, bool with_model) {
   HV_TRY(wait_for_former(files));
   files->manifest.position = (hv_run_position){.step = trainer->step,
                                                .updates = hv_optimizer_updates(trainer->optimizer),
-                                               .samples = trainer->step * config->train.batch_size,
+                                               .samples = trainer->samples,
                                                .seed = config->seed,
                                                .means = trainer->means,
                                                .best = *files->with.best};

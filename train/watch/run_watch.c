@@ -102,7 +102,7 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
   if (paced) tell_straggler(watch, &pace);
   double flops = hv_progress_flops(&watch->progress), best = watch->progress.options.device_flops;
   hv_metrics_line line = {.step = step,
-                          .epoch = (double)(step * watch->config->train.batch_size) / (double)frames,
+                          .epoch = (double)watch->trainer->samples / (double)frames,
                           .result = *result,
                           .learning_rate = learning_rate,
                           .samples_per_s = hv_progress_rate(&watch->progress),

@@ -25,12 +25,12 @@ static void find_own(const hv_trainer *trainer, int32_t ranks, double out[FIGURE
 }
 
 static hv_suspect make_suspect(const hv_trainer *trainer, int32_t rank, const double figures[FIGURES]) {
-  int32_t samples = trainer->limits.samples, ranks = trainer->comm ? trainer->comm->size : 1;
-  int64_t micro_batches = ((trainer->step - 1) * ranks + rank) * trainer->parts + (int64_t)figures[PART];
+  int32_t samples = trainer->limits.samples;
+  int64_t micro_batches = (int64_t)rank * trainer->parts + (int64_t)figures[PART];
   return (hv_suspect){.rank = rank,
                       .finite = figures[FINITE] != 0,
                       .loss = figures[LOSS],
-                      .first_sample = micro_batches * samples,
+                      .first_sample = trainer->samples - hv_trainer_batch(trainer) + micro_batches * samples,
                       .samples = samples};
 }
 
