@@ -2,6 +2,7 @@
 #ifndef HV_TESTS_CHECK_H
 #define HV_TESTS_CHECK_H
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,6 +39,11 @@ static inline void check_error(hv_status status, const char *const *words, const
     _fail(file, line);
   }
   hv_status_free(status);
+}
+
+/* The larger of two differences: what is no number is the largest of all. fmax would pass it over. */
+static inline double larger_of(double a, double b) {
+  return a >= b || isnan(a) ? a : b;
 }
 
 /* A fresh temporary folder in *state, for cmocka's setup; the teardown removes it with all it holds. */

@@ -10,6 +10,7 @@
 #include "core/base/file.h"
 #include "core/cpu/cpu.h"
 #include "tests/allocations.h"
+#include "tests/check.h"
 #include "tests/hybridvla/tiny_model.h"
 #include "train/ranks/launch.h"
 #include "train/run/interrupt.h"
@@ -142,8 +143,8 @@ static hv_status train_both(side *shared, side *alone, int32_t steps, difference
     HV_TRY(hv_trainer_step(shared->trainer, &shared->source.source, learning_rate, &a));
     if (!alone->trainer) continue;
     HV_TRY(hv_trainer_step(alone->trainer, &alone->source.source, learning_rate, &b));
-    out->loss = fmax(out->loss, relative(a.loss, b.loss));
-    out->norm = fmax(out->norm, relative(a.grad_norm, b.grad_norm));
+    out->loss = larger_of(out->loss, relative(a.loss, b.loss));
+    out->norm = larger_of(out->norm, relative(a.grad_norm, b.grad_norm));
   }
   HV_TRY(hv_params_order_status(shared->trainer->params));
   return compare_values(shared->trainer, alone->trainer, &out->values);

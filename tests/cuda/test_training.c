@@ -42,7 +42,7 @@ static void compare_with_cpu(const char *folder, const char *settings, double to
   train(folder, "device", under_test, rest);
   double *expected = losses_of(in_folder(folder, "cpu"), steps), *found = losses_of(in_folder(folder, "device"), steps);
   double off = 0, sums[2] = {0, 0};
-  for (int i = 0; i < steps && i < 50; i++) off = fmax(off, fabs(found[i] - expected[i]) / expected[i]);
+  for (int i = 0; i < steps && i < 50; i++) off = larger_of(off, fabs(found[i] - expected[i]) / expected[i]);
   for (int i = steps > 20 ? steps - 20 : 0; i < steps; i++) {
     sums[0] += found[i];
     sums[1] += expected[i];

@@ -5,7 +5,7 @@
 #include "train/learning_rate.h"
 
 static void assert_close(double found, double expected) {
-  if (fabs(found - expected) > 1e-15) fail_msg("%.17g, expected %.17g", found, expected);
+  if (!(fabs(found - expected) <= 1e-15)) fail_msg("%.17g, expected %.17g", found, expected);
 }
 
 static void stays_constant(void **state) {
@@ -37,6 +37,8 @@ static void survives_a_warm_up_as_long_as_the_run(void **state) {
   hv_learning_rate schedule = {.peak = 1.0, .warmup_steps = 3, .decay = HV_DECAY_COSINE, .total_steps = 3};
   assert_close(hv_learning_rate_at(&schedule, 2), 1.0);
   assert_close(hv_learning_rate_at(&schedule, 3), 0.0);
+  schedule.total_steps = 4;
+  assert_close(hv_learning_rate_at(&schedule, 3), 0.0); /* a cosine over one step is at its end */
 }
 
 int main(void) {

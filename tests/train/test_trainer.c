@@ -66,14 +66,14 @@ static float *read_param(const hv_trainer *trainer, hv_param_id id) {
   return values;
 }
 
-/* What the largest change of any value is, of all parameters, in units of the learning rate. */
+/* What the largest change of any value is, of all parameters. A planted NaN that both have is none. */
 static double largest_difference(const hv_trainer *a, const hv_trainer *b) {
   double largest = 0;
   for (hv_param_id id = 0; id < hv_params_count(a->params); id++) {
     const hv_param *param = hv_params_get(a->params, id);
     float *x = read_param(a, id), *y = read_param(b, id);
     for (int64_t i = 0; i < param->rows * param->cols; i++) {
-      largest = fmax(largest, fabs((double)x[i] - (double)y[i]));
+      if (!isnan(x[i]) || !isnan(y[i])) largest = larger_of(largest, fabs((double)x[i] - (double)y[i]));
     }
     free(x);
     free(y);
