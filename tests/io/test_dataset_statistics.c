@@ -112,6 +112,37 @@ static void saving_keeps_other_keys_and_members(void **state) {
   hv_dataset_statistics_free(&s);
 }
 
+static void equal_are_those_with_the_same_numbers(void **state) {
+  (void)state;
+  hv_dataset_statistics a, b;
+  assert_ok(read_text(file, "lift", &a));
+  assert_ok(read_text(file, "lift", &b));
+  assert_true(hv_dataset_statistics_equal(&a, &b));
+  double *const numbers[] = {&b.action.mean[3], &b.action.std[0], &b.action.min[1],  &b.action.max[2],
+                             &b.action.q01[3],  &b.action.q99[0], &b.proprio.q01[0], &b.proprio.mean[0]};
+  for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+    double kept = *numbers[i];
+    *numbers[i] = kept + 1e-9;
+    assert_false(hv_dataset_statistics_equal(&a, &b));
+    *numbers[i] = kept;
+  }
+  int64_t *const counts[] = {&b.num_transitions, &b.num_trajectories};
+  for (int i = 0; i < 2; i++) {
+    ++*counts[i];
+    assert_false(hv_dataset_statistics_equal(&a, &b));
+    --*counts[i];
+  }
+  b.action.mask[2] = false;
+  assert_false(hv_dataset_statistics_equal(&a, &b));
+  b.action.mask[2] = true;
+  assert_true(hv_dataset_statistics_equal(&a, &b));
+  hv_dataset_statistics_free(&b);
+  assert_ok(read_text(file, "drawer", &b));
+  assert_false(hv_dataset_statistics_equal(&a, &b));
+  hv_dataset_statistics_free(&a);
+  hv_dataset_statistics_free(&b);
+}
+
 static void actions_are_scaled_as_the_contract_says(void **state) {
   (void)state;
   hv_dataset_statistics s;
@@ -148,6 +179,7 @@ int main(void) {
       cmocka_unit_test(the_key_is_never_guessed),
       cmocka_unit_test(broken_entries_are_refused),
       cmocka_unit_test(saving_keeps_other_keys_and_members),
+      cmocka_unit_test(equal_are_those_with_the_same_numbers),
       cmocka_unit_test(actions_are_scaled_as_the_contract_says),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
