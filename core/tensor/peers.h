@@ -25,7 +25,7 @@ typedef struct hv_peers_methods {
   /* How many collectives this rank has come to. */
   void (*progress)(hv_peers *peers, int64_t calls);
   /* That this rank has waited for so long in that collective, `call` of progress: the rank that has not come to it is
-   * made out, and the failure of all. */
+   * made out, and the failure of all. Said once more of the same call, nobody has answered, and that is the failure. */
   void (*late)(hv_peers *peers, int64_t call, const char *operation, double seconds);
   /* That the run has failed here, in words that name the rank. Returns when all ranks have been told. */
   void (*report)(hv_peers *peers, const char *message);

@@ -132,6 +132,25 @@ static void where_none_is_behind_the_machine_is_blamed(void **state) {
   close_all(4, all);
 }
 
+/* As a process that is stopped: it is there, and nobody in it listens. */
+static void a_silent_rank_0_is_named(void **state) {
+  (void)state;
+  meeting all[MOST];
+  meet_all(4, four, 10, all);
+  for (int r = 0; r < 4; r++) assert_ok(all[r].status);
+  for (int r = 1; r < 4; r++) assert_ok(all[r].peers->methods->watch(all[r].peers));
+  for (int r = 1; r < 4; r++) {
+    all[r].peers->methods->late(all[r].peers, 6, "all_reduce of x", 5);
+    all[r].peers->methods->late(all[r].peers, 7, "all_reduce of x", 5);
+    usleep(200000);
+    assert_ok(all[r].peers->methods->failure(all[r].peers));
+    all[r].peers->methods->late(all[r].peers, 7, "all_reduce of x", 5);
+    expect_failure(&all[r], "rank 0 (process ");
+    expect_failure(&all[r], "has been silent for 5 s: all_reduce of x cannot end on rank ");
+  }
+  close_all(4, all);
+}
+
 static void one_that_leaves_in_order_is_no_failure(void **state) {
   (void)state;
   meeting all[MOST];
@@ -319,6 +338,7 @@ int main(void) {
       cmocka_unit_test(a_report_reaches_all),
       cmocka_unit_test(the_rank_that_is_behind_is_named),
       cmocka_unit_test(where_none_is_behind_the_machine_is_blamed),
+      cmocka_unit_test(a_silent_rank_0_is_named),
       cmocka_unit_test(one_that_leaves_in_order_is_no_failure),
       cmocka_unit_test(missing_ranks_are_listed),
       cmocka_unit_test(a_rank_that_gives_up_is_named_to_all),

@@ -54,6 +54,7 @@ typedef struct rendezvous {
   atomic_bool closing;
   atomic_llong calls; /* of this rank */
   pthread_mutex_t mutex;
+  int64_t asked;     /* the call that rank 0 was last told to be late; 0: none */
   hv_status failure; /* the first */
 } rendezvous;
 
@@ -133,8 +134,15 @@ static void late(hv_peers *head, int64_t call, const char *operation, double sec
   m.call = call;
   m.seconds = seconds;
   pthread_mutex_lock(&self->mutex);
+  bool again = self->asked == call;
+  self->asked = call;
   tell(self, 0, &m);
   pthread_mutex_unlock(&self->mutex);
+  if (!again) return;
+  char text[512];
+  snprintf(text, sizeof text, "rank 0 (%s) has been silent for %.0f s: %.200s cannot end on rank %d",
+           self->peers[0].place, seconds, operation, head->rank);
+  spread(self, text);
 }
 
 static void note_progress(rendezvous *self, int32_t rank, int64_t calls) {
