@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,14 +18,6 @@ static char *with_suffix(const char *path, const char *suffix) {
   return name;
 }
 
-static hv_status sync_parent(const char *path) {
-  char *copy = strdup(path);
-  if (!copy) return hv_error_memory(path);
-  hv_status status = hv_sync_directory(dirname(copy));
-  free(copy);
-  return status;
-}
-
 /* For file systems without an atomic swap. */
 static hv_status move_aside(const char *fresh, const char *path) {
   char *old = with_suffix(path, ".old");
@@ -39,7 +30,7 @@ static hv_status move_aside(const char *fresh, const char *path) {
     status = hv_error_errno(errno, "cannot rename %s to %s", fresh, path);
     if (rename(old, path) != 0) status = hv_error_context(status, "%s now lies in %s", path, old);
   } else {
-    status = sync_parent(path);
+    status = hv_sync_parent(path);
     if (!status) status = hv_remove_tree(old);
   }
 done:
@@ -53,11 +44,11 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
     return hv_error(HV_ERR_INPUT, "%s exists and is not a directory", path);
   }
   if (renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
-    HV_TRY(sync_parent(path));
+    HV_TRY(hv_sync_parent(path));
     return hv_remove_tree(fresh);
   }
   if (errno == EINVAL || errno == ENOSYS) return move_aside(fresh, path);
-  if (errno == ENOENT && rename(fresh, path) == 0) return sync_parent(path);
+  if (errno == ENOENT && rename(fresh, path) == 0) return hv_sync_parent(path);
   return hv_error_errno(errno, "cannot rename %s to %s", fresh, path);
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,11 +139,10 @@ hv_status hv_make_directories(const char *path) {
     bool last = *at == '\0';
     if (!last && *at != '/') continue;
     *at = '\0';
-    if (mkdir(copy, 0777) != 0 && errno != EEXIST) {
-      status = hv_error_errno(errno, "cannot make directory %s", copy);
-      break;
-    }
-    if (last) break;
+    bool made = mkdir(copy, 0777) == 0;
+    if (!made && errno != EEXIST) status = hv_error_errno(errno, "cannot make directory %s", copy);
+    if (made) status = hv_sync_parent(copy);
+    if (status || last) break;
     *at = '/';
   }
   free(copy);
@@ -160,6 +160,14 @@ hv_status hv_sync_directory(const char *path) {
   hv_status status = HV_OK;
   if (fsync(fd) != 0 && errno != EINVAL) status = hv_error_errno(errno, "cannot sync directory %s", path);
   close(fd);
+  return status;
+}
+
+hv_status hv_sync_parent(const char *path) {
+  char *copy = strdup(path);
+  if (!copy) return hv_error_memory(path);
+  hv_status status = hv_sync_directory(dirname(copy));
+  free(copy);
   return status;
 }
 

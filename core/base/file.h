@@ -45,8 +45,9 @@ hv_file_digest hv_file_writer_digest(const hv_file_writer *writer);
 HV_NODISCARD hv_status hv_file_writer_commit(hv_file_writer *writer);
 void hv_file_writer_abort(hv_file_writer *writer); /* NULL is allowed */
 
-HV_NODISCARD hv_status hv_make_directories(const char *path); /* as mkdir -p */
+HV_NODISCARD hv_status hv_make_directories(const char *path); /* as mkdir -p, and durable */
 HV_NODISCARD hv_status hv_sync_directory(const char *path);   /* makes renames in it durable */
+HV_NODISCARD hv_status hv_sync_parent(const char *path);      /* the same in the directory that `path` lies in */
 HV_NODISCARD hv_status hv_sync_file(const char *path);        /* makes its content durable, whoever wrote it */
 HV_NODISCARD hv_status hv_remove_tree(const char *path);      /* as rm -rf; absent is fine */
 bool hv_file_exists(const char *path);

@@ -65,17 +65,8 @@ hv_file_digest hv_file_writer_digest(const hv_file_writer *writer) {
   return (hv_file_digest){.size = writer->size, .xxh3 = XXH3_64bits_digest(writer->hash)};
 }
 
-/* The directory that holds `path`, on the heap; NULL without memory. */
-static char *directory_of(const char *path) {
-  const char *slash = strrchr(path, '/');
-  if (!slash) return strdup(".");
-  if (slash == path) return strdup("/");
-  return strndup(path, (size_t)(slash - path));
-}
-
 hv_status hv_file_writer_commit(hv_file_writer *writer) {
   hv_status status = HV_OK;
-  char *directory = NULL;
   if (fsync(writer->fd) != 0) {
     status = hv_error_errno(errno, "cannot write %s", writer->path);
     goto done;
@@ -90,10 +81,8 @@ hv_status hv_file_writer_commit(hv_file_writer *writer) {
     status = hv_error_errno(errno, "cannot rename %s to %s", writer->partial_path, writer->path);
     goto done;
   }
-  directory = directory_of(writer->path);
-  status = directory ? hv_sync_directory(directory) : hv_error_memory("a file name");
+  status = hv_sync_parent(writer->path);
 done:
-  free(directory);
   if (status) unlink(writer->partial_path);
   free_writer(writer);
   return status;
