@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/io/yaml.h"
+#include "train/checkpoint/checkpoint_files.h"
 #include "train/config_table.h"
 
 static hv_status check_values(const hv_train_config *config) {
@@ -63,6 +64,10 @@ void hv_train_config_free(hv_train_config *config) {
 
 hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ranks) {
   const hv_train_settings *train = &config->train;
+  if (ranks > HV_CHECKPOINT_RANKS) {
+    return hv_error(HV_ERR_INPUT, "a run has %d ranks at most, as many as can write a checkpoint; these are %d",
+                    HV_CHECKPOINT_RANKS, ranks);
+  }
   if (train->batch_size % ranks != 0) {
     return hv_error(HV_ERR_INPUT, "%s: train.batch_size (%lld) is not divided by the %d ranks", config->source,
                     (long long)train->batch_size, ranks);

@@ -100,7 +100,7 @@ void hv_train_config_free(hv_train_config *config); /* leaves it empty */
 /* What a run needs beyond what a benchmark does: data, output, tokenizer, steps or epochs. */
 HV_NODISCARD hv_status hv_train_config_check_run(const hv_train_config *config);
 
-/* Whether so many ranks can share the batch; HV_ERR_INPUT where not. */
+/* Whether there may be so many ranks, and they can share the batch; HV_ERR_INPUT where not. */
 HV_NODISCARD hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ranks);
 
 /* The architecture: `model:` alone, or that of `init_from` with `model:` put over it. With init_from, *directory is

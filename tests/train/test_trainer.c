@@ -7,6 +7,7 @@
 #include "tests/check.h"
 #include "tests/hybridvla/tiny_model.h"
 #include "tests/train/program.h"
+#include "train/checkpoint/checkpoint_files.h"
 #include "train/run/run_data.h"
 #include "train/trainer.h"
 
@@ -256,11 +257,22 @@ static void a_step_after_the_first_allocates_nothing(void **state) {
   assert_int_equal(allocations_of_steps(*state, HV_BF16, 2), 0);
 }
 
+/* Their checkpoints could not be read again. */
+static void more_ranks_than_a_checkpoint_takes_are_refused(void **state) {
+  static const char *const sets[] = {"train.batch_size=2048"};
+  hv_train_config config;
+  assert_ok(hv_train_config_load(write_tiny_config(*state, "none"), sets, 1, &config));
+  assert_ok(hv_train_config_check_ranks(&config, HV_CHECKPOINT_RANKS));
+  assert_error(hv_train_config_check_ranks(&config, 2 * HV_CHECKPOINT_RANKS), "1024 ranks at most");
+  hv_train_config_free(&config);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(parts_add_up_to_the_batch),
       cmocka_unit_test(a_broken_gradient_changes_nothing),
       cmocka_unit_test(a_batch_that_does_not_arrive_ends_its_step),
+      cmocka_unit_test_setup_teardown(more_ranks_than_a_checkpoint_takes_are_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_step_after_the_first_allocates_nothing, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
