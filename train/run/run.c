@@ -374,7 +374,6 @@ static hv_status measure_algorithms(run *self) {
 
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
-  HV_TRY(measure_algorithms(self));
   HV_TRY(measure_start(self));
   while (trainer->step < self->total_steps && !is_stale(self)) {
     tell(self);
@@ -400,7 +399,11 @@ static hv_status train(run *self, int *signal_number) {
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
   run self = {.config = config, .options = options, .comm = options->comm, .leader = options->comm->rank == 0};
   *signal_number = 0;
+  /* Not every rank reads as fast, and one measures for all. */
+  hv_comm_set_timeout(self.comm, HV_FILE_TIMEOUT);
   hv_status status = open_run(&self, device);
+  if (!status) status = measure_algorithms(&self);
+  hv_comm_set_timeout(self.comm, config->parallel.timeout);
   if (!status) status = train(&self, signal_number);
   status = end_run(&self, status, *signal_number);
   close_run(&self);

@@ -14,9 +14,6 @@
 #include "train/checkpoint/host_memory.h"
 #include "train/run/run_choices.h"
 
-/* How long ranks wait for one another while files are written. */
-static const double file_timeout = 1800;
-
 typedef enum phase {
   IDLE,       /* nothing is under way */
   WRITING,    /* every rank its file */
@@ -297,7 +294,7 @@ static hv_status save(hv_run_files *files) {
 
 /* Runs a call with the time-out of files. */
 static hv_status patiently(hv_run_files *files, hv_status (*call)(hv_run_files *)) {
-  hv_comm_set_timeout(files->comm, file_timeout);
+  hv_comm_set_timeout(files->comm, HV_FILE_TIMEOUT);
   hv_status status = call(files);
   hv_comm_set_timeout(files->comm, files->with.config->parallel.timeout);
   return status;

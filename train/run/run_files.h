@@ -18,6 +18,8 @@
 #include "train/run/best.h"
 #include "train/run/run_data.h"
 
+enum { HV_FILE_TIMEOUT = 1800 /* seconds that ranks wait for one another while files are read or written */ };
+
 typedef struct hv_run_files_options {
   const hv_train_config *config;
   const hv_model_config *model;

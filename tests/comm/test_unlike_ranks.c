@@ -1,0 +1,62 @@
+/* `hvla-train run` on two ranks that are not alike: one would choose other algorithms, one reads its files more slowly.
+ */
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "tests/check.h"
+#include "tests/comm/ranks.h"
+#include "tests/train/program.h"
+
+/* A run of two ranks, to its end; the second sees `environment`, and has settings of its own. */
+static void run_two(const char *folder, const char *name, const char *rest, const char *environment, const char *own) {
+  char arguments[1024], command[3072];
+  snprintf(arguments, sizeof arguments,
+           "train/hvla-train run --config '%s' --set 'output=%s/%s' --set train.steps=2 --set train.batch_size=2 "
+           "--set checkpoint.interval=0 %s",
+           write_tiny_config(folder, "unset"), folder, name, rest);
+  int length = snprintf(command, sizeof command, "%s : -np 1 env %s '" HVLA_BINARY_DIR "'/%s %s", arguments,
+                        environment, arguments, own);
+  assert_true(length < (int)sizeof command);
+  expect_ranks(0, 1, command, "2 ranks on 1 host", "done");
+}
+
+/* On emulated cards, each of which would find another algorithm to be the fastest: the run is to the byte that of ranks
+ * which all suppose from the start what the first one measures. */
+static void all_take_what_the_first_measured(void **state) {
+  static const char model[] = "model/model.safetensors", unmeasured[] = "--device emu --set measure_algorithms=false";
+  assert_int_equal(setenv("HVLA_EMU_TIMES", "4,4,4,1", 1), 0);
+  run_two(*state, "measured", "--device emu", "HVLA_EMU_TIMES=1,4,4,4", "");
+  assert_int_equal(setenv("HVLA_EMU_ALGORITHM", "3", 1), 0);
+  run_two(*state, "supposed", unmeasured, "HVLA_EMU_ALGORITHM=3", "");
+  run_two(*state, "apart", unmeasured, "HVLA_EMU_ALGORITHM=0", "");
+  assert_int_equal(unsetenv("HVLA_EMU_TIMES"), 0);
+  assert_int_equal(unsetenv("HVLA_EMU_ALGORITHM"), 0);
+  assert_true(same_bytes(in_run(*state, "measured", model), in_run(*state, "supposed", model)));
+  assert_false(same_bytes(in_run(*state, "apart", model), in_run(*state, "supposed", model)));
+}
+
+/* Where the run begins, files may take longer than a rank is waited for in a step. */
+static void all_wait_for_the_one_that_reads_slowly(void **state) {
+  char line[1024], own[512];
+  const char *pipe = in_folder(*state, "tokenizer");
+  assert_int_equal(mkfifo(pipe, 0600), 0);
+  snprintf(line, sizeof line,
+           "exec >'%s'; sleep 8; exec cat '" HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model'", pipe);
+  pid_t writer = fork();
+  assert_true(writer >= 0);
+  if (writer == 0) {
+    execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+    _exit(127);
+  }
+  snprintf(own, sizeof own, "--set 'tokenizer=%s'", pipe);
+  run_two(*state, "run", "--set parallel.timeout=3", "", own);
+  assert_int_equal(wait_for_exit(writer), 0);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(all_take_what_the_first_measured, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(all_wait_for_the_one_that_reads_slowly, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
