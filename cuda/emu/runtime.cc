@@ -72,7 +72,7 @@ struct hv_runtime {
   allocation *allocations;
   hv_queue *queues;
   uint64_t queues_made, seed, launches;
-  size_t allocated; /* bytes asked for and not released */
+  size_t allocated; /* bytes asked for and not released, and what others hold */
   double clock;     /* seconds */
 };
 
@@ -90,6 +90,8 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   const char *memory = getenv("HVLA_EMU_MEMORY");
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
   runtime->card = hv_card{"emulated card", 8, 9, 1, memory ? strtoull(memory, nullptr, 10) : machine, ""};
+  const char *taken = getenv("HVLA_EMU_TAKEN");
+  runtime->allocated = taken ? strtoull(taken, nullptr, 10) : 0;
   *out = runtime;
   return HV_OK;
 }

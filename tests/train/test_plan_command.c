@@ -72,15 +72,25 @@ static void what_cannot_run_is_told(void **state) {
   expect_train(0, "plan " CONFIG("tiny.yaml") "--gpus 2", "fits", "samples/s", NULL);
 }
 
-/* A card of 100 MB, which the model fits and the activations of so many samples do not. */
-static void memory_that_runs_out_ends_with_a_table(void **state) {
-  char call[2048], *output;
+/* A run that the emulated card is too small for: ends with 2, and says all the words. */
+static void assert_too_small(const char *folder, const char *card, const char *const *words, size_t count) {
+  char call[2048], environment[512], *output;
+  snprintf(environment, sizeof environment, "%s LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'", card);
   snprintf(call, sizeof call,
            "run " CONFIG("tiny.yaml") "--device emu --set output='%s/run' --set train.batch_size=64 "
                                       "--set data.files='" DEMONSTRATIONS "' --set tokenizer='" HVLA_SOURCE_DIR
                                       "/data/tokenizer/llama2-tokenizer.model'",
-           (const char *)*state);
-  int code = run_train("HVLA_EMU_MEMORY=100000000 LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'", call, &output);
+           folder);
+  int code = run_train(environment, call, &output);
+  assert_int_equal(code, 2);
+  for (size_t i = 0; i < count; i++) {
+    if (!strstr(output, words[i])) fail_msg("nothing is said of \"%s\":\n%s", words[i], output);
+  }
+  free(output);
+}
+
+/* A card of 100 MB, which the model fits and the activations of so many samples do not. */
+static void memory_that_runs_out_ends_with_a_table(void **state) {
   static const char *const words[] = {"out of memory on the emulated card",
                                       "activations needs",
                                       "held by this process",
@@ -89,11 +99,15 @@ static void memory_that_runs_out_ends_with_a_table(void **state) {
                                       "settings that would fit the 0.100 GB",
                                       "train.recompute=block",
                                       "train.micro_batch="};
-  assert_int_equal(code, 2);
-  for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-    if (!strstr(output, words[i])) fail_msg("nothing is said of \"%s\":\n%s", words[i], output);
-  }
-  free(output);
+  assert_too_small(*state, "HVLA_EMU_MEMORY=100000000", words, sizeof words / sizeof words[0]);
+}
+
+/* The same room on a card of 500 MB, of which another process has the rest. */
+static void a_card_that_others_fill_is_told(void **state) {
+  static const char *const words[] = {"out of memory on the emulated card", "held by this process",
+                                      "held by others (other processes, the system): 0.400 of 0.500 GB",
+                                      "settings that would fit the 0.100 GB"};
+  assert_too_small(*state, "HVLA_EMU_MEMORY=500000000 HVLA_EMU_TAKEN=400000000", words, sizeof words / sizeof words[0]);
 }
 
 static void the_tiny_configuration_is_measured(const char *device) {
@@ -127,6 +141,7 @@ int main(void) {
       cmocka_unit_test(fewer_bits_are_told_of_where_nothing_else_fits),
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
       cmocka_unit_test(benches_run_on_the_cpu),
       cmocka_unit_test(benches_run_on_the_emulator),
   };
