@@ -1,12 +1,8 @@
 #include "core/hybridvla/action_tokens.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
 #include <math.h>
+
+#include "tests/check.h"
 
 enum { BASE = 32000, BINS = 256 };
 

@@ -1,14 +1,8 @@
 /* The whole model in double: shared prefixes equal whole sequences, gradients equal differences, parts can be frozen,
  * micro-batches add up, the plan knows what a step takes. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
+#include "tests/check.h"
 #include "tests/hybridvla/tiny_model.h"
 
 enum { SAMPLES = 3, BRANCHES = 3 };
@@ -66,12 +60,10 @@ static double moved_loss(tiny_run *run, const hv_batch *batch, hv_param_id id, d
                          double step) {
   double original = values[element];
   values[element] = original + step;
-  hv_status status = hv_param_write(hv_model_params(run->model), id, HV_F64, values, run->stream);
-  assert_null(status);
+  assert_ok(hv_param_write(hv_model_params(run->model), id, HV_F64, values, run->stream));
   double loss = tiny_run_step(run, batch, false, false);
   values[element] = original;
-  status = hv_param_write(hv_model_params(run->model), id, HV_F64, values, run->stream);
-  assert_null(status);
+  assert_ok(hv_param_write(hv_model_params(run->model), id, HV_F64, values, run->stream));
   return loss;
 }
 
@@ -181,13 +173,13 @@ static void draws_depend_on_the_sample_alone(void **state) {
   int64_t values = SAMPLES * BRANCHES * 6;
   float together[SAMPLES * BRANCHES * 6], alone[BRANCHES * 6];
   hv_download(run.stream, together, tables->noise.data, (size_t)values * sizeof(float));
-  assert_null(hv_stream_synchronize(run.stream));
+  assert_ok(hv_stream_synchronize(run.stream));
   hv_batch last = tiny_batch_part(&config, &b, BRANCHES, 2, 1);
   last.noise = NULL;
   last.timesteps = NULL;
   tiny_run_step(&run, &last, false, false);
   hv_download(run.stream, alone, tables->noise.data, sizeof alone);
-  assert_null(hv_stream_synchronize(run.stream));
+  assert_ok(hv_stream_synchronize(run.stream));
   assert_memory_equal(alone, together + 2 * BRANCHES * 6, sizeof alone);
   tiny_run_close(&run);
   tiny_batch_free(&b);
@@ -200,7 +192,7 @@ static void plan_is_what_a_step_takes(void **state) {
   tiny_batch b = tiny_batch_make(&config, 1, BRANCHES, 51);
   for (int training = 0; training < 2; training++) {
     size_t planned = 0;
-    assert_null(hv_model_plan_step(
+    assert_ok(hv_model_plan_step(
         &(hv_model_step){.config = &config, .dtype = HV_F32, .limits = limits, .training = training}, &planned, NULL));
     tiny_run run = tiny_run_open(&config, HV_F32, 1, BRANCHES, NULL, 0);
     tiny_run_step(&run, &b.batch, training, false);

@@ -1,13 +1,8 @@
 #include "core/hybridvla/schedule.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#include <cmocka.h>
 #include <math.h>
+
+#include "tests/check.h"
 
 static void assert_near(double a, double b, double tolerance) {
   if (!(fabs(a - b) <= tolerance * fmax(1.0, fabs(b)))) fail_msg("%.17g is not %.17g", a, b);
@@ -43,13 +38,13 @@ static void ddim_keeps_the_published_timesteps(void **state) {
   (void)state;
   hv_sampler_stage stages[100];
   static const int32_t four[] = {75, 50, 25, 0};
-  assert_null(hv_schedule_ddim(100, 4, stages));
+  assert_ok(hv_schedule_ddim(100, 4, stages));
   for (int i = 0; i < 4; i++) assert_int_equal(stages[i].timestep, four[i]);
-  assert_null(hv_schedule_ddim(100, 1, stages));
+  assert_ok(hv_schedule_ddim(100, 1, stages));
   assert_int_equal(stages[0].timestep, 50);
-  assert_null(hv_schedule_ddim(100, 100, stages));
+  assert_ok(hv_schedule_ddim(100, 100, stages));
   assert_int_equal(stages[0].timestep, 99);
-  assert_null(hv_schedule_ddim(100, 3, stages)); /* stride 34, not 33, which keeps four */
+  assert_ok(hv_schedule_ddim(100, 3, stages)); /* stride 34, not 33, which keeps four */
   assert_int_equal(stages[0].timestep, 68);
 }
 
@@ -65,9 +60,7 @@ static void ddim_counts_are_those_of_some_stride(void **state) {
     if (!expected) assert_int_equal(hv_status_code(status), HV_ERR_INPUT);
     hv_status_free(status);
   }
-  hv_status status = hv_schedule_ddim(100, 30, stages);
-  assert_non_null(strstr(hv_status_message(status), "25 and 34"));
-  hv_status_free(status);
+  assert_error(hv_schedule_ddim(100, 30, stages), "25 and 34");
 }
 
 /* Applies the samplers' textbook form, x0 first, to numbers of its own. */
@@ -76,7 +69,7 @@ static void stages_equal_the_textbook_form(void **state) {
   double bar[100], x = 0.83, eps = -1.27, noise = 0.41;
   hv_sampler_stage stages[100];
   hv_schedule_alpha_bar(100, bar);
-  assert_null(hv_schedule_ddim(100, 10, stages));
+  assert_ok(hv_schedule_ddim(100, 10, stages));
   for (int i = 0; i < 10; i++) {
     int32_t t = stages[i].timestep;
     double previous = i == 9 ? 1.0 : bar[stages[i + 1].timestep];
@@ -104,12 +97,8 @@ static void refused_step_counts_say_what_is_possible(void **state) {
   hv_status status = hv_schedule_ddim(0, 1, &stage);
   assert_int_equal(hv_status_code(status), HV_ERR_INPUT);
   hv_status_free(status);
-  status = hv_schedule_ddim(2000, 1, &stage);
-  assert_non_null(strstr(hv_status_message(status), "1000"));
-  hv_status_free(status);
-  status = hv_schedule_ddim(100, 101, &stage);
-  assert_non_null(strstr(hv_status_message(status), "at most 100"));
-  hv_status_free(status);
+  assert_error(hv_schedule_ddim(2000, 1, &stage), "1000");
+  assert_error(hv_schedule_ddim(100, 101, &stage), "at most 100");
 }
 
 int main(void) {

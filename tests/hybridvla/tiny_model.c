@@ -1,22 +1,10 @@
 #include "tests/hybridvla/tiny_model.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "core/base/random.h"
 #include "core/cpu/cpu.h"
+#include "tests/check.h"
 
 enum { PROMPT = 6 };
-
-static void succeed(hv_status status) {
-  if (status) fail_msg("%s", hv_status_message(status));
-}
 
 hv_config tiny_config(hv_objective objective, bool clip) {
   hv_config config = {
@@ -204,7 +192,7 @@ static void randomize(tiny_run *run) {
     for (int64_t i = 0; i < count; i++) {
       values[i] = (param->init == HV_INIT_ONE ? 1.0 : 0.0) + 0.15 * (double)normal(7, (uint32_t)id, (uint64_t)i);
     }
-    succeed(hv_param_write(params, id, HV_F64, values, run->stream));
+    assert_ok(hv_param_write(params, id, HV_F64, values, run->stream));
     free(values);
   }
 }
@@ -220,19 +208,19 @@ tiny_run tiny_run_open(const hv_config *config, hv_dtype dtype, int32_t max_samp
                         .frozen = frozen,
                         .frozen_count = frozen_count,
                         .training = true};
-  succeed(hv_model_plan_step(&step, &arena_bytes, NULL));
-  succeed(hv_cpu_device_open(NULL, &run.device));
-  succeed(hv_stream_open(run.device, &run.stream));
-  succeed(hv_model_open(config, run.device, dtype, &run.model));
+  assert_ok(hv_model_plan_step(&step, &arena_bytes, NULL));
+  assert_ok(hv_cpu_device_open(NULL, &run.device));
+  assert_ok(hv_stream_open(run.device, &run.stream));
+  assert_ok(hv_model_open(config, run.device, dtype, &run.model));
   hv_params *params = hv_model_params(run.model);
-  succeed(hv_params_freeze(params, frozen, frozen_count));
-  succeed(hv_params_allocate(params));
-  succeed(hv_params_allocate_gradients(params, dtype == HV_F64 ? HV_F64 : HV_F32));
+  assert_ok(hv_params_freeze(params, frozen, frozen_count));
+  assert_ok(hv_params_allocate(params));
+  assert_ok(hv_params_allocate_gradients(params, dtype == HV_F64 ? HV_F64 : HV_F32));
   randomize(&run);
-  succeed(hv_sequence_open(config, run.device, &limits, &run.sequence));
+  assert_ok(hv_sequence_open(config, run.device, &limits, &run.sequence));
   const hv_sequence_counts *largest = hv_sequence_get_counts(run.sequence);
-  succeed(hv_model_prepare(run.model, largest->max_key_rows, largest->images, run.stream));
-  succeed(hv_arena_open(run.device, HV_MEMORY_ACTIVATIONS, arena_bytes, "the step", &run.arena));
+  assert_ok(hv_model_prepare(run.model, largest->max_key_rows, largest->images, run.stream));
+  assert_ok(hv_arena_open(run.device, HV_MEMORY_ACTIVATIONS, arena_bytes, "the step", &run.arena));
   return run;
 }
 
@@ -248,7 +236,7 @@ static double read_loss(tiny_run *run, hv_tensor loss) {
   char bytes[8];
   double value;
   hv_download(run->stream, bytes, loss.data, hv_dtype_size(loss.dtype));
-  succeed(hv_stream_synchronize(run->stream));
+  assert_ok(hv_stream_synchronize(run->stream));
   hv_dtype_convert(HV_F64, &value, loss.dtype, bytes, 1);
   return value;
 }
@@ -256,7 +244,7 @@ static double read_loss(tiny_run *run, hv_tensor loss) {
 double tiny_run_step(tiny_run *run, const hv_batch *batch, bool training, bool accumulate) {
   hv_loss_weights weights = {.diffusion = 1, .ce = 1};
   hv_arena_release(&run->arena, 0);
-  succeed(hv_sequence_build(run->sequence, batch, 3, 4));
+  assert_ok(hv_sequence_build(run->sequence, batch, 3, 4));
   hv_sequence_upload(run->sequence, run->stream);
   hv_sequence_use(run->sequence, run->stream);
   hv_model_forward(run->model, run->sequence, &weights, training, &run->arena, run->stream, &run->activations);
@@ -265,7 +253,7 @@ double tiny_run_step(tiny_run *run, const hv_batch *batch, bool training, bool a
     hv_model_backward(run->model, run->sequence, &run->activations, &run->arena, run->stream);
   }
   hv_sequence_done(run->sequence, run->stream);
-  succeed(hv_arena_status(&run->arena));
+  assert_ok(hv_arena_status(&run->arena));
   run->loss_diffusion = read_loss(run, run->activations.loss_diffusion);
   run->loss_ce = read_loss(run, run->activations.loss_ce);
   return run->loss_diffusion + run->loss_ce;
@@ -274,13 +262,13 @@ double tiny_run_step(tiny_run *run, const hv_batch *batch, bool training, bool a
 double *tiny_run_values(tiny_run *run, hv_param_id id) {
   const hv_param *param = hv_params_get(hv_model_params(run->model), id);
   double *values = allocate(param->rows * param->cols, sizeof *values);
-  succeed(hv_param_read(hv_model_params(run->model), id, HV_F64, values, run->stream));
+  assert_ok(hv_param_read(hv_model_params(run->model), id, HV_F64, values, run->stream));
   return values;
 }
 
 double *tiny_run_gradient(tiny_run *run, hv_param_id id) {
   const hv_param *param = hv_params_get(hv_model_params(run->model), id);
   double *values = allocate(param->rows * param->cols, sizeof *values);
-  succeed(hv_param_read_gradient(hv_model_params(run->model), id, HV_F64, values, run->stream));
+  assert_ok(hv_param_read_gradient(hv_model_params(run->model), id, HV_F64, values, run->stream));
   return values;
 }
