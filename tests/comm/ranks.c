@@ -1,7 +1,5 @@
 #include "tests/comm/ranks.h"
 
-#include <sys/wait.h>
-
 #include "core/base/clock.h"
 #include "tests/check.h"
 #include "train/ranks/rendezvous.h"
@@ -16,74 +14,32 @@
   "OMPI_MCA_odls_base_sigkill_timeout=3 OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 "                                \
   "LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib':\"$LD_LIBRARY_PATH\" "
 
-/* Takes out zero bytes, which the launcher of Open MPI 5 writes when ranks fail, and which would end the text. */
-static void drop_zeros(char *text, size_t size) {
-  size_t kept = 0;
-  for (size_t i = 0; i < size; i++)
-    if (text[i]) text[kept++] = text[i];
-  text[kept] = '\0';
-}
-
-/* Runs a shell's line; its output, and its exit code. */
-static int run_line(const char *line, char **output) {
-  FILE *pipe = popen(line, "r");
-  assert_non_null(pipe);
-  size_t size = 0, capacity = 1 << 20;
-  char *text = malloc(capacity);
-  assert_non_null(text);
-  for (size_t got; (got = fread(text + size, 1, capacity - 1 - size, pipe)) > 0;) size += got;
-  drop_zeros(text, size);
-  int status = pclose(pipe);
-  if (output) {
-    *output = text;
-  } else {
-    free(text);
-  }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
 int run_ranks(int ranks, const char *command, char **output, double *seconds) {
-  char line[4096];
-  int length = snprintf(line, sizeof line, "exec 2>&1; exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks,
-                        HVLA_BINARY_DIR, command);
-  assert_true(length < (int)sizeof line);
   double start = hv_clock_seconds();
-  int code = run_line(line, output);
+  int code = run_shell(output, NULL, "exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks, HVLA_BINARY_DIR,
+                       command);
   if (seconds) *seconds = hv_clock_seconds() - start;
   return code;
 }
 
 int run_ranks_without_mpi(int ranks, const char *command, char **output) {
-  char line[4096];
   int listener, port;
   /* A port that was free a moment ago. */
   assert_ok(hv_rendezvous_listen(0, &listener, &port));
   (void)close(listener);
-  int length = snprintf(line, sizeof line,
-                        "exec 2>&1; for r in $(seq 0 %d); do env " ENVIRONMENT
-                        "MASTER_ADDR=127.0.0.1 MASTER_PORT=%d WORLD_SIZE=%d RANK=$r LOCAL_RANK=$r '%s'/%s & "
-                        "all=\"$all $!\"; done; code=0; for p in $all; do wait $p || code=$?; done; exit $code",
-                        ranks - 1, port, ranks, HVLA_BINARY_DIR, command);
-  assert_true(length < (int)sizeof line);
-  return run_line(line, output);
+  return run_shell(output, NULL,
+                   "for r in $(seq 0 %d); do env " ENVIRONMENT
+                   "MASTER_ADDR=127.0.0.1 MASTER_PORT=%d WORLD_SIZE=%d RANK=$r LOCAL_RANK=$r '%s'/%s & "
+                   "all=\"$all $!\"; done; code=0; for p in $all; do wait $p || code=$?; done; exit $code",
+                   ranks - 1, port, ranks, HVLA_BINARY_DIR, command);
 }
 
 pid_t start_ranks(int ranks, const char *command, const char *log) {
-  char line[4096];
   int folder = (int)(strrchr(log, '/') - log);
-  int length = snprintf(line, sizeof line,
-                        "exec env " ENVIRONMENT "TMPDIR='%.*s' '" HVLA_MPIRUN
-                        "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
-                        folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
-  assert_true(length < (int)sizeof line);
   (void)unlink(log); /* an earlier one would be taken for this one's */
-  pid_t process = fork();
-  assert_true(process >= 0);
-  if (process == 0) {
-    execl("/bin/sh", "sh", "-c", line, (char *)NULL);
-    _exit(127);
-  }
-  return process;
+  return start_shell("exec env " ENVIRONMENT "TMPDIR='%.*s' '" HVLA_MPIRUN
+                     "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
+                     folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
 }
 
 pid_t process_of_a_rank(pid_t mpirun, int which) {

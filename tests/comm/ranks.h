@@ -3,10 +3,11 @@
 #define HV_TESTS_COMM_RANKS_H
 
 #include <stdbool.h>
-#include <sys/types.h>
 
-/* Runs "mpirun -np <ranks> <build folder>/<command>" and returns its exit code, 128 + n after signal n. *output, both
- * streams of all ranks, is freed by the caller unless it is NULL; `seconds` (optional) receives how long it took. */
+#include "tests/shell.h"
+
+/* run_shell of "mpirun -np <ranks> <build folder>/<command>" with both streams of all ranks in *output; `seconds`
+ * (optional) receives how long it took. */
 int run_ranks(int ranks, const char *command, char **output, double *seconds);
 
 /* Runs the ranks without mpirun, each as a launcher like torchrun would: RANK, WORLD_SIZE, LOCAL_RANK and a

@@ -82,14 +82,13 @@ static void a_killed_rank_ends_all_with_its_name(void **state) {
 
 static void ranks_without_a_meeting_place_are_told_what_is_missing(void **state) {
   (void)state;
-  char output[4096] = "";
-  FILE *pipe = popen("env -u MASTER_ADDR RANK=0 WORLD_SIZE=2 LD_LIBRARY_PATH='" HVLA_BINARY_DIR
-                     "/lib' '" HVLA_BINARY_DIR "/tests/comm/comm_ranks' fails - emu nccl 2>&1",
-                     "r");
-  assert_non_null(pipe);
-  (void)fread(output, 1, sizeof output - 1, pipe);
-  assert_int_not_equal(pclose(pipe), 0);
+  char *output;
+  int code = run_shell(&output, NULL,
+                       "env -u MASTER_ADDR RANK=0 WORLD_SIZE=2 LD_LIBRARY_PATH='" HVLA_BINARY_DIR
+                       "/lib' '" HVLA_BINARY_DIR "/tests/comm/comm_ranks' fails - emu nccl");
+  assert_int_not_equal(code, 0);
   assert_non_null(strstr(output, "set MASTER_ADDR to the host of rank 0 and MASTER_PORT"));
+  free(output);
 }
 
 int main(void) {

@@ -145,17 +145,11 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
 
 /* The launcher that people use does so on SIGTERM, to which mpirun itself gives its ranks no time. */
 static void the_launcher_ends_with_a_checkpoint(void **state) {
-  char log[512], line[4096];
+  char log[512];
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
   const char *command = run_of(*state, "shared", "--set train.steps=100000");
-  snprintf(line, sizeof line, "exec '%s/scripts/launch/mpirun.sh' -n 2 '%s'/%s > '%s' 2>&1", HVLA_SOURCE_DIR,
-           HVLA_BINARY_DIR, command, log);
-  pid_t process = fork();
-  assert_true(process >= 0);
-  if (process == 0) {
-    execl("/bin/sh", "sh", "-c", line, (char *)NULL);
-    _exit(127);
-  }
+  pid_t process = start_shell("exec '%s/scripts/launch/mpirun.sh' -n 2 '%s'/%s > '%s' 2>&1", HVLA_SOURCE_DIR,
+                              HVLA_BINARY_DIR, command, log);
   wait_for_text(log, "step 2/");
   assert_int_equal(kill(process, SIGTERM), 0);
   assert_int_equal(wait_for_exit(process), 75);
@@ -199,7 +193,7 @@ static int wait_for_all(pid_t mpirun, pid_t rank, double start, double *seconds)
     *seconds = hv_clock_seconds() - start;
   } while (!over && *seconds < 60);
   if (!over) fail_msg("a minute after a rank was killed, %s is still there", reaped ? "the other" : "mpirun");
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return exit_code_of(status);
 }
 
 /* What became of runs in which a rank was killed. */

@@ -10,12 +10,9 @@
 
 /* A copy of the fixture's model in which one value of one parameter is infinite. */
 static void plant(const char *directory, const char *parameter) {
-  char command[1024];
   hv_safetensors *file;
   hv_safetensors_writer *writer;
-  snprintf(command, sizeof command, "rm -rf '%s' && cp -r '" FIXTURE "' '%s' && chmod -R u+w '%s'", directory,
-           directory, directory);
-  assert_int_equal(system(command), 0);
+  must_shell("rm -rf '%s' && cp -r '" FIXTURE "' '%s' && chmod -R u+w '%s'", directory, directory, directory);
   char path[512];
   snprintf(path, sizeof path, "%s/model.safetensors", directory);
   assert_ok(hv_safetensors_open(FIXTURE "/model.safetensors", &file));

@@ -1,35 +1,14 @@
 #include "tests/train/program.h"
 
 #include <fcntl.h>
-#include <sys/wait.h>
 #include <time.h>
 
 #include "tests/check.h"
 
 #define PROGRAM HVLA_BINARY_DIR "/train/hvla-train"
 
-static int exit_code_of(int status) {
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
 int run_train(const char *prefix, const char *arguments, char **output) {
-  char command[4096];
-  int length = snprintf(command, sizeof command, "exec 2>&1; %s '%s' %s", prefix, PROGRAM, arguments);
-  assert_true(length < (int)sizeof command);
-  FILE *pipe = popen(command, "r");
-  assert_non_null(pipe);
-  size_t size = 0, capacity = 1 << 20;
-  char *text = malloc(capacity);
-  assert_non_null(text);
-  for (size_t got; (got = fread(text + size, 1, capacity - 1 - size, pipe)) > 0;) size += got;
-  text[size] = '\0';
-  int code = exit_code_of(pclose(pipe));
-  if (output) {
-    *output = text;
-  } else {
-    free(text);
-  }
-  return code;
+  return run_shell(output, NULL, "%s '%s' %s", prefix, PROGRAM, arguments);
 }
 
 void expect_train(int code, const char *arguments, ...) {
@@ -46,16 +25,7 @@ void expect_train(int code, const char *arguments, ...) {
 }
 
 pid_t start_train(const char *arguments, const char *log) {
-  char command[4096];
-  int length = snprintf(command, sizeof command, "exec '%s' %s > '%s' 2>&1", PROGRAM, arguments, log);
-  assert_true(length < (int)sizeof command);
-  pid_t process = fork();
-  assert_true(process >= 0);
-  if (process == 0) {
-    execl("/bin/sh", "sh", "-c", command, (char *)NULL);
-    _exit(127);
-  }
-  return process;
+  return start_shell("exec '%s' %s > '%s' 2>&1", PROGRAM, arguments, log);
 }
 
 void wait_for_text(const char *path, const char *text) {
@@ -73,12 +43,6 @@ void wait_for_text(const char *path, const char *text) {
     nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
   }
   fail_msg("%s never held \"%s\", but:\n%s", path, text, content ? content : "nothing");
-}
-
-int wait_for_exit(pid_t process) {
-  int status;
-  assert_int_equal(waitpid(process, &status, 0), process);
-  return exit_code_of(status);
 }
 
 static const char tiny_config[] =

@@ -3,23 +3,22 @@
 #define HV_TESTS_TRAIN_PROGRAM_H
 
 #include <jansson.h>
-#include <sys/types.h>
+
+#include "tests/shell.h"
 
 #define DEMONSTRATIONS HVLA_SOURCE_DIR "/data/demos/lift.hdf5"
 
-/* Runs "hvla-train <arguments>" through the shell; `prefix` ("ulimit -f 100;", "") stands before it. *output, both
- * streams, is freed by the caller unless it is NULL. Returns the exit code, 128 + n after signal n. */
+/* run_shell of "hvla-train <arguments>" with both streams in *output; `prefix` ("ulimit -f 100;", "") stands before it.
+ */
 int run_train(const char *prefix, const char *arguments, char **output);
 
 /* The same, failing the test unless the exit code is `code` and the output holds every one of the words. */
 void expect_train(int code, const char *arguments, ...) __attribute__((sentinel));
 
-/* Starts "hvla-train <arguments>", its output going to the file `log`. */
+/* start_shell of "hvla-train <arguments>", its output going to the file `log`; the process is hvla-train itself. */
 pid_t start_train(const char *arguments, const char *log);
 /* Waits until the file holds the text, for at most a minute; fails the test otherwise. */
 void wait_for_text(const char *path, const char *text);
-/* The exit code, 128 + n after signal n. */
-int wait_for_exit(pid_t process);
 
 /* Writes a configuration of a tiny model on the shipped demonstrations, with the run directory `output`, and returns
  * its path inside `folder`; valid until the next call. */

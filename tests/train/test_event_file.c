@@ -145,17 +145,14 @@ static double printed(const char *text, const char *tag, int step) {
 static void tensorboard_reads_the_same_figures(void **state) {
   const char *python = getenv("HVLA_FIXTURES_PYTHON");
   if (!python) python = HVLA_SOURCE_DIR "/.venv-fixtures/bin/python";
-  char command[2048];
-  snprintf(command, sizeof command, "'%s' -c 'import tensorboard' 2>/dev/null", python);
-  if (system(command) != 0) skip(); /* scripts/setup.sh --python installs it */
+  char *text;
+  int missing = run_shell(&text, NULL, "'%s' -c 'import tensorboard'", python);
+  free(text);
+  if (missing) skip(); /* scripts/setup.sh --python installs it */
   train_and_resume(*state);
-  snprintf(command, sizeof command, "echo; '%s' %s/tests/train/tensorboard_scalars.py '%s/run/tensorboard' 2>&1",
-           python, HVLA_SOURCE_DIR, (const char *)*state);
-  static char text[1 << 16];
-  FILE *pipe = popen(command, "r");
-  assert_non_null(pipe);
-  text[fread(text, 1, sizeof text - 1, pipe)] = '\0';
-  assert_int_equal(pclose(pipe), 0);
+  int code = run_shell(&text, NULL, "echo; '%s' %s/tests/train/tensorboard_scalars.py '%s/run/tensorboard'", python,
+                       HVLA_SOURCE_DIR, (const char *)*state);
+  if (code != 0) fail_msg("the reader ended with %d:\n%s", code, text);
   for (int step = 1; step <= 6; step++) printed(text, "train/loss", step);
   json_t *line = last_metrics(in_folder(*state, "run"), "held_out_loss");
   static const char *const names[][2] = {{"loss", "train/loss"},
@@ -168,6 +165,7 @@ static void tensorboard_reads_the_same_figures(void **state) {
     assert_true(fabs(printed(text, names[i][1], 6) - expected) <= 1e-6 * fabs(expected));
   }
   printed(text, "held_out/error_diffusion_dims/6", 3);
+  free(text);
   json_decref(line);
 }
 
