@@ -1,26 +1,11 @@
 #include "tests/infer/program.h"
 
-#include <sys/wait.h>
-
 #include "tests/check.h"
 
 #define PROGRAM HVLA_BINARY_DIR "/infer/hvla-infer"
 
-static char *read_file(const char *folder, const char *name) {
-  char *text;
-  assert_ok(hv_read_text(in_folder(folder, name), 1 << 24, &text, NULL));
-  return text;
-}
-
 int run_infer_after(const char *before, const char *folder, const char *arguments, char **out, char **errors) {
-  char command[4096];
-  int length =
-      snprintf(command, sizeof command, "cd '%s' && %s '%s' %s > out 2> errors", folder, before, PROGRAM, arguments);
-  assert_true(length < (int)sizeof command);
-  int status = system(command);
-  *out = read_file(folder, "out");
-  *errors = read_file(folder, "errors");
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return run_shell(out, errors, "cd '%s' && %s '%s' %s", folder, before, PROGRAM, arguments);
 }
 
 int run_infer(const char *folder, const char *arguments, char **out, char **errors) {

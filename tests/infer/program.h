@@ -4,8 +4,9 @@
 
 #include <jansson.h>
 
-/* Runs "hvla-infer <arguments>" through the shell in the folder; standard output and error on the heap. Returns the
- * exit code, −1 after a signal. */
+#include "tests/shell.h"
+
+/* run_shell of "hvla-infer <arguments>" in the folder, with its streams apart. */
 int run_infer(const char *folder, const char *arguments, char **out, char **errors);
 
 /* The same with a command in front of it ("ulimit -f 100;"). */
