@@ -1,18 +1,6 @@
 #include "tests/data/demo_file.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-
-#include <cmocka.h>
-
-void make_folder(char out[64]) {
-  snprintf(out, 64, "/tmp/hvla-data-test-XXXXXX");
-  assert_non_null(mkdtemp(out));
-}
+#include "tests/check.h"
 
 static hid_t parents(void) {
   hid_t links = H5Pcreate(H5P_LINK_CREATE);
@@ -140,48 +128,16 @@ void write_demo_file(const char *path) {
   assert_true(H5Fclose(file) >= 0);
 }
 
-char *read_all(const char *path, size_t *size) {
-  FILE *file = fopen(path, "rb");
-  assert_non_null(file);
-  fseek(file, 0, SEEK_END);
-  size_t length = (size_t)ftell(file);
-  rewind(file);
-  char *data = malloc(length + 1);
-  assert_int_equal(fread(data, 1, length, file), length);
-  data[length] = '\0';
-  fclose(file);
-  if (size) *size = length;
-  return data;
-}
-
-void write_all(const char *path, const void *data, size_t size) {
-  FILE *file = fopen(path, "wb");
-  assert_non_null(file);
-  assert_int_equal(fwrite(data, 1, size, file), size);
-  assert_int_equal(fclose(file), 0);
-}
-
-int run_hvla_data(const char *folder, const char *arguments, char **out, char **error) {
-  char command[1024], out_path[128], error_path[128];
-  snprintf(out_path, sizeof out_path, "%s/stdout", folder);
-  snprintf(error_path, sizeof error_path, "%s/stderr", folder);
-  snprintf(command, sizeof command, "'%s/data/hvla-data' %s >'%s' 2>'%s'", HVLA_BINARY_DIR, arguments, out_path,
-           error_path);
-  int result = system(command);
-  *out = read_all(out_path, NULL);
-  *error = read_all(error_path, NULL);
-  return WIFEXITED(result) ? WEXITSTATUS(result) : -1;
-}
-
-json_t *json_of(const char *folder, const char *arguments, int code) {
-  char *out, *error;
-  int found = run_hvla_data(folder, arguments, &out, &error);
-  if (found != code) fail_msg("hvla-data %s: exit code %d, not %d: %s", arguments, found, code, error);
-  if (code == 0) assert_string_equal(error, "");
-  json_error_t problem;
-  json_t *document = json_loads(out, 0, &problem);
-  if (!document) fail_msg("hvla-data %s printed no JSON: %s", arguments, problem.text);
-  free(out);
-  free(error);
-  return document;
+void put_raw_frame(hid_t file, const void *bytes, size_t size) {
+  static const uint8_t pixels[6 * DEMO_FRAME];
+  const char *path = "/data/demo_1/obs/front_image";
+  remove_object(file, path);
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+  H5Pset_chunk(properties, 4, (hsize_t[]){1, DEMO_HEIGHT, DEMO_WIDTH, 3});
+  H5Pset_deflate(properties, 4);
+  put_u8(file, path, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, pixels, properties);
+  hid_t set = H5Dopen2(file, path, H5P_DEFAULT);
+  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (hsize_t[]){2, 0, 0, 0}, size, bytes) >= 0);
+  H5Dclose(set);
+  H5Pclose(properties);
 }

@@ -3,14 +3,10 @@
 #define HV_TESTS_DATA_DEMO_FILE_H
 
 #include <hdf5.h>
-#include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
 
 enum { DEMO_COUNT = 3, DEMO_WIDTH = 10, DEMO_HEIGHT = 8, DEMO_FRAME = DEMO_WIDTH * DEMO_HEIGHT * 3 };
-
-/* A folder of the test's own under the system's temporary one. */
-void make_folder(char out[64]);
 
 /* demo_0, demo_1 and demo_2 of 5, 6 and 7 steps with actions (T, 7), a state of 9 numbers, obs/front_image,
  * num_samples, the instruction "Pick up the cube", and the masks train (demo_0, demo_2) and valid (demo_1). */
@@ -28,12 +24,7 @@ void remove_object(hid_t file, const char *path);
 /* Replaces a data set by zeros of another type and shape. */
 void replace(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape);
 
-/* Runs hvla-data with these arguments; standard output and error on the heap. Returns the exit code, −1 for a signal.
- */
-int run_hvla_data(const char *folder, const char *arguments, char **out, char **error);
-/* The JSON that a call prints; the call must end with `code` and, at 0, say nothing on standard error. */
-json_t *json_of(const char *folder, const char *arguments, int code);
-char *read_all(const char *path, size_t *size); /* on the heap, NUL-terminated */
-void write_all(const char *path, const void *data, size_t size);
+/* Gives demo_1 frames of one chunk each, deflated, but the third holds these bytes as they are. */
+void put_raw_frame(hid_t file, const void *bytes, size_t size);
 
 #endif

@@ -1,35 +1,12 @@
 /* hvla-data on files that are damaged in every way we know of: the right exit code, and a message that names file,
  * object, what was found and what would be right. */
-#include <jansson.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "core/base/file.h"
+#include "tests/check.h"
 #include "tests/data/demo_file.h"
+#include "tests/data/program.h"
 
 #define LIFT "'" HVLA_SOURCE_DIR "/data/demos/lift.hdf5'"
-
-static char folder[64];
-
-static int enter(void **state) {
-  (void)state;
-  make_folder(folder);
-  return 0;
-}
-
-static int leave(void **state) {
-  (void)state;
-  hv_status status = hv_remove_tree(folder);
-  assert_null(status);
-  return 0;
-}
 
 /* One way to damage the small file, and what must be said about it. */
 typedef struct damage {
@@ -179,26 +156,13 @@ static void unknown_filter(hid_t file) {
   put_u8(file, IMAGE, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, NULL, properties);
   H5Pclose(properties);
 }
-/* Frames of one chunk each whose third holds `bytes` as its stored, supposedly deflated form. */
-static void put_raw_chunk(hid_t file, const void *bytes, size_t size) {
-  remove_object(file, IMAGE);
-  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
-  H5Pset_chunk(properties, 4, (hsize_t[]){1, DEMO_HEIGHT, DEMO_WIDTH, 3});
-  H5Pset_deflate(properties, 4);
-  uint8_t pixels[6 * DEMO_FRAME] = {0};
-  put_u8(file, IMAGE, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, pixels, properties);
-  hid_t set = H5Dopen2(file, IMAGE, H5P_DEFAULT);
-  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (hsize_t[]){2, 0, 0, 0}, size, bytes) >= 0);
-  H5Dclose(set);
-  H5Pclose(properties);
-}
 static void corrupt_deflate(hid_t file) {
-  put_raw_chunk(file, "this is not deflate", 19);
+  put_raw_frame(file, "this is not deflate", 19);
 }
 static void short_chunk(hid_t file) {
   /* zlib's form of three zero bytes. */
   static const uint8_t three[] = {0x78, 0x9c, 0x63, 0x60, 0x60, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01};
-  put_raw_chunk(file, three, sizeof three);
+  put_raw_frame(file, three, sizeof three);
 }
 static void sound(hid_t file) {
   (void)file;
@@ -263,27 +227,28 @@ static const damage damages[] = {
 
 /* The command itself: its exit code, one line that names file, object and what is wrong, nothing on standard output. */
 static void check_command(const damage *d, const char *path) {
-  char arguments[512], *out, *error;
+  char arguments[512], *out, *errors;
   snprintf(arguments, sizeof arguments, d->command, path);
-  int code = run_hvla_data(folder, arguments, &out, &error);
-  if (code != d->code) fail_msg("%s: exit code %d, not %d: %s", d->name, code, d->code, error);
+  int code = run_data(arguments, &out, &errors);
+  if (code != d->code) fail_msg("%s: exit code %d, not %d: %s", d->name, code, d->code, errors);
   if (code == 2) {
     assert_string_equal(out, "");
-    if (!strstr(error, "small.hdf5") || !strstr(error, d->object)) fail_msg("%s: names no place: %s", d->name, error);
-    assert_ptr_equal(strchr(error, '\n'), error + strlen(error) - 1);
+    if (!strstr(errors, "small.hdf5") || !strstr(errors, d->object))
+      fail_msg("%s: names no place: %s", d->name, errors);
+    assert_ptr_equal(strchr(errors, '\n'), errors + strlen(errors) - 1);
   }
   for (size_t i = 0; i < 3 && d->says[i]; i++) {
-    if (!strstr(error, d->says[i])) fail_msg("%s: does not say \"%s\": %s", d->name, d->says[i], error);
+    if (!strstr(errors, d->says[i])) fail_msg("%s: does not say \"%s\": %s", d->name, d->says[i], errors);
   }
   free(out);
-  free(error);
+  free(errors);
 }
 
 static void check_validate(const damage *d, const char *path) {
   char arguments[512];
   snprintf(arguments, sizeof arguments, "validate '%s' --json", path);
   bool readable = d->episode != NULL, bad = readable && *d->episode;
-  json_t *found = json_of(folder, arguments, !readable ? 2 : bad ? 1 : 0);
+  json_t *found = data_json(!readable ? 2 : bad ? 1 : 0, arguments);
   const json_t *episodes = json_object_get(found, "bad_episodes");
   assert_int_equal(json_is_true(json_object_get(found, "ok")), readable && !bad);
   assert_int_equal(json_array_size(episodes), bad ? 1 : 0);
@@ -297,9 +262,7 @@ static void check_validate(const damage *d, const char *path) {
 }
 
 static void damaged_files_are_told_apart(void **state) {
-  (void)state;
-  char path[128];
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  const char *path = in_folder(*state, "small.hdf5");
   for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
     write_demo_file(path);
     hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
@@ -312,50 +275,50 @@ static void damaged_files_are_told_apart(void **state) {
 }
 
 /* Files that are no HDF5 at all. */
-static void check_foreign(const char *content, size_t size, const char *says) {
-  char path[128], arguments[256], *out, *error;
-  snprintf(path, sizeof path, "%s/foreign.hdf5", folder);
-  write_all(path, content, size);
+static void check_foreign(const char *path, const void *content, size_t size, const char *says) {
+  char arguments[512], *out, *errors;
+  assert_ok(hv_write_file_atomic(path, content, size));
   static const char *const commands[] = {"stats", "inspect --json", "validate"};
   for (size_t i = 0; i < 3; i++) {
     snprintf(arguments, sizeof arguments, "%s '%s'", commands[i], path);
-    int code = run_hvla_data(folder, arguments, &out, &error);
-    if (code != 2 || !strstr(error, path) || !strstr(error, says)) fail_msg("%s: %d: %s", says, code, error);
+    int code = run_data(arguments, &out, &errors);
+    if (code != 2 || !strstr(errors, path) || !strstr(errors, says)) fail_msg("%s: %d: %s", says, code, errors);
     free(out);
-    free(error);
+    free(errors);
   }
 }
 
 static void foreign_files_are_refused(void **state) {
-  (void)state;
+  const char *path = in_folder(*state, "foreign.hdf5");
   static const char pointer[] = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 8047007\n";
   static const char page[] = "<!DOCTYPE html><html><body>Not found</body></html>";
   static const char text[] = "hello";
-  check_foreign("", 0, "is empty");
-  check_foreign(pointer, sizeof pointer - 1, "Git LFS pointer");
-  check_foreign(page, sizeof page - 1, "web page");
-  check_foreign(text, sizeof text - 1, "not an HDF5 file");
-  size_t size;
-  char *lift = read_all(HVLA_SOURCE_DIR "/data/demos/lift.hdf5", &size);
-  check_foreign(lift, size / 2, "truncated");
-  check_foreign(lift, size - 1, "truncated");
-  check_foreign(lift, 600, "truncated");
-  free(lift);
-  char *out, *error;
-  assert_int_equal(run_hvla_data(folder, "inspect /nonexistent/x.hdf5", &out, &error), 2);
-  assert_non_null(strstr(error, "/nonexistent/x.hdf5: No such file"));
+  check_foreign(path, "", 0, "is empty");
+  check_foreign(path, pointer, sizeof pointer - 1, "Git LFS pointer");
+  check_foreign(path, page, sizeof page - 1, "web page");
+  check_foreign(path, text, sizeof text - 1, "not an HDF5 file");
+  hv_mapping lift;
+  assert_ok(hv_map_file(HVLA_SOURCE_DIR "/data/demos/lift.hdf5", &lift));
+  check_foreign(path, lift.data, lift.size / 2, "truncated");
+  check_foreign(path, lift.data, lift.size - 1, "truncated");
+  check_foreign(path, lift.data, 600, "truncated");
+  hv_unmap(&lift);
+  char *out, *errors;
+  assert_int_equal(run_data("inspect /nonexistent/x.hdf5", &out, &errors), 2);
+  assert_non_null(strstr(errors, "/nonexistent/x.hdf5: No such file"));
   free(out);
-  free(error);
+  free(errors);
 }
 
 /* Bytes of a sound file changed at random places: any answer but a crash or a hang. */
 static void random_damage_never_crashes(void **state) {
-  (void)state;
-  char path[128], arguments[256], *out, *error;
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  char arguments[512], *sound_bytes, *out, *errors;
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   size_t size;
-  char *sound_bytes = read_all(path, &size), *bytes = malloc(size);
+  assert_ok(hv_read_text(path, 1 << 24, &sound_bytes, &size));
+  char *bytes = malloc(size);
+  assert_non_null(bytes);
   uint32_t random = 12345;
   int refused = 0;
   for (int round = 0; round < 60; round++) {
@@ -364,13 +327,13 @@ static void random_damage_never_crashes(void **state) {
       random = random * 1664525u + 1013904223u;
       bytes[(random >> 8) % (round % 2 ? size : 4096)] = (char)(random >> 3);
     }
-    write_all(path, bytes, size);
+    assert_ok(hv_write_file_atomic(path, bytes, size));
     snprintf(arguments, sizeof arguments, "validate '%s'", path);
-    int code = run_hvla_data(folder, arguments, &out, &error);
-    if (code < 0 || code > 2) fail_msg("round %d: exit code %d: %s", round, code, error);
+    int code = run_data(arguments, &out, &errors);
+    if (code < 0 || code > 2) fail_msg("round %d: exit code %d: %s", round, code, errors);
     refused += code > 0;
     free(out);
-    free(error);
+    free(errors);
   }
   assert_true(refused > 10);
   free(bytes);
@@ -378,16 +341,15 @@ static void random_damage_never_crashes(void **state) {
 }
 
 static void every_bad_episode_is_listed(void **state) {
-  (void)state;
-  char path[128], arguments[512];
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  char arguments[512];
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
   nan_action(file);
   put_integer_attribute(file, "/data/demo_2", "num_samples", 100);
   H5Fclose(file);
   snprintf(arguments, sizeof arguments, "validate --json " LIFT " '%s'", path);
-  json_t *found = json_of(folder, arguments, 1);
+  json_t *found = data_json(1, arguments);
   const json_t *episodes = json_object_get(found, "bad_episodes");
   assert_int_equal(json_array_size(episodes), 2);
   assert_string_equal(json_string_value(json_object_get(json_array_get(episodes, 1), "episode")), "demo_2");
@@ -397,10 +359,10 @@ static void every_bad_episode_is_listed(void **state) {
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(damaged_files_are_told_apart, enter, leave),
-      cmocka_unit_test_setup_teardown(foreign_files_are_refused, enter, leave),
-      cmocka_unit_test_setup_teardown(random_damage_never_crashes, enter, leave),
-      cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, enter, leave),
+      cmocka_unit_test_setup_teardown(damaged_files_are_told_apart, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(foreign_files_are_refused, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(random_damage_never_crashes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, make_folder, remove_folder),
   };
   return cmocka_run_group_tests_name("damaged files", tests, NULL, NULL);
 }

@@ -1,15 +1,7 @@
 /* Demonstrations as training opens them: natural order, splits, state, instructions, and what is refused. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "core/base/file.h"
 #include "data/demonstrations.h"
+#include "tests/check.h"
 #include "tests/data/demo_file.h"
 
 static const char *const lift[] = {HVLA_SOURCE_DIR "/data/demos/lift.hdf5"};
@@ -28,8 +20,7 @@ static hv_demonstrations_options lift_options(void) {
 
 static hv_demonstrations *open_all(const hv_demonstrations_options *options) {
   hv_demonstrations *d;
-  hv_status status = hv_demonstrations_open(options, &d);
-  if (status) fail_msg("%s", hv_status_message(status));
+  assert_ok(hv_demonstrations_open(options, &d));
   return d;
 }
 
@@ -107,10 +98,7 @@ static void state_is_concatenated(void **state) {
 }
 
 static void instructions_come_from_file_or_configuration(void **state) {
-  (void)state;
-  char folder[64], path[128];
-  make_folder(folder);
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
   put_text_attribute(file, "/data/demo_1", "ep_meta", "{\"lang\": \" \"}");
@@ -142,8 +130,6 @@ static void instructions_come_from_file_or_configuration(void **state) {
   d = open_all(&options);
   assert_int_equal(hv_demonstrations_instructions(d), 1);
   hv_demonstrations_close(d);
-  status = hv_remove_tree(folder);
-  assert_null(status);
 }
 
 /* Replaces /mask/train by the names of one type of string. */
@@ -170,10 +156,7 @@ static void expect_train_episodes(const char *path, int64_t count) {
 }
 
 static void strings_of_any_kind_are_read(void **state) {
-  (void)state;
-  char folder[64], path[128];
-  make_folder(folder);
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   hid_t type = H5Tcopy(H5T_C_S1);
   H5Tset_size(type, H5T_VARIABLE);
@@ -189,43 +172,31 @@ static void strings_of_any_kind_are_read(void **state) {
   H5Tset_strpad(type, H5T_STR_NULLPAD);
   put_mask(path, type, "demo_2demo_1", 2);
   expect_train_episodes(path, 2);
-  hv_status status = hv_remove_tree(folder);
-  assert_null(status);
 }
 
 /* One byte of the heap that holds the instructions changed: a size, the signature, an index, an object's length. */
 static void damaged_heaps_are_refused(void **state) {
-  (void)state;
   static const struct {
     size_t at;
     char value;
   } damages[] = {{0, 'X'}, {15, 0x70}, {9, 0}, {16, 99}, {31, 0x7f}, {24, 3}};
-  char folder[64], path[128];
-  make_folder(folder);
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   size_t size;
-  char *bytes = read_all(path, &size);
+  char *bytes;
+  assert_ok(hv_read_text(path, 1 << 24, &bytes, &size));
   char *heap = memmem(bytes, size, "GCOL", 4);
   assert_non_null(heap);
   for (size_t i = 0; i < sizeof damages / sizeof damages[0]; i++) {
     char saved = heap[damages[i].at];
     heap[damages[i].at] = damages[i].value;
-    write_all(path, bytes, size);
+    assert_ok(hv_write_file_atomic(path, bytes, size));
     heap[damages[i].at] = saved;
-    const char *const paths[] = {path};
-    hv_demonstrations_options options = {.files = paths, .num_files = 1, .action_dim = -1, .state_dim = -1};
+    hv_demonstrations_options options = {.files = &path, .num_files = 1, .action_dim = -1, .state_dim = -1};
     hv_demonstrations *d;
-    hv_status status = hv_demonstrations_open(&options, &d);
-    assert_non_null(status);
-    if (!strstr(hv_status_message(status), "/data/demo_0: attribute ep_meta")) {
-      fail_msg("damage %d: %s", (int)i, hv_status_message(status));
-    }
-    hv_status_free(status);
+    assert_error(hv_demonstrations_open(&options, &d), "/data/demo_0: attribute ep_meta");
   }
   free(bytes);
-  hv_status status = hv_remove_tree(folder);
-  assert_null(status);
 }
 
 static void chooses_among_the_columns_of_actions(void **state) {
@@ -291,9 +262,9 @@ int main(void) {
       cmocka_unit_test(opens_the_shipped_file),
       cmocka_unit_test(splits_keep_natural_order),
       cmocka_unit_test(state_is_concatenated),
-      cmocka_unit_test(instructions_come_from_file_or_configuration),
-      cmocka_unit_test(strings_of_any_kind_are_read),
-      cmocka_unit_test(damaged_heaps_are_refused),
+      cmocka_unit_test_setup_teardown(instructions_come_from_file_or_configuration, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(strings_of_any_kind_are_read, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(damaged_heaps_are_refused, make_folder, remove_folder),
       cmocka_unit_test(chooses_among_the_columns_of_actions),
       cmocka_unit_test(what_does_not_fit_is_refused),
   };

@@ -1,21 +1,13 @@
 /* Frames read back the same however a file stores them, from several threads, and within the cache's limit. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "core/base/file.h"
 #include "core/base/thread_pool.h"
 #include "data/hdf5_file.h"
+#include "tests/check.h"
 #include "tests/data/demo_file.h"
 
 enum { FRAMES = 20 };
 
-static char folder[64], path[128];
+static const char *path;
 
 static uint8_t pixel(int64_t frame, size_t byte) {
   return demo_pixel(3, frame, byte);
@@ -53,9 +45,8 @@ static void write_storage(hid_t file, const storage *s, const uint8_t *pixels) {
 
 /* A file with a user block in front, which shifts every address. */
 static int enter(void **state) {
-  (void)state;
-  make_folder(folder);
-  snprintf(path, sizeof path, "%s/frames.hdf5", folder);
+  if (make_folder(state)) return -1;
+  path = in_folder(*state, "frames.hdf5");
   uint8_t *pixels = malloc((size_t)FRAMES * DEMO_FRAME);
   for (size_t i = 0; i < (size_t)FRAMES * DEMO_FRAME; i++) {
     pixels[i] = pixel((int64_t)(i / DEMO_FRAME), i % DEMO_FRAME);
@@ -69,17 +60,9 @@ static int enter(void **state) {
   return H5Fclose(file) < 0;
 }
 
-static int leave(void **state) {
-  (void)state;
-  hv_status status = hv_remove_tree(folder);
-  assert_null(status);
-  return 0;
-}
-
 static hv_hdf5 *open_file(void) {
   hv_hdf5 *file;
-  hv_status status = hv_hdf5_open(path, &file);
-  if (status) fail_msg("%s", hv_status_message(status));
+  assert_ok(hv_hdf5_open(path, &file));
   return file;
 }
 
@@ -87,8 +70,7 @@ static hv_frames *open_frames(hv_hdf5 *file, const char *name) {
   char object[64];
   snprintf(object, sizeof object, "/%s", name);
   hv_frames *frames;
-  hv_status status = hv_hdf5_open_frames(file, object, &frames);
-  if (status) fail_msg("%s", hv_status_message(status));
+  assert_ok(hv_hdf5_open_frames(file, object, &frames));
   return frames;
 }
 
@@ -113,10 +95,7 @@ static void all_storages_read_the_same(void **state) {
       if (!frame_is_right(frames, i)) fail_msg("%s: frame %d is wrong", storages[s].name, (int)i);
     }
     uint8_t rgb[DEMO_FRAME];
-    hv_status status = frames->read(frames, FRAMES, rgb);
-    assert_non_null(status);
-    assert_non_null(strstr(hv_status_message(status), "frame 20"));
-    hv_status_free(status);
+    assert_error(frames->read(frames, FRAMES, rgb), "frame 20");
     hv_frames_close(frames);
   }
   hv_hdf5_close(file);
@@ -170,7 +149,7 @@ static void threads_read_at_once(void **state) {
   hv_frames *frames[STORAGES];
   for (size_t s = 0; s < STORAGES; s++) frames[s] = open_frames(file, storages[s].name);
   hv_thread_pool *pool;
-  assert_null(hv_thread_pool_open(4, &pool));
+  assert_ok(hv_thread_pool_open(4, &pool));
   assert_int_equal(hv_thread_pool_threads(pool), 4);
   reader readers[READERS] = {0};
   for (int i = 0; i < READERS; i++) {
@@ -186,9 +165,9 @@ static void threads_read_at_once(void **state) {
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, leave),
-      cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, leave),
-      cmocka_unit_test_setup_teardown(threads_read_at_once, enter, leave),
+      cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, remove_folder),
+      cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, remove_folder),
+      cmocka_unit_test_setup_teardown(threads_read_at_once, enter, remove_folder),
   };
   return cmocka_run_group_tests_name("frames", tests, NULL, NULL);
 }

@@ -1,40 +1,16 @@
 /* hvla-data from outside: what it prints of the shipped demonstrations and of small files. */
-#include <jansson.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-#include "core/base/file.h"
 #include "core/image/image.h"
+#include "tests/check.h"
 #include "tests/data/demo_file.h"
+#include "tests/data/program.h"
 
 #define LIFT "'" HVLA_SOURCE_DIR "/data/demos/lift.hdf5'"
 
-static char folder[64];
-
-static int enter(void **state) {
-  (void)state;
-  make_folder(folder);
-  return 0;
-}
-
-static int leave(void **state) {
-  (void)state;
-  hv_status status = hv_remove_tree(folder);
-  assert_null(status);
-  return 0;
-}
-
 static void inspects_lift(void **state) {
   (void)state;
-  json_t *found = json_of(folder, "inspect " LIFT " --json", 0);
+  json_t *found = data_json(0, "inspect " LIFT " --json");
   json_t *expected =
       json_pack("{s:s, s:i, s:i, s:i, s:i, s:[{s:s, s:i, s:i, s:s}, {s:s, s:i, s:i, s:s}], s:[]}", "layout",
                 "robomimic", "episodes", 12, "frames", 523, "action_dim", 7, "state_dim", 9, "cameras", "name",
@@ -51,19 +27,18 @@ static void inspects_lift(void **state) {
 }
 
 static void draws_a_picture(void **state) {
-  (void)state;
-  char arguments[256], path[128], *out, *error;
-  snprintf(path, sizeof path, "%s/lift.png", folder);
+  char arguments[512], *out, *errors;
+  const char *path = in_folder(*state, "lift.png");
   snprintf(arguments, sizeof arguments, "inspect " LIFT " --picture '%s'", path);
-  assert_int_equal(run_hvla_data(folder, arguments, &out, &error), 0);
+  assert_int_equal(run_data(arguments, &out, &errors), 0);
   assert_non_null(strstr(out, "523 frames"));
   hv_image image;
-  assert_null(hv_image_load(path, &image));
+  assert_ok(hv_image_load(path, &image));
   assert_int_equal(image.width, 4 + 8 * 164);
   assert_int_equal(image.height, 4 + 2 * 164);
   hv_image_free(&image);
   free(out);
-  free(error);
+  free(errors);
 }
 
 static void compare_numbers(const json_t *found, const json_t *expected, const char *part, const char *name,
@@ -104,29 +79,28 @@ static void statistics_equal_numpy(void **state) {
   (void)state;
   json_t *expected = json_load_file(HVLA_SOURCE_DIR "/tests/fixtures/stats/lift_statistics.json", 0, NULL);
   assert_non_null(expected);
-  json_t *found = json_of(folder, "stats " LIFT, 0);
+  json_t *found = data_json(0, "stats " LIFT);
   assert_int_equal(json_object_size(found), 1);
   compare_statistics(json_object_get(found, "lift"), json_object_get(expected, "lift"));
   json_decref(found);
-  found = json_of(folder, "stats --split train --key lift_train " LIFT, 0);
+  found = data_json(0, "stats --split train --key lift_train " LIFT);
   compare_statistics(json_object_get(found, "lift_train"), json_object_get(expected, "lift_train"));
   json_decref(found);
   json_decref(expected);
 }
 
 static void statistics_to_a_file_keep_other_keys(void **state) {
-  (void)state;
-  char path[128], arguments[512], *out, *error;
-  snprintf(path, sizeof path, "%s/stats.json", folder);
+  char arguments[512], *out, *errors;
+  const char *path = in_folder(*state, "stats.json");
   snprintf(arguments, sizeof arguments, "stats --out '%s' --state-keys robot0_eef_pos,robot0_gripper_qpos " LIFT, path);
-  assert_int_equal(run_hvla_data(folder, arguments, &out, &error), 0);
+  assert_int_equal(run_data(arguments, &out, &errors), 0);
   assert_string_equal(out, "");
   free(out);
-  free(error);
+  free(errors);
   snprintf(arguments, sizeof arguments, "stats --out '%s' --key both --gripper '[6]' " LIFT " " LIFT, path);
-  assert_int_equal(run_hvla_data(folder, arguments, &out, &error), 0);
+  assert_int_equal(run_data(arguments, &out, &errors), 0);
   free(out);
-  free(error);
+  free(errors);
   json_t *found = json_load_file(path, 0, NULL);
   assert_int_equal(json_object_size(found), 2);
   const json_t *lift = json_object_get(found, "lift"), *both = json_object_get(found, "both");
@@ -139,12 +113,11 @@ static void statistics_to_a_file_keep_other_keys(void **state) {
 }
 
 static void binary_gripper_is_masked(void **state) {
-  (void)state;
-  char path[128], arguments[256];
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  char arguments[512];
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   snprintf(arguments, sizeof arguments, "stats '%s'", path);
-  json_t *found = json_of(folder, arguments, 0);
+  json_t *found = data_json(0, arguments);
   const json_t *small = json_object_get(found, "small");
   const json_t *mask = json_object_get(json_object_get(small, "action"), "mask");
   for (size_t i = 0; i < 7; i++) assert_int_equal(json_is_true(json_array_get(mask, i)), i != 6);
@@ -154,21 +127,19 @@ static void binary_gripper_is_masked(void **state) {
 
 static void validates_lift(void **state) {
   (void)state;
-  json_t *found = json_of(folder, "validate " LIFT " --json", 0);
+  json_t *found = data_json(0, "validate " LIFT " --json");
   assert_true(json_is_true(json_object_get(found, "ok")));
   assert_int_equal(json_array_size(json_object_get(found, "bad_episodes")), 0);
   json_decref(found);
 }
 
 static void shows_one_frame(void **state) {
-  (void)state;
-  char arguments[512], demos[128], path[128];
-  snprintf(demos, sizeof demos, "%s/demos.hdf5", folder);
-  snprintf(path, sizeof path, "%s/frame.png", folder);
+  char arguments[512];
+  const char *demos = in_folder(*state, "demos.hdf5"), *path = in_folder(*state, "frame.png");
   write_demo_file(demos);
   snprintf(arguments, sizeof arguments, "frame '%s' --episode demo_1 --frame 3 --camera front_image --out '%s' --json",
            demos, path);
-  json_t *found = json_of(folder, arguments, 0);
+  json_t *found = data_json(0, arguments);
   assert_string_equal(json_string_value(json_object_get(found, "episode")), "demo_1");
   assert_string_equal(json_string_value(json_object_get(found, "instruction")), "Pick up the cube");
   assert_int_equal(json_integer_value(json_object_get(found, "frame")), 3);
@@ -177,7 +148,7 @@ static void shows_one_frame(void **state) {
   assert_int_equal(json_array_size(json_object_get(found, "state")), 9);
   json_decref(found);
   hv_image image;
-  assert_null(hv_image_load(path, &image));
+  assert_ok(hv_image_load(path, &image));
   assert_int_equal(image.width, DEMO_WIDTH);
   assert_int_equal(image.height, DEMO_HEIGHT);
   for (size_t i = 0; i < DEMO_FRAME; i++) assert_int_equal(image.rgb[i], demo_pixel(1, 3, i));
@@ -190,7 +161,7 @@ static void shows_state_and_action_of_lift(void **state) {
   static const double eef_pos[] = {-0.000452380278, 0.00143382885, 0.905207276};
   static const double action[] = {0.182689264, 0.0196625777, -0.167933047, 0.00691437256, -0.0127372621, 0.0163473953,
                                   -1};
-  json_t *found = json_of(folder, "frame " LIFT " --episode demo_4 --frame 12 --state-keys robot0_eef_pos --json", 0);
+  json_t *found = data_json(0, "frame " LIFT " --episode demo_4 --frame 12 --state-keys robot0_eef_pos --json");
   const json_t *values = json_object_get(found, "state");
   assert_int_equal(json_array_size(values), 3);
   for (size_t i = 0; i < 3; i++) {
@@ -224,32 +195,32 @@ static void command_line_mistakes_are_explained(void **state) {
       {"frame " LIFT " --episode demo_4 --camera agentview --out x.png", "agentview_image, robot0_eye_in_hand_image"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-    char *out, *error;
-    int code = run_hvla_data(folder, cases[i].arguments, &out, &error);
-    if (code != 2 || !strstr(error, cases[i].says)) fail_msg("%s: %d: %s", cases[i].arguments, code, error);
+    char *out, *errors;
+    int code = run_data(cases[i].arguments, &out, &errors);
+    if (code != 2 || !strstr(errors, cases[i].says)) fail_msg("%s: %d: %s", cases[i].arguments, code, errors);
     free(out);
-    free(error);
+    free(errors);
   }
-  char *out, *error;
-  assert_int_equal(run_hvla_data(folder, "stats --help", &out, &error), 0);
+  char *out, *errors;
+  assert_int_equal(run_data("stats --help", &out, &errors), 0);
   assert_non_null(strstr(out, "--state-keys"));
-  assert_string_equal(error, "");
+  assert_string_equal(errors, "");
   free(out);
-  free(error);
+  free(errors);
 }
 
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(inspects_lift, enter, leave),
-      cmocka_unit_test_setup_teardown(draws_a_picture, enter, leave),
-      cmocka_unit_test_setup_teardown(statistics_equal_numpy, enter, leave),
-      cmocka_unit_test_setup_teardown(statistics_to_a_file_keep_other_keys, enter, leave),
-      cmocka_unit_test_setup_teardown(binary_gripper_is_masked, enter, leave),
-      cmocka_unit_test_setup_teardown(validates_lift, enter, leave),
-      cmocka_unit_test_setup_teardown(shows_one_frame, enter, leave),
-      cmocka_unit_test_setup_teardown(shows_state_and_action_of_lift, enter, leave),
-      cmocka_unit_test_setup_teardown(command_line_mistakes_are_explained, enter, leave),
+      cmocka_unit_test(inspects_lift),
+      cmocka_unit_test_setup_teardown(draws_a_picture, make_folder, remove_folder),
+      cmocka_unit_test(statistics_equal_numpy),
+      cmocka_unit_test_setup_teardown(statistics_to_a_file_keep_other_keys, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(binary_gripper_is_masked, make_folder, remove_folder),
+      cmocka_unit_test(validates_lift),
+      cmocka_unit_test_setup_teardown(shows_one_frame, make_folder, remove_folder),
+      cmocka_unit_test(shows_state_and_action_of_lift),
+      cmocka_unit_test(command_line_mistakes_are_explained),
   };
   return cmocka_run_group_tests_name("hvla-data", tests, NULL, NULL);
 }

@@ -1,19 +1,11 @@
 /* The loader on the shipped demonstrations: the order of samples, resumption, ranks, chunks, masks and pixels. */
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "core/base/file.h"
 #include "core/image/resize.h"
 #include "data/loader.h"
 #include "data/sample_order.h"
 #include "data/statistics.h"
+#include "tests/check.h"
 #include "tests/data/demo_file.h"
 
 enum { SIDE = 56, VIEWS = 2, ACTIONS = 7, STATE = 9, PROMPT = 6 };
@@ -30,10 +22,6 @@ typedef struct fixture {
   int64_t n;
 } fixture;
 
-static void must(hv_status status) {
-  if (status) fail_msg("%s", hv_status_message(status));
-}
-
 static int enter(void **state) {
   fixture *f = calloc(1, sizeof *f);
   hv_demonstrations_options options = {.files = lift,
@@ -45,8 +33,8 @@ static int enter(void **state) {
                                        .instruction = "lift the cube",
                                        .action_dim = ACTIONS,
                                        .state_dim = STATE};
-  must(hv_demonstrations_open(&options, &f->demonstrations));
-  must(hv_statistics_compute(f->demonstrations, "lift", NULL, -1, &f->statistics));
+  assert_ok(hv_demonstrations_open(&options, &f->demonstrations));
+  assert_ok(hv_statistics_compute(f->demonstrations, "lift", NULL, -1, &f->statistics));
   f->config = (hv_config){.action_dim = ACTIONS, .action_chunk = 4, .state_dim = STATE, .num_cameras = VIEWS};
   f->config.vision[0] = (hv_vision_config){.image_size = SIDE, .image_mean = {0.5, 0.5, 0.5}};
   f->n = hv_demonstrations_frames(f->demonstrations);
@@ -54,12 +42,26 @@ static int enter(void **state) {
   return 0;
 }
 
-static int leave(void **state) {
-  fixture *f = *state;
+static void fixture_close(fixture *f) {
   hv_dataset_statistics_free(&f->statistics);
   hv_demonstrations_close(f->demonstrations);
-  free(f);
+}
+
+static int leave(void **state) {
+  fixture_close(*state);
+  free(*state);
   return 0;
+}
+
+/* The whole small file, for a model that sees its camera as `vision` says. */
+static fixture open_small(const char *path, hv_vision_config vision) {
+  static const char *const views[] = {"front_image"};
+  hv_demonstrations_options wanted = {
+      .files = &path, .num_files = 1, .cameras = views, .num_cameras = 1, .action_dim = ACTIONS, .state_dim = -1};
+  fixture f = {.config = {.action_dim = ACTIONS, .action_chunk = 1, .num_cameras = 1, .vision = {vision}}};
+  assert_ok(hv_demonstrations_open(&wanted, &f.demonstrations));
+  assert_ok(hv_statistics_compute(f.demonstrations, "small", NULL, -1, &f.statistics));
+  return f;
 }
 
 static hv_loader_options options_of(const fixture *f) {
@@ -71,6 +73,13 @@ static hv_loader_options options_of(const fixture *f) {
                              .seed = 7,
                              .threads = 2,
                              .read_ahead = 2};
+}
+
+/* NULL: none is left. */
+static const hv_loader_batch *next_batch(hv_loader *loader) {
+  const hv_loader_batch *batch;
+  assert_ok(hv_loader_next(loader, &batch));
+  return batch;
 }
 
 /* Everything that `batches` batches hold, as one run of bytes. */
@@ -99,10 +108,9 @@ static void record_batch(recording *r, const fixture *f, const hv_loader_batch *
 static recording record_run(const fixture *f, const hv_loader_options *options, int batches) {
   recording r = {0};
   hv_loader *loader;
-  must(hv_loader_open(f->demonstrations, options, &loader));
+  assert_ok(hv_loader_open(f->demonstrations, options, &loader));
   for (int i = 0; i < batches; i++) {
-    const hv_loader_batch *batch;
-    must(hv_loader_next(loader, &batch));
+    const hv_loader_batch *batch = next_batch(loader);
     assert_non_null(batch);
     record_batch(&r, f, batch);
     hv_loader_release(loader, batch);
@@ -182,13 +190,12 @@ static void every_frame_comes_once_an_epoch(void **state) {
   hv_loader_options options = options_of(f);
   options.batch = 1;
   hv_loader *loader;
-  must(hv_loader_open(f->demonstrations, &options, &loader));
+  assert_ok(hv_loader_open(f->demonstrations, &options, &loader));
   int64_t *order = malloc((size_t)f->n * sizeof *order), same = 0, sequential = 0;
   for (int epoch = 0; epoch < 2; epoch++) {
     uint8_t *seen = calloc((size_t)f->n, 1);
     for (int64_t i = 0; i < f->n; i++) {
-      const hv_loader_batch *batch;
-      must(hv_loader_next(loader, &batch));
+      const hv_loader_batch *batch = next_batch(loader);
       assert_int_equal(seen[batch->frames[0]]++, 0);
       assert_int_equal(batch->batch.sample_ids[0], epoch * f->n + i);
       same += epoch > 0 && order[i] == batch->frames[0];
@@ -210,22 +217,21 @@ static void ranks_share_a_global_batch(void **state) {
   hv_loader_options options = options_of(f);
   options.batch = GLOBAL;
   hv_loader *whole, *ranks[RANKS];
-  must(hv_loader_open(f->demonstrations, &options, &whole));
+  assert_ok(hv_loader_open(f->demonstrations, &options, &whole));
   options.batch = PART;
   options.global_batch = GLOBAL;
   options.ranks = RANKS;
   for (int r = 0; r < RANKS; r++) {
     options.rank = r;
-    must(hv_loader_open(f->demonstrations, &options, &ranks[r]));
+    assert_ok(hv_loader_open(f->demonstrations, &options, &ranks[r]));
   }
   for (int step = 0; step < STEPS; step++) {
-    const hv_loader_batch *all, *part;
-    must(hv_loader_next(whole, &all));
+    const hv_loader_batch *all = next_batch(whole);
     int64_t steps = 0;
     for (int i = 0; i < GLOBAL * f->config.action_chunk; i++) steps += all->batch.action_mask[i];
     assert_int_equal(all->global_steps, steps);
     for (int i = 0; i < RANKS * PARTS; i++) {
-      must(hv_loader_next(ranks[i / PARTS], &part));
+      const hv_loader_batch *part = next_batch(ranks[i / PARTS]);
       assert_int_equal(part->batch.samples, PART);
       assert_memory_equal(part->frames, all->frames + i * PART, PART * sizeof *all->frames);
       assert_int_equal(part->first_sample, (uint64_t)step * GLOBAL);
@@ -243,17 +249,16 @@ static void pixels_are_the_resized_frames(void **state) {
   const fixture *f = *state;
   hv_loader_options options = options_of(f);
   hv_loader *loader;
-  must(hv_loader_open(f->demonstrations, &options, &loader));
+  assert_ok(hv_loader_open(f->demonstrations, &options, &loader));
   hv_resizer *resizer;
-  must(hv_resizer_open(84, 84, SIDE, SIDE, &resizer));
+  assert_ok(hv_resizer_open(84, 84, SIDE, SIDE, &resizer));
   uint8_t *frame = malloc(84 * 84 * 3), *expected = malloc(SIDE * SIDE * 3);
   for (int i = 0; i < 10; i++) {
-    const hv_loader_batch *batch;
-    must(hv_loader_next(loader, &batch));
+    const hv_loader_batch *batch = next_batch(loader);
     for (int32_t s = 0; s < batch->batch.samples; s++) {
       const hv_episode *episode = hv_demonstrations_episode_of(f->demonstrations, batch->frames[s]);
       for (int v = 0; v < VIEWS; v++) {
-        must(episode->cameras[v]->read(episode->cameras[v], batch->frames[s] - episode->first, frame));
+        assert_ok(episode->cameras[v]->read(episode->cameras[v], batch->frames[s] - episode->first, frame));
         hv_resizer_run(resizer, frame, expected);
         size_t at = ((size_t)s * VIEWS + (size_t)v) * SIDE * SIDE * 3;
         assert_memory_equal(batch->batch.images + at, expected, SIDE * SIDE * 3);
@@ -288,12 +293,11 @@ static void chunks_are_filled_past_the_end(void **state) {
   options.sequential = true;
   options.absolute = absolute;
   hv_loader *loader;
-  must(hv_loader_open(f->demonstrations, &options, &loader));
+  assert_ok(hv_loader_open(f->demonstrations, &options, &loader));
   const float *actions = hv_demonstrations_actions(f->demonstrations);
   const float *states = hv_demonstrations_state(f->demonstrations);
-  const hv_loader_batch *batch;
   int64_t frame = 0, past = 0;
-  for (must(hv_loader_next(loader, &batch)); batch; must(hv_loader_next(loader, &batch))) {
+  for (const hv_loader_batch *batch; (batch = next_batch(loader)) != NULL;) {
     for (int32_t s = 0; s < batch->batch.samples; s++, frame++) {
       assert_int_equal(batch->frames[s], frame);
       assert_memory_equal(batch->batch.prompt_ids + s * PROMPT, prompts, sizeof prompts);
@@ -319,8 +323,7 @@ static void chunks_are_filled_past_the_end(void **state) {
   }
   assert_int_equal(frame, f->n);
   assert_int_equal(past, 2 * (3 + 2 + 1));
-  must(hv_loader_next(loader, &batch));
-  assert_null(batch);
+  assert_null(next_batch(loader));
   hv_loader_close(loader);
 }
 
@@ -335,9 +338,8 @@ static void sequential_ranks_end_together(void **state) {
   for (int r = 0; r < 2; r++) {
     options.rank = r;
     hv_loader *loader;
-    must(hv_loader_open(f->demonstrations, &options, &loader));
-    const hv_loader_batch *batch;
-    for (must(hv_loader_next(loader, &batch)); batch; must(hv_loader_next(loader, &batch))) {
+    assert_ok(hv_loader_open(f->demonstrations, &options, &loader));
+    for (const hv_loader_batch *batch; (batch = next_batch(loader)) != NULL;) {
       int64_t left = f->n - (int64_t)batch->first_sample;
       assert_int_equal(batch->global_samples, left < 16 ? left : 16);
       samples += batch->batch.samples;
@@ -351,24 +353,15 @@ static void sequential_ranks_end_together(void **state) {
 }
 
 static void letterbox_pads_in_the_mean_colour(void **state) {
-  (void)state;
-  char folder[64], path[128];
-  make_folder(folder);
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
-  const char *const files[] = {path}, *const views[] = {"front_image"};
-  hv_demonstrations_options wanted = {
-      .files = files, .num_files = 1, .cameras = views, .num_cameras = 1, .action_dim = 7, .state_dim = -1};
-  fixture f = {.config = {.action_dim = 7, .action_chunk = 1, .num_cameras = 1, .image_resize = HV_RESIZE_LETTERBOX}};
-  f.config.vision[0] = (hv_vision_config){.image_size = DEMO_WIDTH, .image_mean = {0.2, 0.4, 0.6}};
-  must(hv_demonstrations_open(&wanted, &f.demonstrations));
-  must(hv_statistics_compute(f.demonstrations, "small", NULL, -1, &f.statistics));
+  fixture f = open_small(path, (hv_vision_config){.image_size = DEMO_WIDTH, .image_mean = {0.2, 0.4, 0.6}});
+  f.config.image_resize = HV_RESIZE_LETTERBOX;
   hv_loader_options options = options_of(&f);
   options.sequential = true;
   hv_loader *loader;
-  must(hv_loader_open(f.demonstrations, &options, &loader));
-  const hv_loader_batch *batch;
-  must(hv_loader_next(loader, &batch));
+  assert_ok(hv_loader_open(f.demonstrations, &options, &loader));
+  const hv_loader_batch *batch = next_batch(loader);
   assert_null(batch->batch.state);
   static const uint8_t colour[] = {51, 102, 153};
   const uint8_t *rgb = batch->batch.images;
@@ -379,48 +372,24 @@ static void letterbox_pads_in_the_mean_colour(void **state) {
   for (size_t i = 0; i < DEMO_FRAME; i++) assert_int_equal(rgb[DEMO_WIDTH * 3 + i], demo_pixel(0, 0, i));
   hv_loader_release(loader, batch);
   hv_loader_close(loader);
-  hv_dataset_statistics_free(&f.statistics);
-  hv_demonstrations_close(f.demonstrations);
-  must(hv_remove_tree(folder));
+  fixture_close(&f);
 }
 
 /* A frame that cannot be inflated ends the run with its name, whenever it is asked again. */
 static void unreadable_frames_are_named(void **state) {
-  (void)state;
-  char folder[64], path[128];
-  make_folder(folder);
-  snprintf(path, sizeof path, "%s/small.hdf5", folder);
+  const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
-  remove_object(file, "/data/demo_1/obs/front_image");
-  hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
-  H5Pset_chunk(properties, 4, (hsize_t[]){1, DEMO_HEIGHT, DEMO_WIDTH, 3});
-  H5Pset_deflate(properties, 1);
-  static const uint8_t pixels[6 * DEMO_FRAME];
-  put_u8(file, "/data/demo_1/obs/front_image", 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, pixels, properties);
-  hid_t set = H5Dopen2(file, "/data/demo_1/obs/front_image", H5P_DEFAULT);
-  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (hsize_t[]){2, 0, 0, 0}, 4, "junk") >= 0);
-  H5Dclose(set);
-  H5Pclose(properties);
+  put_raw_frame(file, "junk", 4);
   H5Fclose(file);
-
-  const char *const files[] = {path}, *const views[] = {"front_image"};
-  hv_demonstrations_options wanted = {
-      .files = files, .num_files = 1, .cameras = views, .num_cameras = 1, .action_dim = 7, .state_dim = -1};
-  fixture f = {.config = {.action_dim = 7, .action_chunk = 1, .num_cameras = 1}};
-  f.config.vision[0] = (hv_vision_config){.image_size = 14, .image_mean = {0.5, 0.5, 0.5}};
-  must(hv_demonstrations_open(&wanted, &f.demonstrations));
-  must(hv_statistics_compute(f.demonstrations, "small", NULL, -1, &f.statistics));
+  fixture f = open_small(path, (hv_vision_config){.image_size = 14, .image_mean = {0.5, 0.5, 0.5}});
   hv_loader_options options = options_of(&f);
   options.sequential = true;
   hv_loader *loader;
-  must(hv_loader_open(f.demonstrations, &options, &loader));
-  const hv_loader_batch *batch;
-  for (int i = 0; i < 2; i++) { /* frames 0 to 5; the bad one is 5 + 2 */
-    must(hv_loader_next(loader, &batch));
-    hv_loader_release(loader, batch);
-  }
+  assert_ok(hv_loader_open(f.demonstrations, &options, &loader));
+  for (int i = 0; i < 2; i++) hv_loader_release(loader, next_batch(loader)); /* frames 0 to 5; the bad one is 5 + 2 */
   for (int i = 0; i < 2; i++) {
+    const hv_loader_batch *batch;
     hv_status status = hv_loader_next(loader, &batch);
     assert_non_null(status);
     assert_null(batch);
@@ -429,18 +398,13 @@ static void unreadable_frames_are_named(void **state) {
     hv_status_free(status);
   }
   hv_loader_close(loader);
-  hv_dataset_statistics_free(&f.statistics);
-  hv_demonstrations_close(f.demonstrations);
-  must(hv_remove_tree(folder));
+  fixture_close(&f);
 }
 
 static void expect_refusal(const fixture *f, const hv_loader_options *options, const char *says) {
   hv_loader *loader;
-  hv_status status = hv_loader_open(f->demonstrations, options, &loader);
-  assert_non_null(status);
+  assert_error(hv_loader_open(f->demonstrations, options, &loader), says);
   assert_null(loader);
-  if (!strstr(hv_status_message(status), says)) fail_msg("no \"%s\": %s", says, hv_status_message(status));
-  hv_status_free(status);
 }
 
 static void what_does_not_fit_the_model_is_refused(void **state) {
@@ -476,8 +440,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(pixels_are_the_resized_frames, enter, leave),
       cmocka_unit_test_setup_teardown(chunks_are_filled_past_the_end, enter, leave),
       cmocka_unit_test_setup_teardown(sequential_ranks_end_together, enter, leave),
-      cmocka_unit_test(letterbox_pads_in_the_mean_colour),
-      cmocka_unit_test(unreadable_frames_are_named),
+      cmocka_unit_test_setup_teardown(letterbox_pads_in_the_mean_colour, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(unreadable_frames_are_named, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_does_not_fit_the_model_is_refused, enter, leave),
   };
   return cmocka_run_group_tests_name("loader", tests, NULL, NULL);
