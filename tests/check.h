@@ -12,10 +12,16 @@
 #include <string.h>
 #include <unistd.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
 #include <cmocka.h>
 
 #include "core/base/file.h"
 #include "core/base/status.h"
+#ifdef __cplusplus
+}
+#endif
 
 /* The call succeeds; otherwise its message is the failure. */
 #define assert_ok(call)                                                                                                \
@@ -56,7 +62,7 @@ static inline int make_folder(void **state) {
 }
 
 static inline int remove_folder(void **state) {
-  hv_status status = hv_remove_tree(*state);
+  hv_status status = hv_remove_tree((const char *)*state);
   int failed = status != HV_OK;
   hv_status_free(status);
   free(*state);

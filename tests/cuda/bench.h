@@ -2,26 +2,8 @@
 #ifndef HV_TESTS_CUDA_BENCH_H
 #define HV_TESTS_CUDA_BENCH_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-extern "C" {
-#include <cmocka.h>
-}
-
 #include "cuda/device.h"
-
-/* The call succeeds; otherwise its message is the failure. */
-#define assert_ok(call)                                                                                                \
-  do {                                                                                                                 \
-    hv_status assert_status_ = (call);                                                                                 \
-    if (assert_status_) fail_msg("%s: %s", #call, hv_status_message(assert_status_));                                  \
-  } while (0)
+#include "tests/check.h"
 
 extern "C" hv_status hv_device_module_open(const hv_device_options *options, hv_device **out);
 

@@ -2,14 +2,7 @@
  * swapcontext, which machines of other kinds use. */
 #include "cuda/emu/fiber.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-extern "C" {
-#include <cmocka.h>
-}
+#include "tests/check.h"
 
 enum { FIBERS = 16, TURNS = 500, STACK = 256 << 10 };
 
@@ -51,8 +44,7 @@ static void run_work(void *argument) {
 static void interleaved_fibers_keep_their_state(void **) {
   hv_fiber_adopt_thread(&home);
   for (int i = 0; i < FIBERS; i++) {
-    hv_status status = hv_fiber_open(STACK, &fibers[i]);
-    assert_null(status);
+    assert_ok(hv_fiber_open(STACK, &fibers[i]));
     works[i] = work{i, 0, true, false};
     hv_fiber_start(&fibers[i], run_work, &works[i]);
   }
