@@ -167,6 +167,23 @@ static void passes_over_a_manifest_that_cannot_be(void **state) {
                "step-4/state.json", "step-3/state.json", "resumed from", "step-2", NULL);
 }
 
+/* Of a newer version, or on a disk that is failing: what the run has come to stays as it is. */
+static void a_run_without_a_whole_checkpoint_is_not_begun_anew(void **state) {
+  static const char model[] = "model/model.safetensors";
+  expect_train(0, run_arguments(*state, "run", ""), NULL);
+  expect_train(0, run_arguments(*state, "same", ""), NULL);
+  set_in_manifest(*state, "run", 6, "format", 3);
+  flip_a_bit(in_run(*state, "run", "checkpoints/step-3/training.safetensors"));
+  expect_train(2, run_arguments(*state, "run", "--resume --set train.steps=7"), "format 3",
+               "step-3/training.safetensors", "none of its checkpoints can be resumed from", NULL);
+  assert_true(same_bytes(in_run(*state, "run", model), in_run(*state, "same", model)));
+  json_t *last = last_metrics(in_folder(*state, "run"), "step");
+  assert_int_equal(json_integer_value(json_object_get(last, "step")), 6);
+  json_decref(last);
+  assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints")));
+  expect_train(0, run_arguments(*state, "run", "--resume"), "starting anew", NULL);
+}
+
 /* They are neither taken for checkpoints nor removed, and the run goes on from its own. */
 static void other_folders_are_let_alone(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
@@ -252,6 +269,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(passes_over_a_changed_bit, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_a_checkpoint_without_its_parts, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_a_manifest_that_cannot_be, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_without_a_whole_checkpoint_is_not_begun_anew, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(other_folders_are_let_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_larger_batch_goes_on_where_the_smaller_ended, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(epochs_count_samples_whatever_the_batches, make_folder, remove_folder),

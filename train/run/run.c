@@ -145,6 +145,18 @@ static hv_status take_directory(run *self) {
                   self->config->output);
 }
 
+/* Where none of its checkpoints can be read, a run is not begun anew over what it had come to. */
+static hv_status check_fresh(const run *self) {
+  int64_t *steps;
+  size_t count;
+  HV_TRY(hv_checkpoint_steps(self->config->output, &steps, &count));
+  free(steps);
+  if (count == 0) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s: none of its checkpoints can be resumed from; to begin anew there, move %s/checkpoints away",
+                  self->config->output, self->config->output);
+}
+
 /* The step of the newest whole checkpoint, -1 where a run begins. */
 static hv_status find_start(run *self, int64_t *step) {
   *step = -1;
@@ -154,7 +166,8 @@ static hv_status find_start(run *self, int64_t *step) {
   hv_status status = hv_checkpoint_find(self->config->output, self->comm, step, &damaged);
   if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
   hv_text_free(&damaged);
-  return status;
+  if (status || *step >= 0) return status;
+  return hv_comm_agree(self->comm, "looking for checkpoints", self->leader ? check_fresh(self) : HV_OK);
 }
 
 /* Starts fresh, or from the newest whole checkpoint. */
