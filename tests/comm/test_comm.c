@@ -146,11 +146,36 @@ static void the_launcher_is_read_from_the_environment(void **state) {
   }
 }
 
+/* srun --mpi=pmi2 sets PMI's variables too, and no local rank among them. */
+static void slurm_is_known_behind_pmi(void **state) {
+  (void)state;
+  static const char *const values[][2] = {{"PMI_RANK", "5"},
+                                          {"PMI_SIZE", "8"},
+                                          {"SLURM_PROCID", "5"},
+                                          {"SLURM_STEP_NUM_TASKS", "8"},
+                                          {"SLURM_LOCALID", "1"}};
+  hv_launch launch;
+  clear_launch();
+  for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) setenv(values[i][0], values[i][1], 1);
+  assert_ok(hv_launch_read(&launch));
+  assert_true(launch.rank == 5 && launch.size == 8 && launch.local_rank == 1);
+  assert_string_equal(launch.rank_key, "SLURM_PROCID");
+  setenv("SLURM_STEP_NUM_TASKS", "2", 1); /* of those that started the ranks */
+  assert_ok(hv_launch_read(&launch));
+  assert_string_equal(launch.rank_key, "PMI_RANK");
+  setenv("MPI_LOCALRANKID", "3", 1);
+  setenv("SLURM_STEP_NUM_TASKS", "8", 1);
+  assert_ok(hv_launch_read(&launch));
+  assert_int_equal(launch.local_rank, 3);
+  clear_launch();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(one_rank_has_nothing_to_do),
       cmocka_unit_test(wrong_operands_are_refused_before_anything_is_sent),
       cmocka_unit_test(the_launcher_is_read_from_the_environment),
+      cmocka_unit_test(slurm_is_known_behind_pmi),
       cmocka_unit_test_setup_teardown(collectives_give_the_sums_in_rank_order, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(collectives_run_on_a_device_of_its_own_memory, make_folder, remove_folder),
       cmocka_unit_test(a_late_rank_is_named_with_the_operation),

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/log.h"
 #include "train/ranks/meeting_place.h"
@@ -23,6 +24,7 @@ static const struct launcher {
     {"RANK", "WORLD_SIZE", "LOCAL_RANK"},
     {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
 };
+enum { SLURM = sizeof launchers / sizeof launchers[0] - 1 };
 
 /* A number below `limit`. */
 static hv_status read_number(const char *key, int32_t limit, int32_t *out) {
@@ -38,12 +40,23 @@ static hv_status read_number(const char *key, int32_t limit, int32_t *out) {
   return HV_OK;
 }
 
+static bool is_same(const char *key, const char *other) {
+  const char *text = getenv(key), *other_text = getenv(other);
+  return text && other_text && strcmp(text, other_text) == 0;
+}
+
+/* srun sets another launcher's variables too (--mpi=pmi2), but tells the local rank, and where to meet, in its own. */
+static bool is_of_slurm(const struct launcher *launcher) {
+  return launcher != &launchers[SLURM] && !getenv(launcher->local_rank) &&
+         is_same(launcher->rank, launchers[SLURM].rank) && is_same(launcher->size, launchers[SLURM].size);
+}
+
 hv_status hv_launch_read(hv_launch *out) {
   enum { MOST_RANKS = 1 << 20 };
   *out = (hv_launch){.size = 1};
   for (size_t i = 0; i < sizeof launchers / sizeof launchers[0]; i++) {
     const struct launcher *launcher = &launchers[i];
-    if (!getenv(launcher->rank) || !getenv(launcher->size)) continue;
+    if (!getenv(launcher->rank) || !getenv(launcher->size) || is_of_slurm(launcher)) continue;
     HV_TRY(read_number(launcher->size, MOST_RANKS, &out->size));
     if (out->size < 1) return hv_error(HV_ERR_INPUT, "the launcher's %s is 0", launcher->size);
     HV_TRY(read_number(launcher->rank, out->size, &out->rank));
