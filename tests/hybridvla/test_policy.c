@@ -51,15 +51,19 @@ static outcome keep(const hv_policy_result *result) {
   return kept;
 }
 
-static outcome predict(scene *s, hv_policy_options options, hv_policy_draws draws) {
+static outcome predict_as_given(scene *s, hv_policy_options options, hv_policy_draws draws) {
   hv_policy *policy;
   hv_policy_result result;
-  options.max_prompt = PROMPT + 3;
   assert_ok(hv_policy_open(s->run.model, &options, &policy));
   assert_ok(hv_policy_predict(policy, &s->observation, &draws, &result));
   outcome kept = keep(&result);
   hv_policy_close(policy);
   return kept;
+}
+
+static outcome predict(scene *s, hv_policy_options options, hv_policy_draws draws) {
+  options.max_prompt = PROMPT + 3;
+  return predict_as_given(s, options, draws);
 }
 
 static void assert_near(const float *a, const float *b, double tolerance) {
@@ -251,6 +255,26 @@ static void one_policy_serves_prompts_of_all_lengths(void **state) {
     assert_memory_equal(found.ids, fresh.ids, sizeof found.ids);
   }
   hv_policy_close(policy);
+  scene_close(&s);
+}
+
+/* As many tokens as max_prompt allows, and as fill 256 bytes: the next would lie in what comes behind. */
+static void the_longest_prompt_fits(void **state) {
+  (void)state;
+  enum { LONGEST = 64 };
+  scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
+  int32_t ids[LONGEST];
+  for (int32_t i = 0; i < LONGEST; i++) ids[i] = 1 + 3 * i % s.config.llm.vocab_size;
+  s.observation.prompt_ids = ids;
+  s.observation.prompt_count = LONGEST;
+  hv_policy_options options = hv_policy_default_options(&s.config);
+  options.max_prompt = LONGEST;
+  outcome tight = predict_as_given(&s, options, (hv_policy_draws){.seed = 5});
+  options.max_prompt = 4 * LONGEST;
+  outcome roomy = predict_as_given(&s, options, (hv_policy_draws){.seed = 5});
+  assert_near(tight.x, roomy.x, 1e-6);
+  assert_near(tight.confidences, roomy.confidences, 1e-6);
+  assert_memory_equal(tight.ids, roomy.ids, sizeof tight.ids);
   scene_close(&s);
 }
 
@@ -529,6 +553,7 @@ int main(void) {
       cmocka_unit_test(cached_tokens_equal_whole_sequences),
       cmocka_unit_test(lockstep_equals_one_after_the_other),
       cmocka_unit_test(one_policy_serves_prompts_of_all_lengths),
+      cmocka_unit_test(the_longest_prompt_fits),
       cmocka_unit_test(draws_are_functions_of_seed_and_step),
       cmocka_unit_test(threads_do_not_change_a_byte),
       cmocka_unit_test(bf16_stays_near_fp32),
