@@ -327,6 +327,13 @@ static hv_status open_all(nccl_comm *self, hv_device *device, const hv_comm_opti
   return start_watching(self);
 }
 
+/* The others wait for this rank. Where one of them has told it why, nothing is said again. */
+static void tell_why(const nccl_comm *self, hv_status status) {
+  char text[512];
+  snprintf(text, sizeof text, "rank %d cannot be connected: %s", self->peers->rank, hv_status_message(status));
+  self->peers->methods->report(self->peers, text);
+}
+
 hv_status hv_comm_nccl_open(hv_device *device, hv_runtime *runtime, const hv_comm_options *options, hv_comm **out) {
   *out = nullptr;
   nccl_comm *self = new (std::nothrow) nccl_comm{};
@@ -343,6 +350,7 @@ hv_status hv_comm_nccl_open(hv_device *device, hv_runtime *runtime, const hv_com
   hv_runtime_use(runtime);
   hv_status status = open_all(self, device, options);
   if (status) {
+    tell_why(self, status);
     self->head.error = hv_error(HV_ERR_INTERNAL, "not open");
     close_comm(&self->head);
     return status;

@@ -55,6 +55,20 @@ static void an_error_of_one_rank_ends_all(void **state) {
   free(output);
 }
 
+static void a_rank_that_cannot_be_connected_says_why_to_all(void **state) {
+  (void)state;
+  char *output;
+  int code = run_ranks_without_mpi(4, "tests/comm/comm_ranks poor - emu nccl", &output);
+  bool told = code == 2;
+  for (int r = 0; r < 4; r++) {
+    char line[128];
+    snprintf(line, sizeof line, "rank %d: rank 1 cannot be connected: out of memory on the emulated card", r);
+    told = told && (r == 1 || strstr(output, line));
+  }
+  if (!told) fail_msg("it ended with %d and said:\n%s", code, output);
+  free(output);
+}
+
 /* Without a launcher that would end the others: they see it by themselves. */
 static void a_killed_rank_ends_all_with_its_name(void **state) {
   (void)state;
@@ -99,6 +113,7 @@ int main(void) {
       cmocka_unit_test(a_late_rank_is_named_with_the_operation),
       cmocka_unit_test(calls_that_differ_end_all),
       cmocka_unit_test(an_error_of_one_rank_ends_all),
+      cmocka_unit_test(a_rank_that_cannot_be_connected_says_why_to_all),
       cmocka_unit_test(a_killed_rank_ends_all_with_its_name),
       cmocka_unit_test(ranks_without_a_meeting_place_are_told_what_is_missing),
   };
