@@ -40,6 +40,17 @@ int getaddrinfo(const char *name, const char *service, const struct addrinfo *hi
   return 0;
 }
 
+/* In the place of the system's, of a kernel that may know no IPv6. */
+static bool without_ipv6;
+int socket(int family, int type, int protocol) {
+  int (*own)(int, int, int) = NULL;
+  *(void **)&own = dlsym(RTLD_NEXT, "socket");
+  assert_non_null(own);
+  if (family != AF_INET6 || !without_ipv6) return own(family, type, protocol);
+  errno = EAFNOSUPPORT;
+  return -1;
+}
+
 static int listen_somewhere(int *port) {
   int listener;
   assert_ok(hv_rendezvous_listen(0, &listener, port));
@@ -77,6 +88,27 @@ static void rank_0_is_found_by_both_versions_of_ip(void **state) {
   if (there) (void)seconds_to_connect("::1", port, 1);
   hv_socket_close(&listener);
   if (!there) skip();
+}
+
+static void rank_0_is_found_where_there_is_no_ipv6(void **state) {
+  (void)state;
+  int port;
+  without_ipv6 = true;
+  int listener = listen_somewhere(&port);
+  (void)seconds_to_connect("127.0.0.1", port, 5);
+  hv_socket_close(&listener);
+}
+
+/* A port that is taken is told, whichever version of IP took it. */
+static void a_port_that_is_taken_is_no_place_to_meet(void **state) {
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    without_ipv6 = i == 1;
+    int port, other, none, listener = listen_somewhere(&port);
+    without_ipv6 = false;
+    assert_error(hv_rendezvous_listen(port, &other, &none), "rank 0 cannot listen for the others on port");
+    hv_socket_close(&listener);
+  }
 }
 
 /* A listener whose queue is full takes no more: who connects to it hears nothing, as behind a firewall. */
@@ -205,7 +237,7 @@ static void nothing_follows_half_a_message(void **state) {
 static int begin(void **state) {
   (void)state;
   unknown_for = silent_port = 0;
-  hurried = false;
+  hurried = without_ipv6 = false;
   return 0;
 }
 
@@ -213,6 +245,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup(a_name_may_become_known_late, begin),
       cmocka_unit_test_setup(rank_0_is_found_by_both_versions_of_ip, begin),
+      cmocka_unit_test_setup(rank_0_is_found_where_there_is_no_ipv6, begin),
+      cmocka_unit_test_setup(a_port_that_is_taken_is_no_place_to_meet, begin),
       cmocka_unit_test_setup(an_address_that_does_not_answer_is_passed_over, begin),
       cmocka_unit_test_setup(nobody_is_taken_for_rank_0_by_itself, begin),
       cmocka_unit_test_setup(the_time_is_that_of_the_whole_message, begin),
