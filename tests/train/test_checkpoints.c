@@ -264,6 +264,30 @@ static void survives_a_file_system_without_room(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
+/* One that is a mount stays, as one would whose files are in use on a network's file system; the run does not end over
+ * it. */
+static void a_checkpoint_that_cannot_be_removed_ends_no_run(void **state) {
+  static const char script[] =
+      "exec 2>&1; unshare -rm sh -c '\n"
+      "mount --bind \"$1\" \"$1\" || exit 77\n"
+      "exec \"$0\" run --config \"$2\" --set output=\"$3\" --resume "
+      "--set checkpoint.keep=1 --set checkpoint.interval=1' '%s/train/hvla-train' '%s' '%s' '%s'";
+  char command[4096], text[1 << 14];
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  const char *held = in_run(*state, "run", "checkpoints/step-3");
+  snprintf(command, sizeof command, script, HVLA_BINARY_DIR, held, in_folder(*state, "tiny.yaml"),
+           in_folder(*state, "run"));
+  FILE *pipe = popen(command, "r");
+  assert_non_null(pipe);
+  text[fread(text, 1, sizeof text - 1, pipe)] = '\0';
+  int status = pclose(pipe);
+  if (strstr(text, "unshare failed") || (WIFEXITED(status) && WEXITSTATUS(status) == 77)) skip();
+  if (status != 0 || !strstr(text, "an older checkpoint stays where it is")) fail_msg("%d:\n%s", status, text);
+  expect_checkpoints(*state, "run", "step-3 step-6 ");
+  expect_train(0, run_arguments(*state, "run", "--resume --set train.steps=7 --set checkpoint.keep=1"), NULL);
+  expect_checkpoints(*state, "run", "step-7 ");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(passes_over_a_changed_bit, make_folder, remove_folder),
@@ -278,6 +302,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(writes_the_same_while_training_waits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_of_any_checkpoint_can_be_had, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_checkpoint_that_cannot_be_removed_ends_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(survives_a_file_system_without_room, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_may_be_written_less_often, make_folder, remove_folder),
   };

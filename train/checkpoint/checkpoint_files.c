@@ -391,13 +391,15 @@ hv_status hv_checkpoint_steps(const char *run, int64_t **steps, size_t *count) {
 }
 
 static hv_status remove_partial(const char *run, const hv_string_list *names) {
+  hv_status status = HV_OK;
   char path[HV_CHECKPOINT_PATH];
   for (size_t i = 0; i < names->count; i++) {
     int length = snprintf(path, sizeof path, "%s/checkpoints/%s", run, names->items[i]);
-    if (length >= HV_CHECKPOINT_PATH) return hv_error(HV_ERR_INPUT, "%s: the path is too long", run);
-    HV_TRY(hv_remove_tree(path));
+    bool fits = length < HV_CHECKPOINT_PATH;
+    status =
+        hv_status_first(status, fits ? hv_remove_tree(path) : hv_error(HV_ERR_INPUT, "%s: the path is too long", run));
   }
-  return HV_OK;
+  return status;
 }
 
 /* Takes its name away first: what is half-removed is no checkpoint. */
@@ -415,9 +417,9 @@ hv_status hv_checkpoint_prune(const char *run, int64_t newest, hv_retention rete
   hv_status status = remove_partial(run, &found.partial);
   size_t older = found.count;
   while (older > 0 && found.steps[older - 1] > newest) older--;
-  for (size_t i = 0; i + (size_t)retention.keep < older && !status; i++) {
+  for (size_t i = 0; i + (size_t)retention.keep < older; i++) {
     if (retention.every > 0 && found.steps[i] % retention.every == 0) continue;
-    status = remove_checkpoint(run, found.steps[i]);
+    status = hv_status_first(status, remove_checkpoint(run, found.steps[i]));
   }
   free_found(&found);
   return status;

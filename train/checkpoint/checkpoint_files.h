@@ -85,7 +85,8 @@ typedef struct hv_retention {
 } hv_retention;
 
 /* After `newest` has been published: removes the checkpoints before it that need not stay, and what was left
- * half-written. Later steps, left by a history that was given up, are not touched. */
+ * half-written; what cannot be removed is an error after all others have been. Later steps, left by a history that was
+ * given up, are not touched. */
 HV_NODISCARD hv_status hv_checkpoint_prune(const char *run, int64_t newest, hv_retention retention);
 
 #endif

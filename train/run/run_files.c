@@ -141,7 +141,10 @@ static hv_status complete(void *context, const atomic_bool *stop) {
   const char *run = files->with.config->output;
   hv_retention retention = {.keep = settings->keep, .every = settings->keep_every};
   HV_TRY(hv_checkpoint_publish(run, &files->manifest));
-  HV_TRY(hv_checkpoint_prune(run, files->manifest.position.step, retention));
+  /* One that a reader holds on a network's file system, say. It is tried again after the next checkpoint. */
+  hv_status kept = hv_checkpoint_prune(run, files->manifest.position.step, retention);
+  if (kept) hv_log_warning("an older checkpoint stays where it is: %s", hv_status_message(kept));
+  hv_status_free(kept);
   if (files->with_best) HV_TRY(write_best(files, stop));
   return files->with_model ? write_model(files, "model", stop) : HV_OK;
 }
