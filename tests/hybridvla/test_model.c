@@ -2,6 +2,7 @@
  * micro-batches add up, the plan knows what a step takes. */
 #include <math.h>
 
+#include "core/base/random.h"
 #include "tests/check.h"
 #include "tests/hybridvla/tiny_model.h"
 
@@ -185,6 +186,29 @@ static void draws_depend_on_the_sample_alone(void **state) {
   tiny_batch_free(&b);
 }
 
+/* What tiny_run_step draws, of seed 3 and step 4. */
+static void draws_are_those_of_seed_and_step(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 41);
+  tiny_run run = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  uint32_t values = (uint32_t)(config.action_chunk * config.action_dim);
+  for (uint32_t i = 0; i < SAMPLES * BRANCHES; i++) {
+    uint64_t sample = (uint64_t)b.sample_ids[i / BRANCHES];
+    for (uint32_t v = 0; v < values; v++) {
+      b.noise[i * values + v] = hv_random_normal(3, HV_RANDOM_NOISE, 4, sample, i % BRANCHES, v);
+    }
+    b.timesteps[i] =
+        (int32_t)hv_random_below(3, HV_RANDOM_TIMESTEP, 4, sample, i % BRANCHES, 0, (uint32_t)config.diffusion_steps);
+  }
+  double given = tiny_run_step(&run, &b.batch, false, false);
+  b.batch.noise = NULL;
+  b.batch.timesteps = NULL;
+  assert_true(tiny_run_step(&run, &b.batch, false, false) == given);
+  tiny_run_close(&run);
+  tiny_batch_free(&b);
+}
+
 static void plan_is_what_a_step_takes(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -290,6 +314,7 @@ int main(void) {
       cmocka_unit_test(frozen_parts_change_nothing_else),
       cmocka_unit_test(micro_batches_add_up),
       cmocka_unit_test(draws_depend_on_the_sample_alone),
+      cmocka_unit_test(draws_are_those_of_seed_and_step),
       cmocka_unit_test(plan_is_what_a_step_takes),
       cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
