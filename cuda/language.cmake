@@ -17,6 +17,10 @@ endif()
 if(NOT CMAKE_CUDA_COMPILER)
   set(CMAKE_CUDA_COMPILER ${HVLA_NVCC})
 endif()
+# nvcc would take the first g++ of the PATH, whichever compiler is chosen for everything else.
+if(NOT CMAKE_CUDA_HOST_COMPILER AND NOT DEFINED ENV{CUDAHOSTCXX} AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
+endif()
 # The language's own check of the compiler builds for these as well.
 set(CMAKE_CUDA_ARCHITECTURES ${HVLA_CUDA_ARCHITECTURES})
 enable_language(CUDA)
