@@ -7,17 +7,16 @@
 #include "tests/comm/ranks.h"
 #include "tests/train/program.h"
 
-/* A run of two ranks, to its end; the second sees `environment`, and has settings of its own. */
-static void run_two(const char *folder, const char *name, const char *rest, const char *environment, const char *own) {
-  char arguments[1024], command[3072];
-  snprintf(arguments, sizeof arguments,
-           "train/hvla-train run --config '%s' --set 'output=%s/%s' --set train.steps=2 --set train.batch_size=2 "
-           "--set checkpoint.interval=0 %s",
-           write_tiny_config(folder, "unset"), folder, name, rest);
-  int length = snprintf(command, sizeof command, "%s : -np 1 env %s '" HVLA_BINARY_DIR "'/%s %s", arguments,
-                        environment, arguments, own);
+/* A run of two ranks, to its end; the second has a variable of the environment and a setting of its own ("": none). */
+static void run_two(const char *folder, const char *name, const char *rest, const char *variable, const char *own) {
+  char command[2048];
+  int length = snprintf(command, sizeof command,
+                        "tests/comm/unlike_ranks.sh '%s' '%s' '" HVLA_BINARY_DIR "'/train/hvla-train run --config '%s' "
+                        "--set 'output=%s/%s' --set train.steps=2 --set train.batch_size=2 "
+                        "--set checkpoint.interval=0 %s",
+                        variable, own, write_tiny_config(folder, "unset"), folder, name, rest);
   assert_true(length < (int)sizeof command);
-  expect_ranks(0, 1, command, "2 ranks on 1 host", "done");
+  expect_ranks(0, 2, command, "2 ranks on 1 host", "done");
 }
 
 /* On emulated cards, each of which would find another algorithm to be the fastest: the run is to the byte that of ranks
@@ -48,7 +47,7 @@ static void all_wait_for_the_one_that_reads_slowly(void **state) {
     execl("/bin/sh", "sh", "-c", line, (char *)NULL);
     _exit(127);
   }
-  snprintf(own, sizeof own, "--set 'tokenizer=%s'", pipe);
+  snprintf(own, sizeof own, "tokenizer=%s", pipe);
   run_two(*state, "run", "--set parallel.timeout=3", "", own);
   assert_int_equal(wait_for_exit(writer), 0);
 }
