@@ -82,4 +82,11 @@ static inline void write_text(const char *path, const char *text) {
   assert_ok(hv_write_file_atomic(path, text, strlen(text)));
 }
 
+/* A whole file, NUL-terminated, on the heap. (Inlined, it has GCC take `text` for what it points to.) */
+__attribute__((noinline, unused)) static char *read_file(const char *path) {
+  char *text;
+  assert_ok(hv_read_text(path, 1 << 26, &text, NULL));
+  return text;
+}
+
 #endif

@@ -77,9 +77,9 @@ void check_ranks(int code, int ranks, const char *command, const char *const *wo
 void expect_same_records(const char *folder, int ranks, const char *line) {
   char *first = NULL;
   for (int r = 0; r < ranks; r++) {
-    char name[32], *record;
+    char name[32];
     snprintf(name, sizeof name, "record-%d.txt", r);
-    assert_ok(hv_read_text(in_folder(folder, name), 1 << 24, &record, NULL));
+    char *record = read_file(in_folder(folder, name));
     assert_non_null(strstr(record, line));
     if (first) {
       assert_string_equal(first, record);

@@ -30,18 +30,15 @@ static const char *run_of(const char *folder, const char *name, const char *rest
 
 /* The losses of a run's steps, which must follow one another without a gap; how many. */
 static int read_losses(const char *folder, const char *name, double *losses, int most) {
-  char *text, *rest = NULL;
-  int count = 0;
-  assert_ok(hv_read_text(in_run(folder, name, "metrics.jsonl"), 1 << 24, &text, NULL));
-  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-    json_t *object = json_loads(line, 0, NULL);
-    assert_non_null(object);
-    assert_true(count < most);
-    assert_int_equal(json_integer_value(json_object_get(object, "step")), count + 1);
-    losses[count++] = json_number_value(json_object_get(object, "loss"));
-    json_decref(object);
+  json_t *lines = read_metrics(in_folder(folder, name));
+  int count = (int)json_array_size(lines);
+  assert_true(count <= most);
+  for (int i = 0; i < count; i++) {
+    const json_t *line = json_array_get(lines, (size_t)i);
+    assert_int_equal(json_integer_value(json_object_get(line, "step")), i + 1);
+    losses[i] = json_number_value(json_object_get(line, "loss"));
   }
-  free(text);
+  json_decref(lines);
   return count;
 }
 
@@ -136,8 +133,7 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   wait_for_text(log, "step 2/");
   assert_int_equal(kill(process, SIGUSR1), 0); /* which it hands on */
   int code = wait_for_exit(process);
-  char *text;
-  assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+  char *text = read_file(log);
   if (code != 75 || !strstr(text, "the checkpoint is written")) fail_msg("two ranks ended with %d:\n%s", code, text);
   free(text);
   expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=1 --resume"), "resumed from");
@@ -207,7 +203,7 @@ typedef struct outcomes {
  * some versions do now and then). */
 static void kill_a_rank_of(const char *folder, const char *name, const char *settings, int64_t ms, bool launcher,
                            outcomes *out) {
-  char log[512], named[64], *text;
+  char log[512], named[64];
   double seconds;
   snprintf(log, sizeof log, "%s/log", folder);
   pid_t mpirun = start_ranks(2, run_of(folder, name, settings), log);
@@ -221,7 +217,7 @@ static void kill_a_rank_of(const char *folder, const char *name, const char *set
   if (launcher) assert_int_equal(kill(mpirun, SIGKILL), 0);
   int code = wait_for_all(mpirun, other, start, &seconds);
   snprintf(named, sizeof named, "(process %d on ", (int)victim);
-  assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+  char *text = read_file(log);
   bool clear = strstr(text, named) && strstr(text, "has died") && strstr(text, "cannot end on rank");
   if (code == 0 || !clear) fail_msg("two ranks, one killed after %d ms, ended with %d:\n%s", (int)ms, code, text);
   free(text);
@@ -329,7 +325,7 @@ static void ranks_skip_the_same_steps(void **state) {
 
 /* One of two ranks is stopped again and again. */
 static void a_slow_rank_is_told(void **state) {
-  char log[512], *text = NULL;
+  char log[512];
   bool told = false;
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
   pid_t process = start_ranks(
@@ -340,7 +336,7 @@ static void a_slow_rank_is_told(void **state) {
   for (int i = 0; i < 300 && !told; i++) {
     (void)kill(slow, i % 2 ? SIGCONT : SIGSTOP);
     nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
-    assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+    char *text = read_file(log);
     told = strstr(text, "holds up the others") != NULL;
     free(text);
   }

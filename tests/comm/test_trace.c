@@ -9,8 +9,7 @@
 enum { COMPUTE, COMMUNICATION, LOADER, CHECKPOINT, UPLOAD };
 
 static json_t *read_trace(const char *folder, const char *name) {
-  char *text;
-  assert_ok(hv_read_text(in_folder(folder, name), 1 << 26, &text, NULL));
+  char *text = read_file(in_folder(folder, name));
   json_error_t error;
   json_t *trace = json_loads(text, 0, &error);
   free(text);

@@ -17,19 +17,17 @@ static void train(const char *folder, const char *name, const char *device, cons
 
 /* The losses of all steps, in order. */
 static double *losses_of(const char *run, int count) {
-  char *text = NULL, *rest = NULL;
+  json_t *lines = read_metrics(run);
   double *losses = calloc((size_t)count, sizeof *losses);
-  assert_non_null(losses);
-  assert_ok(hv_read_text(in_folder(run, "metrics.jsonl"), 1 << 24, &text, NULL));
+  size_t i;
+  const json_t *line;
   int found = 0;
-  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-    json_t *object = json_loads(line, 0, NULL);
-    assert_non_null(object);
-    const json_t *loss = json_object_get(object, "loss");
+  assert_non_null(losses);
+  json_array_foreach(lines, i, line) {
+    const json_t *loss = json_object_get(line, "loss");
     if (loss && found < count) losses[found++] = json_number_value(loss);
-    json_decref(object);
   }
-  free(text);
+  json_decref(lines);
   assert_int_equal(found, count);
   return losses;
 }
@@ -98,9 +96,16 @@ static void resumes_to_the_same_bytes(void **state) {
   }
 }
 
+/* Of two runs of four steps the first ends as the run "whole" does, the other does not. */
+static void assert_end_of_whole(const char *folder, const char *same, const char *other) {
+  static const char file[] = "checkpoints/step-4/training.safetensors";
+  const char *whole = in_run(folder, "whole", file);
+  assert_true(same_bytes(in_run(folder, same, file), whole));
+  assert_false(same_bytes(in_run(folder, other, file), whole));
+}
+
 /* The emulator, which can be told to choose another algorithm for a shape that is new to it. */
 static void keeps_to_chosen_algorithms(void **state) {
-  static const char file[] = "checkpoints/step-4/training.safetensors";
   if (strcmp(under_test, "emu") != 0) {
     print_message("skipped: cuBLASLt cannot be told what to choose\n");
     skip();
@@ -108,20 +113,16 @@ static void keeps_to_chosen_algorithms(void **state) {
   train(*state, "whole", under_test, "--set train.steps=4");
   train(*state, "halves", under_test, "--set train.steps=2");
   train(*state, "forgetful", under_test, "--set train.steps=2");
-  assert_int_equal(unlink(in_folder(in_folder(*state, "forgetful"), "device-choices-emu.txt")), 0);
+  assert_int_equal(unlink(in_run(*state, "forgetful", "device-choices-emu.txt")), 0);
   assert_int_equal(setenv("HVLA_EMU_ALGORITHM", "1", 1), 0);
   train(*state, "halves", under_test, "--set train.steps=4 --resume");
   train(*state, "forgetful", under_test, "--set train.steps=4 --resume");
   assert_int_equal(unsetenv("HVLA_EMU_ALGORITHM"), 0);
-  char whole[1024];
-  snprintf(whole, sizeof whole, "%s/%s", in_folder(*state, "whole"), file);
-  assert_true(same_bytes(in_folder(in_folder(*state, "halves"), file), whole));
-  assert_false(same_bytes(in_folder(in_folder(*state, "forgetful"), file), whole));
+  assert_end_of_whole(*state, "halves", "forgetful");
 }
 
 /* What was measured when the run began is taken again when it goes on, though another would be the fastest by then. */
 static void keeps_to_measured_algorithms(void **state) {
-  static const char file[] = "checkpoints/step-4/training.safetensors";
   if (strcmp(under_test, "emu") != 0) {
     print_message("skipped: only the emulator can be told what is the fastest\n");
     skip();
@@ -133,10 +134,7 @@ static void keeps_to_measured_algorithms(void **state) {
   assert_int_equal(setenv("HVLA_EMU_TIMES", "4,1,4,4", 1), 0);
   train(*state, "halves", under_test, "--set train.steps=4 --resume");
   assert_int_equal(unsetenv("HVLA_EMU_TIMES"), 0);
-  char whole[1024];
-  snprintf(whole, sizeof whole, "%s/%s", in_folder(*state, "whole"), file);
-  assert_true(same_bytes(in_folder(in_folder(*state, "halves"), file), whole));
-  assert_false(same_bytes(in_folder(in_folder(*state, "unasked"), file), whole));
+  assert_end_of_whole(*state, "halves", "unasked");
 }
 
 int main(int argc, char **argv) {

@@ -33,12 +33,6 @@ static void export_quietly(const char *arguments) {
   free(export_to(arguments));
 }
 
-static char *read_file(const char *path) {
-  char *text;
-  assert_ok(hv_read_text(path, 1 << 24, &text, NULL));
-  return text;
-}
-
 static void assert_same_file(const char *a, const char *b) {
   hv_mapping x, y;
   assert_ok(hv_map_file(a, &x));

@@ -85,24 +85,33 @@ const char *write_tiny_config(const char *folder, const char *output) {
   return path;
 }
 
-json_t *last_metrics(const char *run, const char *key) {
-  char *text = NULL;
-  json_t *last = NULL;
-  assert_ok(hv_read_text(in_folder(run, "metrics.jsonl"), 1 << 24, &text, NULL));
-  char *rest = NULL;
+json_t *read_metrics(const char *run) {
+  char *text = read_file(in_folder(run, "metrics.jsonl")), *rest = NULL;
+  json_t *lines = json_array();
   for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
     json_error_t problem;
     json_t *object = json_loads(line, 0, &problem);
     if (!object) fail_msg("a line of metrics is no JSON: %s: %s", line, problem.text);
-    if (json_object_get(object, key)) {
-      json_decref(last);
-      last = object;
-    } else {
-      json_decref(object);
-    }
+    assert_int_equal(json_array_append_new(lines, object), 0);
   }
   free(text);
+  return lines;
+}
+
+json_t *last_metrics(const char *run, const char *key) {
+  json_t *lines = read_metrics(run), *last = NULL;
+  for (size_t i = json_array_size(lines); i > 0 && !last; i--) {
+    json_t *line = json_array_get(lines, i - 1);
+    if (json_object_get(line, key)) last = json_incref(line);
+  }
+  json_decref(lines);
   return last;
+}
+
+double number_in(const json_t *object, const char *key) {
+  const json_t *value = json_object_get(object, key);
+  if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
+  return json_number_value(value);
 }
 
 int same_bytes(const char *a, const char *b) {

@@ -30,8 +30,14 @@ const char *run_arguments(const char *folder, const char *name, const char *rest
 /* "<folder>/<name>/<file>": a file of a run directory; valid until the fourth call after this one. */
 const char *in_run(const char *folder, const char *name, const char *file);
 
+/* The lines of metrics.jsonl of a run, every one of which must be JSON; json_decref the array. */
+json_t *read_metrics(const char *run);
+
 /* The last line of metrics.jsonl of a run that has the key, NULL: none; json_decref it. */
 json_t *last_metrics(const char *run, const char *key);
+
+/* What such a line, or another object, has under the key, which must be a number. */
+double number_in(const json_t *object, const char *key);
 
 /* Whether two files hold the same bytes. */
 int same_bytes(const char *a, const char *b);

@@ -18,21 +18,14 @@ static const char *run_of(const char *folder, const char *name, const char *rest
   return arguments;
 }
 
-static double number(const json_t *object, const char *key) {
-  const json_t *value = json_object_get(object, key);
-  if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
-  return json_number_value(value);
-}
-
 /* The figure `key` of the metrics' line of a step. */
 static double figure_at(const char *folder, const char *name, int step, const char *key) {
-  json_t *lines;
+  json_t *lines = read_metrics(in_folder(folder, name));
   size_t i;
-  json_t *line;
+  const json_t *line;
   double figure = NAN;
-  assert_ok(hv_json_load_lines(in_run(folder, name, "metrics.jsonl"), &lines));
   json_array_foreach(lines, i, line) {
-    if ((int)number(line, "step") == step && json_object_get(line, key)) figure = number(line, key);
+    if ((int)number_in(line, "step") == step && json_object_get(line, key)) figure = number_in(line, key);
   }
   json_decref(lines);
   if (isnan(figure)) fail_msg("%s: no %s at step %d", name, key, step);
@@ -43,8 +36,8 @@ static double figure_at(const char *folder, const char *name, int step, const ch
 static void read_best(const char *folder, const char *name, int *step, double *value) {
   json_t *best;
   assert_ok(hv_json_load(in_run(folder, name, "best.json"), &best));
-  *step = (int)number(best, "step");
-  *value = number(best, "value");
+  *step = (int)number_in(best, "step");
+  *value = number_in(best, "value");
   assert_string_equal(json_string_value(json_object_get(best, "metric")), "error_diffusion");
   json_decref(best);
 }

@@ -21,10 +21,9 @@ static void pause_ms(int ms) {
  * none.
  */
 static int resumed_step(const char *log) {
-  char *text;
   int step = -1;
   if (!hv_file_exists(log)) return -1;
-  assert_ok(hv_read_text(log, 1 << 24, &text, NULL));
+  char *text = read_file(log);
   if (strstr(text, "passed over")) fail_msg("a kill left a checkpoint that is damaged:\n%s", text);
   const char *resumed = strstr(text, "resumed from");
   if (resumed) {
@@ -39,23 +38,18 @@ static int resumed_step(const char *log) {
 }
 
 /* Every step has one line, in order: none was lost, none counted twice. */
-static void assert_every_step_once(const char *path) {
-  char *text, *rest = NULL;
-  int expected = 1;
-  assert_ok(hv_read_text(path, 1 << 26, &text, NULL));
-  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-    json_t *object = json_loads(line, 0, NULL);
-    if (!object) fail_msg("a line of metrics is no JSON: %s", line);
-    assert_int_equal(json_integer_value(json_object_get(object, "step")), expected++);
-    json_decref(object);
-  }
-  assert_int_equal(expected, STEPS + 1);
-  free(text);
+static void assert_every_step_once(const char *run) {
+  json_t *lines = read_metrics(run);
+  size_t i;
+  const json_t *line;
+  assert_int_equal(json_array_size(lines), STEPS);
+  json_array_foreach(lines, i, line) assert_int_equal(json_integer_value(json_object_get(line, "step")), i + 1);
+  json_decref(lines);
 }
 
 /* The run is over: it must be the undisturbed one. */
 static void assert_undisturbed(const char *folder) {
-  assert_every_step_once(in_run(folder, "run", "metrics.jsonl"));
+  assert_every_step_once(in_folder(folder, "run"));
   assert_same_state(folder, "run", "whole", STEPS);
 }
 

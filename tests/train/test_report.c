@@ -50,13 +50,13 @@ static void a_run_leaves_its_report(void **state) {
                                       "step 3, step 6",
                                       "learning_rate: 0.003",
                                       NULL};
-  char arguments[2048], *page;
+  char arguments[2048];
   snprintf(arguments, sizeof arguments,
            "run --config '%s' --set data.valid_split=valid --set validation.samples=3 --set validation.interval=3 "
            "--set watch.spike_factor=1 --set watch.spike_window=1 --set validation.keep_best=false",
            write_tiny_config(*state, in_folder(*state, "run")));
   expect_train(0, arguments, NULL);
-  assert_ok(hv_read_text(in_run(*state, "run", "report.html"), 1 << 24, &page, NULL));
+  char *page = read_file(in_run(*state, "run", "report.html"));
   assert_holds(page, words);
   assert_sound(page);
   assert_int_equal(count(page, "<figure"), 6);
@@ -70,13 +70,13 @@ static void a_run_leaves_its_report(void **state) {
 
 /* Whatever a directory holds of a run, there is a page of it. */
 static void reports_what_there_is(void **state) {
-  char arguments[1024], *page;
+  char arguments[1024];
   write_text(in_folder(*state, "metrics.jsonl"),
              "{\"step\": 1, \"loss\": null}\n{\"step\": 2, \"loss_ce\": 3.5}\n{\"st");
   write_text(in_folder(*state, "config.yaml"), "data: {files: \"<b>&.hdf5\"}\n");
   snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
   expect_train(0, arguments, "report.html", NULL);
-  assert_ok(hv_read_text(in_folder(*state, "report.html"), 1 << 24, &page, NULL));
+  char *page = read_file(in_folder(*state, "report.html"));
   assert_non_null(strstr(page, "&lt;b&gt;&amp;.hdf5"));
   assert_null(strstr(page, "<b>&"));
   assert_int_equal(count(page, "<figure"), 1);

@@ -5,12 +5,6 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 
-static double number(const json_t *object, const char *key) {
-  const json_t *value = json_object_get(object, key);
-  if (!json_is_number(value)) fail_msg("%s is missing or no number", key);
-  return json_number_value(value);
-}
-
 static void leaves_a_run_directory(void **state) {
   static const char *const keys[] = {"step",
                                      "loss",
@@ -37,13 +31,13 @@ static void leaves_a_run_directory(void **state) {
                "held out", "done", NULL);
   json_t *last = last_metrics(in_folder(*state, "run"), "held_out_loss");
   assert_non_null(last);
-  assert_int_equal((int)number(last, "step"), 30);
-  for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) assert_true(isfinite(number(last, keys[i])));
+  assert_int_equal((int)number_in(last, "step"), 30);
+  for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) assert_true(isfinite(number_in(last, keys[i])));
   assert_int_equal(json_array_size(json_object_get(last, "error_diffusion_dims")), 7);
-  assert_true(number(last, "speed_of_light") > 0 && number(last, "speed_of_light") < 1);
-  assert_true(number(last, "loss") < 9.0); /* it begins at ln(32064) + 1 = 11.4 */
-  assert_true(fabs(number(last, "loss") - number(last, "loss_diffusion") - number(last, "loss_ce")) < 1e-6);
-  assert_true(number(last, "error_mean_action") > 0.3 && number(last, "error_mean_action") < 0.6);
+  assert_true(number_in(last, "speed_of_light") > 0 && number_in(last, "speed_of_light") < 1);
+  assert_true(number_in(last, "loss") < 9.0); /* it begins at ln(32064) + 1 = 11.4 */
+  assert_true(fabs(number_in(last, "loss") - number_in(last, "loss_diffusion") - number_in(last, "loss_ce")) < 1e-6);
+  assert_true(number_in(last, "error_mean_action") > 0.3 && number_in(last, "error_mean_action") < 0.6);
   json_decref(last);
   static const char *const files[] = {"config.yaml",
                                       "model/config.json",
@@ -113,17 +107,12 @@ static void resumes_to_the_same_bytes(void **state) {
 
 /* The mean loss of the last 20 steps. */
 static double loss_at_the_end(const char *folder, const char *name) {
-  char *text, *rest = NULL;
-  double losses[20] = {0}, sum = 0;
-  int count = 0;
-  assert_ok(hv_read_text(in_run(folder, name, "metrics.jsonl"), 1 << 24, &text, NULL));
-  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-    json_t *object = json_loads(line, 0, NULL);
-    losses[count++ % 20] = number(object, "loss");
-    json_decref(object);
-  }
-  free(text);
-  for (int i = 0; i < 20; i++) sum += losses[i];
+  json_t *lines = read_metrics(in_folder(folder, name));
+  size_t count = json_array_size(lines);
+  double sum = 0;
+  assert_true(count >= 20);
+  for (size_t i = count - 20; i < count; i++) sum += number_in(json_array_get(lines, i), "loss");
+  json_decref(lines);
   return sum / 20;
 }
 
@@ -148,16 +137,10 @@ static void cuts_metrics_back_to_the_resumed_step(void **state) {
   expect_train(0, run_arguments(*state, "run", ""), NULL);
   assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints/step-6")));
   expect_train(0, run_arguments(*state, "run", "--resume"), "step-3", NULL);
-  char *text, *rest = NULL;
-  int expected = 1;
-  assert_ok(hv_read_text(in_run(*state, "run", "metrics.jsonl"), 1 << 20, &text, NULL));
-  for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
-    json_t *object = json_loads(line, 0, NULL);
-    assert_int_equal((int)number(object, "step"), expected++);
-    json_decref(object);
-  }
-  assert_int_equal(expected, 7);
-  free(text);
+  json_t *lines = read_metrics(in_folder(*state, "run"));
+  assert_int_equal(json_array_size(lines), 6);
+  for (size_t i = 0; i < 6; i++) assert_int_equal((int)number_in(json_array_get(lines, i), "step"), i + 1);
+  json_decref(lines);
 }
 
 static void passes_over_damaged_checkpoints(void **state) {
@@ -266,12 +249,11 @@ static void starts_from_a_model_directory(void **state) {
   free(output);
   json_t *before = last_metrics(in_folder(*state, "first"), "loss");
   json_t *after = last_metrics(in_folder(*state, "second"), "loss");
-  assert_true(number(after, "loss") < 1.3 * number(before, "loss"));
+  assert_true(number_in(after, "loss") < 1.3 * number_in(before, "loss"));
   json_decref(before);
   json_decref(after);
   assert_holds_tensor(in_run(*state, "second", "model/model.safetensors"), unused, 42);
-  char *statistics;
-  assert_ok(hv_read_text(in_run(*state, "second", "model/dataset_statistics.json"), 1 << 20, &statistics, NULL));
+  char *statistics = read_file(in_run(*state, "second", "model/dataset_statistics.json"));
   assert_non_null(strstr(statistics, "\"lift\""));
   assert_non_null(strstr(statistics, "\"mine\""));
   free(statistics);
