@@ -23,6 +23,8 @@ extern "C" {
 }
 #endif
 
+enum { SKIPPED = 77 /* the exit code that CTest takes for it */ };
+
 /* The call succeeds; otherwise its message is the failure. */
 #define assert_ok(call)                                                                                                \
   do {                                                                                                                 \

@@ -8,9 +8,8 @@
 #include <string.h>
 
 #include "core/base/file.h"
-#include "core/cpu/cpu.h"
 #include "tests/allocations.h"
-#include "tests/check.h"
+#include "tests/device.h"
 #include "tests/hybridvla/tiny_model.h"
 #include "train/ranks/launch.h"
 #include "train/run/interrupt.h"
@@ -221,12 +220,6 @@ static hv_status run_all(hv_device *device, hv_comm *comm, const settings *how, 
   return status;
 }
 
-static hv_status open_device(const char *name, hv_device **out) {
-  hv_device_options options = {.threads = 1};
-  if (strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
-  return hv_device_load(name, &options, out);
-}
-
 /* The value of `argument` if it is "key=value", else NULL. */
 static const char *value_of(const char *argument, const char *key) {
   size_t length = strlen(key);
@@ -296,7 +289,7 @@ int main(int argc, char **argv) {
   HV_CHECK(read_settings(argc, argv, &how));
   HV_CHECK(hv_interrupt_open(&interrupt));
   HV_CHECK(hv_launch_read(&launch));
-  HV_CHECK(open_device(how.device, &device));
+  HV_CHECK(open_device(how.device, 1, &device));
   HV_CHECK(hv_launch_open_comm(&launch, device, HV_TRANSPORT_AUTO, TIMEOUT, &comm));
   HV_CHECK(run_all(device, comm, &how, argv[1]));
 done:

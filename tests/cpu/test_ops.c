@@ -1,8 +1,7 @@
 /* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 12 300. The devices cpu-avx512 and
  * cpu-baseline are the CPU without its matrix unit, and without wider vectors besides. */
-#include "core/cpu/cpu.h"
-#include "tests/check.h"
 #include "tests/cpu/op_cases.h"
+#include "tests/device.h"
 
 static struct {
   const char *device;
@@ -11,20 +10,19 @@ static struct {
 } settings = {"cpu", 12, 300};
 
 static hv_status try_device(const char *name, hv_device **out) {
-  if (strcmp(name, "cpu") == 0) return hv_cpu_device_open(NULL, out);
   if (strcmp(name, "cpu-avx512") == 0) return hv_cpu_device_open_with(NULL, HV_CPU_AVX512, out);
   if (strcmp(name, "cpu-baseline") == 0) return hv_cpu_device_open_with(NULL, HV_CPU_BASELINE, out);
-  return hv_device_load(name, &(hv_device_options){.index = 0}, out);
+  return open_device(name, 0, out);
 }
 
-static hv_device *open_device(const char *name) {
+static hv_device *must_device(const char *name) {
   hv_device *device;
   assert_ok(try_device(name, &device));
   return device;
 }
 
 static void run(hv_dtype dtype) {
-  hv_device *device = open_device(settings.device), *cpu = open_device("cpu");
+  hv_device *device = must_device(settings.device), *cpu = must_device("cpu");
   op_env env;
   op_env_open(&env, device, cpu, dtype, 1);
   env.max_size = settings.max_size;
@@ -49,8 +47,6 @@ static void fp64(void **state) {
   if (strncmp(settings.device, "cpu", 3) != 0) skip();
   run(HV_F64);
 }
-
-enum { SKIPPED = 77 /* CTest's sign */ };
 
 /* A card, or instructions of the processor, that the device needs and this machine lacks. */
 static bool lacks_hardware(void) {

@@ -225,7 +225,7 @@ int main(int argc, char **argv) {
   if (status) {
     printf("skipped: %s\n", hv_status_message(status));
     hv_status_free(status);
-    return 77;
+    return SKIPPED;
   }
   assert_ok(hv_stream_open(b.device, &b.stream));
   bench_attentions(&b);

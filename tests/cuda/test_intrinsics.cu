@@ -289,7 +289,7 @@ static void need_card(void) {
     return;
   }
   printf("skipped: no GPU (%s)\n", hv_status_message(status));
-  exit(77);
+  exit(SKIPPED);
 }
 #else
 static void need_card(void) {}

@@ -2,27 +2,15 @@
 #ifndef HV_TESTS_CUDA_UNDER_TEST_H
 #define HV_TESTS_CUDA_UNDER_TEST_H
 
-#include "core/cpu/cpu.h"
-#include "tests/check.h"
 #include "tests/cpu/op_env.h"
-
-enum { SKIPPED = 77 /* CTest's sign */ };
+#include "tests/device.h"
 
 static const char *under_test = "emu";
 
 /* Call first in main. Ends the program as skipped where a card is asked for and there is none. */
 static inline void choose_device(int argc, char **argv) {
-  hv_device *device;
   if (argc > 1) under_test = argv[1];
-  if (strcmp(under_test, "cuda") != 0) return;
-  hv_status status = hv_device_load(under_test, &(hv_device_options){.index = 0}, &device);
-  if (!status) {
-    hv_device_close(device);
-    return;
-  }
-  printf("skipped: no GPU (%s)\n", hv_status_message(status));
-  hv_status_free(status);
-  exit(SKIPPED);
+  need_card(under_test);
 }
 
 /* Opens the device and the CPU device beside it; close_both undoes it. `order` is the emulator's seed of the order of

@@ -2,22 +2,15 @@
  * test_policy_parity [DEVICE], by default cpu; skipped where DEVICE is cuda and there is no card. */
 #include <math.h>
 
-#include "core/cpu/cpu.h"
 #include "core/hybridvla/action_tokens.h"
 #include "core/hybridvla/policy.h"
 #include "core/io/dataset_statistics.h"
 #include "core/io/model_directory.h"
-#include "tests/check.h"
+#include "tests/device.h"
 
 static const double TOLERANCE = 1e-4;
-enum { SKIPPED = 77 /* CTest's sign */ };
 
 static const char *device_name = "cpu";
-
-static hv_status open_device(hv_device **out) {
-  if (strcmp(device_name, "cpu") == 0) return hv_cpu_device_open(NULL, out);
-  return hv_device_load(device_name, &(hv_device_options){.index = 0}, out);
-}
 
 typedef struct parity {
   char folder[512];
@@ -42,7 +35,7 @@ static parity parity_open(const char *name) {
   hv_model_directory directory;
   char path[600];
   snprintf(p.folder, sizeof p.folder, "%s/tests/fixtures/parity/%s", HVLA_SOURCE_DIR, name);
-  assert_ok(open_device(&p.device));
+  assert_ok(open_device(device_name, 0, &p.device));
   assert_ok(hv_stream_open(p.device, &p.stream));
   assert_ok(hv_model_directory_open(p.folder, &directory));
   p.config = directory.model.config;
@@ -214,22 +207,9 @@ static void check_case(void **state) {
   parity_close(&p);
 }
 
-/* Ends the program as skipped where a card is asked for and there is none. */
-static void need_card(void) {
-  hv_device *device;
-  hv_status status = open_device(&device);
-  if (!status) {
-    hv_device_close(device);
-    return;
-  }
-  printf("skipped: no GPU (%s)\n", hv_status_message(status));
-  hv_status_free(status);
-  exit(SKIPPED);
-}
-
 int main(int argc, char **argv) {
   if (argc > 1) device_name = argv[1];
-  if (strcmp(device_name, "cuda") == 0) need_card();
+  need_card(device_name);
 #define CASE(name)                                                                                                     \
   { #name, check_case, NULL, NULL, #name }
   const struct CMUnitTest tests[] = {

@@ -1,20 +1,14 @@
 /* The forecast of memory against a trainer's own account on a real device, kind by kind, as one rank of one or four and
  * for every way of sharing state. test_forecast [DEVICE], by default cpu. */
-#include "core/cpu/cpu.h"
-#include "tests/check.h"
+#include "tests/device.h"
 #include "tests/train/program.h"
 #include "train/plan/forecast.h"
 #include "train/plan/made_up_batch.h"
 #include "train/trainer_options.h"
 
-enum { SKIPPED = 77, PROMPT = 12, STEPS = 2 };
+enum { PROMPT = 12, STEPS = 2 };
 
 static const char *under_test = "cpu";
-
-static hv_status open_device(hv_device **out) {
-  hv_device_options options = {.threads = 1};
-  return strcmp(under_test, "cpu") == 0 ? hv_cpu_device_open(&options, out) : hv_device_load(under_test, &options, out);
-}
 
 /* A communicator whose other ranks never come: what is received does not matter to memory. */
 static void close_alone(hv_comm *comm) {
@@ -34,7 +28,7 @@ static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_con
   hv_comm several = {0}, *comm = &several;
   hv_made_up_batch made_up;
   hv_step_result result;
-  assert_ok(open_device(&device));
+  assert_ok(open_device(under_test, 1, &device));
   if (ranks > 1) {
     assert_ok(hv_comm_start(comm, "alone", &alone, device, 0, ranks));
   } else {
@@ -108,15 +102,8 @@ static void each_sharding_is_forecast(void **state) {
 }
 
 int main(int argc, char **argv) {
-  hv_device *device;
   if (argc > 1) under_test = argv[1];
-  hv_status status = open_device(&device);
-  if (status && strcmp(under_test, "cuda") == 0) {
-    printf("skipped: no GPU (%s)\n", hv_status_message(status));
-    hv_status_free(status);
-    return SKIPPED;
-  }
-  if (!status) hv_device_close(device);
+  need_card(under_test);
   const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_forecast),
                                      cmocka_unit_test(each_sharding_is_forecast)};
   return cmocka_run_group_tests(tests, NULL, NULL);
