@@ -1,4 +1,4 @@
-/* Random segment tables for attention. */
+/* Segment tables for attention. */
 #ifndef HV_TESTS_CPU_LAYOUT_H
 #define HV_TESTS_CPU_LAYOUT_H
 
@@ -12,7 +12,7 @@ typedef enum layout_kind {
   LAYOUT_CACHED,        /* few new queries over many own rows, and branches over a cached prefix */
 } layout_kind;
 
-enum { LAYOUT_MAX_SEGMENTS = 64 };
+enum { LAYOUT_MAX_SEGMENTS = 128 };
 
 typedef struct layout {
   hv_segment segment[LAYOUT_MAX_SEGMENTS];
@@ -23,7 +23,14 @@ typedef struct layout {
   bool causal, uniform;
 } layout;
 
-/* Every key row is in one key group, the unused ones in a group without segments. */
+/* Adds a segment of the next `q_rows` query rows. */
+void layout_add_segment(layout *l, int32_t q_rows, int32_t prefix_start, int32_t prefix_rows, int32_t own_start,
+                        int32_t own_rows);
+
+/* Adds a group of the next `rows` key rows, that these segments see; returns the first row. */
+int32_t layout_add_group(layout *l, int32_t rows, int32_t first_segment, int32_t segments);
+
+/* A random one. Every key row is in one key group, the unused ones in a group without segments. */
 void make_layout(op_env *env, layout_kind kind, layout *out);
 
 #endif

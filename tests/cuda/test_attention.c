@@ -2,6 +2,7 @@
  * the CPU device in double. */
 #include <math.h>
 
+#include "tests/cpu/layout.h"
 #include "tests/cuda/under_test.h"
 
 /* Samples of one layout, one behind the other. */
@@ -36,60 +37,34 @@ static const shape shapes[] = {
     {"lockstep over cached branches", 1, 300, 2, 3, 2, 2, 72, true, false, 40, 0, 0},
 };
 
-enum { MOST_ROWS = 64 /* of the tables */, UNUSED = 3 };
+enum { UNUSED = 3 /* rows */ };
 
 /* The tables of a shape; unused query and key rows lie at the end, and a group without keys and one without segments.
  */
-typedef struct tables {
-  hv_segment segment[MOST_ROWS * 2];
-  hv_key_group group[MOST_ROWS * 2];
-  int32_t segments, groups, query_rows, key_rows, max_q_rows, max_key_rows, max_group_rows;
-} tables;
-
-static int32_t larger(int32_t a, int32_t b) {
-  return a > b ? a : b;
-}
-
-static int32_t add_group(tables *t, int32_t rows, int32_t first_segment, int32_t segments) {
-  int32_t start = t->key_rows;
-  t->group[t->groups++] = (hv_key_group){start, rows, first_segment, segments};
-  t->key_rows += rows;
-  t->max_group_rows = larger(t->max_group_rows, rows);
-  return start;
-}
-
-static void add_segment(tables *t, int32_t q_rows, int32_t prefix_start, int32_t prefix_rows, int32_t own_start,
-                        int32_t own_rows) {
-  t->segment[t->segments++] = (hv_segment){t->query_rows, q_rows, prefix_start, prefix_rows, own_start, own_rows};
-  t->query_rows += q_rows;
-  t->max_q_rows = larger(t->max_q_rows, q_rows);
-  t->max_key_rows = larger(t->max_key_rows, prefix_rows + own_rows);
-}
-
-static void make_tables(const shape *s, tables *t) {
-  *t = (tables){.segments = 0};
+static void make_tables(const shape *s, layout *t) {
+  *t = (layout){.causal = s->causal};
   for (int sample = 0; sample < s->samples; sample++) {
     int32_t first = t->segments, old = s->branches ? 0 : s->cached, start = 0;
     if (s->prefix > 0) {
-      start = add_group(t, s->prefix + old, first, 1 + s->branches);
-      add_segment(t, s->prefix_queries ? s->prefix : 0, 0, 0, start, s->prefix + old);
+      start = layout_add_group(t, s->prefix + old, first, 1 + s->branches);
+      layout_add_segment(t, s->prefix_queries ? s->prefix : 0, 0, 0, start, s->prefix + old);
     }
     for (int branch = 0; branch < s->branches; branch++) {
-      if (s->key_gap > 0) add_group(t, s->key_gap, 0, 0);
+      if (s->key_gap > 0) layout_add_group(t, s->key_gap, 0, 0);
       t->query_rows += s->query_gap;
-      int32_t rows = s->branch_rows + branch, own = add_group(t, s->cached + rows, t->segments, 1);
-      add_segment(t, rows, start, s->prefix, own, s->cached + rows);
+      int32_t rows = s->branch_rows + branch, own = layout_add_group(t, s->cached + rows, t->segments, 1);
+      layout_add_segment(t, rows, start, s->prefix, own, s->cached + rows);
     }
   }
-  add_group(t, 0, 0, 0);
-  add_group(t, UNUSED, 0, 0);
+  layout_add_group(t, 0, 0, 0);
+  layout_add_group(t, UNUSED, 0, 0);
   t->query_rows += UNUSED;
 }
 
 /* The operands of both directions. */
 typedef struct operands {
   const shape *shape;
-  tables tables;
+  layout tables;
   op_operand q, k, v, out, lse, dout, segments, groups, row_dot, dq, dk, dv;
 } operands;
 
@@ -117,7 +92,7 @@ static op_operand poison(op_env *env, spacing how, int64_t rows, int64_t cols) {
 }
 
 /* Keys or values; those that no segment sees are NaN, which must reach no result. */
-static op_operand keys(op_env *env, const tables *t, spacing how, int64_t cols) {
+static op_operand keys(op_env *env, const layout *t, spacing how, int64_t cols) {
   int64_t rows = t->key_rows;
   double *values = op_array(env, rows * cols);
   for (int64_t i = 0; i < rows * cols; i++) values[i] = op_normal(env);
