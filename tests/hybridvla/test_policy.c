@@ -34,6 +34,12 @@ static void scene_close(scene *s) {
   tiny_batch_free(&s->batch);
 }
 
+static hv_policy *open_policy(const scene *s, const hv_policy_options *options) {
+  hv_policy *policy;
+  assert_ok(hv_policy_open(s->run.model, options, &policy));
+  return policy;
+}
+
 typedef struct outcome {
   bool diffusion, tokens;
   float x[VALUES], confidences[VALUES], actions[VALUES];
@@ -52,9 +58,8 @@ static outcome keep(const hv_policy_result *result) {
 }
 
 static outcome predict_as_given(scene *s, hv_policy_options options, hv_policy_draws draws) {
-  hv_policy *policy;
   hv_policy_result result;
-  assert_ok(hv_policy_open(s->run.model, &options, &policy));
+  hv_policy *policy = open_policy(s, &options);
   assert_ok(hv_policy_predict(policy, &s->observation, &draws, &result));
   outcome kept = keep(&result);
   hv_policy_close(policy);
@@ -242,8 +247,7 @@ static void one_policy_serves_prompts_of_all_lengths(void **state) {
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
   hv_policy_options options = hv_policy_default_options(&s.config);
   options.max_prompt = 40;
-  hv_policy *policy;
-  assert_ok(hv_policy_open(s.run.model, &options, &policy));
+  hv_policy *policy = open_policy(&s, &options);
   hv_policy_draws draws = {.seed = 5};
   static const int32_t lengths[] = {PROMPT, 1, 3, PROMPT, 2};
   for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -361,15 +365,13 @@ static void a_prediction_allocates_nothing(void **state) {
     options.timing = kind == 1;
     if (kind == 2) options.ar_condition = HV_AR_DENOISED;
     if (kind == 3) options.sampler = HV_SAMPLER_DDPM;
-    hv_policy *policy;
     hv_policy_result result;
     hv_policy_draws draws = {.seed = 1};
-    assert_ok(hv_policy_open(s.run.model, &options, &policy));
+    hv_policy *policy = open_policy(&s, &options);
     assert_ok(hv_policy_predict(policy, &s.observation, &draws, &result));
     long before = allocations_count();
     for (draws.step = 1; draws.step < 4; draws.step++) {
-      hv_status status = hv_policy_predict(policy, &s.observation, &draws, &result);
-      if (status) fail_msg("%s", hv_status_message(status));
+      assert_ok(hv_policy_predict(policy, &s.observation, &draws, &result));
     }
     assert_int_equal(allocations_count() - before, 0);
     hv_policy_close(policy);
@@ -409,11 +411,10 @@ static void a_prediction_copies_in_once_out_once_and_waits_once(void **state) {
   counting.stream_synchronize = count_wait;
   for (hv_ar_condition condition = HV_AR_NOISE; condition <= HV_AR_DENOISED; condition++) {
     hv_policy_options options = hv_policy_default_options(&s.config);
-    hv_policy *policy;
     hv_policy_result result;
     hv_policy_draws draws = {.seed = 1};
     options.ar_condition = condition;
-    assert_ok(hv_policy_open(s.run.model, &options, &policy));
+    hv_policy *policy = open_policy(&s, &options);
     s.run.device->methods = &counting;
     counted.uploads = counted.downloads = counted.waits = 0;
     assert_ok(hv_policy_predict(policy, &s.observation, &draws, &result));
@@ -432,9 +433,8 @@ static void a_refreshed_policy_sees_changed_parameters(void **state) {
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
   hv_policy_options options = hv_policy_default_options(&s.config);
   hv_policy_draws draws = {.seed = 1};
-  hv_policy *policy;
   hv_policy_result result;
-  assert_ok(hv_policy_open(s.run.model, &options, &policy));
+  hv_policy *policy = open_policy(&s, &options);
   hv_params *params = hv_model_params(s.run.model);
   hv_param_id bias = hv_params_find(params, "t_embedder.mlp.2.bias");
   assert_true(bias >= 0);
@@ -457,9 +457,8 @@ static void the_work_of_each_step_is_known(void **state) {
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
   hv_policy_options options = hv_policy_default_options(&s.config);
   options.max_prompt = PROMPT;
-  hv_policy *policy;
   int32_t count;
-  assert_ok(hv_policy_open(s.run.model, &options, &policy));
+  hv_policy *policy = open_policy(&s, &options);
   const hv_policy_work *work = hv_policy_get_work(policy, &count);
   assert_int_equal(count, 1 + VALUES); /* vision, then six tokens with four denoising steps beside them */
   const hv_llm_config *llm = &s.config.llm;
@@ -507,10 +506,9 @@ static void wrong_observations_are_refused(void **state) {
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
   hv_policy_options options = hv_policy_default_options(&s.config);
   hv_policy_draws draws = {.seed = 1};
-  hv_policy *policy;
   hv_policy_result result;
   options.max_prompt = PROMPT;
-  assert_ok(hv_policy_open(s.run.model, &options, &policy));
+  hv_policy *policy = open_policy(&s, &options);
   hv_observation wrong = s.observation;
   wrong.prompt_count = PROMPT + 1;
   assert_error(hv_policy_predict(policy, &wrong, &draws, &result), "7 tokens", "1 … 6");

@@ -56,13 +56,23 @@ static void run_check(const char *case_name, const char *out, const char *rest) 
   expect_train(0, arguments, NULL);
 }
 
+/* What the check of a fixture's batch writes; the caller closes it. */
+static hv_safetensors *check_case(const char *folder, const char *case_name, const char *rest) {
+  const char *out = in_folder(folder, "out.safetensors");
+  run_check(case_name, out, rest);
+  return open_tensors(out);
+}
+
+/* What PyTorch makes of the batch; the caller closes it. */
+static hv_safetensors *expected_of(const char *case_name) {
+  char path[512];
+  snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", case_name);
+  return open_tensors(path);
+}
+
 static void equals_pytorch(void **state) {
   for (int c = 0; c < CASES; c++) {
-    char path[512];
-    const char *out = in_folder(*state, "out.safetensors");
-    run_check(cases[c], out, "--steps 10 --lr 1e-3");
-    snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", cases[c]);
-    hv_safetensors *found = open_tensors(out), *expected = open_tensors(path);
+    hv_safetensors *found = check_case(*state, cases[c], "--steps 10 --lr 1e-3"), *expected = expected_of(cases[c]);
     int compared = 0;
     for (int32_t i = 0; i < hv_safetensors_count(expected); i++) {
       const hv_file_tensor *want = hv_safetensors_get(expected, i);
@@ -92,11 +102,7 @@ static bool has_gradients(const hv_safetensors *tensors) {
 /* Every gradient that is written is one that PyTorch has, where the fixture lists gradients, and none is vision's. */
 static void writes_no_other_gradients(void **state) {
   for (int c = 0; c < CASES; c++) {
-    char path[512];
-    const char *out = in_folder(*state, "out.safetensors");
-    run_check(cases[c], out, "");
-    snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", cases[c]);
-    hv_safetensors *found = open_tensors(out), *expected = open_tensors(path);
+    hv_safetensors *found = check_case(*state, cases[c], ""), *expected = expected_of(cases[c]);
     for (int32_t i = 0; i < hv_safetensors_count(found); i++) {
       const char *name = hv_safetensors_get(found, i)->name;
       assert_false(starts_with(name, "grad.vision") || starts_with(name, "param.") || strcmp(name, "losses") == 0);
@@ -108,13 +114,11 @@ static void writes_no_other_gradients(void **state) {
   }
 }
 
-static double loss_of(const char *path, const char *name) {
-  hv_safetensors *tensors = open_tensors(path);
+static double loss_of(const hv_safetensors *tensors, const char *name) {
   const hv_file_tensor *tensor;
   float loss;
   assert_ok(hv_safetensors_require(tensors, name, &tensor));
   hv_file_tensor_read_f32(tensor, 0, 1, &loss);
-  hv_safetensors_close(tensors);
   return (double)loss;
 }
 
@@ -123,18 +127,16 @@ static void serves_each_objective_of_a_hybrid_model(void **state) {
   static const char *const objectives[] = {"diffusion", "autoregressive"};
   for (int c = 0; c < 5; c++) {
     for (int o = 0; o < 2; o++) {
-      char path[512], option[64], name[64];
-      const char *out = in_folder(*state, "out.safetensors");
+      char option[64], name[64];
       snprintf(option, sizeof option, "--objective %s", objectives[o]);
       snprintf(name, sizeof name, "objective.%s.loss", objectives[o]);
-      run_check(hybrid[c], out, option);
-      snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", hybrid[c]);
-      double expected = loss_of(path, name), found = loss_of(out, "loss");
-      if (!(fabs(found - expected) < 1e-4 * expected)) fail_msg("%s: %g, expected %g", hybrid[c], found, expected);
-      hv_safetensors *tensors = open_tensors(out);
-      assert_true((hv_safetensors_find(tensors, "noise_pred") != NULL) == (o == 0));
-      assert_true((hv_safetensors_find(tensors, "loss_ce") != NULL) == (o == 1));
-      hv_safetensors_close(tensors);
+      hv_safetensors *found = check_case(*state, hybrid[c], option), *expected = expected_of(hybrid[c]);
+      double loss = loss_of(found, "loss"), wanted = loss_of(expected, name);
+      if (!(fabs(loss - wanted) < 1e-4 * wanted)) fail_msg("%s: %g, expected %g", hybrid[c], loss, wanted);
+      assert_true((hv_safetensors_find(found, "noise_pred") != NULL) == (o == 0));
+      assert_true((hv_safetensors_find(found, "loss_ce") != NULL) == (o == 1));
+      hv_safetensors_close(found);
+      hv_safetensors_close(expected);
     }
   }
 }
