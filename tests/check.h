@@ -2,6 +2,7 @@
 #ifndef HV_TESTS_CHECK_H
 #define HV_TESTS_CHECK_H
 
+#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -82,6 +83,27 @@ __attribute__((noinline, unused)) static const char *in_folder(const char *folde
 
 static inline void write_text(const char *path, const char *text) {
   assert_ok(hv_write_file_atomic(path, text, strlen(text)));
+}
+
+/* Whether two files hold the same bytes, and some. */
+static inline bool same_bytes(const char *a, const char *b) {
+  hv_mapping x, y;
+  assert_ok(hv_map_file(a, &x));
+  assert_ok(hv_map_file(b, &y));
+  bool same = x.size == y.size && x.size > 0 && memcmp(x.data, y.data, x.size) == 0;
+  hv_unmap(&x);
+  hv_unmap(&y);
+  return same;
+}
+
+/* Names in a folder besides "." and "..". */
+static inline int count_entries(const char *path) {
+  DIR *folder = opendir(path);
+  assert_non_null(folder);
+  int count = 0;
+  while (readdir(folder)) count++;
+  closedir(folder);
+  return count - 2;
 }
 
 /* A whole file, NUL-terminated, on the heap. (Inlined, it has GCC take `text` for what it points to.) */

@@ -1,4 +1,3 @@
-#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -29,15 +28,6 @@ static void assert_text(const char *path, const char *expected) {
   free(text);
 }
 
-static int entries(const char *folder) {
-  DIR *directory = opendir(folder);
-  assert_non_null(directory);
-  int count = 0;
-  while (readdir(directory)) count++;
-  closedir(directory);
-  return count - 2;
-}
-
 static void writes_replace_whole_files(void **state) {
   const char *path = in_folder(*state, "a.txt");
   assert_ok(hv_write_file_atomic(path, "one", 3));
@@ -46,7 +36,7 @@ static void writes_replace_whole_files(void **state) {
   assert_text(path, "another");
   assert_ok(hv_write_file_atomic(path, "", 0));
   assert_text(path, "");
-  assert_int_equal(entries(*state), 1);
+  assert_int_equal(count_entries(*state), 1);
   assert_error(hv_write_file_atomic(in_folder(*state, "absent/a.txt"), "x", 1), "absent/a.txt");
 }
 
@@ -67,7 +57,7 @@ static void a_writer_shows_nothing_before_its_commit(void **state) {
   hv_file_writer_abort(NULL);
   assert_int_equal(stat(path, &info), 0);
   assert_int_equal(info.st_size, 10000);
-  assert_int_equal(entries(*state), 1);
+  assert_int_equal(count_entries(*state), 1);
 }
 
 /* The digest of what was written is that of the file, however it was cut into pieces; one bit changes it. */
@@ -136,7 +126,7 @@ static void a_full_disk_leaves_the_old_file(void **state) {
   assert_true(WIFEXITED(result));
   assert_int_equal(WEXITSTATUS(result), 0);
   assert_text(path, "old");
-  assert_int_equal(entries(*state), 1);
+  assert_int_equal(count_entries(*state), 1);
 }
 
 static void maps_read_whole_files(void **state) {

@@ -1,5 +1,4 @@
 /* Model directories: opened, filled, written whole or not at all. */
-#include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -124,16 +123,6 @@ static void a_folder_without_a_model_is_named(void **state) {
   hv_model_directory directory;
   assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent", "is no directory");
   assert_error(hv_model_directory_open(*state, &directory), "config.json");
-}
-
-/* Names in a folder besides "." and "..". */
-static int count_entries(const char *folder) {
-  DIR *open = opendir(folder);
-  assert_non_null(open);
-  int count = 0;
-  while (readdir(open)) count++;
-  closedir(open);
-  return count - 2;
 }
 
 static void a_saved_model_opens_the_same(void **state) {

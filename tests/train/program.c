@@ -114,16 +114,6 @@ double number_in(const json_t *object, const char *key) {
   return json_number_value(value);
 }
 
-int same_bytes(const char *a, const char *b) {
-  hv_mapping x, y;
-  assert_ok(hv_map_file(a, &x));
-  assert_ok(hv_map_file(b, &y));
-  int same = x.size == y.size && x.size > 0 && memcmp(x.data, y.data, x.size) == 0;
-  hv_unmap(&x);
-  hv_unmap(&y);
-  return same;
-}
-
 const char *in_run(const char *folder, const char *name, const char *file) {
   static char paths[4][1024];
   static int next;

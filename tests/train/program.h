@@ -39,9 +39,6 @@ json_t *last_metrics(const char *run, const char *key);
 /* What such a line, or another object, has under the key, which must be a number. */
 double number_in(const json_t *object, const char *key);
 
-/* Whether two files hold the same bytes. */
-int same_bytes(const char *a, const char *b);
-
 /* Changes one bit in the middle of a file. */
 void flip_a_bit(const char *path);
 
