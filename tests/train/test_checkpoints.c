@@ -2,7 +2,6 @@
  * training changes nothing. */
 #include <dirent.h>
 #include <math.h>
-#include <sys/wait.h>
 
 #include "core/io/json.h"
 #include "tests/check.h"
@@ -220,6 +219,11 @@ static void epochs_count_samples_whatever_the_batches(void **state) {
   expect_train(0, run_arguments(*state, "run", rest), "8 steps of 8 samples", NULL);
 }
 
+/* Whether a line ended, saying this, because there are no user namespaces to mount in. */
+static bool cannot_mount(int code, const char *text) {
+  return code == 77 || strstr(text, "unshare failed");
+}
+
 /* A file system of its own that is full when a checkpoint is due: the run ends with an error, the checkpoint before it
  * stands, and with room again the run goes on to the same end. Needs a user namespace to mount it in. */
 static void survives_a_file_system_without_room(void **state) {
@@ -238,7 +242,7 @@ static void survives_a_file_system_without_room(void **state) {
                 "train\n"
                 "cp -r disk/run run' '%s/train/hvla-train'",
                 (char *)*state, HVLA_BINARY_DIR);
-  if (strstr(text, "unshare failed") || code == 77) {
+  if (cannot_mount(code, text)) {
     free(text);
     skip();
     return;
@@ -267,22 +271,22 @@ static void survives_a_file_system_without_room(void **state) {
 /* One that is a mount stays, as one would whose files are in use on a network's file system; the run does not end over
  * it. */
 static void a_checkpoint_that_cannot_be_removed_ends_no_run(void **state) {
-  static const char script[] =
-      "exec 2>&1; unshare -rm sh -c '\n"
-      "mount --bind \"$1\" \"$1\" || exit 77\n"
-      "exec \"$0\" run --config \"$2\" --set output=\"$3\" --resume "
-      "--set checkpoint.keep=1 --set checkpoint.interval=1' '%s/train/hvla-train' '%s' '%s' '%s'";
-  char command[4096], text[1 << 14];
+  char *text;
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   const char *held = in_run(*state, "run", "checkpoints/step-3");
-  snprintf(command, sizeof command, script, HVLA_BINARY_DIR, held, in_folder(*state, "tiny.yaml"),
-           in_folder(*state, "run"));
-  FILE *pipe = popen(command, "r");
-  assert_non_null(pipe);
-  text[fread(text, 1, sizeof text - 1, pipe)] = '\0';
-  int status = pclose(pipe);
-  if (strstr(text, "unshare failed") || (WIFEXITED(status) && WEXITSTATUS(status) == 77)) skip();
-  if (status != 0 || !strstr(text, "an older checkpoint stays where it is")) fail_msg("%d:\n%s", status, text);
+  int code = run_shell(&text, NULL,
+                       "unshare -rm sh -c '\n"
+                       "mount --bind \"$1\" \"$1\" || exit 77\n"
+                       "exec \"$0\" run --config \"$2\" --set output=\"$3\" --resume "
+                       "--set checkpoint.keep=1 --set checkpoint.interval=1' '%s/train/hvla-train' '%s' '%s' '%s'",
+                       HVLA_BINARY_DIR, held, in_folder(*state, "tiny.yaml"), in_folder(*state, "run"));
+  if (cannot_mount(code, text)) {
+    free(text);
+    skip();
+    return;
+  }
+  if (code != 0 || !strstr(text, "an older checkpoint stays where it is")) fail_msg("%d:\n%s", code, text);
+  free(text);
   expect_checkpoints(*state, "run", "step-3 step-6 ");
   expect_train(0, run_arguments(*state, "run", "--resume --set train.steps=7 --set checkpoint.keep=1"), NULL);
   expect_checkpoints(*state, "run", "step-7 ");
