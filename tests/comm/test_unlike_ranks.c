@@ -1,5 +1,5 @@
-/* `hvla-train run` on two ranks that are not alike: one would choose other algorithms, one reads its files more slowly.
- */
+/* `hvla-train run` on two ranks that are not alike: one would choose other algorithms, reads its files more slowly, or
+ * was given another run. */
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -7,8 +7,10 @@
 #include "tests/comm/ranks.h"
 #include "tests/train/program.h"
 
-/* A run of two ranks, to its end; the second has a variable of the environment and a setting of its own ("": none). */
-static void run_two(const char *folder, const char *name, const char *rest, const char *variable, const char *own) {
+/* A run of two ranks; the second has a variable of the environment and a setting of its own ("": none). It ends with
+ * the code and the words. */
+static void end_two(int code, const char *folder, const char *name, const char *rest, const char *variable,
+                    const char *own, const char *words) {
   char command[2048];
   int length = snprintf(command, sizeof command,
                         "tests/comm/unlike_ranks.sh '%s' '%s' '" HVLA_BINARY_DIR "'/train/hvla-train run --config '%s' "
@@ -16,7 +18,11 @@ static void run_two(const char *folder, const char *name, const char *rest, cons
                         "--set checkpoint.interval=0 %s",
                         variable, own, write_tiny_config(folder, "unset"), folder, name, rest);
   assert_true(length < (int)sizeof command);
-  expect_ranks(0, 2, command, "2 ranks on 1 host", "done");
+  expect_ranks(code, 2, command, "2 ranks on 1 host", words);
+}
+
+static void run_two(const char *folder, const char *name, const char *rest, const char *variable, const char *own) {
+  end_two(0, folder, name, rest, variable, own, "done");
 }
 
 /* On emulated cards, each of which would find another algorithm to be the fastest: the run is to the byte that of ranks
@@ -52,9 +58,25 @@ static void all_wait_for_the_one_that_reads_slowly(void **state) {
   assert_int_equal(wait_for_exit(writer), 0);
 }
 
+/* They would train apart. */
+static void what_is_not_one_run_is_refused(void **state) {
+  static const char *const cases[][2] = {
+      {"optimizer.learning_rate=1e-3", "`optimizer` is not the same on rank 1 and on rank 0"},
+      {"data.instruction=lift", "`data` is not the same on rank 1 and on rank 0"},
+      {"data.files=[" HVLA_SOURCE_DIR "/data/demos/lift.hdf5, " HVLA_SOURCE_DIR "/data/demos/lift.hdf5]",
+       "rank 1 finds other demonstrations than rank 0"}};
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    end_two(2, *state, "run", "", "", cases[i][0], cases[i][1]);
+    assert_false(hv_file_exists(in_run(*state, "run", "config.yaml")));
+  }
+  run_two(*state, "run", "", "", "threads=2");
+  run_two(*state, "run", "--resume", "", "data.read_ahead=3");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(all_take_what_the_first_measured, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(what_is_not_one_run_is_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_wait_for_the_one_that_reads_slowly, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

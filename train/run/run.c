@@ -16,6 +16,7 @@
 #include "train/checkpoint/checkpoint.h"
 #include "train/plan/best_rate.h"
 #include "train/plan/plan.h"
+#include "train/run/run_agreement.h"
 #include "train/run/run_choices.h"
 #include "train/run/run_files.h"
 #include "train/trainer_options.h"
@@ -255,6 +256,7 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   HV_TRY(check_metric(self));
+  HV_TRY(hv_run_check_agreement(config, &self->data, self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));

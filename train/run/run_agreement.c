@@ -1,0 +1,73 @@
+#include "train/run/run_agreement.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+/* What is compared: the configuration's parts, and the demonstrations behind them. */
+typedef struct fingerprints {
+  const char *names[HV_COMM_MAX_SUM]; /* of the configuration's; the last is NULL */
+  double values[HV_COMM_MAX_SUM];
+  int count;
+} fingerprints;
+
+static hv_status add(fingerprints *to, const char *name, const void *bytes, size_t size) {
+  if (to->count == HV_COMM_MAX_SUM) return hv_error(HV_ERR_INTERNAL, "the configuration has too many parts");
+  to->names[to->count] = name;
+  to->values[to->count++] = (double)(XXH3_64bits(bytes, size) >> 12); /* ranks tell one another numbers as doubles */
+  return HV_OK;
+}
+
+/* Takes out what may be another on another machine. */
+static void forget_machine(json_t *resolved) {
+  static const char *const parts[] = {"init_from", "tokenizer", "output", "device", "threads", "bench"};
+  static const char *const of_data[] = {"files", "cache_bytes", "threads", "read_ahead"};
+  for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) json_object_del(resolved, parts[i]);
+  json_t *data = json_object_get(resolved, "data");
+  for (size_t i = 0; i < sizeof of_data / sizeof of_data[0]; i++) json_object_del(data, of_data[i]);
+}
+
+static hv_status add_configuration(fingerprints *to, json_t *resolved) {
+  const char *name;
+  json_t *part;
+  json_object_foreach(resolved, name, part) {
+    char *text = json_dumps(part, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY);
+    hv_status status = text ? add(to, name, text, strlen(text)) : hv_error_memory("the configuration");
+    free(text);
+    HV_TRY(status);
+  }
+  return HV_OK;
+}
+
+static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data) {
+  const int64_t numbers[] = {hv_demonstrations_episodes(data->train), hv_demonstrations_frames(data->train),
+                             hv_demonstrations_instructions(data->train), data->train_prompts.stride};
+  return add(to, NULL, numbers, sizeof numbers);
+}
+
+hv_status hv_run_check_agreement(const hv_train_config *config, const hv_run_data *data, hv_comm *comm) {
+  fingerprints own = {0};
+  double first[HV_COMM_MAX_SUM] = {0};
+  json_t *resolved = NULL;
+  if (comm->size == 1) return HV_OK;
+  hv_status status = HV_OK;
+  HV_CHECK(hv_train_config_resolve(config, &resolved));
+  forget_machine(resolved);
+  HV_CHECK(add_configuration(&own, resolved));
+  HV_CHECK(add_demonstrations(&own, data));
+  if (comm->rank == 0) memcpy(first, own.values, sizeof first);
+  HV_CHECK(hv_comm_sum(comm, "the configuration", first, own.count));
+  for (int i = 0; i < own.count && !status; i++) {
+    if (first[i] == own.values[i]) continue;
+    status = own.names[i] ? hv_error(HV_ERR_INPUT,
+                                     "%s: `%s` is not the same on rank %d and on rank 0: give all ranks one "
+                                     "configuration and the same settings",
+                                     config->source, own.names[i], comm->rank)
+                          : hv_error(HV_ERR_INPUT, "%s: rank %d finds other demonstrations than rank 0: %lld frames",
+                                     config->source, comm->rank, (long long)hv_demonstrations_frames(data->train));
+  }
+  status = hv_comm_agree(comm, "comparing configurations", status);
+done:
+  json_decref(resolved);
+  return status;
+}
