@@ -267,8 +267,8 @@ static void values_that_do_not_fit_are_named(void **state) {
   assert_absent("never");
 }
 
-/* model/ under another name, one tensor of it times `factor`. */
-static void write_scaled_model(const char *name, const char *scaled, float factor) {
+/* model/ under another name, one tensor of it times `factor`: all of it, or its last value alone. */
+static void write_changed_model(const char *name, const char *changed, float factor, bool last) {
   hv_safetensors *tensors;
   hv_safetensors_writer *writer;
   char path[512];
@@ -282,15 +282,19 @@ static void write_scaled_model(const char *name, const char *scaled, float facto
   }
   for (int32_t i = 0; i < hv_safetensors_count(tensors); i++) {
     const hv_file_tensor *tensor = hv_safetensors_get(tensors, i);
-    float *values = malloc(tensor->size), times = strcmp(tensor->name, scaled) == 0 ? factor : 1;
+    float *values = malloc(tensor->size), times = strcmp(tensor->name, changed) == 0 ? factor : 1;
     assert_non_null(values);
     hv_file_tensor_read_f32(tensor, 0, tensor->count, values);
-    for (int64_t k = 0; k < tensor->count; k++) values[k] *= times;
+    for (int64_t k = last ? tensor->count - 1 : 0; k < tensor->count; k++) values[k] *= times;
     assert_ok(hv_safetensors_writer_write(writer, values, tensor->size));
     free(values);
   }
   assert_ok(hv_safetensors_writer_commit(writer));
   hv_safetensors_close(tensors);
+}
+
+static void write_scaled_model(const char *name, const char *scaled, float factor) {
+  write_changed_model(name, scaled, factor, false);
 }
 
 static void assert_verified(const char *arguments, const char *words) {
@@ -329,6 +333,10 @@ static void verification_sees_what_differs(void **state) {
   assert_ok(hv_safetensors_open(in_folder(folder, "model"), &model));
   assert_ok(hv_safetensors_open(in_folder(folder, "scaled"), &other));
   assert_ok(hv_safetensors_open(in_folder(folder, "bf16"), &same));
+  assert_error(hv_verify_tensors(model, other, NULL), "1 of 69 tensors", "final_layer.mlp.fc1.weight has other values");
+  hv_safetensors_close(other);
+  write_changed_model("ending", "final_layer.mlp.fc1.weight", 1.001f, true);
+  assert_ok(hv_safetensors_open(in_folder(folder, "ending"), &other));
   assert_error(hv_verify_tensors(model, other, NULL), "1 of 69 tensors", "final_layer.mlp.fc1.weight has other values");
   assert_error(hv_verify_tensors(model, same, NULL), "69 of 69 tensors", "another dtype");
   assert_ok(hv_verify_tensors(model, same, &bf16));
