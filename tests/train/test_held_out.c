@@ -1,0 +1,169 @@
+/* The held-out errors of a run, made again from outside: the model that it leaves predicts the same frames through the
+ * public library, and what the robot would do is held against the demonstrations. */
+#include <hdf5.h>
+#include <math.h>
+
+#include "core/io/json.h"
+#include "infer/hvla.h"
+#include "tests/check.h"
+#include "tests/train/program.h"
+
+enum { DIMS = 7, CHUNK = 2, STATE = 9, SIDE = 84, STRIDE = 11, PREDICTIONS = 8, GRIPPER = 6, SEED = 5 };
+
+static const char *const episodes[] = {"demo_10", "demo_11"}; /* the split "valid", in its order */
+
+typedef struct statistics {
+  double mean[DIMS], q01[DIMS], q99[DIMS];
+} statistics;
+
+typedef enum predictor { DIFFUSION, AUTOREGRESSIVE, ENSEMBLE, MEAN_ACTION, PREDICTORS } predictor;
+
+static const char *const names[] = {"diffusion", "autoregressive", "ensemble", "mean_action"};
+
+static double clipped(double x) {
+  return x < -1 ? -1 : x > 1 ? 1 : x;
+}
+
+/* hybridvla.md §1; the gripper's dimension is not scaled. */
+static double normalized(const statistics *s, int dim, double x) {
+  return dim == GRIPPER ? x : clipped(2 * (x - s->q01[dim]) / (s->q99[dim] - s->q01[dim] + 1e-8) - 1);
+}
+
+static void read_row(const char *path, const char *name, double out[DIMS]) {
+  json_t *document;
+  assert_ok(hv_json_load(path, &document));
+  const json_t *entry = json_object_iter_value(json_object_iter(document));
+  const json_t *row = json_object_get(json_object_get(entry, "action"), name);
+  for (size_t d = 0; d < DIMS; d++) out[d] = json_number_value(json_array_get(row, d));
+  json_decref(document);
+}
+
+/* Row `row` of a data set [T, …], converted by the HDF5 library. */
+static void read_frame(hid_t file, const char *episode, const char *name, hsize_t row, hid_t type, void *out) {
+  char path[128];
+  hsize_t shape[4], start[4] = {row};
+  snprintf(path, sizeof path, "/data/%s/%s", episode, name);
+  hid_t set = H5Dopen2(file, path, H5P_DEFAULT), space = H5Dget_space(set);
+  int rank = H5Sget_simple_extent_dims(space, shape, NULL);
+  shape[0] = 1;
+  hid_t memory = H5Screate_simple(rank, shape, NULL);
+  assert_true(H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, shape, NULL) >= 0);
+  assert_true(H5Dread(set, type, memory, space, H5P_DEFAULT, out) >= 0);
+  H5Sclose(memory);
+  H5Sclose(space);
+  H5Dclose(set);
+}
+
+static int frames_of(hid_t file, const char *episode) {
+  char path[128];
+  hsize_t shape[2];
+  snprintf(path, sizeof path, "/data/%s/actions", episode);
+  hid_t set = H5Dopen2(file, path, H5P_DEFAULT), space = H5Dget_space(set);
+  assert_int_equal(H5Sget_simple_extent_dims(space, shape, NULL), 2);
+  H5Sclose(space);
+  H5Dclose(set);
+  return (int)shape[0];
+}
+
+static void predict(hvla_model *model, hid_t file, const char *episode, int row, int frame, hvla_result *out) {
+  static uint8_t pixels[SIDE * SIDE * 3];
+  double state[STATE];
+  hvla_error error;
+  read_frame(file, episode, "obs/agentview_image", (hsize_t)row, H5T_NATIVE_UINT8, pixels);
+  read_frame(file, episode, "obs/robot0_eef_pos", (hsize_t)row, H5T_NATIVE_DOUBLE, state);
+  read_frame(file, episode, "obs/robot0_eef_quat", (hsize_t)row, H5T_NATIVE_DOUBLE, state + 3);
+  read_frame(file, episode, "obs/robot0_gripper_qpos", (hsize_t)row, H5T_NATIVE_DOUBLE, state + 7);
+  hvla_image image = {.camera = "front", .data = pixels, .width = SIDE, .height = SIDE};
+  hvla_request request = hvla_default_request();
+  request.images = &image;
+  request.num_images = 1;
+  request.instruction = "lift the cube";
+  request.state = state;
+  request.state_dim = STATE;
+  request.theta = 0;
+  request.seed = SEED ^ 0x76616c6964617465u; /* "validate": its draws are not those of training */
+  request.step = (uint64_t)frame;
+  if (hvla_predict(model, &request, out, &error)) fail_msg("%s", error.message);
+}
+
+/* What the robot would do in the `step`th of a chunk by each of the predictors, in normalised units. */
+static void actions_of(const statistics *s, const hvla_result *result, int step, double out[PREDICTORS][DIMS]) {
+  for (int d = 0; d < DIMS; d++) {
+    double noise = (double)result->diffusion_normalized[step * DIMS + d];
+    out[DIFFUSION][d] = d == GRIPPER ? noise >= 0.5 : clipped(noise);
+    out[AUTOREGRESSIVE][d] = normalized(s, d, result->autoregressive[step * DIMS + d]);
+    double mean = (out[DIFFUSION][d] + out[AUTOREGRESSIVE][d]) / 2;
+    out[ENSEMBLE][d] = d == GRIPPER ? mean > 0.5 : mean;
+    out[MEAN_ACTION][d] = normalized(s, d, s->mean[d]);
+  }
+}
+
+static void errors_are_those_of_the_models_actions(void **state) {
+  char settings[512];
+  snprintf(settings, sizeof settings,
+           "--set seed=%d --set train.steps=3 --set data.valid_split=valid --set data.gripper_dims=[%d] "
+           "--set validation.samples=%d --set validation.theta=0 --set model.action_chunk=%d",
+           SEED, GRIPPER, PREDICTIONS, CHUNK);
+  expect_train(0, run_arguments(*state, "run", settings), "held out", NULL);
+  json_t *found = last_metrics(in_folder(*state, "run"), "held_out_loss");
+  assert_non_null(found);
+
+  statistics s;
+  const char *path = in_run(*state, "run", "model/dataset_statistics.json");
+  read_row(path, "mean", s.mean);
+  read_row(path, "q01", s.q01);
+  read_row(path, "q99", s.q99);
+  hvla_options options = hvla_default_options();
+  options.threads = 1;
+  hvla_model *model;
+  hvla_error error;
+  if (hvla_load(in_run(*state, "run", "model"), &options, &model, &error)) fail_msg("%s", error.message);
+
+  double sums[PREDICTORS][DIMS] = {0};
+  int frame = 0, predictions = 0, steps = 0;
+  hid_t file = H5Fopen(DEMONSTRATIONS, H5F_ACC_RDONLY, H5P_DEFAULT);
+  for (int e = 0; e < 2; e++) {
+    int rows = frames_of(file, episodes[e]);
+    for (int row = 0; row < rows; row++, frame++) {
+      hvla_result result;
+      if (frame % STRIDE != 0) continue;
+      predict(model, file, episodes[e], row, frame, &result);
+      for (int step = 0; step < CHUNK && row + step < rows; step++, steps++) {
+        double truth[DIMS], actions[PREDICTORS][DIMS];
+        actions_of(&s, &result, step, actions);
+        read_frame(file, episodes[e], "actions", (hsize_t)row + (hsize_t)step, H5T_NATIVE_DOUBLE, truth);
+        for (int d = 0; d < DIMS; d++) {
+          for (int p = 0; p < PREDICTORS; p++) sums[p][d] += fabs(actions[p][d] - normalized(&s, d, truth[d]));
+        }
+      }
+      predictions++;
+    }
+  }
+  H5Fclose(file);
+  hvla_free(model);
+
+  assert_int_equal(predictions, PREDICTIONS);
+  assert_int_equal(steps, PREDICTIONS * CHUNK - 1); /* the first episode's last frame is one of them */
+  assert_true(number_in(found, "ensemble_rate") == 1);
+  for (int p = 0; p < PREDICTORS; p++) {
+    char key[64];
+    snprintf(key, sizeof key, "error_%s_dims", names[p]);
+    double all = 0;
+    for (int d = 0; d < DIMS; d++) {
+      double expected = sums[p][d] / steps,
+             error_of = json_number_value(json_array_get(json_object_get(found, key), (size_t)d));
+      if (!(fabs(error_of - expected) < 1e-5)) fail_msg("%s %d: %.9g, expected %.9g", key, d, error_of, expected);
+      all += expected / DIMS;
+    }
+    snprintf(key, sizeof key, "error_%s", names[p]);
+    assert_true(fabs(number_in(found, key) - all) < 1e-5);
+  }
+  json_decref(found);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(errors_are_those_of_the_models_actions, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
