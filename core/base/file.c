@@ -163,10 +163,23 @@ hv_status hv_sync_directory(const char *path) {
   return status;
 }
 
+/* What holds `path`, whole. */
+static hv_status sync_file_system(const char *path) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return hv_error_errno(errno, "cannot open %s", path);
+  hv_status status = HV_OK;
+  if (syncfs(fd) != 0) status = hv_error_errno(errno, "cannot sync %s", path);
+  close(fd);
+  return status;
+}
+
 hv_status hv_sync_parent(const char *path) {
   char *copy = strdup(path);
   if (!copy) return hv_error_memory(path);
-  hv_status status = hv_sync_directory(dirname(copy));
+  const char *parent = dirname(copy);
+  /* One that may be written but not read, as the top of a shared disk may be, cannot be opened. */
+  bool hidden = access(parent, R_OK) != 0 && errno == EACCES;
+  hv_status status = hidden ? sync_file_system(path) : hv_sync_directory(parent);
   free(copy);
   return status;
 }

@@ -172,7 +172,6 @@ static void directories_are_made_and_removed(void **state) {
   assert_error(hv_sync_directory(top), top);
 }
 
-/* What a link points at is not part of the tree. */
 /* A power failure takes away none that was made: each is entered in one that was synced afterwards. */
 static void directories_are_made_to_stay(void **state) {
   char own[512], expected[2048];
@@ -185,6 +184,27 @@ static void directories_are_made_to_stay(void **state) {
   assert_string_equal(synced, expected);
 }
 
+/* As someone without the rights of root: the top of a shared disk that may be written and not listed. */
+static void a_folder_nobody_may_list_takes_new_ones(void **state) {
+  enum { NOBODY = 65534 };
+  const char *top = in_folder(*state, "top"), *made = in_folder(*state, "top/run/checkpoints");
+  assert_ok(hv_make_directories(top));
+  assert_int_equal(chmod(*state, 0711), 0);
+  assert_int_equal(chmod(top, 0733), 0);
+  pid_t child = fork();
+  if (child == 0) {
+    if (geteuid() == 0 && (setgid(NOBODY) != 0 || setuid(NOBODY) != 0)) _exit(2);
+    _exit(hv_make_directories(made) == HV_OK && hv_write_file_atomic(in_folder(top, "file"), "x", 1) == HV_OK ? 0 : 1);
+  }
+  int end;
+  assert_int_equal(waitpid(child, &end, 0), child);
+  assert_int_equal(chmod(top, 0700), 0);
+  assert_true(WIFEXITED(end) && WEXITSTATUS(end) == 0);
+  assert_true(hv_file_exists(made));
+  assert_text(in_folder(top, "file"), "x");
+}
+
+/* What a link points at is not part of the tree. */
 static void removal_does_not_follow_links(void **state) {
   const char *kept = in_folder(*state, "kept"), *tree = in_folder(*state, "tree");
   assert_ok(hv_make_directories(kept));
@@ -215,6 +235,7 @@ int main(void) {
       TEST(reads_are_limited),
       TEST(directories_are_made_and_removed),
       TEST(directories_are_made_to_stay),
+      TEST(a_folder_nobody_may_list_takes_new_ones),
       TEST(removal_does_not_follow_links),
       cmocka_unit_test(paths_join),
   };
