@@ -230,7 +230,7 @@ static void thread_main(void *argument) {
   thread->state = FINISHED;
   w->finished++;
   w->free_fibers[w->free_count++] = (int)(thread->fiber - w->fibers);
-  yield_to_scheduler();
+  hv_fiber_leave(thread->fiber, &w->scheduler);
   abort(); /* never resumed */
 }
 

@@ -221,11 +221,12 @@ static void finish_switch(void *saved) {
 }
 #endif
 
-void hv_fiber_switch(hv_fiber *from, hv_fiber *to) {
+static void switch_fiber(hv_fiber *from, hv_fiber *to, [[maybe_unused]] bool last) {
 #ifdef HV_ASAN_FIBERS
   void *saved = nullptr;
   left_fiber = from;
-  __sanitizer_start_switch_fiber(&saved, to->stack, to->stack_bytes);
+  /* nullptr: the sanitizer frees the stack that it keeps beside the fiber's. */
+  __sanitizer_start_switch_fiber(last ? nullptr : &saved, to->stack, to->stack_bytes);
 #endif
 #ifdef HV_TSAN_FIBERS
   /* A switch orders what comes before and after it: races between emulated threads are shared memory's to find. */
@@ -235,6 +236,14 @@ void hv_fiber_switch(hv_fiber *from, hv_fiber *to) {
 #ifdef HV_ASAN_FIBERS
   finish_switch(saved);
 #endif
+}
+
+void hv_fiber_switch(hv_fiber *from, hv_fiber *to) {
+  switch_fiber(from, to, false);
+}
+
+void hv_fiber_leave(hv_fiber *from, hv_fiber *to) {
+  switch_fiber(from, to, true);
 }
 
 void hv_fiber_entered(void) {

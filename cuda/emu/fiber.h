@@ -28,6 +28,9 @@ void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument);
 
 void hv_fiber_switch(hv_fiber *from, hv_fiber *to);
 
+/* The last switch from a fiber before it is started again. */
+void hv_fiber_leave(hv_fiber *from, hv_fiber *to);
+
 /* The first thing a fiber's entry does: tells the sanitizer that the switch is complete. */
 void hv_fiber_entered(void);
 
