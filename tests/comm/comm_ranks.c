@@ -12,7 +12,7 @@
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/random.h"
-#include "core/cpu/cpu.h"
+#include "tests/device.h"
 #include "train/ranks/comm_mpi.h"
 #include "train/ranks/launch.h"
 #include "train/run/interrupt.h"
@@ -236,15 +236,9 @@ static hv_status die(ranks *r, int64_t ms) {
 }
 
 /* Rank 1 meets an error that the others do not know of. */
-static hv_status fail(ranks *r) {
+static hv_status fail_alone(ranks *r) {
   if (r->comm->rank == 1) return hv_error(HV_ERR_IO, "rank 1 has no disk");
   return hv_comm_barrier(r->comm, "the end");
-}
-
-static hv_status open_device(const char *name, hv_device **out) {
-  hv_device_options options = {.threads = 1};
-  if (!name || strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
-  return hv_device_load(name, &options, out);
 }
 
 /* Over MPI in small pieces; over NCCL as programs do it. */
@@ -262,7 +256,7 @@ static hv_status run_mode(ranks *r, int argc, char **argv) {
   if (strcmp(mode, "late") == 0) return come_late(r);
   if (strcmp(mode, "astray") == 0) return go_astray(r);
   if (strcmp(mode, "dies") == 0 && argc > 2) return die(r, strtol(argv[2], NULL, 10));
-  if (strcmp(mode, "fails") == 0) return fail(r);
+  if (strcmp(mode, "fails") == 0) return fail_alone(r);
   return hv_error(HV_ERR_INPUT, "no mode %s", mode);
 }
 
@@ -277,7 +271,7 @@ int main(int argc, char **argv) {
   HV_CHECK(hv_launch_read(&launch));
   /* No room for a communicator on the emulated card of rank 1. */
   if (strcmp(argv[1], "poor") == 0 && launch.rank == 1) (void)setenv("HVLA_EMU_MEMORY", "100", 1);
-  HV_CHECK(open_device(argc > 3 ? argv[3] : NULL, &r.device));
+  HV_CHECK(open_device(argc > 3 ? argv[3] : "cpu", 1, &r.device));
   HV_CHECK(hv_stream_open(r.device, &r.stream));
   HV_CHECK(open_comm(&r, &launch, argc > 4 ? argv[4] : "mpi"));
   if (r.comm->rank != launch.rank || r.comm->size != launch.size) {
