@@ -12,7 +12,7 @@
 #define TEXT(x) TEXT_OF(x)
 #define LIBRARY "libcudnn.so." TEXT(CUDNN_MAJOR)
 
-enum { OLDEST = 91300 /* the first version with attention as one operation */, WORKSPACE_LIMIT = 256 << 20 };
+enum { OLDEST = 91301 /* the first version with attention as one operation */, WORKSPACE_LIMIT = 256 << 20 };
 enum { UID_Q = 1, UID_K, UID_V, UID_OUT, UID_SCALE, UIDS = UID_SCALE };
 enum { MOST_ENGINES = 8, MOST_DESCRIPTORS = 10 + MOST_ENGINES };
 
@@ -54,7 +54,8 @@ struct plan {
 struct hv_attention_library {
   void *file; /* NULL: takes nothing */
   functions dnn;
-  cudnnHandle_t handle;
+  cudnnHandle_t handle;          /* NULL: plans are made for a card that is not here, */
+  cudnnBackendDescriptor_t card; /* of these properties */
   plan *plans;
 };
 
@@ -69,12 +70,18 @@ static bool look_up(hv_attention_library *library) {
 
 /* Why the library cannot be used; NULL when it can. */
 static const char *open_cudnn(hv_attention_library *library) {
-  const char *wanted = getenv("HVLA_CUDNN");
-  if (wanted && strcmp(wanted, "0") == 0) return "HVLA_CUDNN is 0";
   library->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
   if (!library->file) return LIBRARY " was not found";
   if (!look_up(library)) return LIBRARY " lacks a function of the backend interface";
-  if (library->dnn.GetVersion() < OLDEST) return LIBRARY " is older than 9.13";
+  if (library->dnn.GetVersion() < OLDEST) return LIBRARY " is older than 9.13.1";
+  return nullptr;
+}
+
+static const char *open_on_card(hv_attention_library *library) {
+  const char *wanted = getenv("HVLA_CUDNN");
+  if (wanted && strcmp(wanted, "0") == 0) return "HVLA_CUDNN is 0";
+  const char *why = open_cudnn(library);
+  if (why) return why;
   if (library->dnn.Create(&library->handle) != CUDNN_STATUS_SUCCESS) return LIBRARY " does not start on this card";
   return nullptr;
 }
@@ -82,7 +89,7 @@ static const char *open_cudnn(hv_attention_library *library) {
 hv_status hv_attention_library_open(hv_attention_library **out) {
   *out = (hv_attention_library *)calloc(1, sizeof **out);
   if (!*out) return hv_error_memory("cuDNN");
-  const char *why = open_cudnn(*out);
+  const char *why = open_on_card(*out);
   if (!why) return HV_OK;
   hv_log_info("cuDNN is not used for the vision towers' attention (%s): the own kernel runs", why);
   if ((*out)->file) dlclose((*out)->file);
@@ -102,6 +109,7 @@ void hv_attention_library_close(hv_attention_library *library) {
     close_plan(&library->dnn, library->plans);
     library->plans = next;
   }
+  if (library->card) (void)library->dnn.BackendDestroyDescriptor(library->card);
   if (library->handle) (void)library->dnn.Destroy(library->handle);
   if (library->file) dlclose(library->file);
   free(library);
@@ -157,7 +165,7 @@ static cudnnBackendDescriptor_t make_rows(builder *b, int64_t uid, int64_t heads
   return make_tensor(b, uid, CUDNN_DATA_BFLOAT16, sizes, strides, false);
 }
 
-static cudnnBackendDescriptor_t make_graph(builder *b, cudnnHandle_t handle) {
+static cudnnBackendDescriptor_t make_graph(builder *b, const hv_attention_library *library) {
   const shape *s = &b->p->key;
   const int64_t one[4] = {1, 1, 1, 1};
   cudnnBackendDescriptor_t q = make_rows(b, UID_Q, s->heads, s->stride_q);
@@ -173,14 +181,15 @@ static cudnnBackendDescriptor_t make_graph(builder *b, cudnnHandle_t handle) {
   link(b, attention, CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale);
   finalize(b, attention);
   cudnnBackendDescriptor_t graph = make(b, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-  set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  if (library->handle) set(b, graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &library->handle);
   link(b, graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, attention);
   finalize(b, graph);
   return graph;
 }
 
 /* The plan of the `index`-th engine that the heuristics name, if there are so many and it makes one. */
-static cudnnStatus_t try_engine(builder *b, cudnnHandle_t handle, cudnnBackendDescriptor_t heuristics, int index) {
+static cudnnStatus_t try_engine(builder *b, const hv_attention_library *library, cudnnBackendDescriptor_t heuristics,
+                                int index) {
   builder own = {b->dnn, b->p, CUDNN_STATUS_SUCCESS};
   cudnnBackendDescriptor_t engines[MOST_ENGINES] = {};
   int64_t found = 0;
@@ -191,7 +200,10 @@ static cudnnStatus_t try_engine(builder *b, cudnnHandle_t handle, cudnnBackendDe
   }
   if (own.status == CUDNN_STATUS_SUCCESS && found <= index) own.status = CUDNN_STATUS_NOT_SUPPORTED;
   cudnnBackendDescriptor_t execution = make(&own, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-  set(&own, execution, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  if (library->card)
+    link(&own, execution, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, library->card);
+  else
+    set(&own, execution, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &library->handle);
   link(&own, execution, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, engines[index]);
   finalize(&own, execution);
   int64_t workspace = 0;
@@ -207,26 +219,43 @@ static cudnnStatus_t try_engine(builder *b, cudnnHandle_t handle, cudnnBackendDe
   return own.status;
 }
 
-static void choose_engine(builder *b, cudnnHandle_t handle, cudnnBackendDescriptor_t graph) {
+static void choose_engine(builder *b, const hv_attention_library *library, cudnnBackendDescriptor_t graph) {
   cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
   cudnnBackendDescriptor_t heuristics = make(b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   link(b, heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   set(b, heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+  if (library->card) link(b, heuristics, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, library->card);
   finalize(b, heuristics);
   if (b->status != CUDNN_STATUS_SUCCESS) return;
   b->status = CUDNN_STATUS_NOT_SUPPORTED;
   for (int i = 0; i < MOST_ENGINES && b->status != CUDNN_STATUS_SUCCESS; i++) {
     int kept = b->p->count;
-    b->status = try_engine(b, handle, heuristics, i);
+    b->status = try_engine(b, library, heuristics, i);
     if (b->status == CUDNN_STATUS_SUCCESS) return;
     while (b->p->count > kept) (void)b->dnn->BackendDestroyDescriptor(b->p->made[--b->p->count]);
   }
 }
 
+hv_status hv_attention_library_open_for(const char *properties, hv_attention_library **out) {
+  hv_attention_library *library = *out = (hv_attention_library *)calloc(1, sizeof **out);
+  if (!library) return hv_error_memory("cuDNN");
+  const char *why = open_cudnn(library);
+  if (why) return hv_error(HV_ERR_DEVICE, "%s", why);
+  plan none = {};
+  builder b = {&library->dnn, &none, CUDNN_STATUS_SUCCESS};
+  library->card = make(&b, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
+  set(&b, library->card, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)strlen(properties),
+      properties);
+  finalize(&b, library->card);
+  if (b.status == CUDNN_STATUS_SUCCESS) return HV_OK;
+  return hv_error(HV_ERR_DEVICE, "cuDNN does not know a card of these properties (%s)",
+                  library->dnn.GetErrorString(b.status));
+}
+
 static void build(hv_attention_library *library, plan *p) {
   builder b = {&library->dnn, p, CUDNN_STATUS_SUCCESS};
-  cudnnBackendDescriptor_t graph = make_graph(&b, library->handle);
-  choose_engine(&b, library->handle, graph);
+  cudnnBackendDescriptor_t graph = make_graph(&b, library);
+  choose_engine(&b, library, graph);
   if (b.status == CUDNN_STATUS_SUCCESS) return;
   hv_log_info("cuDNN has no attention for %lld rows of %d × %d (%s): the own kernel runs", (long long)p->key.rows,
               p->key.heads, p->key.head_dim, library->dnn.GetErrorString(b.status));
@@ -291,11 +320,21 @@ static hv_status execute(const hv_attention_library *library, const plan *p, hv_
                   dnn->GetErrorString(b.status));
 }
 
-bool hv_attention_library_run(hv_attention_library *library, hv_stream *stream, const hv_attention_args *args) {
+/* NULL: cuDNN does not take the operation. */
+static const plan *plan_for(hv_attention_library *library, const hv_attention_args *args) {
   plan *p = nullptr;
-  if (!library->file || !fits(args)) return false;
+  if (!library->file || !fits(args)) return nullptr;
   shape key = shape_of(args);
-  if (!find_plan(library, &key, &p) || !p->execution) return false;
+  return find_plan(library, &key, &p) && p->execution ? p : nullptr;
+}
+
+bool hv_attention_library_takes(hv_attention_library *library, const hv_attention_args *args) {
+  return plan_for(library, args) != nullptr;
+}
+
+bool hv_attention_library_run(hv_attention_library *library, hv_stream *stream, const hv_attention_args *args) {
+  const plan *p = plan_for(library, args);
+  if (!p) return false;
   void *workspace = hv_stream_scratch(stream, p->workspace > 0 ? (size_t)p->workspace : 1);
   if (workspace) hv_stream_fail(stream, execute(library, p, stream, args, workspace));
   return true;
