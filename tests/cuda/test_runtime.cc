@@ -1,0 +1,220 @@
+/* What cuda/runtime.cu says of machines that a test cannot have: the CUDA runtime is replaced by one that shows the
+ * cards described here. Everything it does with a card in use is tested on a card. */
+#include <cuda_runtime.h>
+
+#include "cuda/runtime.h"
+#include "tests/check.h"
+
+static struct machine {
+  int driver, cards;
+  cudaError_t count_error;
+  int major, minor;
+  size_t free_bytes, all_bytes;
+  cudaError_t memory_error;
+  int chosen;       /* by cudaSetDevice */
+  bool error_kept;  /* the last error was not taken note of */
+  size_t asked_for; /* of cudaMalloc or cudaMallocHost */
+} machine;
+
+static void *anything = &machine;
+
+cudaError_t cudaDriverGetVersion(int *version) {
+  *version = machine.driver;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int *version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int *count) {
+  *count = machine.cards;
+  return machine.count_error;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index) {
+  memset(properties, 0, sizeof *properties);
+  snprintf(properties->name, sizeof properties->name, "Card %d", index);
+  properties->major = machine.major;
+  properties->minor = machine.minor;
+  properties->multiProcessorCount = 132;
+  properties->totalGlobalMem = machine.all_bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char *bus, int length, int index) {
+  snprintf(bus, (size_t)length, "0000:%02x:00.0", index + 1);
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int index) {
+  machine.chosen = index;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
+  *available = machine.free_bytes;
+  *all = machine.all_bytes;
+  return cudaSuccess;
+}
+static cudaError_t allocate(void **out, size_t bytes) {
+  machine.asked_for = bytes;
+  machine.error_kept = machine.memory_error != cudaSuccess;
+  *out = machine.memory_error == cudaSuccess ? anything : nullptr;
+  return machine.memory_error;
+}
+cudaError_t cudaMalloc(void **out, size_t bytes) {
+  return allocate(out, bytes);
+}
+cudaError_t cudaMallocHost(void **out, size_t bytes) {
+  return allocate(out, bytes);
+}
+cudaError_t cudaGetLastError() {
+  machine.error_kept = false;
+  return machine.memory_error;
+}
+const char *cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "some failure";
+}
+const char *cudaGetErrorName(cudaError_t) {
+  return "cudaErrorOfSomeKind";
+}
+
+/* Not called here. */
+#define ABSENT(name, ...)                                                                                              \
+  cudaError_t name(__VA_ARGS__) {                                                                                      \
+    return cudaErrorNotSupported;                                                                                      \
+  }
+ABSENT(cudaFree, void *)
+ABSENT(cudaFreeHost, void *)
+ABSENT(cudaStreamCreateWithFlags, cudaStream_t *, unsigned)
+ABSENT(cudaStreamDestroy, cudaStream_t)
+ABSENT(cudaStreamSynchronize, cudaStream_t)
+ABSENT(cudaStreamWaitEvent, cudaStream_t, cudaEvent_t, unsigned)
+ABSENT(cudaStreamBeginCapture, cudaStream_t, cudaStreamCaptureMode)
+ABSENT(cudaStreamEndCapture, cudaStream_t, cudaGraph_t *)
+ABSENT(cudaMemcpyAsync, void *, const void *, size_t, cudaMemcpyKind, cudaStream_t)
+ABSENT(cudaMemsetAsync, void *, int, size_t, cudaStream_t)
+ABSENT(cudaLaunchHostFunc, cudaStream_t, cudaHostFn_t, void *)
+ABSENT(cudaGraphInstantiate, cudaGraphExec_t *, cudaGraph_t, unsigned long long)
+ABSENT(cudaGraphDestroy, cudaGraph_t)
+ABSENT(cudaGraphLaunch, cudaGraphExec_t, cudaStream_t)
+ABSENT(cudaGraphExecDestroy, cudaGraphExec_t)
+ABSENT(cudaEventCreate, cudaEvent_t *)
+ABSENT(cudaEventCreateWithFlags, cudaEvent_t *, unsigned)
+ABSENT(cudaEventDestroy, cudaEvent_t)
+ABSENT(cudaEventRecord, cudaEvent_t, cudaStream_t)
+ABSENT(cudaEventQuery, cudaEvent_t)
+ABSENT(cudaEventSynchronize, cudaEvent_t)
+ABSENT(cudaEventElapsedTime, float *, cudaEvent_t, cudaEvent_t)
+
+/* Two cards of compute capability 9.0, and a driver as new as the runtime. */
+static int good_machine(void **) {
+  machine = {};
+  machine.driver = CUDART_VERSION;
+  machine.cards = 2;
+  machine.major = 9;
+  machine.all_bytes = 80000000000;
+  machine.free_bytes = 1500000000;
+  machine.chosen = -1;
+  return 0;
+}
+
+static hv_status open_card(int index, hv_runtime **out) {
+  hv_device_options options = {};
+  options.index = index;
+  return hv_runtime_open(&options, out);
+}
+
+/* Fails unless the error's one line has these words. */
+static void assert_told(hv_status status, const char *words) {
+  assert_non_null(status);
+  if (!strstr(hv_status_message(status), words)) fail_msg("not \"%s\": %s", words, hv_status_message(status));
+  assert_null(strchr(hv_status_message(status), '\n'));
+  hv_status_free(status);
+}
+
+static void assert_refused(int index, const char *words) {
+  hv_runtime *runtime;
+  assert_told(open_card(index, &runtime), words);
+  assert_null(runtime);
+  assert_int_equal(machine.chosen, -1);
+}
+
+static void a_card_is_opened_and_described(void **) {
+  hv_runtime *runtime;
+  assert_ok(open_card(1, &runtime));
+  assert_int_equal(machine.chosen, 1);
+  const hv_card *card = hv_runtime_card(runtime);
+  assert_string_equal(card->name, "Card 1");
+  assert_string_equal(card->bus, "0000:02:00.0");
+  assert_int_equal(card->major, 9);
+  assert_int_equal(card->minor, 0);
+  assert_int_equal(card->multiprocessors, 132);
+  assert_int_equal(card->memory_bytes, 80000000000);
+  hv_runtime_close(runtime);
+}
+
+static void the_oldest_capability_is_8_0(void **) {
+  hv_runtime *runtime;
+  machine.major = 8;
+  assert_ok(open_card(0, &runtime));
+  hv_runtime_close(runtime);
+  machine.chosen = -1;
+  machine.major = 7;
+  machine.minor = 5;
+  assert_refused(1, "CUDA card 1 (Card 1) has compute capability 7.5; 8.0 or newer is needed, or --device cpu");
+}
+
+static void a_card_that_is_not_there_is_told(void **) {
+  assert_refused(2, "CUDA card 2 was asked for; this machine has 0 … 1");
+  assert_refused(-1, "CUDA card -1 was asked for");
+}
+
+/* A scheduler may show each process its own card alone, whichever number the process counts itself by. */
+static void the_only_visible_card_serves_every_index(void **) {
+  hv_runtime *runtime;
+  machine.cards = 1;
+  assert_ok(open_card(3, &runtime));
+  assert_int_equal(machine.chosen, 0);
+  hv_runtime_close(runtime);
+}
+
+static void a_missing_driver_or_card_is_told(void **) {
+  machine.driver = 0;
+  assert_refused(0, "no CUDA driver is installed on this machine; --device cpu runs everything without one");
+  good_machine(nullptr);
+  machine.driver = 12090;
+  assert_refused(0, "the CUDA driver is for CUDA 12.9, this build needs ");
+  good_machine(nullptr);
+  machine.cards = 0;
+  assert_refused(0, "no CUDA card is visible (the driver lists none)");
+  machine.count_error = cudaErrorNoDevice;
+  assert_refused(0, "no CUDA card is visible (no CUDA-capable device is detected)");
+}
+
+static void memory_that_is_not_there_is_told(void **) {
+  hv_runtime *runtime;
+  void *memory;
+  assert_ok(open_card(0, &runtime));
+  assert_ok(hv_runtime_allocate(runtime, 0, "nothing", &memory));
+  assert_int_equal(machine.asked_for, 1);
+  machine.memory_error = cudaErrorMemoryAllocation;
+  assert_told(hv_runtime_allocate(runtime, 2000000000, "the gradients", &memory),
+              "out of memory on CUDA card 0 (Card 0): the gradients needs 2.000 GB, 1.500 of 80.000 GB are free");
+  assert_null(memory);
+  assert_false(machine.error_kept); /* or the next launch would be blamed for it */
+  assert_told(hv_runtime_allocate_host(runtime, 4096, "a batch", &memory),
+              "out of memory: a batch needs 4096 bytes of page-locked host memory");
+  assert_false(machine.error_kept);
+  machine.memory_error = cudaErrorIllegalAddress;
+  assert_told(hv_runtime_allocate(runtime, 16, "the gradients", &memory), "CUDA, allocating memory: some failure");
+  hv_runtime_close(runtime);
+}
+
+int main() {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup(a_card_is_opened_and_described, good_machine),
+      cmocka_unit_test_setup(the_oldest_capability_is_8_0, good_machine),
+      cmocka_unit_test_setup(a_card_that_is_not_there_is_told, good_machine),
+      cmocka_unit_test_setup(the_only_visible_card_serves_every_index, good_machine),
+      cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
+      cmocka_unit_test_setup(memory_that_is_not_there_is_told, good_machine),
+  };
+  return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
