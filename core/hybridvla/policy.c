@@ -382,8 +382,14 @@ static hv_status record(hv_policy *policy, hv_given_draws given, hv_policy_resul
   return hv_status_first(status, hv_stream_record_end(policy->stream, recording));
 }
 
+/* What is shared among ranks comes by events of another stream, which have no place in a recording. */
+static bool may_record(const hv_policy *policy) {
+  return hv_device_records(policy->parts->device) && !policy->options.timing &&
+         hv_params_sharding(policy->parts->params) == HV_SHARD_NOTHING;
+}
+
 static hv_status run(hv_policy *policy, int32_t prompt_count, hv_given_draws given, hv_policy_result *out) {
-  if (!hv_device_records(policy->parts->device) || policy->options.timing) {
+  if (!may_record(policy)) {
     HV_TRY(queue_prediction(policy, given, out));
   } else {
     hv_policy_recording *entry = find_recording(policy, prompt_count, given);

@@ -147,7 +147,7 @@ static inline void hv_download(hv_stream *stream, void *to_host, const void *fro
  * hv_stream_record_begin and hv_stream_record_end whatever is queued on the stream is kept instead of being done; each
  * hv_stream_replay queues all of it. Pointers and shapes are those of the recording, what lies in memory is read anew.
  * The same sequence must have been queued once before (nothing can be allocated meanwhile), and neither
- * hv_stream_synchronize nor another stream's events belong into it. */
+ * hv_stream_synchronize nor events belong into it: they are an error of the recording. */
 static inline bool hv_device_records(const hv_device *device) {
   return device->methods->record_begin != NULL;
 }

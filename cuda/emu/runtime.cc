@@ -360,7 +360,13 @@ void hv_mark_close(hv_mark *mark) {
   free(mark);
 }
 
+/* On CUDA a graph may hold neither what was queued outside of it nor what is waited for there. */
+static hv_status check_outside_recording(const hv_queue *queue) {
+  return queue->recording ? hv_error(HV_ERR_INTERNAL, "an event in a recording") : HV_OK;
+}
+
 hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
+  HV_TRY(check_outside_recording(queue));
   mark->runtime = queue->runtime;
   mark->queue = queue->identity;
   mark->place = queue->queued;
@@ -382,6 +388,7 @@ static hv_status run_wait(hv_runtime *runtime, const void *payload) {
 
 hv_status hv_mark_wait(hv_queue *queue, hv_mark *mark) {
   if (mark->queue == 0) return HV_OK;
+  HV_TRY(check_outside_recording(queue));
   wait_payload wait = {mark->queue, mark->place};
   return hv_emu_enqueue(queue, run_wait, &wait, sizeof wait);
 }

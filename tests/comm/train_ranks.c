@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/hybridvla/policy.h"
 #include "tests/allocations.h"
 #include "tests/device.h"
 #include "tests/hybridvla/tiny_model.h"
@@ -149,6 +150,39 @@ static hv_status train_both(side *shared, side *alone, int32_t steps, difference
   return compare_values(shared->trainer, alone->trainer, &out->values);
 }
 
+/* The trained model predicts the same for the same draws, however often it is asked: a device that records what a
+ * prediction queues must not keep what the ranks did meanwhile. */
+static hv_status expect_steady_predictions(side *shared, const tiny_batch *batch) {
+  enum { PREDICTIONS = 3 /* queued, recorded, replayed */ };
+  hv_status status = HV_OK;
+  const hv_config *config = shared->source.config;
+  hv_policy_options options = hv_policy_default_options(config);
+  int32_t values = config->action_chunk * config->action_dim;
+  float *first = calloc((size_t)values, sizeof *first);
+  hv_policy *policy = NULL;
+  if (!first) return hv_error_memory("a prediction");
+  options.max_prompt = batch->batch.prompt_stride;
+  options.ddim_steps = 2;
+  hv_observation observation = {
+      .images = batch->images, .prompt_ids = batch->prompt_ids, .prompt_count = 1, .state = batch->state};
+  HV_CHECK(hv_policy_open(shared->trainer->model, &options, &policy));
+  for (int i = 0; i < PREDICTIONS; i++) {
+    hv_policy_result result;
+    hv_policy_draws draws = {.seed = i == 1};
+    HV_CHECK(hv_policy_predict(policy, &observation, &draws, &result));
+    bool same = memcmp(first, result.diffusion, (size_t)values * sizeof *first) == 0;
+    if (i > 0 && same != (i == 2)) {
+      status = hv_error(HV_ERR_NO, "prediction %d is %s the first", i, same ? "the same as" : "another than");
+      goto done;
+    }
+    if (i == 0) memcpy(first, result.diffusion, (size_t)values * sizeof *first);
+  }
+done:
+  hv_policy_close(policy);
+  free(first);
+  return status;
+}
+
 /* Some more steps, in which no code of this process allocates, in any thread. (What MPI's library allocates now and
  * then is its own, and so is what the emulated card does for each launch.) */
 static hv_status expect_no_allocations(side *shared, hv_comm *comm) {
@@ -193,6 +227,7 @@ static hv_status run(hv_device *device, hv_comm *comm, hv_sharding sharding, con
                       comm->size, off.loss, off.norm, off.values);
     goto done;
   }
+  HV_CHECK(expect_steady_predictions(&shared, &batches[0]));
   HV_CHECK(expect_no_allocations(&shared, comm));
   if (comm->rank == 0) {
     printf("%d ranks, %s shared: loss %.2g, norm %.2g, values %.2g\n", comm->size, shardings[sharding], off.loss,

@@ -152,12 +152,37 @@ static void refuses_what_would_allocate(void **state) {
   close_fixture(&f);
 }
 
+/* What another stream does cannot be repeated with a recording. */
+static void refuses_to_wait_for_another_stream(void **state) {
+  (void)state;
+  fixture f = open_fixture();
+  hv_stream *other;
+  hv_event *event;
+  hv_recording *recording;
+  if (!hv_device_records(f.device)) skip();
+  assert_ok(hv_stream_open(f.device, &other));
+  assert_ok(hv_event_open(f.device, &event));
+  hv_fill(other, &(hv_fill_args){.dst = f.sum});
+  hv_event_record(other, event);
+  assert_ok(hv_stream_record_begin(f.stream));
+  hv_event_wait(f.stream, event);
+  assert_error(hv_stream_record_end(f.stream, &recording), "event");
+  assert_null(recording);
+  hv_event_wait(f.stream, event); /* the stream works on */
+  queue_sequence(&f);
+  assert_ok(hv_stream_synchronize(f.stream));
+  hv_event_close(f.device, event);
+  hv_stream_close(other);
+  close_fixture(&f);
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(replays_do_what_was_recorded),
       cmocka_unit_test(outlives_a_growth_of_scratch),
       cmocka_unit_test(refuses_what_would_allocate),
+      cmocka_unit_test(refuses_to_wait_for_another_stream),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
