@@ -161,9 +161,30 @@ static void errors_are_those_of_the_models_actions(void **state) {
   json_decref(found);
 }
 
+/* A device with streams changes averages and parameters in one, and predicts in another. */
+static void averages_are_in_place_before_they_predict(void **state) {
+  static const char *const devices[] = {"cpu", "emu"};
+  double error_of[2];
+  if (!hv_file_exists(HVLA_BINARY_DIR "/lib/libhvla-emu.so")) skip();
+  for (int i = 0; i < 2; i++) {
+    char settings[512];
+    snprintf(settings, sizeof settings,
+             "--device %s --set dtype=fp32 --set train.steps=2 --set train.batch_size=2 --set train.ema_decay=0.8 "
+             "--set optimizer.learning_rate=3e-2 --set data.valid_split=valid --set validation.samples=1",
+             devices[i]);
+    expect_train(0, run_arguments(*state, devices[i], settings), "held out", NULL);
+    json_t *found = last_metrics(in_folder(*state, devices[i]), "error_diffusion");
+    assert_non_null(found);
+    error_of[i] = number_in(found, "error_diffusion");
+    json_decref(found);
+  }
+  if (!(fabs(error_of[1] - error_of[0]) < 1e-6)) fail_msg("cpu %.9g, emu %.9g", error_of[0], error_of[1]);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(errors_are_those_of_the_models_actions, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(averages_are_in_place_before_they_predict, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

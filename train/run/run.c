@@ -311,7 +311,8 @@ static bool due(int64_t step, int64_t interval) {
 static hv_status validate(run *self, hv_validation *out) {
   hv_trainer *trainer = self->trainer;
   hv_ema_exchange(trainer->ema, trainer->stream);
-  hv_status status = hv_validate(trainer, &self->data, self->leader ? &self->watch.progress : NULL, out);
+  hv_status status = hv_stream_synchronize(trainer->stream); /* the policy reads parameters in a stream of its own */
+  if (!status) status = hv_validate(trainer, &self->data, self->leader ? &self->watch.progress : NULL, out);
   hv_ema_exchange(trainer->ema, trainer->stream);
   return status;
 }
