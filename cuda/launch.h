@@ -26,8 +26,9 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), dim3 grid, 
   }
   if (error == cudaSuccess) {
     kernel<<<grid, block, shared_bytes, (cudaStream_t)hv_stream_queue(stream)>>>(static_cast<P>(arguments)...);
-    error = cudaGetLastError();
   }
+  cudaError_t last = cudaGetLastError(); /* in either case: no later launch may find this one's */
+  if (error == cudaSuccess) error = last;
   if (error != cudaSuccess) {
     hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "cannot launch %s: %s", name, cudaGetErrorString(error)));
   }

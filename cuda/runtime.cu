@@ -14,8 +14,11 @@ struct hv_runtime {
   int index;
 };
 
+/* CUDA keeps an error of a call until it is asked for the last one, as every launch does: what is told here must not be
+ * told again as the next launch's. */
 static hv_status check(cudaError_t error, const char *doing) {
   if (error == cudaSuccess) return HV_OK;
+  (void)cudaGetLastError();
   return hv_error(HV_ERR_DEVICE, "CUDA, %s: %s (%s)", doing, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
@@ -220,7 +223,9 @@ hv_status hv_mark_synchronize(hv_mark *mark) {
 }
 
 bool hv_mark_passed(const hv_queue *, const hv_mark *mark) {
-  return cudaEventQuery((cudaEvent_t)mark) == cudaSuccess;
+  bool passed = cudaEventQuery((cudaEvent_t)mark) == cudaSuccess;
+  if (!passed) (void)cudaGetLastError(); /* that it is not ready yet counts as an error there, too */
+  return passed;
 }
 
 struct hv_timer {
