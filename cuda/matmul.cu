@@ -176,18 +176,30 @@ static cublasStatus_t describe_product(const library *lt, plan *p) {
   return status;
 }
 
-/* What the library's heuristics take for the best algorithms within the workspace, best first, `most` or fewer. */
+/* Keeps the results that are valid. */
+static int drop_failed(cublasLtMatmulHeuristicResult_t *results, int found) {
+  int kept = 0;
+  for (int i = 0; i < found; i++) {
+    if (results[i].state == CUBLAS_STATUS_SUCCESS) results[kept++] = results[i];
+  }
+  return kept;
+}
+
+/* What the library's heuristics take for the best algorithms within the workspace, best first, `most` or fewer. Where k
+ * is split, parts of a bf16 result are added in float: it is rounded once. */
 static cublasStatus_t ask_heuristics(const hv_matmul *matmul, const plan *p, int most,
                                      cublasLtMatmulHeuristicResult_t *results, int *found) {
   const library *lt = &matmul->lt;
   const hv_product_shape *s = &p->key;
   size_t workspace = WORKSPACE;
+  uint32_t reductions = s->dtype_d == HV_BF16 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_MASK;
   cublasLtMatmulPreference_t preference = nullptr;
   cublasStatus_t status = lt->MatmulPreferenceCreate(&preference);
 #define SET(attribute, value)                                                                                          \
   if (status == CUBLAS_STATUS_SUCCESS)                                                                                 \
   status = lt->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_##attribute, &value, sizeof value)
   SET(MAX_WORKSPACE_BYTES, workspace);
+  SET(REDUCTION_SCHEME_MASK, reductions);
   SET(MIN_ALIGNMENT_A_BYTES, s->align_b);
   SET(MIN_ALIGNMENT_B_BYTES, s->align_a);
   SET(MIN_ALIGNMENT_C_BYTES, s->align_c);
@@ -199,7 +211,7 @@ static cublasStatus_t ask_heuristics(const hv_matmul *matmul, const plan *p, int
                                         found);
   }
   if (preference) (void)lt->MatmulPreferenceDestroy(preference);
-  if (status != CUBLAS_STATUS_SUCCESS) *found = 0;
+  *found = status == CUBLAS_STATUS_SUCCESS ? drop_failed(results, *found) : 0;
   return status == CUBLAS_STATUS_NOT_SUPPORTED ? CUBLAS_STATUS_SUCCESS : status;
 }
 
@@ -323,13 +335,10 @@ static hv_status queue_way(void *context, int way) {
 
 /* Times what the heuristics take for the best algorithms, and keeps the fastest. */
 static hv_status measure_algorithms(hv_matmul *matmul, trial *t, plan *p) {
-  int found, usable = 0, fastest;
+  int found, fastest;
   HV_TRY(check(matmul, ask_heuristics(matmul, p, MOST_MEASURED, t->ways, &found), "choosing algorithms"));
-  for (int i = 0; i < found; i++) {
-    if (t->ways[i].state == CUBLAS_STATUS_SUCCESS) t->ways[usable++] = t->ways[i];
-  }
-  if (usable > 0) {
-    HV_TRY(hv_find_fastest(t->queue, matmul->runtime, usable, queue_way, t, &fastest));
+  if (found > 0) {
+    HV_TRY(hv_find_fastest(t->queue, matmul->runtime, found, queue_way, t, &fastest));
     p->algorithm = t->ways[fastest].algo;
   }
   p->supposed = false;
