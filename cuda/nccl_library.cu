@@ -27,7 +27,9 @@ static hv_status look_up(hv_nccl_library *library) {
 
 hv_status hv_nccl_library_open(hv_nccl_library *out) {
   *out = hv_nccl_library{};
-  out->file = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  /* Its threads may outlive what is done with it (rank 0's, which waits for ranks that never come), so its code stays.
+   */
+  out->file = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!out->file) {
     return hv_error(HV_ERR_DEVICE, "ranks on CUDA cards need NCCL (%s); parallel.transport mpi does without",
                     dlerror());
