@@ -14,7 +14,11 @@
 #include "core/base/clock.h"
 #include "cuda/nccl_library.h"
 
-enum { RING = 64 /* calls whose ends are told apart */, POLL_MS = 10, OPENING_SECONDS = 55 };
+enum { RING = 64 /* calls whose ends are told apart */, POLL_US = 10000, OPENING_SECONDS = 55 };
+
+/* How long NCCL is given between two looks at whether it has taken a call. It needs some ten microseconds, and a step
+ * makes hundreds of calls. */
+enum { FIRST_PAUSE_US = 10, LONGEST_PAUSE_US = 1000 };
 
 /* How long the side channel has to name the rank behind an error that NCCL cannot place. */
 static const double naming_seconds = 2;
@@ -46,8 +50,8 @@ struct nccl_comm {
   hv_status failure; /* the first */
 };
 
-static void sleep_ms(long ms) {
-  timespec pause = {ms / 1000, ms % 1000 * 1000000};
+static void sleep_us(long us) {
+  timespec pause = {us / 1000000, us % 1000000 * 1000};
   nanosleep(&pause, nullptr);
 }
 
@@ -87,7 +91,7 @@ static hv_status explain(nccl_comm *self, const char *operation, ncclResult_t re
   while (self->head.size > 1 && hv_clock_seconds() - start < naming_seconds) {
     hv_status failure = peers_failure(self, operation);
     if (failure) return failure;
-    sleep_ms(POLL_MS);
+    sleep_us(POLL_US);
   }
   return hv_error(HV_ERR_DEVICE, "NCCL, %s on rank %d: %s", operation, self->head.rank,
                   self->nccl.GetErrorString(result));
@@ -142,7 +146,7 @@ static void *watch(void *argument) {
   double since = hv_clock_seconds();
   hv_runtime_use(self->runtime);
   while (!self->closing) {
-    sleep_ms(POLL_MS);
+    sleep_us(POLL_US);
     if (!self->failed) look(self, &done, &since);
   }
   return nullptr;
@@ -151,13 +155,15 @@ static void *watch(void *argument) {
 /* Waits until NCCL has taken the last call: it does not block, so that a rank that is missing cannot hold us. */
 static hv_status settle(nccl_comm *self, ncclResult_t result, const char *operation, double seconds) {
   double start = hv_clock_seconds();
+  long pause = FIRST_PAUSE_US;
   while (result == ncclInProgress && !self->failed) {
     if (hv_clock_seconds() - start > seconds) {
       return hv_error(HV_ERR_DEVICE, "NCCL, %s on rank %d: no answer for %.0f s", operation, self->head.rank, seconds);
     }
     hv_status failure = peers_failure(self, operation);
     if (failure) return failure;
-    sleep_ms(1);
+    sleep_us(pause);
+    if (pause < LONGEST_PAUSE_US) pause *= 2;
     result = async_state(self);
   }
   if (result == ncclSuccess || self->failed) return HV_OK;
@@ -203,9 +209,9 @@ static hv_status run(hv_comm *head, const hv_comm_call *call, hv_stream *stream)
   hv_span *span = hv_trace_begin(self->head.trace, HV_TRACE_COMMUNICATION, hv_collective_name(call->collective),
                                  call->what, self->lane);
   ncclResult_t result = self->comm ? queue_call(self, call) : ncclSuccess;
-  hv_trace_end(span, self->lane);
   pthread_mutex_unlock(&self->api);
   HV_TRY(settle(self, result, hv_collective_name(call->collective), self->timeout));
+  hv_trace_end(span, self->lane); /* a thread of NCCL's queues the call: only now is it in the lane */
   HV_TRY(hv_mark_record(lane, place->over));
   self->queued = call->ticket;
   return HV_OK;

@@ -36,12 +36,21 @@ struct meeting {
   unsigned char slots[][SLOT];
 };
 
+struct work_payload {
+  ncclComm *comm;
+  request asked;
+  const unsigned char *from;
+  unsigned char *to;
+};
+
 struct ncclComm {
   meeting *shared;
   size_t bytes;
   int rank, size;
   std::atomic<int> error; /* an ncclResult_t */
   std::atomic<bool> aborted, finished;
+  cudaStream_t lane; /* where `taken` goes; NULL: no call is being taken */
+  work_payload taken;
 };
 
 static bool is_dead(const ncclComm *comm, int rank) {
@@ -108,13 +117,6 @@ static void sum_slots(const ncclComm *comm, ncclDataType_t type, size_t offset, 
   }
 }
 
-struct work_payload {
-  ncclComm *comm;
-  request asked;
-  const unsigned char *from;
-  unsigned char *to;
-};
-
 static size_t smaller(size_t a, size_t b) {
   return a < b ? a : b;
 }
@@ -168,12 +170,13 @@ static hv_status run_work(hv_runtime *, const void *payload) {
   return HV_OK;
 }
 
+/* As late as a communicator that does not block may: it is queued when somebody asks whether it is. */
 static ncclResult_t queue_work(ncclComm_t comm, const request *asked, const void *from, void *to, cudaStream_t stream) {
   if (comm->error != ncclSuccess) return (ncclResult_t)comm->error.load();
-  work_payload work = {comm, *asked, (const unsigned char *)from, (unsigned char *)to};
-  hv_status status = hv_emu_enqueue(stream, run_work, &work, sizeof work);
-  hv_status_free(status);
-  return status ? ncclSystemError : ncclSuccess;
+  if (comm->lane) return ncclInvalidUsage;
+  comm->taken = {comm, *asked, (const unsigned char *)from, (unsigned char *)to};
+  comm->lane = stream;
+  return ncclInProgress;
 }
 
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t, ncclComm_t comm,
@@ -250,6 +253,12 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, 
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out) {
+  if (comm->lane) {
+    hv_status status = hv_emu_enqueue(comm->lane, run_work, &comm->taken, sizeof comm->taken);
+    if (status) comm->error = ncclSystemError;
+    hv_status_free(status);
+    comm->lane = nullptr;
+  }
   *out = (ncclResult_t)comm->error.load();
   return ncclSuccess;
 }

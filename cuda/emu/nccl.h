@@ -1,7 +1,8 @@
 /* The stand-in for NCCL on the emulated device: the types and functions that cuda/comm_nccl.cu uses, between processes
  * of one machine through shared memory (nccl.cc).
  *
- * Collectives run in their queue like any other work, so as late as events allow. Sums are taken in the order of ranks
+ * A call is in its queue once ncclCommGetAsyncError no longer says ncclInProgress, as with communicators that do not
+ * block. Collectives run there like any other work, so as late as events allow. Sums are taken in the order of ranks
  * and BF16 is rounded at every addition. A rank that dies shows as ncclRemoteError on the others, calls that differ
  * between ranks as ncclInvalidUsage.
  */

@@ -1,6 +1,6 @@
 /* One rank of a test of communicators: `comm_ranks MODE [ARGUMENT [DEVICE [TRANSPORT]]]` with the modes `collectives`
- * (a folder), `late`, `astray`, `dies` (milliseconds), `fails`, `poor`. Ends with 0 where all is right and with 2 and a
- * message where not. */
+ * (a folder), `late`, `astray`, `dies` (milliseconds), `fails`, `poor`, `traced` (a folder). Ends with 0 where all is
+ * right and with 2 and a message where not. */
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -241,6 +241,19 @@ static hv_status fail_alone(ranks *r) {
   return hv_comm_barrier(r->comm, "the end");
 }
 
+/* The last rank comes 0.2 s late to a call, whose trace each rank writes. */
+static hv_status trace_a_call(ranks *r, const char *folder) {
+  hv_trace *trace;
+  char path[512];
+  snprintf(path, sizeof path, "%s/trace.json", folder);
+  HV_TRY(hv_trace_open(path, r->comm->rank, &trace));
+  r->comm->trace = trace;
+  if (r->comm->rank == r->comm->size - 1) sleep_ms(200);
+  hv_status status = hv_comm_barrier(r->comm, "a late rank");
+  r->comm->trace = NULL;
+  return hv_status_first(status, hv_trace_close(trace));
+}
+
 /* Over MPI in small pieces; over NCCL as programs do it. */
 static hv_status open_comm(ranks *r, const hv_launch *launch, const char *transport) {
   if (strcmp(transport, "mpi") == 0) {
@@ -257,6 +270,7 @@ static hv_status run_mode(ranks *r, int argc, char **argv) {
   if (strcmp(mode, "astray") == 0) return go_astray(r);
   if (strcmp(mode, "dies") == 0 && argc > 2) return die(r, strtol(argv[2], NULL, 10));
   if (strcmp(mode, "fails") == 0) return fail_alone(r);
+  if (strcmp(mode, "traced") == 0 && argc > 2) return trace_a_call(r, argv[2]);
   return hv_error(HV_ERR_INPUT, "no mode %s", mode);
 }
 

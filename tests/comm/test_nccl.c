@@ -32,6 +32,18 @@ static void a_training_needs_no_mpi(void **state) {
   free(output);
 }
 
+static void a_call_is_traced_until_all_have_come(void **state) {
+  char command[512], *output;
+  snprintf(command, sizeof command, "tests/comm/comm_ranks traced %s emu nccl", (const char *)*state);
+  int code = run_ranks_without_mpi(2, command, &output);
+  if (code != 0) fail_msg("it ended with %d and said:\n%s", code, output);
+  free(output);
+  char *trace = read_file(in_folder(*state, "trace.json"));
+  const char *span = strstr(trace, "barrier a late rank"), *length = span ? strstr(span, "\"dur\":") : NULL;
+  if (!length || strtod(length + 6, NULL) < 1e5) fail_msg("no span of 0.1 s or more:\n%s", trace);
+  free(trace);
+}
+
 static void a_late_rank_is_named_with_the_operation(void **state) {
   (void)state;
   expect_ranks(2, 3, "tests/comm/comm_ranks late - emu nccl", "rank 2 (process ", "did not come for 1 s",
@@ -110,6 +122,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(collectives_give_the_sums_in_rank_order, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_need_no_mpi, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_training_needs_no_mpi, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_call_is_traced_until_all_have_come, make_folder, remove_folder),
       cmocka_unit_test(a_late_rank_is_named_with_the_operation),
       cmocka_unit_test(calls_that_differ_end_all),
       cmocka_unit_test(an_error_of_one_rank_ends_all),
