@@ -17,7 +17,8 @@ static op_operand scalar(op_env *env, op_kind kind, double value) {
 
 static void q_sample(op_env *env) {
   enum { STEPS = 100 };
-  int64_t samples = 1 + op_below(env, 9), branches = 1 + op_below(env, 5), m = op_size(env), rows = samples * branches;
+  int64_t samples = 1 + op_below(env, 9), branches = 1 + op_below(env, 5), m = op_width(env, samples),
+          rows = samples * branches;
   op_operand actions = op_random(env, OP_S, samples, m, 1, 0), noise = op_random(env, OP_S, rows, m, 1, 0);
   double *table = op_array(env, STEPS);
   for (int i = 0; i < STEPS; i++) table[i] = op_uniform(env, 0, 1);
@@ -36,7 +37,7 @@ static void q_sample(op_env *env) {
 }
 
 static void sampler_step(op_env *env) {
-  int64_t n = op_size(env), m = op_size(env);
+  int64_t n = op_size(env), m = op_width(env, n);
   op_operand eps = op_random(env, OP_T_OR_F32, n, m, 1, 0), x = op_random(env, OP_F32, n, m, 1, 0);
   op_operand noise = op_coin(env) ? op_random(env, OP_F32, n, m, 1, 0) : op_absent();
   op_operand coefficients = op_random(env, OP_F32, 1, 3, 1, 0);
@@ -53,7 +54,7 @@ static void sampler_step(op_env *env) {
 }
 
 static void diffusion_loss(op_env *env) {
-  int64_t n = op_size(env), a = op_size(env);
+  int64_t n = op_size(env), a = op_width(env, n);
   double weight = op_uniform(env, 0.2, 2), divisor_value = op_uniform(env, 1, 50);
   op_operand pred = op_random(env, OP_T_OR_F32, n, a, 1, 0), noise = op_random(env, OP_S, n, a, 1, 0);
   double *mask_values = op_array(env, n);
@@ -78,7 +79,7 @@ static void diffusion_loss(op_env *env) {
 
 /* A vocabulary that is now and then wider than any buffer. */
 static int64_t vocabulary_size(op_env *env) {
-  return op_coin(env) ? op_size(env) + 1 : 1000 + op_below(env, 5 * env->max_size);
+  return op_coin(env) ? op_size(env) + 1 : op_rounded(env, 1000 + op_below(env, 10 * env->max_size));
 }
 
 static void cross_entropy(op_env *env) {
@@ -144,7 +145,7 @@ static drawing random_drawing(op_env *env) {
 
 static void draw_normal(op_env *env) {
   drawing d = random_drawing(env);
-  int64_t m = op_size(env);
+  int64_t m = op_width(env, d.rows);
   op_operand seed_step = op_longs(env, 1, 2, d.seed_step), samples = op_longs(env, 1, d.count, d.samples);
   op_operand y = op_result(env, OP_S, d.rows, m);
   double *expected = op_array(env, d.rows * m);
@@ -262,7 +263,7 @@ static double joined(double high, double low) {
 
 /* The update in double, of values that end up rounded to how they are stored. */
 static void adamw(op_env *env) {
-  int64_t n = op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000);
+  int64_t n = op_rounded(env, op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000));
   random_ranges ranges = ranges_over(env, n);
   bool skip = op_below(env, 5) == 0;
   op_operand param = op_random(env, OP_T, 1, n, 1, 0), grad = op_random(env, OP_T_OR_F32, 1, n, 1, 0);
@@ -455,7 +456,7 @@ static master_operands random_masters(op_env *env, int64_t n) {
 }
 
 static void average(op_env *env) {
-  int64_t n = op_coin(env) ? op_size(env) : 5000 + op_below(env, 5000);
+  int64_t n = op_coin(env) ? op_size(env) : op_rounded(env, 5000 + op_below(env, 5000));
   double weight = 0.125, factor = op_below(env, 4) == 0 ? -1 : 0.5;
   master_operands m = random_masters(env, n);
   op_operand average = op_random(env, OP_S, 1, n, 1, 0);
@@ -470,7 +471,7 @@ static void average(op_env *env) {
 }
 
 static void exchange(op_env *env) {
-  int64_t n = op_coin(env) ? op_size(env) : 5000 + op_below(env, 5000);
+  int64_t n = op_coin(env) ? op_size(env) : op_rounded(env, 5000 + op_below(env, 5000));
   master_operands m = random_masters(env, n);
   op_operand average = op_random(env, OP_S, 1, n, 1, 0);
   OP_RUN(env, exchange, .param = m.param.at[side], .remainder = m.remainders[side], .average = average.at[side]);

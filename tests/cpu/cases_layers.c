@@ -100,7 +100,7 @@ static void linear_backward_weight(op_env *env) {
 }
 
 static void activation_backward(op_env *env) {
-  int64_t n = op_size(env), d = op_size(env);
+  int64_t n = op_size(env), d = op_width(env, n);
   hv_activation activation = op_activation(env, true);
   op_operand pre = op_random(env, OP_T, n, d, 2, 0), dy = op_random(env, OP_T, n, d, 1, 0);
   op_operand dpre = op_coin(env) ? dy : op_result(env, OP_T, n, d);
@@ -118,12 +118,17 @@ static void norm_row(hv_norm_kind kind, double eps, const double *x, int64_t d, 
 }
 
 static hv_norm_kind random_norm(op_env *env) {
-  return (hv_norm_kind)op_below(env, 3);
+  return (hv_norm_kind)(env->seed % 3); /* each as often */
+}
+
+static int64_t width_from(op_env *env, int64_t least, int64_t rows) {
+  int64_t width = op_width(env, rows);
+  return width < least ? least : width;
 }
 
 static void norm(op_env *env) {
   hv_norm_kind kind = random_norm(env);
-  int64_t n = op_size(env), d = op_size(env) + (kind == HV_NORM_VARIANCE ? 1 : 0);
+  int64_t n = op_size(env), d = width_from(env, kind == HV_NORM_VARIANCE ? 2 : 1, n);
   double eps = 1e-5;
   op_operand x = op_random(env, OP_T, n, d, 1, 0.5), delta = maybe(env, OP_T, n, d, 1);
   op_operand delta_scale = delta.host ? maybe(env, OP_T, 1, d, 1) : op_absent();
@@ -165,7 +170,7 @@ static op_operand stats_of(op_env *env, hv_norm_kind kind, const op_operand *x) 
 
 static void norm_backward(op_env *env) {
   hv_norm_kind kind = random_norm(env);
-  int64_t n = op_size(env), d = op_size(env) + 1;
+  int64_t n = op_size(env), d = width_from(env, 3, n); /* of two, a layer norm has no slope */
   op_operand dy = op_random(env, OP_T, n, d, 1, 0), x = op_random(env, OP_T, n, d, 1, 0.3);
   op_operand weight = op_random(env, OP_T, 1, d, 0.3, 1), stats = stats_of(env, kind, &x);
   op_operand dresidual = maybe(env, OP_T, n, d, 1);
@@ -188,7 +193,7 @@ static void norm_backward(op_env *env) {
 }
 
 static void residual_add(op_env *env) {
-  int64_t n = op_size(env), d = op_size(env);
+  int64_t n = op_size(env), d = op_width(env, n);
   op_operand x = op_random(env, OP_T, n, d, 1, 0), delta = op_random(env, OP_T, n, d, 1, 0);
   op_operand scale = maybe(env, OP_T, 1, d, 1);
   int64_t where = op_below(env, 3);
@@ -200,7 +205,7 @@ static void residual_add(op_env *env) {
 }
 
 static void residual_scale_backward(op_env *env) {
-  int64_t n = op_size(env), d = op_size(env);
+  int64_t n = op_size(env), d = op_width(env, n);
   op_operand dy = op_random(env, OP_T, n, d, 1, 0), scale = op_random(env, OP_T, 1, d, 1, 0);
   op_operand dscale = maybe(env, OP_T_OR_F32, 1, d, 1);
   op_operand delta = dscale.host ? op_random(env, OP_T, n, d, 1, 0) : op_absent();
@@ -217,7 +222,7 @@ static void residual_scale_backward(op_env *env) {
 }
 
 static void swiglu(op_env *env) {
-  int64_t n = op_size(env), f = op_size(env);
+  int64_t n = op_size(env), f = op_width(env, n);
   op_operand gate_up = op_random(env, OP_T, n, 2 * f, 2, 0), y = op_result(env, OP_T, n, f);
   double *expected = op_array(env, n * f);
   for (int64_t i = 0; i < n; i++) {
@@ -231,7 +236,7 @@ static void swiglu(op_env *env) {
 }
 
 static void swiglu_backward(op_env *env) {
-  int64_t n = op_size(env), f = op_size(env);
+  int64_t n = op_size(env), f = op_width(env, n);
   op_operand gate_up = op_random(env, OP_T, n, 2 * f, 2, 0), dy = op_random(env, OP_T, n, f, 1, 0);
   op_operand dgate_up = op_coin(env) ? gate_up : op_result(env, OP_T, n, 2 * f);
   double *expected = op_array(env, n * 2 * f);
@@ -273,7 +278,8 @@ static op_operand zeros(op_env *env, int64_t rows, int64_t cols) {
 
 static void rotary(op_env *env) {
   enum { POSITIONS = 40 };
-  int64_t n = op_size(env), head_dim = 2 * (1 + op_below(env, 40)), rotary_dim = 2 * (1 + op_below(env, head_dim / 2));
+  int64_t n = op_size(env), unit = env->wide ? 16 : 2; /* of both halves */
+  int64_t head_dim = unit * (1 + op_below(env, 80 / unit)), rotary_dim = unit * (1 + op_below(env, head_dim / unit));
   int64_t kv_heads = 1 + op_below(env, 3), heads = kv_heads * (1 + op_below(env, 3)), kv_rows = n + op_below(env, 5);
   bool inverse = op_coin(env), placed = op_coin(env), in_place = !placed && op_coin(env);
   int32_t positions[512], places[512];

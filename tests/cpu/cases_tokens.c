@@ -17,7 +17,7 @@ static int32_t *distinct(op_env *env, int64_t count, int64_t total) {
 }
 
 static void gather_rows(op_env *env) {
-  int64_t src_rows = op_size(env), d = op_size(env), count = op_size(env), extra = op_below(env, 4);
+  int64_t src_rows = op_size(env), count = op_size(env), d = op_width(env, count), extra = op_below(env, 4);
   bool to_list = op_coin(env), from_list = count > src_rows || op_coin(env);
   int32_t *from = (int32_t *)op_array(env, count), *to = distinct(env, count, count + extra);
   for (int32_t i = 0; i < count; i++) from[i] = from_list ? (int32_t)op_below(env, src_rows) : i;
@@ -36,7 +36,7 @@ static void gather_rows(op_env *env) {
 }
 
 static void scatter_add_rows(op_env *env) {
-  int64_t src_rows = op_size(env), d = op_size(env), count = op_size(env), dst_rows = count + op_below(env, 4);
+  int64_t src_rows = op_size(env), count = op_size(env), d = op_width(env, count), dst_rows = count + op_below(env, 4);
   int32_t *offsets = (int32_t *)op_array(env, count + 1), *from = (int32_t *)op_array(env, 6 * count);
   int32_t *to = distinct(env, count, dst_rows);
   for (int64_t j = 0; j < count; j++) {
@@ -84,7 +84,8 @@ typedef struct tokens {
 } tokens;
 
 static tokens random_tokens(op_env *env) {
-  tokens t = {.images = 1 + op_below(env, 3), .patches = 1 + op_below(env, 40), .d = op_size(env)};
+  tokens t = {.images = 1 + op_below(env, 3), .patches = 1 + op_below(env, 40)};
+  t.d = op_width(env, t.patches);
   t.registers = op_coin(env) ? 1 + op_below(env, 4) : 0;
   t.cls = op_below(env, 2);
   t.cls_position = t.cls ? op_below(env, 2) : 0;
@@ -149,7 +150,7 @@ static void vit_embed_backward(op_env *env) {
 }
 
 static void sinusoid(op_env *env) {
-  int64_t n = op_size(env), half = op_size(env);
+  int64_t n = op_size(env), half = op_width(env, n);
   int32_t *timesteps = (int32_t *)op_array(env, n);
   for (int64_t i = 0; i < n; i++) timesteps[i] = (int32_t)op_below(env, 100);
   op_operand list = op_ints(env, 1, n, timesteps), y = op_result(env, OP_T, n, 2 * half);
@@ -165,14 +166,14 @@ static void sinusoid(op_env *env) {
 }
 
 static void convert(op_env *env) {
-  int64_t n = op_size(env), d = op_size(env);
+  int64_t n = op_size(env), d = op_width(env, n);
   op_operand src = op_random(env, OP_T_OR_F32, n, d, 1, 0), dst = op_result(env, OP_T_OR_F32, n, d);
   OP_RUN(env, convert, .src = src.at[side], .dst = dst.at[side]);
   op_compare(env, "dst", &dst, src.host);
 }
 
 static void fill(op_env *env) {
-  int64_t n = op_size(env), d = op_size(env);
+  int64_t n = op_size(env), d = op_width(env, n);
   double value = op_coin(env) ? 0 : op_normal(env);
   op_operand dst = op_result(env, OP_T_OR_F32, n, d), list = op_int_result(env, 1, d);
   double *expected = op_array(env, n * d), *sevens = op_array(env, d);

@@ -46,11 +46,19 @@ bool op_coin(op_env *env) {
   return op_below(env, 2) == 1;
 }
 
+int64_t op_rounded(op_env *env, int64_t size) {
+  return env->wide && op_below(env, 4) > 0 ? (size + 7) / 8 * 8 : size;
+}
+
 int64_t op_size(op_env *env) {
   static const int64_t sizes[] = {1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 33, 64, 65, 100, 127, 129, 257, 300};
   int64_t count = 0;
   while (count < (int64_t)(sizeof sizes / sizeof sizes[0]) && sizes[count] <= env->max_size) count++;
-  return sizes[op_below(env, count)];
+  return op_rounded(env, sizes[op_below(env, count)]);
+}
+
+int64_t op_width(op_env *env, int64_t rows) {
+  return rows < 40 && op_below(env, 4) == 0 ? op_rounded(env, 2049 + op_below(env, 400)) : op_size(env);
 }
 
 int64_t op_depth(op_env *env) {
@@ -129,7 +137,8 @@ static hv_dtype stored_dtype(op_env *env, op_kind kind) {
 
 /* Lists and one-row operands lie without gaps anyway. */
 static int64_t random_gap(op_env *env, int64_t rows) {
-  return rows > 1 && op_coin(env) ? 1 + op_below(env, 9) : 0;
+  if (rows <= 1 || op_coin(env)) return 0;
+  return env->wide ? 8 : 1 + op_below(env, 9);
 }
 
 static op_operand empty_operand(op_env *env, op_kind kind, int64_t rows, int64_t cols) {

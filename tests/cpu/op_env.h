@@ -16,6 +16,7 @@ typedef struct op_env {
   hv_stream *stream[OP_SIDES];
   hv_dtype dtype;   /* T of the device under test */
   int64_t max_size; /* of a random dimension */
+  bool wide;        /* sizes and gaps are mostly multiples of 8, which kernels move 16 bytes at a time */
   uint64_t seed, draws;
   const char *name; /* of the case, for messages */
   uint64_t digest;  /* of all results of the device under test so far */
@@ -49,8 +50,11 @@ double op_uniform(op_env *env, double low, double high);
 double op_normal(op_env *env);
 int64_t op_below(op_env *env, int64_t limit);
 bool op_coin(op_env *env);
-int64_t op_size(op_env *env);  /* an awkward dimension: 1, odd, just beside a power of two; at most max_size */
-int64_t op_depth(op_env *env); /* the same, and now and then more than matrix products sum at once */
+int64_t op_size(op_env *env); /* an awkward dimension: 1, odd, just beside a power of two; at most about max_size */
+/* Columns of so many rows: the same, and, of few rows, now and then more than 256 threads take at once, 8 each. */
+int64_t op_width(op_env *env, int64_t rows);
+int64_t op_depth(op_env *env);                 /* the same, and now and then more than matrix products sum at once */
+int64_t op_rounded(op_env *env, int64_t size); /* to a multiple of 8, mostly, where `wide` is set */
 hv_activation op_activation(op_env *env, bool none);
 
 /* Operands: random normals times `scale` plus `offset`, or given values, which are rounded to how they are stored. */
