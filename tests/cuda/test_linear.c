@@ -148,6 +148,21 @@ static void odd_rows(void **state) {
   close_both(&env);
 }
 
+/* More rows than lie in float between the two passes at once: 4,096 of 1,024 columns. */
+static void many_rows(void **state) {
+  (void)state;
+  enum { ROWS = 4100, WIDTH = 1024, DEPTH = 8 };
+  variant all = {.activation = HV_ACT_GELU, .bias = true, .residual = true, .in_place = true, .pre = true};
+  op_env env;
+  open_both(&env, HV_BF16, "1");
+  env.name = "many rows";
+  env.seed = 1;
+  run_linear(&env, (shape){ROWS, DEPTH, WIDTH}, all);
+  op_env_clear(&env);
+  run_backward_input(&env, (shape){ROWS, WIDTH, DEPTH}, all);
+  close_both(&env);
+}
+
 /* Nothing to do is done without a fault. */
 static void no_rows(void **state) {
   (void)state;
@@ -173,6 +188,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(backward_weight_fp32),
       cmocka_unit_test(backward_weight_bf16),
       cmocka_unit_test(odd_rows),
+      cmocka_unit_test(many_rows),
       cmocka_unit_test(no_rows),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
