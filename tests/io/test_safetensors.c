@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 
 #include "core/base/text.h"
+#include "core/io/json.h"
 #include "core/io/safetensors.h"
+#include "core/io/safetensors_shards.h"
 #include "tests/check.h"
 
 /* A file's bytes from its header and a count of data bytes (0, 1, 2, …). */
@@ -210,7 +212,7 @@ static void shards_are_one_model(void **state) {
   assert_error(hv_safetensors_open(folder, &file), "2 of 3 files", "model-2.safetensors", "model-3.safetensors");
   write_shard(folder, "model-2.safetensors", "y");
   write_shard(folder, "model-3.safetensors", "other");
-  assert_error(hv_safetensors_open(folder, &file), "z should be in model-3.safetensors");
+  assert_error(hv_safetensors_open(folder, &file), "1 tensors are not where", "z should be in model-3.safetensors");
   write_shard(folder, "model-3.safetensors", "x");
   assert_error(hv_safetensors_open(folder, &file), "tensor x is in both");
   write_shard(folder, "model-3.safetensors", "z");
@@ -221,6 +223,78 @@ static void shards_are_one_model(void **state) {
   assert_memory_equal(tensor->data, "abc", 3);
   assert_non_null(strstr(tensor->file, "model-2.safetensors"));
   hv_safetensors_close(file);
+}
+
+/* Tensors of bytes, but for the one without dimensions, and the file that each lies in where eight bytes fill one. */
+static const struct {
+  const char *name;
+  int32_t rank;
+  int64_t count;
+  int file;
+} cut[] = {{"a", 1, 3, 1},   {"b", 1, 5, 1}, {"none", 1, 0, 1},  {"c", 1, 1, 2},
+           {"one", 0, 1, 2}, {"d", 1, 7, 3}, {"wide", 2, 20, 4}, {"last", 1, 0, 5}};
+enum { CUT = sizeof cut / sizeof *cut, CUT_BYTES = 37 };
+
+static hv_safetensors_shards *declare_cut(const char *folder, int64_t limit) {
+  hv_safetensors_shards *shards;
+  assert_ok(hv_safetensors_shards_open(folder, limit, &shards));
+  for (int i = 0; i < CUT; i++) {
+    const int64_t shape[] = {cut[i].rank == 2 ? cut[i].count / 4 : cut[i].count, 4};
+    assert_ok(hv_safetensors_shards_declare(shards, cut[i].name, HV_U8, cut[i].rank, shape));
+  }
+  return shards;
+}
+
+static void expect_cut(const char *folder, const uint8_t *data, bool sharded) {
+  hv_safetensors *file;
+  assert_ok(hv_safetensors_open(folder, &file));
+  assert_int_equal(hv_safetensors_count(file), CUT);
+  for (int i = 0; i < CUT; i++) {
+    const hv_file_tensor *tensor;
+    char name[64] = "/model.safetensors";
+    assert_ok(hv_safetensors_require(file, cut[i].name, &tensor));
+    assert_int_equal(tensor->rank, cut[i].rank);
+    assert_int_equal(tensor->size, cut[i].count);
+    assert_memory_equal(tensor->data, data, tensor->size);
+    data += tensor->size;
+    if (sharded) snprintf(name, sizeof name, "/model-%05d-of-00005.safetensors", cut[i].file);
+    assert_string_equal(strrchr(tensor->file, '/'), name);
+  }
+  hv_safetensors_close(file);
+}
+
+static void tensors_are_cut_into_files_at_the_limit(void **state) {
+  uint8_t data[CUT_BYTES];
+  for (int i = 0; i < CUT_BYTES; i++) data[i] = (uint8_t)(i + 1);
+  for (int sharded = 0; sharded < 2; sharded++) {
+    const char *folder = in_folder(*state, sharded ? "cut" : "whole");
+    assert_ok(hv_make_directories(folder));
+    hv_safetensors_shards *shards = declare_cut(folder, sharded ? 8 : 0);
+    for (size_t at = 0; at < CUT_BYTES; at += 4) {
+      assert_ok(hv_safetensors_shards_write(shards, data + at, CUT_BYTES - at < 4 ? CUT_BYTES - at : 4));
+    }
+    assert_ok(hv_safetensors_shards_commit(shards));
+    expect_cut(folder, data, sharded);
+  }
+  json_t *index;
+  assert_ok(hv_json_load(in_folder(*state, "cut/model.safetensors.index.json"), &index));
+  const json_t *total = json_object_get(json_object_get(index, "metadata"), "total_size");
+  assert_int_equal(json_integer_value(total), CUT_BYTES);
+  json_decref(index);
+}
+
+static void files_want_the_data_that_was_declared(void **state) {
+  static const uint8_t data[CUT_BYTES + 1] = {0};
+  const char *folder = in_folder(*state, "more");
+  assert_ok(hv_make_directories(folder));
+  hv_safetensors_shards *shards = declare_cut(folder, 8);
+  assert_error(hv_safetensors_shards_declare(shards, "bad", HV_U8, 1, (const int64_t[]){-1}), "bad", "out of range");
+  assert_error(hv_safetensors_shards_declare(shards, "bad", HV_F32, 1, (const int64_t[]){INT64_MAX}), "out of range");
+  assert_error(hv_safetensors_shards_write(shards, data, CUT_BYTES + 1), "more data than was declared");
+  hv_safetensors_shards_abort(shards);
+  shards = declare_cut(folder, 8);
+  assert_ok(hv_safetensors_shards_write(shards, data, CUT_BYTES - 1));
+  assert_error(hv_safetensors_shards_commit(shards), "20 bytes of data were declared, 19 written");
 }
 
 static void an_index_stays_in_its_directory(void **state) {
@@ -271,6 +345,8 @@ int main(void) {
       cmocka_unit_test(an_incomplete_file_never_appears),
       cmocka_unit_test(a_file_of_six_gigabytes_is_read),
       cmocka_unit_test(shards_are_one_model),
+      cmocka_unit_test(tensors_are_cut_into_files_at_the_limit),
+      cmocka_unit_test(files_want_the_data_that_was_declared),
       cmocka_unit_test(an_index_stays_in_its_directory),
       cmocka_unit_test(files_that_are_something_else_are_named),
       cmocka_unit_test(files_of_pytorchs_library_are_read),
