@@ -61,6 +61,44 @@ static void fewer_bits_are_told_of_where_nothing_else_fits(void **state) {
   json_decref(result);
 }
 
+/* A row of the table that "plan" makes for one GPU of so many bytes, the tiny model and a batch of so many samples. */
+static json_t *plan_row(int code, int batch, double bytes) {
+  char arguments[512];
+  snprintf(arguments, sizeof arguments,
+           CONFIG("tiny.yaml") "--device cpu --gpu-memory %.9f --set train.batch_size=%d --set train.micro_batch=0",
+           bytes * 1e-9, batch);
+  json_t *result = plan(code, arguments);
+  json_t *row = json_incref(json_array_get(json_object_get(result, "table"), 0));
+  json_decref(result);
+  return row;
+}
+
+static double size_of_row(int batch) {
+  json_t *row = plan_row(0, batch, 1e9);
+  double bytes = bytes_of(row, "total");
+  assert_int_equal(json_integer_value(json_object_get(row, "micro_batch")), batch);
+  json_decref(row);
+  return bytes;
+}
+
+/* With that room, the largest micro-batch that divides the batch and fits. */
+static void assert_micro_batch(int code, int batch, double bytes, int expected) {
+  json_t *row = plan_row(code, batch, bytes);
+  assert_int_equal(json_integer_value(json_object_get(row, "micro_batch")), expected);
+  assert_int_equal(json_is_true(json_object_get(row, "fits")), bytes_of(row, "total") <= bytes);
+  json_decref(row);
+}
+
+static void the_largest_micro_batch_that_fits_is_found(void **state) {
+  (void)state;
+  double one = size_of_row(1), two = size_of_row(2), three = size_of_row(3);
+  assert_true(one < two && two < three);
+  assert_micro_batch(0, 3, three, 3);
+  assert_micro_batch(1, 3, three - 1, 1);
+  assert_micro_batch(1, 2, two - 1, 1);
+  assert_micro_batch(1, 1, one - 1, 1);
+}
+
 static void what_cannot_run_is_told(void **state) {
   (void)state;
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
@@ -139,6 +177,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(seven_billion_are_planned_without_them),
       cmocka_unit_test(fewer_bits_are_told_of_where_nothing_else_fits),
+      cmocka_unit_test(the_largest_micro_batch_that_fits_is_found),
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
