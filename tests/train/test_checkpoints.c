@@ -162,8 +162,9 @@ static void passes_over_a_manifest_that_cannot_be(void **state) {
   set_in_manifest(*state, "run", 5, "samples", INT64_MAX);
   set_in_manifest(*state, "run", 4, "updates", -1);
   set_in_manifest(*state, "run", 3, "updates", 4);
+  set_in_manifest(*state, "run", 2, "parameters", 0);
   expect_train(0, run_arguments(*state, "run", "--resume"), "step-6/state.json: no run stands at", "step-5/state.json",
-               "step-4/state.json", "step-3/state.json", "resumed from", "step-2", NULL);
+               "step-4/state.json", "step-3/state.json", "step-2/state.json", "resumed from", "step-1", NULL);
 }
 
 /* Of a newer version, or on a disk that is failing: what the run has come to stays as it is. */

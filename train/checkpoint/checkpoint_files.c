@@ -175,13 +175,14 @@ static hv_status parse_files(const char *path, const json_t *files, hv_manifest 
 }
 
 static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *out) {
-  json_int_t format, step, updates, samples, seed, ranks = 1, parameters = 0;
+  json_int_t format, step, updates, samples, seed, parameters, ranks = 1;
   const char *dtype, *sharding = "";
-  if (json_unpack(state, "{s:I, s:I, s:I, s:I, s:I, s:s, s?I, s?I, s?s}", "format", &format, "step", &step, "updates",
-                  &updates, "samples", &samples, "seed", &seed, "dtype", &dtype, "ranks", &ranks, "parameters",
-                  &parameters, "sharding", &sharding) != 0) {
+  if (json_unpack(state, "{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s?I, s?s}", "format", &format, "step", &step, "updates",
+                  &updates, "samples", &samples, "seed", &seed, "dtype", &dtype, "parameters", &parameters, "ranks",
+                  &ranks, "sharding", &sharding) != 0) {
     return hv_error(HV_ERR_INPUT,
-                    "%s: not the state of a run: format, step, updates, samples, seed and dtype are needed", path);
+                    "%s: not the state of a run: format, step, updates, samples, seed, dtype and parameters are needed",
+                    path);
   }
   if (format != FORMAT && format != FORMAT_WITHOUT_DIGESTS) {
     return hv_error(HV_ERR_INPUT, "%s: format %lld; this program reads formats 1 to %d", path, (long long)format,
@@ -190,7 +191,7 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   if (ranks < 1 || ranks > HV_CHECKPOINT_RANKS) {
     return hv_error(HV_ERR_INPUT, "%s: ranks is not a number from 1 to %d", path, HV_CHECKPOINT_RANKS);
   }
-  if (step < 0 || updates < 0 || updates > step || samples < 0 || samples > MOST_COUNTED || parameters < 0) {
+  if (step < 0 || updates < 0 || updates > step || samples < 0 || samples > MOST_COUNTED || parameters < 1) {
     return hv_error(HV_ERR_INPUT,
                     "%s: no run stands at step %lld after %lld updates and %lld samples, with %lld parameters", path,
                     (long long)step, (long long)updates, (long long)samples, (long long)parameters);
