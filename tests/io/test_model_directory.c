@@ -119,6 +119,34 @@ static void all_misfits_are_told_at_once(void **state) {
   close_store(&s);
 }
 
+/* A file that lacks what a tower is recognised by, and holds integers where a parameter is expected. */
+static void what_no_parameter_can_be_is_told(void **state) {
+  static const int64_t values[2] = {1, 2};
+  const char *path = in_folder(*state, "odd");
+  store s = open_store(PARITY "one_arm", 0);
+  hv_safetensors_writer *writer;
+  hv_model_directory directory;
+  hv_params *params;
+  assert_ok(hv_make_directories(path));
+  assert_ok(hv_model_config_save(in_folder(path, "config.json"), &s.directory.model));
+  assert_ok(hv_safetensors_writer_open(in_folder(path, "model.safetensors"), &writer));
+  assert_ok(hv_safetensors_writer_declare(writer, "whole.numbers", HV_I64, 1, (const int64_t[]){2}));
+  assert_ok(hv_safetensors_writer_write(writer, values, sizeof values));
+  assert_ok(hv_safetensors_writer_commit(writer));
+  assert_ok(hv_model_directory_open(path, &directory));
+  assert_false(directory.model.config.vision[0].patch_bias);
+  assert_false(directory.model.config.vision[0].class_position);
+  assert_ok(hv_params_open(s.device, HV_F32, &params));
+  hv_params_begin_group(params, "all");
+  hv_params_declare(params, &(hv_param_spec){.name = "whole.numbers", .rank = 1, .shape = {2}});
+  assert_ok(hv_params_allocate(params));
+  assert_error(hv_model_directory_check(&directory, params), "1 of 1 parameters", "whole.numbers has dtype I64",
+               "F32, BF16, F16 or F64 is expected");
+  hv_params_close(params);
+  hv_model_directory_close(&directory);
+  close_store(&s);
+}
+
 static void a_folder_without_a_model_is_named(void **state) {
   hv_model_directory directory;
   assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent", "is no directory");
@@ -263,7 +291,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(the_file_says_what_the_config_does_not), cmocka_unit_test(parameters_are_filled_from_the_file),
       cmocka_unit_test(all_misfits_are_told_at_once),           cmocka_unit_test(a_folder_without_a_model_is_named),
       cmocka_unit_test(a_saved_model_opens_the_same),           cmocka_unit_test(a_full_disk_leaves_the_old_model),
-      cmocka_unit_test(a_killed_save_leaves_a_whole_model),     cmocka_unit_test(a_directory_takes_anothers_place),
+      cmocka_unit_test(what_no_parameter_can_be_is_told),       cmocka_unit_test(a_killed_save_leaves_a_whole_model),
+      cmocka_unit_test(a_directory_takes_anothers_place),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
