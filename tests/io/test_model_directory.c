@@ -147,6 +147,49 @@ static void what_no_parameter_can_be_is_told(void **state) {
   close_store(&s);
 }
 
+/* Tensors that no parameter has: more elements than are written at a time, and ones that are not rounded. */
+static void what_is_carried_comes_whole(void **state) {
+  enum { MANY = 600001 };
+  static const int64_t ids[3] = {1, -2, INT64_MAX};
+  const char *from = in_folder(*state, "carried.safetensors"), *path = in_folder(*state, "carrying");
+  float *values = malloc(MANY * sizeof *values);
+  assert_non_null(values);
+  for (int i = 0; i < MANY; i++) values[i] = (float)(i % 251);
+  store s = open_store(PARITY "one_arm", 0);
+  hv_safetensors_writer *writer;
+  hv_safetensors *carry;
+  assert_ok(hv_safetensors_writer_open(from, &writer));
+  assert_ok(hv_safetensors_writer_declare(writer, "ids", HV_I64, 1, (const int64_t[]){3}));
+  assert_ok(hv_safetensors_writer_declare(writer, "many", HV_F32, 2, (const int64_t[]){1, MANY}));
+  assert_ok(hv_safetensors_writer_write(writer, ids, sizeof ids));
+  assert_ok(hv_safetensors_writer_write(writer, values, MANY * sizeof *values));
+  assert_ok(hv_safetensors_writer_commit(writer));
+  assert_ok(hv_safetensors_open(from, &carry));
+  for (int convert = 0; convert < 2; convert++) {
+    hv_model_save save = {
+        .model = &s.directory.model, .dtype = HV_BF16, .carry = carry, .convert_carried = convert == 1};
+    const hv_file_tensor *many, *three;
+    hv_safetensors *back;
+    assert_ok(hv_model_directory_save(path, &save, NULL));
+    assert_ok(hv_safetensors_open(path, &back));
+    assert_ok(hv_safetensors_require(back, "ids", &three));
+    assert_int_equal(three->dtype, HV_I64);
+    assert_memory_equal(three->data, ids, sizeof ids);
+    assert_ok(hv_safetensors_require(back, "many", &many));
+    assert_int_equal(many->dtype, convert ? HV_BF16 : HV_F32);
+    assert_int_equal(many->count, MANY);
+    for (int i = 0; i < MANY; i++) {
+      float found;
+      hv_file_tensor_read_f32(many, i, 1, &found);
+      if (found != values[i]) fail_msg("element %d is %g", i, (double)found);
+    }
+    hv_safetensors_close(back);
+  }
+  hv_safetensors_close(carry);
+  close_store(&s);
+  free(values);
+}
+
 static void a_folder_without_a_model_is_named(void **state) {
   hv_model_directory directory;
   assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent", "is no directory");
@@ -291,8 +334,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(the_file_says_what_the_config_does_not), cmocka_unit_test(parameters_are_filled_from_the_file),
       cmocka_unit_test(all_misfits_are_told_at_once),           cmocka_unit_test(a_folder_without_a_model_is_named),
       cmocka_unit_test(a_saved_model_opens_the_same),           cmocka_unit_test(a_full_disk_leaves_the_old_model),
-      cmocka_unit_test(what_no_parameter_can_be_is_told),       cmocka_unit_test(a_killed_save_leaves_a_whole_model),
-      cmocka_unit_test(a_directory_takes_anothers_place),
+      cmocka_unit_test(what_no_parameter_can_be_is_told),       cmocka_unit_test(what_is_carried_comes_whole),
+      cmocka_unit_test(a_killed_save_leaves_a_whole_model),     cmocka_unit_test(a_directory_takes_anothers_place),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
