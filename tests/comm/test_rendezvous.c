@@ -279,34 +279,63 @@ static void the_first_host_of_a_node_list_is_found(void **state) {
   }
 }
 
-static const char *const launch_keys[] = {"MASTER_ADDR",  "MASTER_PORT",         "TORCHELASTIC_USE_AGENT_STORE",
-                                          "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_RANK",
+static const char *const launch_keys[] = {"MASTER_ADDR",
+                                          "MASTER_PORT",
+                                          "TORCHELASTIC_USE_AGENT_STORE",
+                                          "SLURM_JOB_ID",
+                                          "SLURM_STEP_ID",
+                                          "SLURM_STEP_NODELIST",
+                                          "SLURM_JOB_NODELIST",
+                                          "SLURM_LAUNCH_NODE_IPADDR",
+                                          "OMPI_COMM_WORLD_RANK",
                                           "PMI_RANK"};
 
+static void expect_place(const hv_launch *launch, const char *host, int port) {
+  hv_meeting_place place;
+  assert_ok(hv_meeting_place_find(launch, &place));
+  assert_string_equal(place.host, host);
+  assert_int_equal(place.port, port);
+}
+
 static void the_meeting_place_is_read_from_the_environment(void **state) {
+  (void)state;
+  hv_meeting_place place;
+  hv_launch torchrun = {.rank = 1, .size = 2, .rank_key = "RANK"};
+  for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i++) unsetenv(launch_keys[i]);
+  assert_error(hv_meeting_place_find(&torchrun, &place), "set MASTER_ADDR");
+  setenv("MASTER_ADDR", "node1", 1);
+  assert_error(hv_meeting_place_find(&torchrun, &place), "MASTER_PORT is \"(not set)\"");
+  static const char *const no_ports[] = {"70000", "65535", "0", "29500x", ""};
+  for (size_t i = 0; i < sizeof no_ports / sizeof no_ports[0]; i++) {
+    setenv("MASTER_PORT", no_ports[i], 1);
+    assert_error(hv_meeting_place_find(&torchrun, &place), "MASTER_PORT is", no_ports[i], "from 1 to 65534");
+  }
+  setenv("MASTER_PORT", "65534", 1);
+  expect_place(&torchrun, "node1", 65534);
+  setenv("MASTER_PORT", "29500", 1);
+  expect_place(&torchrun, "node1", 29500);
+  setenv("TORCHELASTIC_USE_AGENT_STORE", "True", 1);
+  expect_place(&torchrun, "node1", 29501);
+  unsetenv("MASTER_ADDR");
+}
+
+/* Ports are a job's and a step's own: the steps of a job may run at one time. */
+static void the_meeting_place_of_a_slurm_job_is_its_own(void **state) {
   (void)state;
   hv_meeting_place place;
   hv_launch torchrun = {.rank = 1, .size = 2, .rank_key = "RANK"},
             slurm = {.rank = 1, .size = 2, .rank_key = "SLURM_PROCID"};
   for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i++) unsetenv(launch_keys[i]);
-  assert_error(hv_meeting_place_find(&torchrun, &place), "set MASTER_ADDR");
-  setenv("MASTER_ADDR", "node1", 1);
-  assert_error(hv_meeting_place_find(&torchrun, &place), "MASTER_PORT is \"(not set)\"");
-  setenv("MASTER_PORT", "70000", 1);
-  assert_error(hv_meeting_place_find(&torchrun, &place), "MASTER_PORT is \"70000\"");
-  setenv("MASTER_PORT", "29500", 1);
-  assert_ok(hv_meeting_place_find(&torchrun, &place));
-  assert_string_equal(place.host, "node1");
-  assert_int_equal(place.port, 29500);
-  setenv("TORCHELASTIC_USE_AGENT_STORE", "True", 1);
-  assert_ok(hv_meeting_place_find(&torchrun, &place));
-  assert_int_equal(place.port, 29501);
-  unsetenv("MASTER_ADDR");
   setenv("SLURM_JOB_ID", "4711", 1);
+  assert_error(hv_meeting_place_find(&slurm, &place), "SLURM_PROCID makes this rank 1 of 2", "set MASTER_ADDR");
+  setenv("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.7", 1);
+  expect_place(&slurm, "10.0.0.7", 22977);
+  setenv("SLURM_JOB_NODELIST", "big[2,4]", 1);
+  expect_place(&slurm, "big2", 22977);
   setenv("SLURM_STEP_NODELIST", "node[7-9]", 1);
-  assert_ok(hv_meeting_place_find(&slurm, &place));
-  assert_string_equal(place.host, "node7");
-  assert_true(place.port >= 20000 && place.port < 30000);
+  setenv("SLURM_STEP_ID", "3", 1);
+  expect_place(&slurm, "node7", 22980);
+  assert_error(hv_meeting_place_find(&torchrun, &place), "RANK makes this rank 1 of 2", "set MASTER_ADDR");
 }
 
 static void two_ranks_on_one_card_are_refused(void **state) {
@@ -348,6 +377,7 @@ int main(void) {
       cmocka_unit_test(nobody_there_is_one_clear_line),
       cmocka_unit_test(the_first_host_of_a_node_list_is_found),
       cmocka_unit_test(the_meeting_place_is_read_from_the_environment),
+      cmocka_unit_test(the_meeting_place_of_a_slurm_job_is_its_own),
       cmocka_unit_test(two_ranks_on_one_card_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
