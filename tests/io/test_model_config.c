@@ -102,6 +102,10 @@ static void optional_keys_are_read(void **state) {
   assert_ok(read_with("special_tokens.empty", "null", HV_UNKNOWN_KEEP, &model));
   assert_int_equal(model.config.token_empty, -1);
   hv_model_config_free(&model);
+  assert_ok(read_with("action_tokens.base", "256", HV_UNKNOWN_KEEP, &model)); /* as many as bins */
+  hv_model_config_free(&model);
+  assert_ok(read_with("action_tokens.base", "280", HV_UNKNOWN_KEEP, &model)); /* the end of the vocabulary */
+  hv_model_config_free(&model);
 }
 
 static void every_missing_key_is_named_with_its_file(void **state) {
