@@ -322,9 +322,10 @@ static hv_status queue_product(const trial *t, const cublasLtMatmulAlgo_t *algor
   const plan *p = t->p;
   const float one = 1.0f, beta = p->key.has_c ? 1.0f : 0.0f;
   const void *c = p->key.has_c ? args->c.data : args->d.data;
+  cublasLtMatrixLayout_t layout_c = c == args->d.data ? p->d : p->c; /* in place, one layout is asked for */
   return check(t->matmul,
-               lt->Matmul(t->matmul->handle, p->product, &one, args->b.data, p->b, args->a.data, p->a, &beta, c, p->c,
-                          args->d.data, p->d, algorithm, t->workspace, WORKSPACE, (cudaStream_t)t->queue),
+               lt->Matmul(t->matmul->handle, p->product, &one, args->b.data, p->b, args->a.data, p->a, &beta, c,
+                          layout_c, args->d.data, p->d, algorithm, t->workspace, WORKSPACE, (cudaStream_t)t->queue),
                "multiplying");
 }
 
