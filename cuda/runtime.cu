@@ -117,8 +117,15 @@ hv_device_room hv_runtime_room(const hv_runtime *runtime) {
   return room;
 }
 
+/* CUDA waits for itself when memory is given back, as far as is known, but promises no more than that it may. */
+static void wait_for_card(const hv_runtime *runtime) {
+  hv_runtime_use(runtime);
+  (void)cudaDeviceSynchronize(); /* an error is one of a queue's work, which the queue tells */
+}
+
 void hv_runtime_release(hv_runtime *runtime, void *memory) {
-  (void)runtime;
+  if (!memory) return;
+  wait_for_card(runtime);
   (void)cudaFree(memory);
 }
 
@@ -132,7 +139,8 @@ hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char
 }
 
 void hv_runtime_release_host(hv_runtime *runtime, void *memory) {
-  (void)runtime;
+  if (!memory) return;
+  wait_for_card(runtime);
   (void)cudaFreeHost(memory);
 }
 
