@@ -173,12 +173,76 @@ static void what_nothing_touches_is_zero(void **state) {
   close_store(&s);
 }
 
+enum { WIDE = 96, VALUES = WIDE * WIDE };
+
+/* Parameters of one shape in the order of `names`, initialised; values of the parameter `asked`. */
+static void initial_values(const char *const names[4], uint64_t seed, const char *asked, float *values) {
+  static const hv_init inits[] = {HV_INIT_NORMAL, HV_INIT_XAVIER, HV_INIT_ZERO, HV_INIT_ONE};
+  hv_device *device;
+  hv_stream *stream;
+  hv_params *params;
+  assert_ok(hv_cpu_device_open(NULL, &device));
+  assert_ok(hv_stream_open(device, &stream));
+  assert_ok(hv_params_open(device, HV_F32, &params));
+  hv_params_begin_group(params, "all");
+  for (int i = 0; i < 4; i++) {
+    int kind = names[i][0] - 'a'; /* how it begins says how it is initialised */
+    hv_params_declare(params,
+                      &(hv_param_spec){.name = names[i], .rank = 2, .shape = {WIDE, WIDE}, .init = inits[kind]});
+  }
+  assert_ok(hv_params_allocate(params));
+  assert_ok(hv_params_initialize(params, seed, stream));
+  assert_ok(hv_param_read(params, hv_params_find(params, asked), HV_F32, values, stream));
+  hv_params_close(params);
+  hv_stream_close(stream);
+  hv_device_close(device);
+}
+
+/* Least, largest, mean and root mean square. */
+static void assert_spread(const float *values, double bound, double mean, double scale) {
+  double sum = 0, squares = 0;
+  for (int i = 0; i < VALUES; i++) {
+    assert_true(fabs((double)values[i]) <= bound);
+    sum += values[i];
+    squares += (double)values[i] * values[i];
+  }
+  assert_true(fabs(sum / VALUES - mean) < 0.05 * scale);
+  assert_true(fabs(sqrt(squares / VALUES) - scale) < 0.03 * scale);
+}
+
+/* As a new head gets them: a function of seed and name, whatever else there is. */
+static void initial_values_are_a_names_own(void **state) {
+  (void)state;
+  static const char *const names[] = {"a.first", "a.second", "b.uniform", "d.ones"};
+  static const char *const others[] = {"c.zeros", "b.uniform", "a.second", "a"};
+  static float first[VALUES], second[VALUES], found[VALUES];
+  double bound = sqrt(6.0 / (2 * WIDE));
+  initial_values(names, 7, "a.first", first);
+  initial_values(names, 7, "a.second", second);
+  assert_spread(first, 0.15, 0, 0.02);
+  assert_spread(second, 0.15, 0, 0.02);
+  int same = 0;
+  for (int i = 0; i < VALUES; i++) same += first[i] == second[i];
+  assert_true(same < VALUES / 100);
+  initial_values(others, 7, "a.second", found);
+  assert_memory_equal(found, second, sizeof found);
+  initial_values(names, 8, "a.second", found);
+  assert_memory_not_equal(found, second, sizeof found);
+  initial_values(names, 7, "b.uniform", found);
+  assert_spread(found, bound, 0, bound / sqrt(3));
+  initial_values(names, 7, "d.ones", found);
+  assert_spread(found, 1, 1, 1);
+  initial_values(others, 7, "c.zeros", found);
+  for (int i = 0; i < VALUES; i++) assert_true(found[i] == 0);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(first_product_sets),
       cmocka_unit_test(later_products_add),
       cmocka_unit_test(stacks_may_begin_in_parts),
       cmocka_unit_test(what_nothing_touches_is_zero),
+      cmocka_unit_test(initial_values_are_a_names_own),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
