@@ -84,6 +84,9 @@ static void flat_actions(hid_t file) {
 static void narrow_actions(hid_t file) {
   replace(file, ACTIONS, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){6, 6});
 }
+static void deep_actions(hid_t file) {
+  replace(file, ACTIONS, H5T_NATIVE_DOUBLE, 9, (hsize_t[]){6, 7, 1, 1, 1, 1, 1, 1, 1});
+}
 static void compound_actions(hid_t file) {
   hid_t type = H5Tcreate(H5T_COMPOUND, 16);
   H5Tinsert(type, "x", 0, H5T_NATIVE_DOUBLE);
@@ -190,6 +193,7 @@ static const damage damages[] = {
     {"integer actions", integer_actions, STATS, 2, ACTIONS, {"i32 (6, 7)", "floating-point"}, "demo_1"},
     {"flat actions", flat_actions, STATS, 2, ACTIONS, {"f64 (6)", "(steps, dimensions)"}, "demo_1"},
     {"narrow actions", narrow_actions, STATS, 2, "demo_1", {"6 dimensions", "7"}, "demo_1"},
+    {"actions in nine dimensions", deep_actions, STATS, 2, ACTIONS, {"has 9 dimensions", "at most 8"}, "demo_1"},
     {"compound actions", compound_actions, STATS, 2, ACTIONS, {"compound", "floating-point"}, "demo_1"},
     {"float images", float_images, INSPECT, 2, IMAGE, {"f32 (6, 8, 10, 3)", "u8"}, "demo_1"},
     {"channels first",

@@ -101,6 +101,19 @@ static void all_storages_read_the_same(void **state) {
   hv_hdf5_close(file);
 }
 
+/* As a copy that is begun again under the reader does it: the file is open, and then shorter. */
+static void a_frame_that_is_no_longer_there_is_told(void **state) {
+  (void)state;
+  uint8_t rgb[DEMO_FRAME];
+  hv_hdf5 *file = open_file();
+  hv_frames *frames = open_frames(file, "contiguous");
+  assert_true(frame_is_right(frames, 1));
+  assert_int_equal(truncate(path, 4096), 0);
+  assert_error(frames->read(frames, FRAMES - 1, rgb), "frames.hdf5: /contiguous: frame 19: lies beyond the end");
+  hv_frames_close(frames);
+  hv_hdf5_close(file);
+}
+
 /* Two data sets that must be read whole: with room for both they stay, with less they push each other out. */
 static void cache_keeps_to_its_limit(void **state) {
   (void)state;
@@ -166,6 +179,7 @@ int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, remove_folder),
+      cmocka_unit_test_setup_teardown(a_frame_that_is_no_longer_there_is_told, enter, remove_folder),
       cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, remove_folder),
       cmocka_unit_test_setup_teardown(threads_read_at_once, enter, remove_folder),
   };
