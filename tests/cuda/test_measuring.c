@@ -157,16 +157,129 @@ static void measuring_leaves_no_trace(void **state) {
   close_fixture(&other);
 }
 
+/* What a library's algorithm may depend on: sizes, strides in elements, offsets in bytes behind multiples of 256. */
+enum property {
+  P_ROWS,
+  P_IN,
+  P_OUT,
+  P_X_STRIDE,
+  P_WEIGHT_STRIDE,
+  P_Y_STRIDE,
+  P_RESIDUAL_STRIDE, /* 0: there is none */
+  P_X_OFFSET,
+  P_WEIGHT_OFFSET,
+  P_Y_OFFSET,
+  P_RESIDUAL_OFFSET,
+  P_BIAS_OFFSET, /* below 0: there is none */
+  P_ACTIVATION,
+  P_DTYPE,
+  P_RESULT, /* its dtype */
+  PROPERTIES
+};
+
+static hv_tensor rows_in(char *buffer, int64_t dtype, int64_t rows, int64_t cols, int64_t stride, int64_t offset) {
+  hv_tensor t = hv_tensor_make(buffer + offset, (hv_dtype)dtype, rows, cols);
+  t.row_stride = stride;
+  return t;
+}
+
+static void run_product(fixture *f, char *const *buffer, const int64_t *p) {
+  hv_linear_args args = {.activation = (hv_activation)p[P_ACTIVATION]};
+  args.x = rows_in(buffer[0], p[P_DTYPE], p[P_ROWS], p[P_IN], p[P_X_STRIDE], p[P_X_OFFSET]);
+  args.weight = rows_in(buffer[1], p[P_DTYPE], p[P_OUT], p[P_IN], p[P_WEIGHT_STRIDE], p[P_WEIGHT_OFFSET]);
+  args.y = rows_in(buffer[2], p[P_RESULT], p[P_ROWS], p[P_OUT], p[P_Y_STRIDE], p[P_Y_OFFSET]);
+  if (p[P_RESIDUAL_STRIDE] > 0) {
+    args.residual = rows_in(buffer[3], p[P_DTYPE], p[P_ROWS], p[P_OUT], p[P_RESIDUAL_STRIDE], p[P_RESIDUAL_OFFSET]);
+  }
+  if (p[P_BIAS_OFFSET] >= 0) args.bias = rows_in(buffer[4], p[P_DTYPE], 1, p[P_OUT], p[P_OUT], p[P_BIAS_OFFSET]);
+  hv_linear(f->stream, &args);
+  assert_ok(hv_stream_synchronize(f->stream));
+}
+
+/* Square operands, multiplied without a transpose and with the other transposed. */
+static void run_gradients(fixture *f, char *const *buffer, const int64_t *p) {
+  hv_tensor a = rows_in(buffer[0], p[P_DTYPE], p[P_ROWS], p[P_IN], p[P_X_STRIDE], p[P_X_OFFSET]);
+  hv_tensor b = rows_in(buffer[1], p[P_DTYPE], p[P_OUT], p[P_IN], p[P_WEIGHT_STRIDE], p[P_WEIGHT_OFFSET]);
+  hv_tensor d = rows_in(buffer[2], p[P_RESULT], p[P_ROWS], p[P_OUT], p[P_Y_STRIDE], p[P_Y_OFFSET]);
+  hv_linear_backward_input(f->stream, &(hv_linear_backward_input_args){.dy = a, .weight = b, .dx = d});
+  hv_linear_backward_weight(f->stream,
+                            &(hv_linear_backward_weight_args){.dy = a, .x = b, .dweight = d, .set_dweight = true});
+  assert_ok(hv_stream_synchronize(f->stream));
+}
+
+static int choices_made(const fixture *f) {
+  hv_text text = choices_of(f);
+  int lines = 0;
+  for (const char *at = text.data; *at; at++) lines += *at == '\n';
+  hv_text_free(&text);
+  return lines - 2; /* which say who made them */
+}
+
+/* On any device: an algorithm that suits one product may not suit another, which differs from it in one thing. */
+static void each_shape_has_a_choice(void **state) {
+  (void)state;
+  enum { BUFFERS = 5, BYTES = 16 << 10 };
+  static const struct {
+    enum property property;
+    int value;
+  } changes[] = {
+      {P_ROWS, 32},
+      {P_IN, 32},
+      {P_OUT, 32},
+      {P_X_STRIDE, 40},
+      {P_X_OFFSET, 16},
+      {P_WEIGHT_STRIDE, 48},
+      {P_WEIGHT_OFFSET, 32},
+      {P_Y_STRIDE, 56},
+      {P_RESIDUAL_STRIDE, 56},
+      {P_RESIDUAL_STRIDE, 64},
+      {P_RESIDUAL_OFFSET, 16},
+      {P_BIAS_OFFSET, 0},
+      {P_BIAS_OFFSET, 64},
+      {P_Y_OFFSET, 32},
+      {P_RESIDUAL_STRIDE, 0},
+      {P_ACTIVATION, HV_ACT_GELU_TANH},
+      {P_BIAS_OFFSET, -1},
+      {P_ACTIVATION, HV_ACT_NONE},
+      {P_DTYPE, HV_BF16},
+      {P_RESULT, HV_BF16},
+  };
+  fixture f = open_fixture(NULL, "0");
+  char *buffer[BUFFERS];
+  for (int i = 0; i < BUFFERS; i++) {
+    void *memory;
+    assert_ok(hv_device_allocate(f.device, HV_MEMORY_WORKSPACE, BYTES, "a matrix", &memory));
+    buffer[i] = memory;
+  }
+  int64_t p[PROPERTIES] = {24, 16, 16, 32, 32, 32, 0, 0, 0, 0, 0, -1, HV_ACT_NONE, HV_F32, HV_F32};
+  run_product(&f, buffer, p);
+  int choices = 1;
+  assert_int_equal(choices_made(&f), choices);
+  for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++) {
+    p[changes[i].property] = changes[i].value;
+    choices++;
+    for (int again = 0; again < 2; again++) {
+      run_product(&f, buffer, p);
+      if (choices_made(&f) != choices) fail_msg("change %zu of a product does not add one choice", i);
+    }
+  }
+  run_gradients(&f, buffer, p);
+  assert_int_equal(choices_made(&f), choices + 2);
+  for (int i = 0; i < BUFFERS; i++) hv_device_release(f.device, buffer[i]);
+  close_fixture(&f);
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
-  const struct CMUnitTest everywhere[] = {cmocka_unit_test(measuring_leaves_no_trace)};
+  const struct CMUnitTest everywhere[] = {
+      cmocka_unit_test(measuring_leaves_no_trace),
+      cmocka_unit_test(each_shape_has_a_choice),
+  };
   if (strcmp(under_test, "emu") != 0) return cmocka_run_group_tests(everywhere, NULL, NULL);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(measuring_leaves_no_trace),
-      cmocka_unit_test(the_fastest_is_taken),
-      cmocka_unit_test(ties_go_to_what_is_supposed),
-      cmocka_unit_test(nothing_is_measured_unasked),
-      cmocka_unit_test(choices_are_kept),
+      cmocka_unit_test(measuring_leaves_no_trace),   cmocka_unit_test(each_shape_has_a_choice),
+      cmocka_unit_test(the_fastest_is_taken),        cmocka_unit_test(ties_go_to_what_is_supposed),
+      cmocka_unit_test(nothing_is_measured_unasked), cmocka_unit_test(choices_are_kept),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
