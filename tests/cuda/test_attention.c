@@ -39,8 +39,8 @@ static const shape shapes[] = {
 
 enum { UNUSED = 3 /* rows */ };
 
-/* The tables of a shape; unused query and key rows lie at the end, and a group without keys and one without segments.
- */
+/* The tables of a shape; unused query and key rows lie at the end, and a group without keys and one without segments,
+ * but a single query has no company. */
 static void make_tables(const shape *s, layout *t) {
   *t = (layout){.causal = s->causal};
   for (int sample = 0; sample < s->samples; sample++) {
@@ -56,6 +56,7 @@ static void make_tables(const shape *s, layout *t) {
       layout_add_segment(t, rows, start, s->prefix, own, s->cached + rows);
     }
   }
+  if (t->query_rows == 1) return;
   layout_add_group(t, 0, 0, 0);
   layout_add_group(t, UNUSED, 0, 0);
   t->query_rows += UNUSED;
