@@ -11,9 +11,10 @@ static struct machine {
   int major, minor;
   size_t free_bytes, all_bytes;
   cudaError_t memory_error;
-  int chosen;       /* by cudaSetDevice */
-  bool error_kept;  /* the last error was not taken note of */
-  size_t asked_for; /* of cudaMalloc or cudaMallocHost */
+  cudaError_t event; /* what cudaEventQuery says */
+  int chosen;        /* by cudaSetDevice */
+  bool error_kept;   /* the last error was not taken note of */
+  size_t asked_for;  /* of cudaMalloc or cudaMallocHost */
 } machine;
 
 static void *anything = &machine;
@@ -52,11 +53,15 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
   *all = machine.all_bytes;
   return cudaSuccess;
 }
+/* An error stays the last one until it is asked for. */
+static cudaError_t keep(cudaError_t error) {
+  machine.error_kept |= error != cudaSuccess;
+  return error;
+}
 static cudaError_t allocate(void **out, size_t bytes) {
   machine.asked_for = bytes;
-  machine.error_kept = machine.memory_error != cudaSuccess;
   *out = machine.memory_error == cudaSuccess ? anything : nullptr;
-  return machine.memory_error;
+  return keep(machine.memory_error);
 }
 cudaError_t cudaMalloc(void **out, size_t bytes) {
   return allocate(out, bytes);
@@ -67,6 +72,9 @@ cudaError_t cudaMallocHost(void **out, size_t bytes) {
 cudaError_t cudaGetLastError() {
   machine.error_kept = false;
   return machine.memory_error;
+}
+cudaError_t cudaEventQuery(cudaEvent_t) {
+  return keep(machine.event);
 }
 const char *cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "some failure";
@@ -80,6 +88,7 @@ const char *cudaGetErrorName(cudaError_t) {
   cudaError_t name(__VA_ARGS__) {                                                                                      \
     return cudaErrorNotSupported;                                                                                      \
   }
+ABSENT(cudaDeviceSynchronize)
 ABSENT(cudaFree, void *)
 ABSENT(cudaFreeHost, void *)
 ABSENT(cudaStreamCreateWithFlags, cudaStream_t *, unsigned)
@@ -99,7 +108,6 @@ ABSENT(cudaEventCreate, cudaEvent_t *)
 ABSENT(cudaEventCreateWithFlags, cudaEvent_t *, unsigned)
 ABSENT(cudaEventDestroy, cudaEvent_t)
 ABSENT(cudaEventRecord, cudaEvent_t, cudaStream_t)
-ABSENT(cudaEventQuery, cudaEvent_t)
 ABSENT(cudaEventSynchronize, cudaEvent_t)
 ABSENT(cudaEventElapsedTime, float *, cudaEvent_t, cudaEvent_t)
 
@@ -198,13 +206,23 @@ static void memory_that_is_not_there_is_told(void **) {
   assert_told(hv_runtime_allocate(runtime, 2000000000, "the gradients", &memory),
               "out of memory on CUDA card 0 (Card 0): the gradients needs 2.000 GB, 1.500 of 80.000 GB are free");
   assert_null(memory);
-  assert_false(machine.error_kept); /* or the next launch would be blamed for it */
+  assert_false(machine.error_kept); /* the next launch would be blamed for it */
   assert_told(hv_runtime_allocate_host(runtime, 4096, "a batch", &memory),
               "out of memory: a batch needs 4096 bytes of page-locked host memory");
   assert_false(machine.error_kept);
   machine.memory_error = cudaErrorIllegalAddress;
   assert_told(hv_runtime_allocate(runtime, 16, "the gradients", &memory), "CUDA, allocating memory: some failure");
+  assert_false(machine.error_kept);
   hv_runtime_close(runtime);
+}
+
+/* The runtime counts that as an error. */
+static void an_event_that_is_not_over_is_no_error(void **) {
+  machine.event = cudaErrorNotReady;
+  assert_false(hv_mark_passed(nullptr, (hv_mark *)anything));
+  assert_false(machine.error_kept);
+  machine.event = cudaSuccess;
+  assert_true(hv_mark_passed(nullptr, (hv_mark *)anything));
 }
 
 int main() {
@@ -215,6 +233,7 @@ int main() {
       cmocka_unit_test_setup(the_only_visible_card_serves_every_index, good_machine),
       cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
       cmocka_unit_test_setup(memory_that_is_not_there_is_told, good_machine),
+      cmocka_unit_test_setup(an_event_that_is_not_over_is_no_error, good_machine),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
