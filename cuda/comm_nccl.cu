@@ -14,7 +14,10 @@
 #include "core/base/clock.h"
 #include "cuda/nccl_library.h"
 
-enum { RING = 64 /* calls whose ends are told apart */, POLL_US = 10000, OPENING_SECONDS = 55 };
+enum { POLL_US = 10000, OPENING_SECONDS = 55 };
+
+/* Calls whose ends are told apart: more than a step makes, or what waits for an early one would wait for a late one. */
+enum { RING = 256 };
 
 /* How long NCCL is given between two looks at whether it has taken a call. It needs some ten microseconds, and a step
  * makes hundreds of calls. */

@@ -85,7 +85,7 @@ static void many_calls_may_be_under_way(void **state) {
   hv_tensor value = hv_tensor_make(a.memory, HV_F32, 1, 1);
   hv_upload(a.stream, value.data, &one, sizeof one);
   hv_ticket first = hv_comm_all_reduce(a.comm, "a value", value, a.stream);
-  for (int i = 0; i < 200; i++) (void)hv_comm_all_reduce(a.comm, "a value", value, a.stream);
+  for (int i = 0; i < 600; i++) (void)hv_comm_all_reduce(a.comm, "a value", value, a.stream);
   hv_comm_wait(a.comm, first, a.stream);
   hv_comm_wait(a.comm, hv_comm_last(a.comm), a.stream);
   hv_download(a.stream, &found, value.data, sizeof found);
