@@ -120,7 +120,9 @@ hv_device_room hv_runtime_room(const hv_runtime *runtime) {
 /* CUDA waits for itself when memory is given back, as far as is known, but promises no more than that it may. */
 static void wait_for_card(const hv_runtime *runtime) {
   hv_runtime_use(runtime);
-  (void)cudaDeviceSynchronize(); /* an error is one of a queue's work, which the queue tells */
+  if (cudaDeviceSynchronize() == cudaSuccess) return;
+  /* One of a queue's work, which the queue tells, or that another thread records: nothing for the next launch. */
+  (void)cudaGetLastError();
 }
 
 void hv_runtime_release(hv_runtime *runtime, void *memory) {

@@ -15,6 +15,9 @@ static struct machine {
   int chosen;        /* by cudaSetDevice */
   bool error_kept;   /* the last error was not taken note of */
   size_t asked_for;  /* of cudaMalloc or cudaMallocHost */
+  cudaError_t waiting_error;
+  bool waited, released_early; /* for the card; memory before that */
+  int released;
 } machine;
 
 static void *anything = &machine;
@@ -73,6 +76,21 @@ cudaError_t cudaGetLastError() {
   machine.error_kept = false;
   return machine.memory_error;
 }
+cudaError_t cudaDeviceSynchronize() {
+  machine.waited = true;
+  return keep(machine.waiting_error);
+}
+static cudaError_t release() {
+  machine.released_early |= !machine.waited;
+  machine.released++;
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void *) {
+  return release();
+}
+cudaError_t cudaFreeHost(void *) {
+  return release();
+}
 cudaError_t cudaEventQuery(cudaEvent_t) {
   return keep(machine.event);
 }
@@ -88,9 +106,6 @@ const char *cudaGetErrorName(cudaError_t) {
   cudaError_t name(__VA_ARGS__) {                                                                                      \
     return cudaErrorNotSupported;                                                                                      \
   }
-ABSENT(cudaDeviceSynchronize)
-ABSENT(cudaFree, void *)
-ABSENT(cudaFreeHost, void *)
 ABSENT(cudaStreamCreateWithFlags, cudaStream_t *, unsigned)
 ABSENT(cudaStreamDestroy, cudaStream_t)
 ABSENT(cudaStreamSynchronize, cudaStream_t)
@@ -216,6 +231,21 @@ static void memory_that_is_not_there_is_told(void **) {
   hv_runtime_close(runtime);
 }
 
+static void releasing_waits_for_the_card(void **) {
+  hv_runtime *runtime;
+  assert_ok(open_card(0, &runtime));
+  hv_runtime_release(runtime, anything);
+  machine.waited = false;
+  machine.waiting_error = cudaErrorStreamCaptureUnsupported; /* another thread records */
+  hv_runtime_release_host(runtime, anything);
+  hv_runtime_release(runtime, nullptr);
+  hv_runtime_release_host(runtime, nullptr);
+  assert_int_equal(machine.released, 2);
+  assert_false(machine.released_early);
+  assert_false(machine.error_kept);
+  hv_runtime_close(runtime);
+}
+
 /* The runtime counts that as an error. */
 static void an_event_that_is_not_over_is_no_error(void **) {
   machine.event = cudaErrorNotReady;
@@ -233,6 +263,7 @@ int main() {
       cmocka_unit_test_setup(the_only_visible_card_serves_every_index, good_machine),
       cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
       cmocka_unit_test_setup(memory_that_is_not_there_is_told, good_machine),
+      cmocka_unit_test_setup(releasing_waits_for_the_card, good_machine),
       cmocka_unit_test_setup(an_event_that_is_not_over_is_no_error, good_machine),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
