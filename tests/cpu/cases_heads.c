@@ -56,17 +56,19 @@ static void sampler_step(op_env *env) {
 static void diffusion_loss(op_env *env) {
   int64_t n = op_size(env), a = op_width(env, n);
   double weight = op_uniform(env, 0.2, 2), divisor_value = op_uniform(env, 1, 50);
-  op_operand pred = op_random(env, OP_T_OR_F32, n, a, 1, 0), noise = op_random(env, OP_S, n, a, 1, 0);
-  double *mask_values = op_array(env, n);
-  for (int64_t i = 0; i < n; i++) mask_values[i] = op_coin(env) ? 1 : 0;
-  mask_values[0] = 1;
-  op_operand mask = op_coin(env) ? op_values(env, OP_F32, 1, n, mask_values) : op_absent();
+  bool masked = op_coin(env);
+  double *mask_values = op_array(env, n), *pred_values = op_array(env, n * a);
+  for (int64_t i = 0; i < n; i++) mask_values[i] = i == 0 || op_coin(env) ? 1 : 0;
+  /* What is masked may be anything. */
+  for (int64_t i = 0; i < n * a; i++) pred_values[i] = masked && mask_values[i / a] == 0 ? NAN : op_normal(env);
+  op_operand pred = op_values(env, OP_T_OR_F32, n, a, pred_values), noise = op_random(env, OP_S, n, a, 1, 0);
+  op_operand mask = masked ? op_values(env, OP_F32, 1, n, mask_values) : op_absent();
   op_operand divisor = scalar(env, OP_F32, divisor_value), loss = scalar(env, OP_S, 0.25);
   bool in_place = pred.at[0].dtype == env->dtype && op_coin(env);
   op_operand dpred = in_place ? pred : op_coin(env) ? op_result(env, OP_T, n, a) : op_absent();
   double *expected = op_array(env, n * a), total = 0;
   for (int64_t i = 0; i < n * a; i++) {
-    double difference = (mask.host ? mask.host[i / a] : 1) * (pred.host[i] - noise.host[i]);
+    double difference = masked && mask.host[i / a] == 0 ? 0 : pred.host[i] - noise.host[i];
     total += difference * difference;
     expected[i] = weight * 2 * difference / divisor.host[0];
   }
@@ -85,7 +87,9 @@ static int64_t vocabulary_size(op_env *env) {
 static void cross_entropy(op_env *env) {
   int64_t n = op_size(env), vocabulary = vocabulary_size(env);
   double weight = op_uniform(env, 0.2, 2), divisor_value = op_uniform(env, 1, 50);
-  op_operand logits = op_random(env, OP_T_OR_F32, n, vocabulary, 4, op_uniform(env, -30, 30));
+  /* As wide apart as only differences from the largest survive in float, too. */
+  double spread = op_coin(env) ? 4 : 60;
+  op_operand logits = op_random(env, OP_T_OR_F32, n, vocabulary, spread, op_uniform(env, -30, 30));
   int32_t *label_values = random_ints(env, n, vocabulary);
   op_operand labels = op_ints(env, 1, n, label_values);
   op_operand divisor = scalar(env, OP_F32, divisor_value), loss = scalar(env, OP_S, 0.5);
@@ -186,8 +190,10 @@ static void sum_squares(op_env *env) {
 
 static void clip_factor(op_env *env) {
   static const double limits[] = {0, 1, 100};
-  double values[] = {op_uniform(env, 0.01, 400), INFINITY, NAN};
-  double squares = values[op_below(env, 4) % 3], max_norm = limits[op_below(env, 3)];
+  double values[] = {op_uniform(env, 0.01, 400), INFINITY, NAN, 4e-12};
+  int64_t which = op_below(env, 5) % 4;
+  /* The last is small enough to be told from what is added to it. */
+  double squares = values[which], max_norm = which == 3 ? 1e-6 : limits[op_below(env, 3)];
   op_operand sum = scalar(env, OP_S, squares), norm = op_result(env, OP_S, 1, 1);
   op_operand dynamic = op_values(env, OP_S, 1, 5, (const double[]){1, 2, 3, 4, 5});
   double expected_norm = sqrt(sum.host[0]), expected[5] = {1, 2, 3, 1, 5};
@@ -230,8 +236,9 @@ static random_ranges ranges_over(op_env *env, int64_t n) {
   return r;
 }
 
-/* The third update of a run; the gradient's factor is 0.5, below 0 where the update is to be skipped. */
-static const double adamw_lr = 0.01, adamw_beta1 = 0.9, adamw_beta2 = 0.999, adamw_eps = 1e-8, adamw_decay = 0.1;
+/* The third update of a run; the gradient's factor is 0.5, below 0 where the update is to be skipped. An epsilon is
+ * taken that shows. */
+static const double adamw_lr = 0.01, adamw_beta1 = 0.9, adamw_beta2 = 0.999, adamw_eps = 0.5, adamw_decay = 0.1;
 
 static op_operand adamw_dynamic(op_env *env, bool skip) {
   double values[5] = {adamw_lr, 1 - pow(adamw_beta1, 3), 1 - pow(adamw_beta2, 3), skip ? -1 : 0.5, 3};
