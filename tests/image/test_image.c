@@ -1,5 +1,8 @@
 /* PNG and JPEG decoding against Pillow, damaged files, and the PNG writer. */
 #include "core/image/image.h"
+
+#include <turbojpeg.h>
+
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 
@@ -90,7 +93,25 @@ static void other_files_are_named_for_what_they_are_not(void **state) {
   hv_image image;
   assert_error(hv_image_decode("GIF89a", 6, "a.gif", &image), "a.gif", "neither a PNG nor a JPEG");
   assert_error(hv_image_decode("", 0, "empty", &image), "empty");
+  assert_error(hv_image_decode("\xff\xd8\xff", (size_t)HV_IMAGE_MAX_FILE + 1, "long.jpg", &image), "long.jpg",
+               "more than");
   assert_error(hv_image_load("/nonexistent/picture.png", &image), "/nonexistent/picture.png");
+}
+
+/* As printers want them: inks, which no camera gives. */
+static void a_jpeg_of_four_inks_is_refused(void **state) {
+  (void)state;
+  static const uint8_t inks[8 * 8 * 4] = {0};
+  unsigned char *bytes = NULL;
+  unsigned long size = 0;
+  tjhandle encoder = tjInitCompress();
+  assert_non_null(encoder);
+  assert_int_equal(tjCompress2(encoder, inks, 8, 0, 8, TJPF_CMYK, &bytes, &size, TJSAMP_444, 90, 0), 0);
+  hv_image image;
+  assert_error(hv_image_decode(bytes, size, "print.jpg", &image), "print.jpg", "a CMYK JPEG is not supported");
+  assert_null(image.rgb);
+  tjFree(bytes);
+  tjDestroy(encoder);
 }
 
 static void a_written_png_reads_back(void **state) {
@@ -117,6 +138,7 @@ int main(void) {
       cmocka_unit_test(truncated_files_are_refused),
       cmocka_unit_test(a_picture_that_claims_to_be_huge_is_refused),
       cmocka_unit_test(other_files_are_named_for_what_they_are_not),
+      cmocka_unit_test(a_jpeg_of_four_inks_is_refused),
       cmocka_unit_test(a_written_png_reads_back),
   };
   return cmocka_run_group_tests(tests, open_fixtures, close_fixtures);
