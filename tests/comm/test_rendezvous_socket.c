@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -100,6 +101,29 @@ static void rank_0_is_found_where_there_is_no_ipv6(void **state) {
 }
 
 /* A port that is taken is told, whichever version of IP took it. */
+static int option_of(int s, int level, int option) {
+  int value = 0;
+  socklen_t length = sizeof value;
+  assert_int_equal(getsockopt(s, level, option, &value, &length), 0);
+  return value;
+}
+
+/* A machine that loses its power says nothing: both sides ask, and give up within a minute. */
+static void both_sides_notice_a_machine_that_is_gone(void **state) {
+  (void)state;
+  int port, ends[2], listener = listen_somewhere(&port);
+  assert_ok(hv_socket_connect("127.0.0.1", port, 5, &ends[0]));
+  assert_ok(hv_socket_accept(listener, 5, &ends[1]));
+  for (int i = 0; i < 2; i++) {
+    assert_int_equal(option_of(ends[i], SOL_SOCKET, SO_KEEPALIVE), 1);
+    int idle = option_of(ends[i], IPPROTO_TCP, TCP_KEEPIDLE), interval = option_of(ends[i], IPPROTO_TCP, TCP_KEEPINTVL);
+    assert_in_range(idle + interval * option_of(ends[i], IPPROTO_TCP, TCP_KEEPCNT), 5, 60);
+    assert_in_range(option_of(ends[i], IPPROTO_TCP, TCP_USER_TIMEOUT), 5000, 60000);
+    hv_socket_close(&ends[i]);
+  }
+  (void)close(listener);
+}
+
 static void a_port_that_is_taken_is_no_place_to_meet(void **state) {
   (void)state;
   for (int i = 0; i < 2; i++) {
@@ -246,6 +270,7 @@ int main(void) {
       cmocka_unit_test_setup(a_name_may_become_known_late, begin),
       cmocka_unit_test_setup(rank_0_is_found_by_both_versions_of_ip, begin),
       cmocka_unit_test_setup(rank_0_is_found_where_there_is_no_ipv6, begin),
+      cmocka_unit_test_setup(both_sides_notice_a_machine_that_is_gone, begin),
       cmocka_unit_test_setup(a_port_that_is_taken_is_no_place_to_meet, begin),
       cmocka_unit_test_setup(an_address_that_does_not_answer_is_passed_over, begin),
       cmocka_unit_test_setup(nobody_is_taken_for_rank_0_by_itself, begin),
