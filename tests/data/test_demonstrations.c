@@ -155,6 +155,19 @@ static void expect_train_episodes(const char *path, int64_t count) {
   hv_demonstrations_close(d);
 }
 
+/* A name in the mask that no episode has is told as it stands there. */
+static void expect_stranger(const char *path, const char *name) {
+  char told[32];
+  hid_t type = H5Tcopy(H5T_C_S1);
+  hv_demonstrations *d;
+  hv_demonstrations_options options = {
+      .files = &path, .num_files = 1, .split = "train", .action_dim = -1, .state_dim = -1};
+  H5Tset_size(type, H5T_VARIABLE);
+  put_mask(path, type, &name, 1);
+  snprintf(told, sizeof told, "\"%s\"", name);
+  assert_error(hv_demonstrations_open(&options, &d), "/mask/train", told);
+}
+
 static void strings_of_any_kind_are_read(void **state) {
   const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
@@ -172,6 +185,8 @@ static void strings_of_any_kind_are_read(void **state) {
   H5Tset_strpad(type, H5T_STR_NULLPAD);
   put_mask(path, type, "demo_2demo_1", 2);
   expect_train_episodes(path, 2);
+  expect_stranger(path, "");
+  expect_stranger(path, "d");
 }
 
 /* One byte of the heap that holds the instructions changed: a size, the signature, an index, an object's length. */

@@ -138,6 +138,28 @@ static void what_is_formatted_reads_back(void **state) {
   }
 }
 
+/* As people read the config.yaml of a run. */
+static void short_lists_stand_on_one_line(void **state) {
+  (void)state;
+  static const char given[] =
+      "{\"a\": [1, \"x\"], \"b\": [[1], [2]], \"c\": [{\"d\": 1}], "
+      "\"e\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], "
+      "\"f\": \"a text as long as an instruction may be, which people read more easily where it "
+      "stands whole on one line\"}";
+  json_t *document;
+  hv_text yaml = {0};
+  assert_ok(hv_json_parse(given, strlen(given), "case", &document));
+  assert_ok(hv_yaml_format(document, &yaml));
+  assert_string_equal(yaml.data, "a: [1, x]\n"
+                                 "b:\n- [1]\n- [2]\n"
+                                 "c:\n- d: 1\n"
+                                 "e: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]\n"
+                                 "f: a text as long as an instruction may be, which people read more easily where it "
+                                 "stands whole on one line\n");
+  json_decref(document);
+  hv_text_free(&yaml);
+}
+
 static void numbers_are_written_short(void **state) {
   (void)state;
   static const struct {
@@ -178,6 +200,7 @@ int main(void) {
       cmocka_unit_test(nesting_is_bounded),
       cmocka_unit_test(an_empty_file_is_an_empty_mapping),
       cmocka_unit_test(what_is_formatted_reads_back),
+      cmocka_unit_test(short_lists_stand_on_one_line),
       cmocka_unit_test(numbers_are_written_short),
       cmocka_unit_test(json_files_keep_every_digit),
   };
