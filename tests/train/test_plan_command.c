@@ -99,6 +99,58 @@ static void the_largest_micro_batch_that_fits_is_found(void **state) {
   assert_micro_batch(1, 1, one - 1, 1);
 }
 
+/* Whether one of the lines of advice holds the words. */
+static bool advises(const json_t *result, const char *words) {
+  size_t i;
+  const json_t *line;
+  json_array_foreach(json_object_get(result, "advice"), i, line) {
+    if (strstr(json_string_value(line), words)) return true;
+  }
+  return false;
+}
+
+/* What so many GPUs cannot run is planned as the advice says that they could. */
+static void the_nearest_that_runs_is_planned(void **state) {
+  (void)state;
+  json_t *result = plan(1, CONFIG("tiny.yaml") "--gpus 3 --set train.batch_size=256 --set train.micro_batch=32 "
+                                               "--set parallel.sharding=optimizer");
+  const json_t *configured = json_object_get(result, "configured");
+  assert_true(advises(result, "take a multiple, such as 258"));
+  assert_true(advises(result, "32 does not divide the 86 samples of each GPU"));
+  assert_true(advises(result, "A step of 258 samples"));
+  assert_int_equal(json_integer_value(json_object_get(configured, "micro_batch")), 2);
+  assert_string_equal(json_string_value(json_object_get(configured, "sharding")), "replicate");
+  assert_true(json_is_true(json_object_get(configured, "fits")));
+  json_decref(result);
+}
+
+/* Two micro-batches on each of two GPUs: gradients that are kept in shares are summed in each of them. */
+static void sums_of_gradients_are_counted(void **state) {
+  (void)state;
+  static const char *const shardings[] = {"optimizer", "gradients"};
+  double calls[2];
+  for (int i = 0; i < 2; i++) {
+    char arguments[512];
+    snprintf(arguments, sizeof arguments,
+             CONFIG("tiny.yaml") "--gpus 2 --set train.batch_size=8 --set train.micro_batch=2 "
+                                 "--set parallel.sharding=%s",
+             shardings[i]);
+    json_t *result = plan(0, arguments);
+    const json_t *sums = json_object_get(json_object_get(result, "communication"), "reduce_scatter");
+    double seconds = json_number_value(json_object_get(result, "step_seconds"));
+    double alone = json_number_value(json_object_get(result, "compute_seconds"));
+    calls[i] = json_number_value(json_object_get(sums, "calls"));
+    assert_true(alone > 0 && alone < seconds);
+    assert_true(fabs(json_number_value(json_object_get(result, "samples_per_s")) * seconds - 8) < 1e-9);
+    assert_int_equal(advises(result, "in each of the 2 micro-batches of a step"), i == 1);
+    char waiting[64];
+    snprintf(waiting, sizeof waiting, "(%.1f %%) are waiting for other GPUs", 100 * (1 - alone / seconds));
+    assert_true(advises(result, waiting));
+    json_decref(result);
+  }
+  assert_true(calls[0] > 0 && calls[1] == 2 * calls[0]);
+}
+
 static void what_cannot_run_is_told(void **state) {
   (void)state;
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
@@ -178,6 +230,8 @@ int main(void) {
       cmocka_unit_test(seven_billion_are_planned_without_them),
       cmocka_unit_test(fewer_bits_are_told_of_where_nothing_else_fits),
       cmocka_unit_test(the_largest_micro_batch_that_fits_is_found),
+      cmocka_unit_test(the_nearest_that_runs_is_planned),
+      cmocka_unit_test(sums_of_gradients_are_counted),
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
