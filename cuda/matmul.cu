@@ -176,6 +176,11 @@ static cublasStatus_t describe_product(const library *lt, plan *p) {
   return status;
 }
 
+static cublasStatus_t set_bias(const library *lt, plan *p, const void *bias) {
+  if (!p->key.has_bias) return CUBLAS_STATUS_SUCCESS;
+  return lt->MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+}
+
 /* Keeps the results that are valid. */
 static int drop_failed(cublasLtMatmulHeuristicResult_t *results, int found) {
   int kept = 0;
@@ -186,13 +191,14 @@ static int drop_failed(cublasLtMatmulHeuristicResult_t *results, int found) {
 }
 
 /* What the library's heuristics take for the best algorithms within the workspace, best first, `most` or fewer. Where k
- * is split, parts of a bf16 result are added in float: it is rounded once. */
+ * is split, the parts lie in the workspace in float and are added in a step of their own: in one order, and rounded
+ * once. */
 static cublasStatus_t ask_heuristics(const hv_matmul *matmul, const plan *p, int most,
                                      cublasLtMatmulHeuristicResult_t *results, int *found) {
   const library *lt = &matmul->lt;
   const hv_product_shape *s = &p->key;
   size_t workspace = WORKSPACE;
-  uint32_t reductions = s->dtype_d == HV_BF16 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_MASK;
+  uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
   cublasLtMatmulPreference_t preference = nullptr;
   cublasStatus_t status = lt->MatmulPreferenceCreate(&preference);
 #define SET(attribute, value)                                                                                          \
@@ -255,21 +261,26 @@ static uint32_t bucket_of(const hv_product_shape *s) {
   return hash % BUCKETS;
 }
 
-static hv_status find_plan(hv_matmul *matmul, const hv_product_shape *key, plan **out) {
-  plan **bucket = &matmul->plans[bucket_of(key)];
+/* The plan of a product's shape, and the product's bias in it: an algorithm may be refused to a plan without one. */
+static hv_status find_plan(hv_matmul *matmul, const hv_matmul_args *args, plan **out) {
+  const hv_product_shape key = hv_product_shape_of(args);
+  plan **bucket = &matmul->plans[bucket_of(&key)];
   for (*out = *bucket; *out; *out = (*out)->next) {
-    if (memcmp(&(*out)->key, key, sizeof *key) == 0) return HV_OK;
+    if (memcmp(&(*out)->key, &key, sizeof key) == 0) {
+      return check(matmul, set_bias(&matmul->lt, *out, args->bias.data), "giving a bias");
+    }
   }
   plan *p = (plan *)calloc(1, sizeof *p);
   if (!p) return hv_error_memory("the plan of a matrix product");
-  p->key = *key;
+  p->key = key;
   cublasStatus_t status = describe_product(&matmul->lt, p);
+  if (status == CUBLAS_STATUS_SUCCESS) status = set_bias(&matmul->lt, p, args->bias.data);
   bool recalled = status == CUBLAS_STATUS_SUCCESS && recall_algorithm(matmul, p);
   if (status == CUBLAS_STATUS_SUCCESS && !recalled) status = choose_algorithm(matmul, p);
   if (status != CUBLAS_STATUS_SUCCESS) {
     close_plan(&matmul->lt, p);
     return hv_error(HV_ERR_DEVICE, "cuBLASLt, choosing an algorithm for a product of [%lld, %lld] and [%lld, %lld]: %s",
-                    (long long)key->m, (long long)key->k, (long long)key->k, (long long)key->n,
+                    (long long)key.m, (long long)key.k, (long long)key.k, (long long)key.n,
                     matmul->lt.GetStatusString(status));
   }
   hv_status kept = recalled ? HV_OK : remember_algorithm(matmul, p);
@@ -298,9 +309,8 @@ bool hv_matmul_measure_choices(hv_matmul *matmul, bool on) {
 }
 
 bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
-  hv_product_shape key = hv_product_shape_of(args);
   plan *p = nullptr;
-  hv_status status = find_plan(matmul, &key, &p);
+  hv_status status = find_plan(matmul, args, &p);
   if (!status) return p->taken;
   hv_status_free(status); /* hv_matmul_run meets it again, and tells */
   return true;
@@ -347,15 +357,8 @@ static hv_status measure_algorithms(hv_matmul *matmul, trial *t, plan *p) {
 }
 
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
-  hv_product_shape key = hv_product_shape_of(args);
   plan *p = nullptr;
-  HV_TRY(find_plan(matmul, &key, &p));
-  if (key.has_bias) {
-    const void *bias = args->bias.data;
-    HV_TRY(check(matmul,
-                 matmul->lt.MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
-                 "giving a bias"));
-  }
+  HV_TRY(find_plan(matmul, args, &p));
   trial t = {matmul, queue, args, workspace, p, {}};
   if (matmul->measuring && p->supposed) HV_TRY(measure_algorithms(matmul, &t, p));
   return queue_product(&t, &p->algorithm);
