@@ -269,17 +269,58 @@ static void each_shape_has_a_choice(void **state) {
   close_fixture(&f);
 }
 
+/* On any device: text that was cut short or damaged is refused, that of another format or library is not read. */
+static void damaged_choices_are_refused(void **state) {
+  (void)state;
+  static const char no_digits[] = "/:`gAG \n-";
+  bool fits;
+  fixture f = open_fixture(NULL, "0");
+  multiply(&f, ROWS);
+  hv_text text = choices_of(&f);
+  char *data = text.data, *line = strchr(strchr(data, '\n') + 1, '\n') + 1;
+  size_t length = strlen(line);
+  assert_true(length > 100);
+  for (size_t i = 0; i < 2 * sizeof no_digits - 2; i++) {
+    char *at = line + 20 + i % 2, kept = *at; /* either digit of a byte */
+    *at = no_digits[i / 2];
+    assert_error(hv_device_read_choices(f.device, data, &fits), "line 3");
+    *at = kept;
+  }
+  for (size_t i = 1; i < length; i++) {
+    char kept = line[i];
+    line[i] = '\0';
+    assert_error(hv_device_read_choices(f.device, data, &fits), "line 3");
+    line[i] = kept;
+  }
+  assert_ok(hv_device_read_choices(f.device, data, &fits));
+  assert_true(fits);
+  for (char *at = data; at < line; at++) {
+    char kept = *at;
+    *at = '!';
+    assert_ok(hv_device_read_choices(f.device, data, &fits));
+    assert_false(fits);
+    *at = kept;
+  }
+  hv_text_free(&text);
+  close_fixture(&f);
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
   const struct CMUnitTest everywhere[] = {
       cmocka_unit_test(measuring_leaves_no_trace),
       cmocka_unit_test(each_shape_has_a_choice),
+      cmocka_unit_test(damaged_choices_are_refused),
   };
   if (strcmp(under_test, "emu") != 0) return cmocka_run_group_tests(everywhere, NULL, NULL);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(measuring_leaves_no_trace),   cmocka_unit_test(each_shape_has_a_choice),
-      cmocka_unit_test(the_fastest_is_taken),        cmocka_unit_test(ties_go_to_what_is_supposed),
-      cmocka_unit_test(nothing_is_measured_unasked), cmocka_unit_test(choices_are_kept),
+      cmocka_unit_test(measuring_leaves_no_trace),
+      cmocka_unit_test(each_shape_has_a_choice),
+      cmocka_unit_test(damaged_choices_are_refused),
+      cmocka_unit_test(the_fastest_is_taken),
+      cmocka_unit_test(ties_go_to_what_is_supposed),
+      cmocka_unit_test(nothing_is_measured_unasked),
+      cmocka_unit_test(choices_are_kept),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
