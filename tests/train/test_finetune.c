@@ -149,6 +149,18 @@ static void missing_parts_begin_anew(void **state) {
   assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 0, 9, fresh);
 }
 
+/* The key stands for the same numbers in both. */
+static void the_same_demonstrations_keep_their_key(void **state) {
+  char rest[1024];
+  const char *folder = *state;
+  expect_train(0, first_run(folder, "--set train.steps=1"), NULL);
+  snprintf(rest, sizeof rest, "--set train.steps=1 --set 'init_from=%s/first/model' --set 'output=%s/second'", folder,
+           folder);
+  expect_train(0, first_run(folder, rest), NULL);
+  assert_true(same_bytes(in_run(folder, "first", "model/dataset_statistics.json"),
+                         in_run(folder, "second", "model/dataset_statistics.json")));
+}
+
 static void other_shapes_are_refused(void **state) {
   static const struct {
     const char *sets, *words[3];
@@ -180,6 +192,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(dimensions_may_be_new, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(without_a_map_the_first_dimensions_go_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(missing_parts_begin_anew, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_same_demonstrations_keep_their_key, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(other_shapes_are_refused, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
