@@ -261,7 +261,7 @@ static uint32_t bucket_of(const hv_product_shape *s) {
   return hash % BUCKETS;
 }
 
-/* The plan of a product's shape, and the product's bias in it: an algorithm may be refused to a plan without one. */
+/* The plan of a product's shape, and the product's bias in it: the library goes by its alignment, too. */
 static hv_status find_plan(hv_matmul *matmul, const hv_matmul_args *args, plan **out) {
   const hv_product_shape key = hv_product_shape_of(args);
   plan **bucket = &matmul->plans[bucket_of(&key)];

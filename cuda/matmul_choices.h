@@ -12,8 +12,8 @@
 struct hv_product_shape {
   int64_t m, n, k, stride_a, stride_b, stride_c, stride_d;
   int32_t dtype, dtype_d;
-  uint32_t align_a, align_b, align_c, align_d; /* bytes */
-  bool transpose_a, transpose_b, has_c, has_bias, gelu_tanh, unused[3];
+  uint32_t align_a, align_b, align_c, align_d, align_bias; /* bytes; 0: no bias */
+  bool transpose_a, transpose_b, has_c, has_bias, gelu_tanh, unused[7];
 };
 
 hv_product_shape hv_product_shape_of(const hv_matmul_args *args);

@@ -237,6 +237,7 @@ static void each_shape_has_a_choice(void **state) {
       {P_BIAS_OFFSET, 0},
       {P_BIAS_OFFSET, 64},
       {P_Y_OFFSET, 32},
+      {P_BIAS_OFFSET, 128},
       {P_RESIDUAL_STRIDE, 0},
       {P_ACTIVATION, HV_ACT_GELU_TANH},
       {P_BIAS_OFFSET, -1},
