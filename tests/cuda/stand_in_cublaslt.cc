@@ -1,0 +1,275 @@
+/* A cuBLASLt of plain loops, for tests of who calls it: the functions that cuda/matmul.cu uses, as cublasLt.h describes
+ * them. It is strict: a call that the library might refuse, or an algorithm that was chosen for another product, is
+ * CUBLAS_STATUS_INVALID_VALUE. Pointers are the host's, and work is done at once.
+ *
+ * Its heuristics know two algorithms, after a result that failed, and none where a bf16 operand lies at an odd address.
+ * The environment's STAND_IN_CALLS names a file that gets a line for each call of AlgoGetHeuristic and AlgoCheck. */
+#include <cublasLt.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <type_traits>
+
+#include "core/tensor/dtype.h"
+
+namespace {
+
+struct product {
+  cublasOperation_t transpose_a, transpose_b;
+  cublasLtEpilogue_t epilogue;
+  const void *bias;
+};
+
+/* Column-major. */
+struct layout {
+  cudaDataType type;
+  uint64_t rows, cols;
+  int64_t ld;
+};
+
+struct preference {
+  uint64_t workspace;
+  uint32_t reductions, align[4];
+};
+
+/* What an algorithm was chosen for. */
+struct choice {
+  uint32_t magic, number, hash;
+  uint16_t align[5]; /* of A, B, C, D and the bias */
+};
+
+enum : uint32_t { MAGIC = 0x1b1a5, ALGORITHMS = 2, WORKSPACE = 1024 };
+
+static_assert(sizeof(product) <= sizeof(cublasLtMatmulDescOpaque_t), "");
+static_assert(sizeof(layout) <= sizeof(cublasLtMatrixLayoutOpaque_t), "");
+static_assert(sizeof(choice) <= sizeof(cublasLtMatmulAlgo_t), "");
+
+void note(const char *call) {
+  const char *path = getenv("STAND_IN_CALLS");
+  FILE *file = path ? fopen(path, "ae") : nullptr;
+  if (!file) return;
+  fprintf(file, "%s\n", call);
+  fclose(file);
+}
+
+uint16_t alignment(const void *p) {
+  uint16_t align = 256;
+  while ((uintptr_t)p % align != 0) align /= 2;
+  return align;
+}
+
+bool has_bias(const product *p) {
+  return p->epilogue == CUBLASLT_EPILOGUE_BIAS || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
+}
+
+bool has_gelu(const product *p) {
+  return p->epilogue == CUBLASLT_EPILOGUE_GELU || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
+}
+
+/* Whether D = op(A) op(B) + C can be meant. */
+bool fits(const product *p, const layout *a, const layout *b, const layout *c, const layout *d) {
+  bool ta = p->transpose_a == CUBLAS_OP_T, tb = p->transpose_b == CUBLAS_OP_T;
+  uint64_t m = ta ? a->cols : a->rows, k = ta ? a->rows : a->cols;
+  uint64_t k_of_b = tb ? b->cols : b->rows, n = tb ? b->rows : b->cols;
+  return k == k_of_b && d->rows == m && d->cols == n && c->rows == m && c->cols == n && a->type == b->type &&
+         c->type == d->type && (!has_bias(p) || p->bias);
+}
+
+uint32_t mix(uint32_t hash, uint64_t value) {
+  for (int i = 0; i < 8; i++) hash = (hash ^ (uint32_t)(value >> (8 * i) & 0xff)) * 16777619u;
+  return hash;
+}
+
+uint32_t hash_of(const product *p, const layout *const layouts[4]) {
+  uint32_t hash = mix(mix(mix(2166136261u, p->transpose_a), p->transpose_b), p->epilogue);
+  for (int i = 0; i < 4; i++) {
+    const layout *l = layouts[i];
+    hash = mix(mix(mix(mix(hash, l->type), l->rows), l->cols), (uint64_t)l->ld);
+  }
+  return hash;
+}
+
+float read(const void *data, cudaDataType type, int64_t at) {
+  return type == CUDA_R_16BF ? hv_bf16_to_float(((const uint16_t *)data)[at]) : ((const float *)data)[at];
+}
+
+void write(void *data, cudaDataType type, int64_t at, float value) {
+  if (type == CUDA_R_16BF) {
+    ((uint16_t *)data)[at] = hv_bf16_from_float(value);
+  } else {
+    ((float *)data)[at] = value;
+  }
+}
+
+template <typename Own, typename Handle> cublasStatus_t make(Handle *out, const Own &value) {
+  auto *made = (typename std::remove_pointer<Handle>::type *)calloc(1, sizeof **out);
+  *out = made;
+  if (!made) return CUBLAS_STATUS_ALLOC_FAILED;
+  memcpy((void *)made, &value, sizeof value);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+template <typename T> cublasStatus_t take(T *to, const void *from, size_t size) {
+  if (size != sizeof *to) return CUBLAS_STATUS_INVALID_VALUE;
+  memcpy(to, from, size);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+} // namespace
+
+size_t cublasLtGetVersion() {
+  return CUBLAS_VERSION;
+}
+
+const char *cublasLtGetStatusString(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_INVALID_VALUE ? "an invalid value" : "another failure";
+}
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
+  *handle = (cublasLtHandle_t)malloc(1);
+  return *handle ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
+}
+
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+  free(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType_t scale) {
+  if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return CUBLAS_STATUS_INVALID_VALUE;
+  return make(out, product{CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr});
+}
+
+cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
+  free(desc);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name,
+                                              const void *value, size_t size) {
+  product *p = (product *)(void *)desc;
+  if (name == CUBLASLT_MATMUL_DESC_TRANSA) return take(&p->transpose_a, value, size);
+  if (name == CUBLASLT_MATMUL_DESC_TRANSB) return take(&p->transpose_b, value, size);
+  if (name == CUBLASLT_MATMUL_DESC_EPILOGUE) return take(&p->epilogue, value, size);
+  if (name == CUBLASLT_MATMUL_DESC_BIAS_POINTER) return take(&p->bias, value, size);
+  return CUBLAS_STATUS_INVALID_VALUE;
+}
+
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *out, cudaDataType type, uint64_t rows, uint64_t cols,
+                                          int64_t ld) {
+  if (rows == 0 || cols == 0 || ld < (int64_t)rows || (type != CUDA_R_16BF && type != CUDA_R_32F)) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  return make(out, layout{type, rows, cols, ld});
+}
+
+cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t desc) {
+  free(desc);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *out) {
+  return make(out, preference{0, CUBLASLT_REDUCTION_SCHEME_MASK, {256, 256, 256, 256}});
+}
+
+cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t desc) {
+  free(desc);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t desc,
+                                                    cublasLtMatmulPreferenceAttributes_t name, const void *value,
+                                                    size_t size) {
+  preference *p = (preference *)(void *)desc;
+  if (name == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) return take(&p->workspace, value, size);
+  if (name == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) return take(&p->reductions, value, size);
+  int operand = (int)name - (int)CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
+  return operand < 0 || operand > 3 ? CUBLAS_STATUS_INVALID_VALUE : take(&p->align[operand], value, size);
+}
+
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                              cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preferences,
+                                              int requested, cublasLtMatmulHeuristicResult_t results[], int *found) {
+  note("heuristic");
+  const product *p = (const product *)(void *)desc;
+  const preference *wanted = (const preference *)(void *)preferences;
+  const layout *const layouts[4] = {(layout *)(void *)a, (layout *)(void *)b, (layout *)(void *)c, (layout *)(void *)d};
+  *found = 0;
+  if (!fits(p, layouts[0], layouts[1], layouts[2], layouts[3])) return CUBLAS_STATUS_INVALID_VALUE;
+  if (wanted->reductions & (CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE) ||
+      wanted->workspace < WORKSPACE) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  if (layouts[0]->type == CUDA_R_16BF && (wanted->align[0] < 4 || wanted->align[1] < 4)) {
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  }
+  choice made = {MAGIC, 0, hash_of(p, layouts), {}};
+  for (int i = 0; i < 4; i++) made.align[i] = (uint16_t)wanted->align[i];
+  made.align[4] = has_bias(p) ? alignment(p->bias) : 1;
+  if (requested > 1) results[(*found)++].state = CUBLAS_STATUS_NOT_SUPPORTED;
+  for (; made.number < ALGORITHMS && *found < requested; made.number++) {
+    cublasLtMatmulHeuristicResult_t *result = &results[(*found)++];
+    memset((void *)result, 0, sizeof *result);
+    memcpy((void *)&result->algo, &made, sizeof made);
+    result->workspaceSize = WORKSPACE;
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+                                       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                       const cublasLtMatmulAlgo_t *algorithm, cublasLtMatmulHeuristicResult_t *result) {
+  note("check");
+  const layout *const layouts[4] = {(layout *)(void *)a, (layout *)(void *)b, (layout *)(void *)c, (layout *)(void *)d};
+  choice made;
+  memcpy(&made, algorithm, sizeof made);
+  result->workspaceSize = WORKSPACE;
+  bool known =
+      made.magic == MAGIC && made.number < ALGORITHMS && made.hash == hash_of((const product *)(void *)desc, layouts);
+  return known ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void *alpha, const void *A,
+                              cublasLtMatrixLayout_t a_desc, const void *B, cublasLtMatrixLayout_t b_desc,
+                              const void *beta, const void *C, cublasLtMatrixLayout_t c_desc, void *D,
+                              cublasLtMatrixLayout_t d_desc, const cublasLtMatmulAlgo_t *algorithm, void *workspace,
+                              size_t workspace_bytes, cudaStream_t) {
+  const product *p = (const product *)(void *)desc;
+  const layout *a = (layout *)(void *)a_desc, *b = (layout *)(void *)b_desc, *c = (layout *)(void *)c_desc,
+               *d = (layout *)(void *)d_desc;
+  const void *const operands[5] = {A, B, C, D, has_bias(p) ? p->bias : nullptr};
+  const float times = *(const float *)alpha, plus = *(const float *)beta;
+  choice made;
+  memcpy(&made, algorithm, sizeof made);
+  const layout *const layouts[4] = {a, b, c, d};
+  if (!fits(p, a, b, c, d) || made.magic != MAGIC || made.hash != hash_of(p, layouts))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  if (C == D && c_desc != d_desc) return CUBLAS_STATUS_INVALID_VALUE;
+  for (int i = 0; i < 5; i++) {
+    if (alignment(operands[i]) < made.align[i]) return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  if (workspace_bytes < WORKSPACE || (uintptr_t)workspace % 16 != 0) return CUBLAS_STATUS_INVALID_VALUE;
+  memset(workspace, 0xff, WORKSPACE);
+  bool ta = p->transpose_a == CUBLAS_OP_T, tb = p->transpose_b == CUBLAS_OP_T;
+  int64_t k = (int64_t)(ta ? a->rows : a->cols);
+  for (int64_t j = 0; j < (int64_t)d->cols; j++) {
+    for (int64_t i = 0; i < (int64_t)d->rows; i++) {
+      double sum = 0;
+      for (int64_t l = 0; l < k; l++) {
+        sum += (double)read(A, a->type, ta ? i * a->ld + l : l * a->ld + i) *
+               (double)read(B, b->type, tb ? l * b->ld + j : j * b->ld + l);
+      }
+      double value = (double)times * sum;
+      if (plus != 0) value += (double)plus * (double)read(C, c->type, j * c->ld + i);
+      if (has_bias(p)) value += (double)read(p->bias, d->type, i);
+      if (has_gelu(p))
+        value = 0.5 * value * (1 + tanh(0.79788456080286536 * (value + 0.044715 * value * value * value)));
+      write(D, d->type, j * d->ld + i, (float)value);
+    }
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}
