@@ -323,7 +323,8 @@ static void ranks_skip_the_same_steps(void **state) {
   json_decref(shared);
 }
 
-/* One of two ranks is stopped again and again. */
+/* One of two ranks is stopped three quarters of the time: more than the other can lose to whatever else the machine is
+ * busy with. */
 static void a_slow_rank_is_told(void **state) {
   char log[512];
   bool told = false;
@@ -333,8 +334,8 @@ static void a_slow_rank_is_told(void **state) {
   wait_for_text(log, "step 5/");
   pid_t slow = process_of_a_rank(process, 1);
   assert_true(slow > 0);
-  for (int i = 0; i < 300 && !told; i++) {
-    (void)kill(slow, i % 2 ? SIGCONT : SIGSTOP);
+  for (int i = 0; i < 600 && !told; i++) {
+    (void)kill(slow, i % 4 == 3 ? SIGCONT : SIGSTOP);
     nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
     char *text = read_file(log);
     told = strstr(text, "holds up the others") != NULL;
