@@ -22,16 +22,21 @@ typedef struct product {
 /* Values of any sign and many sizes, the same ones over and over: multiplying equal numbers takes less power, and a
  * card that is short of it would look faster than it is. */
 static hv_status fill_random(hv_stream *stream, hv_tensor t) {
-  size_t width = hv_dtype_size(t.dtype), block = RANDOM_VALUES * width, all = (size_t)hv_tensor_count(t) * width;
+  int64_t count = hv_tensor_count(t), filled = count < RANDOM_VALUES ? count : RANDOM_VALUES;
+  hv_tensor all = hv_tensor_reshape(t, 1, count);
   float *values = malloc(RANDOM_VALUES * sizeof *values);
-  char *converted = malloc(block);
+  void *converted = malloc(RANDOM_VALUES * hv_dtype_size(t.dtype));
   hv_status status = values && converted ? HV_OK : hv_error_memory("the operands of a measured product");
   if (!status) {
     uint64_t key = hv_random_key(0, HV_RANDOM_INIT, 0);
     for (uint32_t i = 0; i < RANDOM_VALUES / 4; i++) hv_random_normals(key, 0, 0, i, &values[4 * i]);
     hv_dtype_convert(t.dtype, converted, HV_F32, values, RANDOM_VALUES);
-    for (size_t at = 0; at < all; at += block) {
-      hv_upload(stream, (char *)t.data + at, converted, all - at < block ? all - at : block);
+    hv_upload(stream, t.data, converted, (size_t)filled * hv_dtype_size(t.dtype));
+    while (filled < count) { /* on the device, from what is there */
+      int64_t more = count - filled < filled ? count - filled : filled;
+      hv_convert(stream,
+                 &(hv_convert_args){.src = hv_tensor_cols(all, 0, more), .dst = hv_tensor_cols(all, filled, more)});
+      filled += more;
     }
     status = hv_stream_synchronize(stream);
   }
