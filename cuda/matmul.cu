@@ -261,14 +261,12 @@ static uint32_t bucket_of(const hv_product_shape *s) {
   return hash % BUCKETS;
 }
 
-/* The plan of a product's shape, and the product's bias in it: the library goes by its alignment, too. */
+/* The plan of a product's shape. A new one is made with the product's bias: the library goes by its alignment, too. */
 static hv_status find_plan(hv_matmul *matmul, const hv_matmul_args *args, plan **out) {
   const hv_product_shape key = hv_product_shape_of(args);
   plan **bucket = &matmul->plans[bucket_of(&key)];
   for (*out = *bucket; *out; *out = (*out)->next) {
-    if (memcmp(&(*out)->key, &key, sizeof key) == 0) {
-      return check(matmul, set_bias(&matmul->lt, *out, args->bias.data), "giving a bias");
-    }
+    if (memcmp(&(*out)->key, &key, sizeof key) == 0) return HV_OK;
   }
   plan *p = (plan *)calloc(1, sizeof *p);
   if (!p) return hv_error_memory("the plan of a matrix product");
@@ -359,6 +357,7 @@ static hv_status measure_algorithms(hv_matmul *matmul, trial *t, plan *p) {
 hv_status hv_matmul_run(hv_matmul *matmul, hv_queue *queue, const hv_matmul_args *args, void *workspace) {
   plan *p = nullptr;
   HV_TRY(find_plan(matmul, args, &p));
+  HV_TRY(check(matmul, set_bias(&matmul->lt, p, args->bias.data), "giving a bias"));
   trial t = {matmul, queue, args, workspace, p, {}};
   if (matmul->measuring && p->supposed) HV_TRY(measure_algorithms(matmul, &t, p));
   return queue_product(&t, &p->algorithm);
