@@ -100,7 +100,6 @@ static void rank_0_is_found_where_there_is_no_ipv6(void **state) {
   hv_socket_close(&listener);
 }
 
-/* A port that is taken is told, whichever version of IP took it. */
 static int option_of(int s, int level, int option) {
   int value = 0;
   socklen_t length = sizeof value;
@@ -124,6 +123,7 @@ static void both_sides_notice_a_machine_that_is_gone(void **state) {
   (void)close(listener);
 }
 
+/* A port that is taken is told, whichever version of IP took it. */
 static void a_port_that_is_taken_is_no_place_to_meet(void **state) {
   (void)state;
   for (int i = 0; i < 2; i++) {
