@@ -35,6 +35,11 @@ struct preference {
   uint32_t reductions, align[4];
 };
 
+/* Of A, B, C and D. */
+struct layouts {
+  const layout *at[4];
+};
+
 /* What an algorithm was chosen for. */
 struct choice {
   uint32_t magic, number, hash;
@@ -69,8 +74,18 @@ bool has_gelu(const product *p) {
   return p->epilogue == CUBLASLT_EPILOGUE_GELU || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
 }
 
+const product *product_of(cublasLtMatmulDesc_t desc) {
+  return (const product *)(const void *)desc;
+}
+
+layouts layouts_of(cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                   cublasLtMatrixLayout_t d) {
+  return {{(const layout *)(void *)a, (const layout *)(void *)b, (const layout *)(void *)c, (const layout *)(void *)d}};
+}
+
 /* Whether D = op(A) op(B) + C can be meant. */
-bool fits(const product *p, const layout *a, const layout *b, const layout *c, const layout *d) {
+bool fits(const product *p, const layouts &of) {
+  const layout *a = of.at[0], *b = of.at[1], *c = of.at[2], *d = of.at[3];
   bool ta = p->transpose_a == CUBLAS_OP_T, tb = p->transpose_b == CUBLAS_OP_T;
   uint64_t m = ta ? a->cols : a->rows, k = ta ? a->rows : a->cols;
   uint64_t k_of_b = tb ? b->cols : b->rows, n = tb ? b->rows : b->cols;
@@ -83,13 +98,17 @@ uint32_t mix(uint32_t hash, uint64_t value) {
   return hash;
 }
 
-uint32_t hash_of(const product *p, const layout *const layouts[4]) {
+uint32_t hash_of(const product *p, const layouts &all) {
   uint32_t hash = mix(mix(mix(2166136261u, p->transpose_a), p->transpose_b), p->epilogue);
-  for (int i = 0; i < 4; i++) {
-    const layout *l = layouts[i];
+  for (const layout *l : all.at) {
     hash = mix(mix(mix(mix(hash, l->type), l->rows), l->cols), (uint64_t)l->ld);
   }
   return hash;
+}
+
+/* Whether an algorithm is one of ours, chosen for this product. */
+bool is_chosen_for(const choice &made, const product *p, const layouts &of) {
+  return made.magic == MAGIC && made.number < ALGORITHMS && made.hash == hash_of(p, of);
 }
 
 float read(const void *data, cudaDataType type, int64_t at) {
@@ -195,19 +214,19 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preferences,
                                               int requested, cublasLtMatmulHeuristicResult_t results[], int *found) {
   note("heuristic");
-  const product *p = (const product *)(void *)desc;
+  const product *p = product_of(desc);
   const preference *wanted = (const preference *)(void *)preferences;
-  const layout *const layouts[4] = {(layout *)(void *)a, (layout *)(void *)b, (layout *)(void *)c, (layout *)(void *)d};
+  layouts of = layouts_of(a, b, c, d);
   *found = 0;
-  if (!fits(p, layouts[0], layouts[1], layouts[2], layouts[3])) return CUBLAS_STATUS_INVALID_VALUE;
+  if (!fits(p, of)) return CUBLAS_STATUS_INVALID_VALUE;
   if (wanted->reductions & (CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE) ||
       wanted->workspace < WORKSPACE) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
-  if (layouts[0]->type == CUDA_R_16BF && (wanted->align[0] < 4 || wanted->align[1] < 4)) {
+  if (of.at[0]->type == CUDA_R_16BF && (wanted->align[0] < 4 || wanted->align[1] < 4)) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
-  choice made = {MAGIC, 0, hash_of(p, layouts), {}};
+  choice made = {MAGIC, 0, hash_of(p, of), {}};
   for (int i = 0; i < 4; i++) made.align[i] = (uint16_t)wanted->align[i];
   made.align[4] = has_bias(p) ? alignment(p->bias) : 1;
   if (requested > 1) results[(*found)++].state = CUBLAS_STATUS_NOT_SUPPORTED;
@@ -224,12 +243,10 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t de
                                        cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                        const cublasLtMatmulAlgo_t *algorithm, cublasLtMatmulHeuristicResult_t *result) {
   note("check");
-  const layout *const layouts[4] = {(layout *)(void *)a, (layout *)(void *)b, (layout *)(void *)c, (layout *)(void *)d};
   choice made;
   memcpy(&made, algorithm, sizeof made);
   result->workspaceSize = WORKSPACE;
-  bool known =
-      made.magic == MAGIC && made.number < ALGORITHMS && made.hash == hash_of((const product *)(void *)desc, layouts);
+  bool known = is_chosen_for(made, product_of(desc), layouts_of(a, b, c, d));
   return known ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 
@@ -238,16 +255,14 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                               const void *beta, const void *C, cublasLtMatrixLayout_t c_desc, void *D,
                               cublasLtMatrixLayout_t d_desc, const cublasLtMatmulAlgo_t *algorithm, void *workspace,
                               size_t workspace_bytes, cudaStream_t) {
-  const product *p = (const product *)(void *)desc;
-  const layout *a = (layout *)(void *)a_desc, *b = (layout *)(void *)b_desc, *c = (layout *)(void *)c_desc,
-               *d = (layout *)(void *)d_desc;
+  const product *p = product_of(desc);
+  layouts of = layouts_of(a_desc, b_desc, c_desc, d_desc);
+  const layout *a = of.at[0], *b = of.at[1], *c = of.at[2], *d = of.at[3];
   const void *const operands[5] = {A, B, C, D, has_bias(p) ? p->bias : nullptr};
   const float times = *(const float *)alpha, plus = *(const float *)beta;
   choice made;
   memcpy(&made, algorithm, sizeof made);
-  const layout *const layouts[4] = {a, b, c, d};
-  if (!fits(p, a, b, c, d) || made.magic != MAGIC || made.hash != hash_of(p, layouts))
-    return CUBLAS_STATUS_INVALID_VALUE;
+  if (!fits(p, of) || !is_chosen_for(made, p, of)) return CUBLAS_STATUS_INVALID_VALUE;
   if (C == D && c_desc != d_desc) return CUBLAS_STATUS_INVALID_VALUE;
   for (int i = 0; i < 5; i++) {
     if (alignment(operands[i]) < made.align[i]) return CUBLAS_STATUS_INVALID_VALUE;

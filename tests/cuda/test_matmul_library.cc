@@ -6,7 +6,7 @@
 #include "cuda/matmul.h"
 #include "tests/check.h"
 
-enum { MOST = 40, GAP = 3, BUFFER = MOST * (MOST + GAP), POISON = 0x7f };
+enum { MOST = 40, GAP = 3, BUFFER = MOST * (MOST + GAP), POISON = 0x7f, CALLS_PATH = 1024 };
 
 /* A [rows, cols] matrix in a buffer of its own, its rows GAP elements apart. */
 struct matrix {
@@ -37,8 +37,9 @@ static void close_fixture(fixture *f) {
   free(f);
 }
 
+/* Also of the gap behind a row. */
 static void *element(const hv_tensor *t, int64_t row, int64_t col) {
-  return (char *)t->data + (size_t)(row * t->row_stride + col) * hv_dtype_size(t->dtype);
+  return hv_tensor_cols(hv_tensor_rows(*t, row, 1), col, 1).data;
 }
 
 static double get(const hv_tensor *t, int64_t row, int64_t col) {
@@ -149,16 +150,15 @@ static void products_are_as_described(void **) {
 /* Each operand in turn lies at an address that is less aligned than the others': no algorithm may count on more. */
 static void operands_lie_anywhere(void **) {
   static const kind k = {HV_F32, HV_F32, false, true, true, false, SUM};
-  static matrix operand[5], same[5];
+  static matrix operand[5], moved;
   fixture *f = open_fixture();
   for (int which = -1; which < 5; which++) {
     hv_matmul_args args;
     operands_of(&k, 6, 10, 9, operand, &args);
     hv_tensor *const tensors[] = {&args.a, &args.b, &args.c, &args.bias, &args.d};
-    for (int i = 0; i < 5; i++) {
-      if (i != which) continue;
-      memcpy(same[i].bytes + 16, operand[i].bytes, sizeof operand[i].bytes - 16);
-      tensors[i]->data = same[i].bytes + 16;
+    if (which >= 0) {
+      memcpy(moved.bytes + 16, operand[which].bytes, sizeof moved.bytes - 16);
+      tensors[which]->data = moved.bytes + 16;
     }
     check_multiplied(f, args);
   }
@@ -183,6 +183,12 @@ static void a_shape_comes_with_other_operands(void **) {
   close_fixture(f);
 }
 
+/* From here on the library notes its calls in the file. */
+static void count_calls_in(const void *folder, char path[CALLS_PATH]) {
+  snprintf(path, CALLS_PATH, "%s/calls", (const char *)folder);
+  assert_int_equal(setenv("STAND_IN_CALLS", path, 1), 0);
+}
+
 /* How often a function of the library was called. */
 static int calls_of(const char *path, const char *name) {
   char line[64];
@@ -197,12 +203,11 @@ static int calls_of(const char *path, const char *name) {
 static void algorithms_are_chosen_once_and_kept(void **state) {
   static const kind k = {HV_BF16, HV_BF16, false, true, true, false, NO_SUM};
   static matrix operand[5];
-  char calls[1024];
+  char calls[CALLS_PATH];
   hv_matmul_args args;
   hv_text choices = {};
   bool fits;
-  snprintf(calls, sizeof calls, "%s/calls", (const char *)*state);
-  assert_int_equal(setenv("STAND_IN_CALLS", calls, 1), 0);
+  count_calls_in(*state, calls);
   operands_of(&k, 5, 8, 6, operand, &args);
   fixture *f = open_fixture();
   for (int i = 0; i < 3; i++) assert_ok(hv_matmul_run(f->matmul, f->queue, &args, f->workspace));
@@ -229,9 +234,8 @@ static void algorithms_are_chosen_once_and_kept(void **state) {
 /* The heuristics' first result failed: what is measured, and kept, is among the others. */
 static void what_is_measured_can_be_multiplied(void **state) {
   static const kind k = {HV_F32, HV_F32, true, false, false, false, SUM_IN_PLACE};
-  char calls[1024];
-  snprintf(calls, sizeof calls, "%s/calls", (const char *)*state);
-  assert_int_equal(setenv("STAND_IN_CALLS", calls, 1), 0);
+  char calls[CALLS_PATH];
+  count_calls_in(*state, calls);
   fixture *f = open_fixture();
   assert_true(hv_matmul_measure_choices(f->matmul, true));
   static matrix operand[5];
