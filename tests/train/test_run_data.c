@@ -1,9 +1,12 @@
 /* What a run hands to its trainer: each micro-batch knows the losses' divisors of the whole batch that it is part of.
- */
+ * And which of its data ranks must have in common. */
 #include "train/run/run_data.h"
+
+#include <hdf5.h>
 
 #include "tests/check.h"
 #include "tests/train/program.h"
+#include "train/run/run_agreement.h"
 
 enum { MICRO_BATCH = 2, MOST_RANKS = 2, STEPS = 12 };
 
@@ -68,8 +71,95 @@ static void divisors_are_of_the_whole_batch(void **state) {
   }
 }
 
+/* Two ranks that come one after the other: the second hears what the first gave. */
+static hv_status run_in_turn(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
+  static double given[HV_COMM_MAX_SUM];
+  size_t bytes = (size_t)call->whole.cols * sizeof given[0];
+  (void)stream;
+  if (strcmp(call->what, "the configuration") != 0) return HV_OK;
+  memcpy(comm->rank == 0 ? (void *)given : call->whole.data, comm->rank == 0 ? call->whole.data : (void *)given, bytes);
+  return HV_OK;
+}
+
+/* What a rank with these demonstrations and this setting comes to. */
+static hv_status agree(const char *folder, int32_t rank, const char *file, const char *setting) {
+  static const hv_comm_methods methods = {.run = run_in_turn};
+  hv_comm comm = {.name = "in turn", .methods = &methods, .rank = rank, .size = 2};
+  char files[512];
+  const char *const sets[] = {files, "data.valid_split=valid", setting};
+  hv_train_config config;
+  hv_model_config model;
+  hv_model_directory directory;
+  hv_run_data data;
+  snprintf(files, sizeof files, "data.files=%s", file);
+  assert_ok(hv_train_config_load(write_tiny_config(folder, "unset"), sets, 3, &config));
+  assert_ok(hv_train_config_model(&config, &model, &directory));
+  assert_ok(hv_run_data_open(&config, &model.config, rank, 2, &data));
+  hv_status status = hv_run_check_agreement(&config, &data, &comm);
+  hv_run_data_close(&data);
+  hv_model_directory_close(&directory);
+  hv_model_config_free(&model);
+  hv_train_config_free(&config);
+  return status;
+}
+
+/* A copy of the demonstrations in which one number of a data set is another; NULL: none. */
+static void copy_demonstrations(const char *copy, const char *name) {
+  static const double number = 0.125;
+  must_shell("cp '" DEMONSTRATIONS "' '%s' && chmod u+w '%s'", copy, copy);
+  if (!name) return;
+  hid_t file = H5Fopen(copy, H5F_ACC_RDWR, H5P_DEFAULT), set = H5Dopen2(file, name, H5P_DEFAULT);
+  hid_t space = H5Dget_space(set), one = H5Screate(H5S_SCALAR);
+  assert_true(H5Sselect_elements(space, H5S_SELECT_SET, 1, (const hsize_t[]){3, 1}) >= 0);
+  assert_true(H5Dwrite(set, H5T_NATIVE_DOUBLE, one, space, H5P_DEFAULT, &number) >= 0);
+  H5Sclose(one);
+  H5Sclose(space);
+  H5Dclose(set);
+  assert_true(H5Fclose(file) >= 0);
+}
+
+/* A copy of the demonstrations in which one episode has an instruction of its own. */
+static void copy_with_instruction(const char *copy, const char *instruction) {
+  char text[128];
+  copy_demonstrations(copy, NULL);
+  hid_t file = H5Fopen(copy, H5F_ACC_RDWR, H5P_DEFAULT), space = H5Screate(H5S_SCALAR), type = H5Tcopy(H5T_C_S1);
+  assert_true(H5Tset_size(type, sizeof text) >= 0);
+  if (H5Aexists_by_name(file, "/data/demo_1", "ep_meta", H5P_DEFAULT) > 0) {
+    assert_true(H5Adelete_by_name(file, "/data/demo_1", "ep_meta", H5P_DEFAULT) >= 0);
+  }
+  hid_t meta = H5Acreate_by_name(file, "/data/demo_1", "ep_meta", type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  snprintf(text, sizeof text, "{\"lang\": \"%s\"}", instruction);
+  assert_true(H5Awrite(meta, type, text) >= 0);
+  H5Aclose(meta);
+  H5Tclose(type);
+  H5Sclose(space);
+  assert_true(H5Fclose(file) >= 0);
+}
+
+/* With others, of equal counts, ranks would train apart. */
+static void ranks_must_have_the_same_demonstrations(void **state) {
+  static const char *const changed[] = {"/data/demo_1/actions", "/data/demo_1/obs/robot0_eef_pos",
+                                        "/data/demo_10/actions"}; /* which is held out */
+  const char *copy = in_folder(*state, "copy.hdf5");
+  assert_ok(agree(*state, 0, DEMONSTRATIONS, "data.threads=1"));
+  copy_demonstrations(copy, NULL);
+  assert_ok(agree(*state, 1, copy, "data.threads=2"));
+  assert_error(agree(*state, 1, copy, "data.instruction=lift"), "`data` is not the same on rank 1 and on rank 0");
+  for (size_t i = 0; i < sizeof changed / sizeof changed[0]; i++) {
+    copy_demonstrations(copy, changed[i]);
+    assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 finds other demonstrations than rank 0",
+                 "10 episodes with 435 frames");
+  }
+  copy_with_instruction(copy, "raise the cube");
+  assert_ok(agree(*state, 0, copy, "data.threads=1"));
+  assert_ok(agree(*state, 1, copy, "data.threads=1"));
+  copy_with_instruction(copy, "touch the cube");
+  assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 finds other demonstrations than rank 0");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup_teardown(divisors_are_of_the_whole_batch, make_folder, remove_folder)};
+      cmocka_unit_test_setup_teardown(divisors_are_of_the_whole_batch, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_must_have_the_same_demonstrations, make_folder, remove_folder)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

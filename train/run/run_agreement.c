@@ -39,10 +39,46 @@ static hv_status add_configuration(fingerprints *to, json_t *resolved) {
   return HV_OK;
 }
 
+static uint64_t fold(uint64_t digest, const void *bytes, size_t size) {
+  return XXH3_64bits_withSeed(bytes, size, digest);
+}
+
+/* All of a split that is in memory: lengths, actions, state and prompts, everything but the pictures. */
+static uint64_t fold_split(uint64_t digest, const hv_demonstrations *split, const hv_prompt_table *prompts) {
+  size_t frames = (size_t)hv_demonstrations_frames(split);
+  size_t instructions = (size_t)hv_demonstrations_instructions(split);
+  for (int64_t e = 0; e < hv_demonstrations_episodes(split); e++) {
+    const hv_episode *episode = hv_demonstrations_episode(split, e);
+    const int64_t facts[] = {episode->frames, episode->instruction};
+    digest = fold(digest, facts, sizeof facts);
+  }
+  digest = fold(digest, hv_demonstrations_actions(split),
+                frames * (size_t)hv_demonstrations_action_dim(split) * sizeof(float));
+  digest =
+      fold(digest, hv_demonstrations_state(split), frames * (size_t)hv_demonstrations_state_dim(split) * sizeof(float));
+  return fold(digest, prompts->ids, instructions * (size_t)prompts->stride * sizeof *prompts->ids);
+}
+
 static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data) {
-  const int64_t numbers[] = {hv_demonstrations_episodes(data->train), hv_demonstrations_frames(data->train),
-                             hv_demonstrations_instructions(data->train), data->train_prompts.stride};
-  return add(to, NULL, numbers, sizeof numbers);
+  uint64_t digest = fold_split(0, data->train, &data->train_prompts);
+  if (data->valid) digest = fold_split(digest, data->valid, &data->valid_prompts);
+  return add(to, NULL, &digest, sizeof digest);
+}
+
+/* In a part of the configuration, NULL: in the demonstrations. */
+static hv_status difference(const hv_train_config *config, const hv_run_data *data, int32_t rank, const char *part) {
+  if (part) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s: `%s` is not the same on rank %d and on rank 0: give all ranks one configuration and the same "
+                    "settings",
+                    config->source, part, rank);
+  }
+  return hv_error(
+      HV_ERR_INPUT,
+      "%s: rank %d finds other demonstrations than rank 0, %lld episodes with %lld frames to train on: give "
+      "all ranks the same files and tokenizer",
+      config->source, rank, (long long)hv_demonstrations_episodes(data->train),
+      (long long)hv_demonstrations_frames(data->train));
 }
 
 hv_status hv_run_check_agreement(const hv_train_config *config, const hv_run_data *data, hv_comm *comm) {
@@ -59,12 +95,7 @@ hv_status hv_run_check_agreement(const hv_train_config *config, const hv_run_dat
   HV_CHECK(hv_comm_sum(comm, "the configuration", first, own.count));
   for (int i = 0; i < own.count && !status; i++) {
     if (first[i] == own.values[i]) continue;
-    status = own.names[i] ? hv_error(HV_ERR_INPUT,
-                                     "%s: `%s` is not the same on rank %d and on rank 0: give all ranks one "
-                                     "configuration and the same settings",
-                                     config->source, own.names[i], comm->rank)
-                          : hv_error(HV_ERR_INPUT, "%s: rank %d finds other demonstrations than rank 0: %lld frames",
-                                     config->source, comm->rank, (long long)hv_demonstrations_frames(data->train));
+    status = difference(config, data, comm->rank, own.names[i]);
   }
   status = hv_comm_agree(comm, "comparing configurations", status);
 done:
