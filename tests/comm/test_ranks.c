@@ -48,7 +48,6 @@ static void ranks_with_8_bit_moments_stay_close_to_one(void **state) {
 
 /* NCCL's side of the device, through its stand-in. */
 static void emulated_cards_together_equal_one_alone(void **state) {
-  if (!hv_file_exists(HVLA_BINARY_DIR "/lib/libhvla-emu.so")) skip();
   if (!is_long()) {
     train(*state, 2, "device=emu samples=2 branches=1 steps=2");
     return;
