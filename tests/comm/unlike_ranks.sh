@@ -1,11 +1,15 @@
 #!/bin/sh
 # unlike_ranks.sh VARIABLE=VALUE KEY=VALUE PROGRAM ARGUMENT…: as mpirun starts it; ranks after the first have the variable,
 # and --set with the key, each unless it is empty. mpirun can start unlike ranks by itself, but that of Open MPI 5.0.7 on
-# Debian 13 crashes over it.
+# Debian 13 crashes over it. The variable MEMINFO is a file that those ranks have in place of /proc/meminfo, in a user
+# namespace of their own.
 variable=$1 setting=$2
 shift 2
 if [ "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" != 0 ]; then
   if [ -n "$variable" ]; then export "${variable?}"; fi
   if [ -n "$setting" ]; then set -- "$@" --set "$setting"; fi
+fi
+if [ -n "$MEMINFO" ]; then
+  exec unshare -rm sh -c 'mount --bind "$MEMINFO" /proc/meminfo && exec "$0" "$@"' "$@"
 fi
 exec "$@"

@@ -94,7 +94,7 @@ static void restores_the_best_model(void **state) {
 }
 
 static void does_not_keep_it_where_it_is_not_wanted(void **state) {
-  expect_train(0, run_of(*state, "run", "--set train.steps=2 --set validation.keep_best=false"), NULL);
+  expect_train(0, run_of(*state, "run", "--set train.steps=1 --set validation.keep_best=false"), NULL);
   assert_false(hv_file_exists(in_run(*state, "run", "best")));
 }
 
@@ -117,6 +117,17 @@ static void refuses_to_wait_for_nothing(void **state) {
                "validation.patience", "data.valid_split", NULL);
   expect_train(2, run_of(*state, "run", "--set validation.metric=error_ensemble --set model.objective=diffusion"),
                "validation.metric", "diffusion", NULL);
+}
+
+/* Steps of the metrics' lines: one that a run begins from is measured, one that it is resumed at is not. */
+static void measures_the_start_of_a_new_run_alone(void **state) {
+  static const int expected[] = {0, 1, 2};
+  expect_train(0, run_of(*state, "run", "--set validation.at_start=true --set train.steps=1"), NULL);
+  expect_train(0, run_of(*state, "run", "--set validation.at_start=true --set train.steps=2 --resume"), NULL);
+  json_t *lines = read_metrics(in_folder(*state, "run"));
+  assert_int_equal(json_array_size(lines), 3);
+  for (size_t i = 0; i < 3; i++) assert_int_equal(number_in(json_array_get(lines, i), "step"), expected[i]);
+  json_decref(lines);
 }
 
 /* A checkpoint holds averages and values, so that three steps and three more are six; what is saved as the model is
@@ -167,6 +178,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(does_not_keep_it_where_it_is_not_wanted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_to_wait_for_nothing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(measures_the_start_of_a_new_run_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_resumed_measured_and_saved, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_must_be_in_the_checkpoint, make_folder, remove_folder),
   };
