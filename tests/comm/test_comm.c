@@ -119,7 +119,12 @@ static const char *const launch_keys[] = {"OMPI_COMM_WORLD_RANK",
                                           "LOCAL_RANK",
                                           "SLURM_PROCID",
                                           "SLURM_STEP_NUM_TASKS",
-                                          "SLURM_LOCALID"};
+                                          "SLURM_LOCALID",
+                                          "PMIX_NAMESPACE",
+                                          "TORCHELASTIC_RUN_ID",
+                                          "SLURM_JOB_ID",
+                                          "SLURM_STEP_ID",
+                                          "SLURM_HET_SIZE"};
 
 static void clear_launch(void) {
   for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i++) unsetenv(launch_keys[i]);
@@ -131,7 +136,7 @@ static void the_launcher_is_read_from_the_environment(void **state) {
   clear_launch();
   assert_ok(hv_launch_read(&launch));
   assert_true(launch.rank == 0 && launch.size == 1 && launch.rank_key == NULL);
-  for (size_t i = 0; i < sizeof launch_keys / sizeof launch_keys[0]; i += 3) {
+  for (size_t i = 0; i < 12; i += 3) {
     setenv(launch_keys[i], "5", 1);
     setenv(launch_keys[i + 1], "8", 1);
     setenv(launch_keys[i + 2], "1", 1);
@@ -169,12 +174,42 @@ static void slurm_is_known_behind_pmi(void **state) {
   clear_launch();
 }
 
+/* By its own launcher alone: mpirun and torchrun start runs inside SLURM jobs, too. */
+static void the_launcher_names_the_run(void **state) {
+  (void)state;
+  static const char *const runs[] = {"PMIX_NAMESPACE=689635329", "", "TORCHELASTIC_RUN_ID=pick-7",
+                                     "SLURM_JOB_ID=4711 SLURM_STEP_ID=3"};
+  hv_launch launch;
+  clear_launch();
+  setenv("PMIX_NAMESPACE", "689635329", 1);
+  setenv("TORCHELASTIC_RUN_ID", "pick-7", 1);
+  setenv("SLURM_JOB_ID", "4711", 1);
+  setenv("SLURM_STEP_ID", "3", 1);
+  for (size_t i = 0; i < 12; i += 3) {
+    setenv(launch_keys[i], "1", 1);
+    setenv(launch_keys[i + 1], "2", 1);
+    assert_ok(hv_launch_read(&launch));
+    assert_string_equal(launch.run, runs[i / 3]);
+    unsetenv(launch_keys[i]);
+  }
+  setenv("SLURM_PROCID", "1", 1);
+  setenv("SLURM_HET_SIZE", "2", 1);
+  assert_ok(hv_launch_read(&launch));
+  assert_string_equal(launch.run, "");
+  setenv("RANK", "1", 1);
+  setenv("TORCHELASTIC_RUN_ID", "none", 1);
+  assert_ok(hv_launch_read(&launch));
+  assert_string_equal(launch.run, "");
+  clear_launch();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(one_rank_has_nothing_to_do),
       cmocka_unit_test(wrong_operands_are_refused_before_anything_is_sent),
       cmocka_unit_test(the_launcher_is_read_from_the_environment),
       cmocka_unit_test(slurm_is_known_behind_pmi),
+      cmocka_unit_test(the_launcher_names_the_run),
       cmocka_unit_test_setup_teardown(collectives_give_the_sums_in_rank_order, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(collectives_run_on_a_device_of_its_own_memory, make_folder, remove_folder),
       cmocka_unit_test(a_late_rank_is_named_with_the_operation),

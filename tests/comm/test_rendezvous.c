@@ -257,6 +257,53 @@ static void a_rank_of_another_run_is_refused(void **state) {
   close_all(2, all);
 }
 
+/* It has the size and a rank of the run, and is there before that rank. One that knows no name may be anyone's. */
+static void a_rank_of_a_run_of_another_name_is_sent_away(void **state) {
+  (void)state;
+  static const char *const runs[] = {"JOB=1", "JOB=1", NULL};
+  int listener, port;
+  meeting all[MOST];
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  hv_rendezvous_options options = {.size = 3, .host = "127.0.0.1", .port = port, .listener = -1, .timeout = 10};
+  meeting stranger = {.options = options};
+  stranger.options.rank = 1;
+  stranger.options.run = "JOB=2";
+  for (int r = 0; r < 3; r++) {
+    all[r] = (meeting){.options = options};
+    all[r].options.rank = r;
+    all[r].options.run = runs[r];
+    if (r == 0) all[r].options.listener = listener;
+    if (r == 1) (void)meet(&stranger);
+    assert_int_equal(pthread_create(&all[r].thread, NULL, meet, &all[r]), 0);
+  }
+  assert_error(stranger.status, "rank 0 refuses this process: rank 1 of 3 (process ",
+               "is of the run JOB=2, not of JOB=1");
+  for (int r = 0; r < 3; r++) pthread_join(all[r].thread, NULL);
+  for (int r = 0; r < 3; r++) assert_ok(all[r].status);
+  on_all(3, all, gather);
+  close_all(3, all);
+}
+
+/* Two runs of one size that tell no names: the message says what to look for. */
+static void a_second_rank_of_one_number_is_refused(void **state) {
+  (void)state;
+  int listener, port;
+  meeting first, second, third;
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  hv_rendezvous_options options = {.size = 3, .host = "127.0.0.1", .port = port, .listener = -1, .timeout = 10};
+  first = second = third = (meeting){.options = options};
+  first.options.listener = listener;
+  second.options.rank = third.options.rank = 1;
+  assert_int_equal(pthread_create(&first.thread, NULL, meet, &first), 0);
+  (void)meet(&second);
+  (void)meet(&third);
+  pthread_join(first.thread, NULL);
+  assert_ok(second.status);
+  assert_error(first.status, "rank 1 of 3 (process ", "has this rank already: does another run meet at the same port?");
+  assert_error(third.status, "rank 0 refuses this process: rank 1 of 3", "has this rank already");
+  hv_peers_close(second.peers);
+}
+
 static void nobody_there_is_one_clear_line(void **state) {
   (void)state;
   int listener, port;
@@ -377,6 +424,8 @@ int main(void) {
       cmocka_unit_test(strangers_do_not_keep_ranks_waiting),
       cmocka_unit_test(a_rank_may_leave_while_others_speak),
       cmocka_unit_test(a_rank_of_another_run_is_refused),
+      cmocka_unit_test(a_rank_of_a_run_of_another_name_is_sent_away),
+      cmocka_unit_test(a_second_rank_of_one_number_is_refused),
       cmocka_unit_test(nobody_there_is_one_clear_line),
       cmocka_unit_test(the_first_host_of_a_node_list_is_found),
       cmocka_unit_test(the_meeting_place_is_read_from_the_environment),

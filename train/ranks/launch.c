@@ -1,6 +1,7 @@
 #include "train/ranks/launch.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,11 +19,12 @@ enum { MEETING_SECONDS = 55 };
 /* What each launcher tells its processes, the surest first: mpirun inside a SLURM job sets both. */
 static const struct launcher {
   const char *rank, *size, *local_rank;
+  const char *run[2]; /* together one run's own; NULL: there is none */
 } launchers[] = {
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
-    {"RANK", "WORLD_SIZE", "LOCAL_RANK"},
-    {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", {"PMIX_NAMESPACE"}},
+    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", {NULL}},
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", {"TORCHELASTIC_RUN_ID"}},
+    {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", {"SLURM_JOB_ID", "SLURM_STEP_ID"}},
 };
 enum { SLURM = sizeof launchers / sizeof launchers[0] - 1 };
 
@@ -51,6 +53,19 @@ static bool is_of_slurm(const struct launcher *launcher) {
          is_same(launcher->rank, launchers[SLURM].rank) && is_same(launcher->size, launchers[SLURM].size);
 }
 
+/* "none" is what torchrun calls a run that was given no name; the parts of a heterogeneous SLURM job, which may be one
+ * run, have a number each. */
+static void read_run(const struct launcher *launcher, char *out, size_t size) {
+  bool parts = launcher == &launchers[SLURM] && getenv("SLURM_HET_SIZE");
+  out[0] = '\0';
+  for (int i = 0; i < 2 && launcher->run[i] && !parts; i++) {
+    const char *text = getenv(launcher->run[i]);
+    size_t used = strlen(out);
+    if (!text || strcmp(text, "none") == 0) continue;
+    snprintf(out + used, size - used, "%s%s=%s", used > 0 ? " " : "", launcher->run[i], text);
+  }
+}
+
 hv_status hv_launch_read(hv_launch *out) {
   enum { MOST_RANKS = 1 << 20 };
   *out = (hv_launch){.size = 1};
@@ -61,6 +76,7 @@ hv_status hv_launch_read(hv_launch *out) {
     if (out->size < 1) return hv_error(HV_ERR_INPUT, "the launcher's %s is 0", launcher->size);
     HV_TRY(read_number(launcher->rank, out->size, &out->rank));
     out->rank_key = launcher->rank;
+    read_run(launcher, out->run, sizeof out->run);
     if (getenv(launcher->local_rank)) return read_number(launcher->local_rank, out->size, &out->local_rank);
     return HV_OK;
   }
@@ -96,6 +112,7 @@ static hv_status meet(const hv_launch *launch, const hv_device *device, hv_peers
   HV_TRY(hv_meeting_place_find(launch, &place));
   HV_TRY(hv_rendezvous_open(&(hv_rendezvous_options){.rank = launch->rank,
                                                      .size = launch->size,
+                                                     .run = launch->run,
                                                      .host = place.host,
                                                      .port = place.port,
                                                      .listener = place.listener,

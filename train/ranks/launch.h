@@ -8,6 +8,7 @@ typedef struct hv_launch {
   int32_t rank, size;   /* 0 and 1 when alone */
   int32_t local_rank;   /* among the ranks on this machine: which card is its own */
   const char *rank_key; /* the environment variable that told; NULL when alone */
+  char run[128];        /* what the launcher calls this run: all its ranks have it and no other run's; "": nothing */
 } hv_launch;
 
 /* Reads the environment: Open MPI's, PMI's (MPICH, Intel MPI), SLURM's (a job step of several tasks), torchrun's.

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "train/ranks/rendezvous_socket.h"
 
 enum { LISTEN_MS = 50, PROGRESS_EVERY_MS = 200, NEWCOMERS = 64, NEWCOMER_MS = 10 };
@@ -29,6 +30,12 @@ typedef struct message {
 
 static const uint64_t magic = 0x68766c6170656572u; /* "hvlapeer" */
 
+/* The bytes of a HELLO. */
+typedef struct greeting {
+  char place[96]; /* "process 4711 on node1" */
+  char run[128];
+} greeting;
+
 /* Who has connected, and not yet said who it is. */
 typedef struct newcomer {
   int socket; /* -1: nobody */
@@ -48,7 +55,7 @@ typedef struct rendezvous {
   hv_peers head;
   double timeout;
   peer *peers; /* [size] */
-  char place[96];
+  greeting own;
   pthread_t thread;
   bool watching;
   atomic_bool closing;
@@ -289,27 +296,40 @@ static hv_status gather(hv_peers *head, const char *what, const void *own, size_
   return status;
 }
 
+static void refuse(const rendezvous *self, int socket, const char *why) {
+  message refusal = compose(self, FAILED, why, strlen(why) + 1);
+  hv_status_free(hv_socket_send(socket, &refusal, sizeof refusal, send_seconds));
+  (void)close(socket);
+}
+
 /* Lets one process in that has said which rank it is. */
-static hv_status admit(rendezvous *self, int socket, message *m) {
+static hv_status admit(rendezvous *self, int socket, const message *m) {
   int32_t size = self->head.size;
-  m->bytes[sizeof m->bytes - 1] = '\0';
+  greeting from;
+  char text[512];
   if (m->magic != magic || m->kind != HELLO) {
     (void)close(socket); /* a stranger: a port scan, another program */
+    return HV_OK;
+  }
+  memcpy(&from, m->bytes, sizeof from);
+  from.place[sizeof from.place - 1] = from.run[sizeof from.run - 1] = '\0';
+  if (from.run[0] && self->own.run[0] && strcmp(from.run, self->own.run) != 0) {
+    snprintf(text, sizeof text, "rank %d of %d (%s) is of the run %s, not of %s, which meets at the same port", m->rank,
+             m->size, from.place, from.run, self->own.run);
+    hv_log_warning("%s: it is sent away", text);
+    refuse(self, socket, text);
     return HV_OK;
   }
   bool fits = m->size == size && m->rank > 0 && m->rank < size && self->peers[m->rank].socket < 0;
   if (fits) {
     self->peers[m->rank].socket = socket;
-    snprintf(self->peers[m->rank].place, sizeof self->peers[m->rank].place, "%.95s", m->bytes);
-    message welcome = compose(self, WELCOME, self->place, strlen(self->place) + 1);
+    memcpy(self->peers[m->rank].place, from.place, sizeof from.place);
+    message welcome = compose(self, WELCOME, self->own.place, strlen(self->own.place) + 1);
     return hand_to(self, m->rank, "letting it in", &welcome);
   }
-  char text[256];
-  snprintf(text, sizeof text, "rank %d of %d (%.90s) came to a run of %d ranks%s", m->rank, m->size, m->bytes, size,
-           m->size == size ? " that has this rank already" : "");
-  message refusal = compose(self, FAILED, text, strlen(text) + 1);
-  hv_status_free(hv_socket_send(socket, &refusal, sizeof refusal, send_seconds));
-  (void)close(socket);
+  snprintf(text, sizeof text, "rank %d of %d (%s) came to a run of %d ranks%s", m->rank, m->size, from.place, size,
+           m->size == size ? " that has this rank already: does another run meet at the same port?" : "");
+  refuse(self, socket, text);
   return hv_error(HV_ERR_INPUT, "%s", text);
 }
 
@@ -375,7 +395,7 @@ static hv_status meet_as_first(rendezvous *self, int listener) {
 
 static hv_status meet_as_other(rendezvous *self, const hv_rendezvous_options *options) {
   HV_TRY(hv_socket_connect(options->host, options->port, options->timeout, &self->peers[0].socket));
-  message m = compose(self, HELLO, self->place, strlen(self->place) + 1);
+  message m = compose(self, HELLO, &self->own, sizeof self->own);
   snprintf(self->peers[0].place, sizeof self->peers[0].place, "at %.80s:%d", options->host, options->port);
   hv_status status = hv_socket_send(self->peers[0].socket, &m, sizeof m, send_seconds);
   if (!status) status = hv_socket_receive(self->peers[0].socket, &m, sizeof m, self->timeout);
@@ -423,8 +443,9 @@ hv_status hv_rendezvous_open(const hv_rendezvous_options *options, hv_peers **ou
   pthread_mutex_init(&self->mutex, NULL);
   char host[64] = "?";
   (void)gethostname(host, sizeof host - 1);
-  snprintf(self->place, sizeof self->place, "process %lld on %s", (long long)getpid(), host);
-  if (options->rank == 0) memcpy(peers[0].place, self->place, sizeof self->place);
+  snprintf(self->own.place, sizeof self->own.place, "process %lld on %s", (long long)getpid(), host);
+  snprintf(self->own.run, sizeof self->own.run, "%s", options->run ? options->run : "");
+  if (options->rank == 0) memcpy(peers[0].place, self->own.place, sizeof self->own.place);
   hv_status status = meet(self, options);
   if (status) {
     close_rendezvous(&self->head);

@@ -11,14 +11,16 @@
 
 typedef struct hv_rendezvous_options {
   int32_t rank, size;
+  const char *run;  /* the name of the run (hv_launch); "" or NULL: it has none */
   const char *host; /* of rank 0 */
   int port;
   int listener;   /* rank 0: a socket of hv_rendezvous_listen, which is closed here; -1: one is opened on `port` */
   double timeout; /* seconds that ranks have to come */
 } hv_rendezvous_options;
 
-/* Meets the other ranks. HV_ERR_DEVICE names the ranks that do not come, what answers that is no rank of this run, or
- * the address that cannot be reached. */
+/* Meets the other ranks. One of a run of another name is refused on its side, and does not disturb this one.
+ * HV_ERR_DEVICE names the ranks that do not come, what answers that is no rank of this run, or the address that cannot
+ * be reached. */
 HV_NODISCARD hv_status hv_rendezvous_open(const hv_rendezvous_options *options, hv_peers **out);
 
 /* A socket for rank 0 to listen at, on `port`, 0: any that is free. */
