@@ -109,28 +109,43 @@ static bool inside_shared(const void *address, size_t bytes) {
   return at >= base && at + bytes <= base + self->worker->launch->shared_bytes;
 }
 
-static bool check_access(const void *address, size_t bytes, bool write) {
-  worker *w = self->worker;
+static void report_outside(const void *address, size_t bytes, const char *does) {
+  const worker *w = self->worker;
+  hv_emu_fault("%s %zu bytes at offset %td, outside its %zu bytes of shared memory", does, bytes,
+               (const unsigned char *)address - w->shared, w->launch->shared_bytes);
+}
+
+static void report_access(const hv_shadow_access *access,
+                          void (*describe)(hv_shadow *, const hv_shadow_access *, char *, size_t)) {
+  char text[256];
+  describe(&self->worker->shadow, access, text, sizeof text);
+  report(self, text);
+}
+
+static hv_shadow_access access_to(const void *address, size_t bytes) {
+  size_t offset = (size_t)((const unsigned char *)address - self->worker->shared);
+  return {self->index, self->warp, offset, bytes};
+}
+
+/* These two are called for every access; what they say of faults is apart. */
+bool hv_emu_shared_read(const void *address, size_t bytes) {
   if (!inside_shared(address, bytes)) {
-    hv_emu_fault("%s %zu bytes at offset %td, outside its %zu bytes of shared memory", write ? "writes" : "reads",
-                 bytes, (const unsigned char *)address - w->shared, w->launch->shared_bytes);
+    report_outside(address, bytes, "reads");
     return false;
   }
-  size_t offset = (size_t)((const unsigned char *)address - w->shared);
-  hv_shadow_access access = {self->index, self->warp, offset, bytes};
-  char text[256];
-  bool clean = write ? hv_shadow_write(&w->shadow, &access, text, sizeof text)
-                     : hv_shadow_read(&w->shadow, &access, text, sizeof text);
-  if (!clean) report(self, text);
+  hv_shadow_access access = access_to(address, bytes);
+  if (!hv_shadow_read(&self->worker->shadow, &access)) report_access(&access, hv_shadow_describe_read);
   return true;
 }
 
-bool hv_emu_shared_read(const void *address, size_t bytes) {
-  return check_access(address, bytes, false);
-}
-
 bool hv_emu_shared_write(void *address, size_t bytes) {
-  return check_access(address, bytes, true);
+  if (!inside_shared(address, bytes)) {
+    report_outside(address, bytes, "writes");
+    return false;
+  }
+  hv_shadow_access access = access_to(address, bytes);
+  if (!hv_shadow_write(&self->worker->shadow, &access)) report_access(&access, hv_shadow_describe_write);
+  return true;
 }
 
 void hv_emu_barrier(void) {
@@ -196,7 +211,7 @@ void hv_emu_copy_issue(void *to, const void *from, size_t bytes) {
   }
   self->copies[self->copy_count++] = {to, from, bytes, self->open_group};
   /* From now on nobody may touch the target: as a write it must be ordered with earlier accesses of other threads. */
-  check_access(to, bytes, true);
+  (void)hv_emu_shared_write(to, bytes);
   hv_shadow_flight(&w->shadow, (size_t)((unsigned char *)to - w->shared), bytes, true);
 }
 
@@ -210,7 +225,7 @@ void hv_emu_copy_wait(int groups_left) {
   while (landed < self->copy_count && self->copies[landed].group < self->open_group - groups_left) {
     const pending_copy *c = &self->copies[landed++];
     hv_shadow_flight(&w->shadow, (size_t)((unsigned char *)c->to - w->shared), c->bytes, false);
-    check_access(c->to, c->bytes, true);
+    (void)hv_emu_shared_write(c->to, c->bytes);
     if (c->from) {
       memcpy(c->to, c->from, c->bytes);
     } else {

@@ -4,14 +4,35 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEVERAL = 0xffff /* more than one thread, or warp */ };
+/* Who touched a piece last, in one word, for this is looked at with every access: the time in the upper half, then two
+ * marks, the thread (10 bits) and its warp's epoch (20 bits). */
+typedef uint64_t stamp;
+
+static constexpr stamp IN_FLIGHT = 1u << 31;     /* of a write: an asynchronous copy has yet to land */
+static constexpr stamp SEVERAL_WARPS = 1u << 31; /* of reads at one time: the thread is the latest of them */
+static constexpr stamp SEVERAL_THREADS = 1u << 30;
+enum { THREAD_SHIFT = 20, THREAD_MASK = 0x3ff, LAST_EPOCH = 0xfffff, WARP = 32 };
 
 struct hv_shadow_cell {
-  uint32_t written_block, flight_block; /* 0: never */
-  uint32_t write_barrier, write_warp_epoch;
-  uint32_t read_barrier, read_warp_epoch; /* the latest, where several threads read */
-  uint16_t writer, writer_warp, reader, reader_warp;
+  stamp write, read;
 };
+
+static inline stamp stamp_of(const hv_shadow *s, const hv_shadow_access *a) {
+  return (stamp)s->time << 32 | (stamp)a->thread << THREAD_SHIFT | s->warp_epochs[a->warp];
+}
+static inline uint32_t time_of(stamp x) {
+  return (uint32_t)(x >> 32);
+}
+static inline int thread_of(stamp x) {
+  return (int)(x >> THREAD_SHIFT) & THREAD_MASK;
+}
+static inline uint32_t epoch_of(stamp x) {
+  return (uint32_t)x & LAST_EPOCH;
+}
+/* Times may wrap around. */
+static inline bool of_this_block(const hv_shadow *s, stamp x) {
+  return time_of(x) - s->begin <= s->time - s->begin;
+}
 
 hv_status hv_shadow_open(size_t shared_bytes, int warps, hv_shadow *out) {
   *out = hv_shadow{};
@@ -32,17 +53,18 @@ void hv_shadow_close(hv_shadow *shadow) {
 }
 
 void hv_shadow_begin(hv_shadow *shadow) {
-  shadow->block++;
-  shadow->barrier++;
+  shadow->begin = ++shadow->time;
   memset(shadow->warp_epochs, 0, (size_t)shadow->warps * sizeof *shadow->warp_epochs);
 }
 
 void hv_shadow_barrier(hv_shadow *shadow) {
-  shadow->barrier++;
+  shadow->time++;
 }
 
 void hv_shadow_warp_barrier(hv_shadow *shadow, int warp) {
-  shadow->warp_epochs[warp]++;
+  if (shadow->warp_epochs[warp]++ < LAST_EPOCH) return;
+  shadow->warp_epochs[warp] = 0; /* counted through: a barrier of all, by which a race may be missed but none made up */
+  shadow->time++;
 }
 
 static hv_shadow_cell *first_cell(hv_shadow *shadow, size_t offset) {
@@ -55,75 +77,92 @@ static size_t cells_of(size_t offset, size_t bytes) {
 
 void hv_shadow_flight(hv_shadow *shadow, size_t offset, size_t bytes, bool in_flight) {
   hv_shadow_cell *cell = first_cell(shadow, offset);
-  for (size_t i = 0; i < cells_of(offset, bytes); i++) cell[i].flight_block = in_flight ? shadow->block : 0;
+  for (size_t i = 0; i < cells_of(offset, bytes); i++) {
+    cell[i].write = in_flight ? cell[i].write | IN_FLIGHT : cell[i].write & ~IN_FLIGHT;
+  }
 }
 
-static bool ordered_after_write(const hv_shadow *s, const hv_shadow_cell *c, const hv_shadow_access *a) {
-  return c->write_barrier != s->barrier || c->writer == a->thread ||
-         (c->writer_warp == a->warp && c->write_warp_epoch < s->warp_epochs[a->warp]);
+/* Of an earlier access of this block by one thread. */
+static inline bool is_ordered(const hv_shadow *s, stamp earlier, const hv_shadow_access *a) {
+  return time_of(earlier) != s->time || thread_of(earlier) == a->thread ||
+         (thread_of(earlier) / WARP == a->warp && epoch_of(earlier) < s->warp_epochs[a->warp]);
 }
 
-static bool ordered_after_reads(const hv_shadow *s, const hv_shadow_cell *c, const hv_shadow_access *a) {
-  return c->read_barrier != s->barrier || c->reader == a->thread ||
-         (c->reader_warp == a->warp && c->read_warp_epoch < s->warp_epochs[a->warp]);
+static inline bool are_reads_ordered(const hv_shadow *s, stamp reads, const hv_shadow_access *a) {
+  if (time_of(reads) != s->time || !(reads & SEVERAL_THREADS)) return is_ordered(s, reads, a);
+  return !(reads & SEVERAL_WARPS) && thread_of(reads) / WARP == a->warp && epoch_of(reads) < s->warp_epochs[a->warp];
 }
 
-bool hv_shadow_read(hv_shadow *s, const hv_shadow_access *a, char *text, size_t text_bytes) {
+/* `mine` added to the reads so far. */
+static inline stamp add_read(stamp reads, stamp mine) {
+  if (time_of(reads) != time_of(mine)) return mine;
+  stamp marks = reads & (SEVERAL_THREADS | SEVERAL_WARPS);
+  if (thread_of(reads) != thread_of(mine)) {
+    marks |= SEVERAL_THREADS;
+    if (thread_of(reads) / WARP != thread_of(mine) / WARP) marks |= SEVERAL_WARPS;
+  }
+  return mine | marks;
+}
+
+static inline bool may_read(const hv_shadow *s, const hv_shadow_cell *c, const hv_shadow_access *a) {
+  return of_this_block(s, c->write) && !(c->write & IN_FLIGHT) && is_ordered(s, c->write, a);
+}
+
+static inline bool may_write(const hv_shadow *s, const hv_shadow_cell *c, const hv_shadow_access *a) {
+  if (!are_reads_ordered(s, c->read, a)) return false;
+  return !of_this_block(s, c->write) || (!(c->write & IN_FLIGHT) && is_ordered(s, c->write, a));
+}
+
+bool hv_shadow_read(hv_shadow *s, const hv_shadow_access *a) {
   hv_shadow_cell *c = first_cell(s, a->offset);
+  stamp mine = stamp_of(s, a);
   for (size_t i = cells_of(a->offset, a->bytes); i > 0; i--, c++) {
-    if (c->flight_block == s->block) {
-      snprintf(text, text_bytes,
-               "reads shared memory at offset %zu, which an asynchronous copy has yet to reach: no wait "
-               "for the copy between",
-               a->offset);
-      return false;
-    }
-    if (c->written_block != s->block) {
-      snprintf(text, text_bytes, "reads shared memory at offset %zu, which no thread has written", a->offset);
-      return false;
-    }
-    if (!ordered_after_write(s, c, a)) {
-      snprintf(text, text_bytes,
-               "reads shared memory at offset %zu, which thread %d of the block wrote, with no barrier "
-               "between",
-               a->offset, c->writer);
-      return false;
-    }
-    if (c->read_barrier == s->barrier && c->reader != a->thread) {
-      c->reader = SEVERAL;
-      if (c->reader_warp != a->warp) c->reader_warp = SEVERAL;
-    } else {
-      c->reader = (uint16_t)a->thread;
-      c->reader_warp = (uint16_t)a->warp;
-    }
-    c->read_barrier = s->barrier;
-    c->read_warp_epoch = s->warp_epochs[a->warp];
+    if (!may_read(s, c, a)) return false;
+    c->read = add_read(c->read, mine);
   }
   return true;
 }
 
-bool hv_shadow_write(hv_shadow *s, const hv_shadow_access *a, char *text, size_t text_bytes) {
+bool hv_shadow_write(hv_shadow *s, const hv_shadow_access *a) {
   hv_shadow_cell *c = first_cell(s, a->offset);
+  stamp mine = stamp_of(s, a);
   for (size_t i = cells_of(a->offset, a->bytes); i > 0; i--, c++) {
-    if (c->flight_block == s->block) {
-      snprintf(text, text_bytes, "writes shared memory at offset %zu, which an asynchronous copy has yet to reach",
-               a->offset);
-      return false;
-    }
-    bool reads = ordered_after_reads(s, c, a);
-    if (!reads || (c->written_block == s->block && !ordered_after_write(s, c, a))) {
-      int other = reads ? c->writer : c->reader;
-      char who[48];
-      snprintf(who, sizeof who, other == SEVERAL ? "several threads" : "thread %d of the block", other);
-      snprintf(text, text_bytes, "writes shared memory at offset %zu, which %s %s, with no barrier between", a->offset,
-               who, reads ? "wrote" : "read");
-      return false;
-    }
-    c->written_block = s->block;
-    c->write_barrier = s->barrier;
-    c->write_warp_epoch = s->warp_epochs[a->warp];
-    c->writer = (uint16_t)a->thread;
-    c->writer_warp = (uint16_t)a->warp;
+    if (!may_write(s, c, a)) return false;
+    c->write = mine;
   }
   return true;
+}
+
+void hv_shadow_describe_read(hv_shadow *s, const hv_shadow_access *a, char *text, size_t text_bytes) {
+  const hv_shadow_cell *c = first_cell(s, a->offset);
+  while (may_read(s, c, a)) c++;
+  if (!of_this_block(s, c->write)) {
+    snprintf(text, text_bytes, "reads shared memory at offset %zu, which no thread has written", a->offset);
+  } else if (c->write & IN_FLIGHT) {
+    snprintf(text, text_bytes,
+             "reads shared memory at offset %zu, which an asynchronous copy has yet to reach: no wait "
+             "for the copy between",
+             a->offset);
+  } else {
+    snprintf(text, text_bytes,
+             "reads shared memory at offset %zu, which thread %d of the block wrote, with no barrier "
+             "between",
+             a->offset, thread_of(c->write));
+  }
+}
+
+void hv_shadow_describe_write(hv_shadow *s, const hv_shadow_access *a, char *text, size_t text_bytes) {
+  const hv_shadow_cell *c = first_cell(s, a->offset);
+  while (may_write(s, c, a)) c++;
+  if (of_this_block(s, c->write) && c->write & IN_FLIGHT) {
+    snprintf(text, text_bytes, "writes shared memory at offset %zu, which an asynchronous copy has yet to reach",
+             a->offset);
+    return;
+  }
+  bool reads = are_reads_ordered(s, c->read, a);
+  char who[48];
+  snprintf(who, sizeof who, "thread %d of the block", thread_of(reads ? c->write : c->read));
+  if (!reads && c->read & SEVERAL_THREADS) snprintf(who, sizeof who, "several threads");
+  snprintf(text, text_bytes, "writes shared memory at offset %zu, which %s %s, with no barrier between", a->offset, who,
+           reads ? "wrote" : "read");
 }

@@ -15,10 +15,10 @@ typedef struct hv_shadow_cell hv_shadow_cell;
 
 typedef struct hv_shadow {
   hv_shadow_cell *cells;
-  uint32_t *warp_epochs;
+  uint32_t *warp_epochs; /* how many barriers each warp has had in this block */
   int warps;
-  uint32_t block;   /* which block of all that ran here: cells of earlier ones are stale */
-  uint32_t barrier; /* how many barriers there have been, in all blocks */
+  uint32_t time;  /* how many barriers there have been, in all blocks that ran here */
+  uint32_t begin; /* the time at which this block began: what was noted before is another block's */
 } hv_shadow;
 
 typedef struct hv_shadow_access {
@@ -34,8 +34,10 @@ void hv_shadow_barrier(hv_shadow *shadow);
 void hv_shadow_warp_barrier(hv_shadow *shadow, int warp);
 void hv_shadow_flight(hv_shadow *shadow, size_t offset, size_t bytes, bool in_flight);
 
-/* Notes an access. False where it is at fault: `text` says how. */
-bool hv_shadow_read(hv_shadow *shadow, const hv_shadow_access *access, char *text, size_t text_bytes);
-bool hv_shadow_write(hv_shadow *shadow, const hv_shadow_access *access, char *text, size_t text_bytes);
+/* Notes an access. False where it is at fault: then, at once, the other two say how. */
+bool hv_shadow_read(hv_shadow *shadow, const hv_shadow_access *access);
+bool hv_shadow_write(hv_shadow *shadow, const hv_shadow_access *access);
+void hv_shadow_describe_read(hv_shadow *shadow, const hv_shadow_access *access, char *text, size_t text_bytes);
+void hv_shadow_describe_write(hv_shadow *shadow, const hv_shadow_access *access, char *text, size_t text_bytes);
 
 #endif
