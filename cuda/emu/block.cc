@@ -323,8 +323,10 @@ static void report_stuck(worker *w) {
   report(&w->threads[stuck], text);
 }
 
-/* Every stack is free again, also those of threads that a fault left in the middle. */
-static void reclaim_fibers(worker *w) {
+/* Every stack is free again, also those of threads that a fault left in the middle, and nobody is on his way to a
+ * warp-wide operation. */
+static void forget_threads(worker *w) {
+  memset(w->meetings, 0, sizeof w->meetings);
   w->free_count = 0;
   for (int i = w->fiber_count - 1; i >= 0; i--) w->free_fibers[w->free_count++] = i;
 }
@@ -333,9 +335,8 @@ static void begin_block(worker *w, uint3 block) {
   const hv_emu_launch *launch = w->launch;
   w->at_barrier = w->finished = 0;
   hv_fiber_adopt_thread(&w->scheduler); /* a worker is not always run by the same one */
-  if (w->free_count != w->fiber_count) reclaim_fibers(w);
+  if (w->free_count != w->fiber_count) forget_threads(w);
   memset(w->shared, POISON, launch->shared_bytes);
-  memset(w->meetings, 0, sizeof w->meetings[0] * (size_t)((w->thread_count + HV_EMU_WARP - 1) / HV_EMU_WARP));
   hv_shadow_begin(&w->shadow);
   for (int i = 0; i < w->thread_count; i++) {
     emu_thread *t = &w->threads[i];

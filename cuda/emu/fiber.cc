@@ -23,6 +23,8 @@
 #ifdef HV_ASAN_FIBERS
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+
+enum { FRAME_BYTES = 4096 /* at most, of the function that switches */ };
 #endif
 #ifdef HV_TSAN_FIBERS
 #include <sanitizer/tsan_interface.h>
@@ -195,8 +197,12 @@ void hv_fiber_adopt_thread(hv_fiber *out) {
 
 void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument) {
 #ifdef HV_ASAN_FIBERS
-  /* The frames that the stack's last user never returned from. */
-  ASAN_UNPOISON_MEMORY_REGION(fiber->stack, fiber->stack_bytes);
+  /* The frames that the stack's last user never returned from: they lie above where it was left, or a little below. */
+  if (fiber->context) {
+    char *lowest = (char *)fiber->context - FRAME_BYTES, *top = fiber->stack + fiber->stack_bytes;
+    if (lowest < fiber->stack) lowest = fiber->stack;
+    ASAN_UNPOISON_MEMORY_REGION(lowest, (size_t)(top - lowest));
+  }
 #endif
 #ifdef HV_TSAN_FIBERS
   /* The sanitizer's own stack of calls, too. */
