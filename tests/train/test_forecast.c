@@ -50,7 +50,8 @@ static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_con
   return peak;
 }
 
-static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_sets) {
+/* For `device`, of configs/tiny.yaml with these settings. */
+static hv_forecast forecast_of(int32_t ranks, const char *device, const char *const *sets, size_t num_sets) {
   hv_train_config config;
   hv_model_config model;
   hv_model_directory directory;
@@ -59,8 +60,22 @@ static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_s
   assert_ok(hv_train_config_model(&config, &model, &directory));
   hv_forecast_options options = hv_forecast_h100(ranks, hv_train_config_dtype(&config));
   options.prompt = PROMPT;
-  options.device = under_test;
+  options.device = device;
   assert_ok(hv_forecast_make(&config, &model.config, &options, &forecast));
+  assert_true(fabs(forecast.samples_per_s * forecast.step_seconds - (double)config.train.batch_size) < 1e-9);
+  hv_model_directory_close(&directory);
+  hv_model_config_free(&model);
+  hv_train_config_free(&config);
+  return forecast;
+}
+
+static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_sets) {
+  hv_train_config config;
+  hv_model_config model;
+  hv_model_directory directory;
+  hv_forecast forecast = forecast_of(ranks, under_test, sets, num_sets);
+  assert_ok(hv_train_config_load(HVLA_SOURCE_DIR "/configs/tiny.yaml", sets, num_sets, &config));
+  assert_ok(hv_train_config_model(&config, &model, &directory));
   hv_memory_use run = memory_of_a_run(&config, &model.config, ranks);
   size_t seen = forecast.memory.total - forecast.unseen_bytes;
   double ratio = (double)seen / (double)run.total;
@@ -101,10 +116,31 @@ static void each_sharding_is_forecast(void **state) {
   }
 }
 
+/* What only a card holds, and figures of time, of which the run's own account knows nothing. */
+static void a_card_is_forecast_where_there_is_none(void **state) {
+  (void)state;
+  static const char *const whole[] = {"dtype=bf16", ALONE, "train.batch_size=8"};
+  static const char *const parts[] = {"dtype=bf16", ALONE, "train.batch_size=8", "train.micro_batch=2"};
+  hv_forecast one = forecast_of(1, "cuda", whole, 3), two = forecast_of(2, "cuda", whole, 3);
+  hv_forecast cpu = forecast_of(2, "cpu", whole, 3), four = forecast_of(1, "cuda", parts, 4);
+  assert_int_equal(one.unseen_bytes, 500000000);
+  assert_int_equal(two.unseen_bytes, 900000000);
+  assert_int_equal(cpu.unseen_bytes, 0);
+  assert_int_equal(two.memory.bytes[HV_MEMORY_COMMUNICATION] - cpu.memory.bytes[HV_MEMORY_COMMUNICATION], 400000000);
+  assert_true(one.memory.bytes[HV_MEMORY_COMMUNICATION] < 400000000);
+  assert_true(one.memory.total - one.unseen_bytes < one.unseen_bytes);
+  assert_true(two.traffic[HV_ALL_REDUCE].calls > 0);
+  assert_true(one.model_flops > 0 && fabs(four.model_flops / one.model_flops - 1) < 1e-9);
+  assert_true(fabs(one.model_flops / two.model_flops - 2) < 1e-9);
+  /* One card waits for nobody. */
+  assert_true(one.compute_seconds <= one.step_seconds && one.compute_seconds > 0.9 * one.step_seconds);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) under_test = argv[1];
   need_card(under_test);
   const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_forecast),
-                                     cmocka_unit_test(each_sharding_is_forecast)};
+                                     cmocka_unit_test(each_sharding_is_forecast),
+                                     cmocka_unit_test(a_card_is_forecast_where_there_is_none)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
