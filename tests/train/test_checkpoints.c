@@ -97,21 +97,36 @@ static void writes_the_same_while_training_waits(void **state) {
   static const char *const kinds[] = {"", "--set dtype=bf16"};
   for (int k = 0; k < 2; k++) {
     char rest[256], *beside, *waiting;
-    snprintf(rest, sizeof rest, "--set checkpoint.interval=1 %s", kinds[k]);
+    snprintf(rest, sizeof rest, "--set train.steps=3 --set checkpoint.interval=1 %s", kinds[k]);
     assert_int_equal(run_train("", run_arguments(*state, "beside", rest), &beside), 0);
     const char *told = strstr(beside, "s for the checkpoint of step 1: they are due faster than the disk takes them");
     if (!told || strstr(told + 1, "s for the checkpoint of step")) fail_msg("of waiting is not told once:\n%s", beside);
-    snprintf(rest, sizeof rest, "--set checkpoint.interval=1 --set checkpoint.async=false %s", kinds[k]);
+    snprintf(rest, sizeof rest, "--set train.steps=3 --set checkpoint.interval=1 --set checkpoint.async=false %s",
+             kinds[k]);
     assert_int_equal(run_train("", run_arguments(*state, "waiting", rest), &waiting), 0);
     if (strstr(waiting, "training waited")) fail_msg("each was complete before the next:\n%s", waiting);
-    assert_same_state(*state, "beside", "waiting", 6);
-    assert_true(same_bytes(in_run(*state, "beside", "checkpoints/step-6/state.json"),
-                           in_run(*state, "waiting", "checkpoints/step-6/state.json")));
+    assert_same_state(*state, "beside", "waiting", 3);
+    assert_true(same_bytes(in_run(*state, "beside", "checkpoints/step-3/state.json"),
+                           in_run(*state, "waiting", "checkpoints/step-3/state.json")));
     assert_ok(hv_remove_tree(in_folder(*state, "beside")));
     assert_ok(hv_remove_tree(in_folder(*state, "waiting")));
     free(beside);
     free(waiting);
   }
+}
+
+/* The same of what is copied from the device a piece at a time. */
+static void what_is_larger_than_a_piece_is_written_whole(void **state) {
+  static const char large[] = "--set train.steps=1 --set train.batch_size=1 --set model.llm.hidden_size=72";
+  char rest[256];
+  hv_mapping file;
+  snprintf(rest, sizeof rest, "%s --set checkpoint.async=false", large);
+  expect_train(0, run_arguments(*state, "beside", large), NULL);
+  expect_train(0, run_arguments(*state, "waiting", rest), NULL);
+  assert_same_state(*state, "beside", "waiting", 1);
+  assert_ok(hv_map_file(in_run(*state, "waiting", "model/model.safetensors"), &file));
+  assert_true(file.size > (size_t)2 * 32064 * 72 * 4); /* token embeddings alone are more than 8 MiB */
+  hv_unmap(&file);
 }
 
 /* The model of the last step is there however seldom it is asked for. */
@@ -312,6 +327,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(keeps_the_last_and_every_so_many, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(writes_the_same_while_training_waits, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(what_is_larger_than_a_piece_is_written_whole, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_of_any_checkpoint_can_be_had, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_that_cannot_be_removed_ends_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(survives_a_file_system_without_room, make_folder, remove_folder),
