@@ -31,6 +31,8 @@ void hv_cuda_activation_backward(hv_stream *stream, const hv_activation_backward
 /* cols is the width of y: up lies so many elements behind gate. */
 template <typename T, int N>
 static __global__ void swiglu_kernel(hv_rows<const T> gate_up, hv_rows<T> y, int64_t cols, unsigned pieces) {
+  hv_let_next_begin();
+  hv_wait_for_previous();
   hv_place at = hv_place_here<N>(pieces);
   if (at.col >= cols) return;
   hv_floats<N> gate = hv_read<N>(gate_up.at(at.row, at.col)), up = hv_read<N>(gate_up.at(at.row, cols + at.col));
@@ -45,8 +47,8 @@ void hv_cuda_swiglu(hv_stream *stream, const hv_swiglu_args *args) {
       using T = decltype(type);
       constexpr int N = decltype(width)::value;
       hv_cover c = hv_cover_of(args->y.rows, args->y.cols, N);
-      HV_LAUNCH((swiglu_kernel<T, N>), c.grid, c.block, 0, stream, hv_rows_of<const T>(args->gate_up),
-                hv_rows_of<T>(args->y), c.cols, c.pieces);
+      HV_LAUNCH_EARLY((swiglu_kernel<T, N>), hv_ahead{}, c.grid, c.block, 0, stream, hv_rows_of<const T>(args->gate_up),
+                      hv_rows_of<T>(args->y), c.cols, c.pieces);
     });
   });
 }

@@ -256,6 +256,8 @@ template <typename T, int D, int KEY_WARPS>
 static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) attention_kernel(attention_params<T> p) {
   constexpr int ROWS = HV_ATTENTION_ROWS / KEY_WARPS, KEYS = keys_at_once<T, KEY_WARPS>, WARP_KEYS = KEYS / KEY_WARPS;
   constexpr int STRIDE = hv_tile_stride<T, D>, STAGE = KEYS * STRIDE;
+  hv_let_next_begin();
+  hv_wait_for_previous();
   hv_attention_tile tile = tile_of(p, (int)blockIdx.x);
   if (tile.rows == 0) return;
   hv_tile_keys keys = hv_keys_of(p.segments, tile, p.causal);
@@ -298,6 +300,8 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) attention_kernel(
 
 template <typename T>
 static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) merge_splits_kernel(attention_params<T> p) {
+  hv_let_next_begin();
+  hv_wait_for_previous();
   hv_attention_tile tile = tile_of(p, (int)blockIdx.x);
   for (int i = (int)threadIdx.x; i < tile.rows * p.head_dim; i += HV_ATTENTION_THREADS) {
     int row = i / p.head_dim, col = i % p.head_dim;
@@ -326,8 +330,9 @@ template <typename T> static attention_params<T> params_of(const hv_attention_ar
 template <typename T, int D, int KEY_WARPS>
 static void launch(hv_stream *stream, const attention_params<T> &p, int64_t tiles, int heads) {
   size_t bytes = hv_tile_bytes<T, D>(HV_ATTENTION_ROWS / KEY_WARPS + 4 * keys_at_once<T, KEY_WARPS>);
-  HV_LAUNCH((attention_kernel<T, D, KEY_WARPS>), dim3((unsigned)tiles, (unsigned)heads, (unsigned)p.splits),
-            dim3(HV_ATTENTION_THREADS), bytes, stream, p);
+  HV_LAUNCH_EARLY((attention_kernel<T, D, KEY_WARPS>), hv_ahead{},
+                  dim3((unsigned)tiles, (unsigned)heads, (unsigned)p.splits), dim3(HV_ATTENTION_THREADS), bytes, stream,
+                  p);
 }
 
 template <typename T, int D> static void attend_many(hv_stream *stream, const hv_attention_args *a) {
@@ -356,7 +361,7 @@ template <typename T, int D> static void attend_few(hv_stream *stream, const hv_
   }
   launch<T, D, 4>(stream, p, tiles, a->num_heads);
   if (p.splits == 1) return;
-  HV_LAUNCH(merge_splits_kernel<T>, dim3(tiles, heads), dim3(HV_ATTENTION_THREADS), 0, stream, p);
+  HV_LAUNCH_EARLY(merge_splits_kernel<T>, hv_ahead{}, dim3(tiles, heads), dim3(HV_ATTENTION_THREADS), 0, stream, p);
 }
 
 void hv_cuda_attention(hv_stream *stream, const hv_attention_args *args) {

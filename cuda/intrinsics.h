@@ -115,4 +115,17 @@ template <int N> static __device__ __forceinline__ void hv_copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* Programmatic dependent launch. Both are nothing where a launch, or the next one, is not early. */
+static __device__ __forceinline__ void hv_let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/* The launches before this one are over, and what they wrote is there. */
+static __device__ __forceinline__ void hv_wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #endif

@@ -6,10 +6,26 @@
 
 /* HV_LAUNCH(kernel, dim3 grid, dim3 block, size_t shared_bytes, hv_stream *stream, arguments …). A template's instance
  * with a comma in its name goes into parentheses. */
-#define HV_LAUNCH(kernel, ...) hv_launch(#kernel, kernel, __VA_ARGS__)
+#define HV_LAUNCH(kernel, ...) hv_launch(#kernel, kernel, false, hv_ahead{nullptr, 0}, __VA_ARGS__)
+
+/* HV_LAUNCH_EARLY(kernel, hv_ahead ahead, grid, block, …): see device.h. */
+#define HV_LAUNCH_EARLY(kernel, ...) hv_launch(#kernel, kernel, true, __VA_ARGS__)
+
+/* Device memory that a kernel reads before it waits; none: {nullptr, 0}. */
+struct hv_ahead {
+  const void *from;
+  size_t bytes;
+};
 
 static inline bool hv_is_empty(dim3 grid) {
   return grid.x == 0 || grid.y == 0 || grid.z == 0;
+}
+
+/* Whether a launch that may begin early does. Behind a launch of this stream in the same recording, it is known what
+ * it overlaps. */
+static inline bool hv_begins_early(hv_stream *stream) {
+  const hv_cuda_stream *own = (const hv_cuda_stream *)stream;
+  return own->recording && own->behind_launch && hv_runtime_card(hv_stream_runtime(stream))->starts_early;
 }
 
 #ifdef __CUDACC__
@@ -17,21 +33,31 @@ static inline bool hv_is_empty(dim3 grid) {
 enum { HV_SHARED_DEFAULT = 48 << 10 /* more must be asked for, kernel by kernel */ };
 
 template <typename... P, typename... A>
-static inline void hv_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                             hv_stream *stream, A... arguments) {
+static inline void hv_launch(const char *name, void (*kernel)(P...), bool early, hv_ahead, dim3 grid, dim3 block,
+                             size_t shared_bytes, hv_stream *stream, A... arguments) {
   if (hv_is_empty(grid)) return;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > HV_SHARED_DEFAULT) {
     error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
   }
-  if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, (cudaStream_t)hv_stream_queue(stream)>>>(static_cast<P>(arguments)...);
-  }
+  cudaLaunchAttribute programmatic = {};
+  programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  programmatic.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &programmatic;
+  config.numAttrs = early && hv_begins_early(stream);
+  config.stream = (cudaStream_t)hv_stream_queue(stream);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
   cudaError_t last = cudaGetLastError(); /* in either case: no later launch may find this one's */
   if (error == cudaSuccess) error = last;
   if (error != cudaSuccess) {
     hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "cannot launch %s: %s", name, cudaGetErrorString(error)));
+    return;
   }
+  ((hv_cuda_stream *)stream)->behind_launch = true;
 }
 
 #else
@@ -51,14 +77,17 @@ template <typename... P> struct hv_emu_arguments {
 };
 
 template <typename... P, typename... A>
-static inline void hv_launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                             hv_stream *stream, A... arguments) {
+static inline void hv_launch(const char *name, void (*kernel)(P...), bool early, hv_ahead ahead, dim3 grid, dim3 block,
+                             size_t shared_bytes, hv_stream *stream, A... arguments) {
   static_assert((std::is_trivially_copyable<P>::value && ...), "arguments travel as bytes");
   static_assert(sizeof(hv_emu_arguments<P...>) <= 4096, "CUDA takes 4 KB of arguments");
   if (hv_is_empty(grid)) return;
   hv_emu_arguments<P...> call = {kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
-  hv_emu_launch launch = {name, grid, block, shared_bytes, hv_emu_arguments<P...>::run, &call, 0};
+  bool now = early && hv_begins_early(stream);
+  hv_emu_launch launch = {name,  grid, block, shared_bytes, hv_emu_arguments<P...>::run,
+                          &call, 0,    now,   ahead.from,   ahead.bytes};
   hv_stream_fail(stream, hv_emu_queue_launch(hv_stream_queue(stream), &launch, sizeof call));
+  ((hv_cuda_stream *)stream)->behind_launch = true;
 }
 
 #endif

@@ -5,7 +5,8 @@
  * lane copies 16 bytes of a weight row at once, by asynchronous copies that it alone waits for and reads: STAGES × C of
  * them are under way, which registers would not hold (the compiler moves plain loads down to their use). What a lane
  * reads together becomes fragments of two products: the inner index may run in any order as long as both operands
- * agree. 13 rows need no more than 16.
+ * agree. 13 rows need no more than 16. The first copies begin before the kernels are over that make x: weights are read
+ * while those run.
  *
  * Shared memory: 65,536 bytes with C = 4, 32,768 with C = 2.
  */
@@ -74,7 +75,9 @@ template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_
     hv_copy_commit();
   };
   float sum[C][4] = {};
+  hv_let_next_begin();
   for (int turn = 0; turn < STAGES - 1; turn++) load_turn(turn);
+  hv_wait_for_previous();
   for (int turn = 0; turn < turns; turn++) {
     load_turn(turn + STAGES - 1);
     int64_t k = first_k + (int64_t)turn * WARPS * CHUNK;
@@ -116,8 +119,9 @@ bool hv_linear_is_few(const hv_linear_args *args) {
 }
 
 template <typename Y, int C> static void launch(hv_stream *stream, const few_params<Y> &p) {
-  HV_LAUNCH((few_rows_kernel<Y, C>), dim3(hv_blocks(p.out, 8 * C)), dim3(WARPS * HV_WARP),
-            STAGES * C * WARPS * HV_WARP * 16, stream, p);
+  hv_ahead weight = {p.weight.data, ((size_t)(p.out - 1) * (size_t)p.weight.stride + (size_t)p.in) * sizeof(hv_bf16)};
+  HV_LAUNCH_EARLY((few_rows_kernel<Y, C>), weight, dim3(hv_blocks(p.out, 8 * C)), dim3(WARPS * HV_WARP),
+                  STAGES * C * WARPS * HV_WARP * 16, stream, p);
 }
 
 template <typename Y> static void few_rows(hv_stream *stream, const hv_linear_args *a) {

@@ -40,6 +40,8 @@ template <int N> static __device__ __forceinline__ hv_floats<N> kept_at(hv_share
 }
 
 template <typename T, int N> static __global__ void norm_kernel(norm_operands<T> a) {
+  hv_let_next_begin();
+  hv_wait_for_previous();
   hv_shared<float> reduction = hv_shared_at<float>(0), kept = hv_shared_at<float>(REDUCTION_BYTES);
   int64_t row = blockIdx.x, first = (int64_t)threadIdx.x * N, step = (int64_t)blockDim.x * N;
   /* A thread keeps its own elements in shared memory between the passes: mean, squares, result. */
@@ -106,7 +108,7 @@ void hv_cuda_norm(hv_stream *stream, const hv_norm_args *args) {
                             hv_rows_of<float>(args->stats),
                             args->x.cols};
       hv_cover c = hv_cover_of(1, args->x.cols, N);
-      HV_LAUNCH((norm_kernel<T, N>), dim3((unsigned)args->x.rows), c.block, shared, stream, a);
+      HV_LAUNCH_EARLY((norm_kernel<T, N>), hv_ahead{}, dim3((unsigned)args->x.rows), c.block, shared, stream, a);
     });
   });
 }

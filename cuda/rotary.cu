@@ -45,6 +45,8 @@ static __device__ __forceinline__ void rotate_unit(const rotary_shape &s, const 
 }
 
 template <typename T, int N> static __global__ void rotary_kernel(rotary_operands<T> a, unsigned pieces) {
+  hv_let_next_begin();
+  hv_wait_for_previous();
   hv_place at = hv_place_here<1>(pieces);
   const rotary_shape &s = a.shape;
   int unit = (int)at.col;
@@ -96,7 +98,7 @@ void hv_cuda_rotary(hv_stream *stream, const hv_rotary_args *args) {
                               hv_rows_of<const float>(args->cos_sin)};
       int64_t units = (int64_t)a.shape.q_units + a.shape.k_units + a.shape.v_units;
       hv_cover c = hv_cover_of(args->positions.cols, units, 1);
-      HV_LAUNCH((rotary_kernel<T, N>), c.grid, c.block, 0, stream, a, c.pieces);
+      HV_LAUNCH_EARLY((rotary_kernel<T, N>), hv_ahead{}, c.grid, c.block, 0, stream, a, c.pieces);
     });
   });
 }

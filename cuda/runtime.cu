@@ -7,7 +7,11 @@
 #include "core/base/clock.h"
 #include "cuda/runtime.h"
 
-enum { OLDEST_CAPABILITY = 80 /* asynchronous copies and bf16 tensor cores */ };
+enum {
+  OLDEST_CAPABILITY = 80,  /* asynchronous copies and bf16 tensor cores */
+  EARLY_CAPABILITY = 90,   /* programmatic dependent launch */
+  OLDEST_FOR_EARLY = 12030 /* CUDA's version, of driver and runtime: such launches in graphs */
+};
 
 struct hv_runtime {
   hv_card card;
@@ -53,6 +57,15 @@ static hv_status choose_card(int wanted, int *index) {
   return hv_error(HV_ERR_INPUT, "CUDA card %d was asked for; this machine has 0 … %d", wanted, cards - 1);
 }
 
+static hv_status begins_early(const hv_card *card, bool *out) {
+  int driver = 0, runtime = 0;
+  HV_TRY(check(cudaDriverGetVersion(&driver), "asking for the driver's version"));
+  HV_TRY(check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version"));
+  *out = 10 * card->major + card->minor >= EARLY_CAPABILITY && driver >= OLDEST_FOR_EARLY &&
+         runtime >= OLDEST_FOR_EARLY && hv_wants_early_launches();
+  return HV_OK;
+}
+
 static hv_status describe_card(int index, hv_card *card) {
   cudaDeviceProp properties;
   HV_TRY(check(cudaGetDeviceProperties(&properties, index), "asking for a card's properties"));
@@ -62,6 +75,7 @@ static hv_status describe_card(int index, hv_card *card) {
   card->multiprocessors = properties.multiProcessorCount;
   card->memory_bytes = properties.totalGlobalMem;
   HV_TRY(check(cudaDeviceGetPCIBusId(card->bus, sizeof card->bus, index), "asking for a card's place"));
+  HV_TRY(begins_early(card, &card->starts_early));
   if (10 * card->major + card->minor < OLDEST_CAPABILITY) {
     return hv_error(HV_ERR_DEVICE,
                     "CUDA card %d (%s) has compute capability %d.%d; 8.0 or newer is needed, or --device cpu", index,

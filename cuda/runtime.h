@@ -12,6 +12,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "core/base/status.h"
 #include "core/tensor/device.h"
@@ -25,9 +27,16 @@ typedef struct hv_card {
   char name[128];
   int major, minor; /* compute capability */
   int multiprocessors;
+  bool starts_early; /* what HV_LAUNCH_EARLY asks for */
   size_t memory_bytes;
   char bus[32]; /* its place in the machine; "" where several processes may have it */
 } hv_card;
+
+/* HVLA_EARLY=0 in the environment does without launches that begin early, for comparing. */
+static inline bool hv_wants_early_launches(void) {
+  const char *wanted = getenv("HVLA_EARLY");
+  return !wanted || strcmp(wanted, "0") != 0;
+}
 
 /* Errors say in one line what is missing: driver, card, a new enough one. */
 HV_NODISCARD hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out);
@@ -84,12 +93,16 @@ typedef struct hv_cuda_stream {
   void *scratch;   /* device memory of operations in this stream */
   size_t scratch_bytes;
   bool recording, recorded; /* right now; ever */
+  bool behind_launch;       /* what was queued last is a kernel's launch */
   void **outgrown;          /* scratch that recordings may still use, released with the stream */
   int outgrown_count;
 } hv_cuda_stream;
 
+/* For queueing anything but a kernel's launch (launch.h). */
 static inline hv_queue *hv_stream_queue(hv_stream *stream) {
-  return ((hv_cuda_stream *)stream)->queue;
+  hv_cuda_stream *own = (hv_cuda_stream *)stream;
+  own->behind_launch = false;
+  return own->queue;
 }
 
 /* Keeps the first error for the stream's next synchronisation; takes ownership, HV_OK is allowed. */

@@ -148,6 +148,20 @@ bool hv_emu_shared_write(void *address, size_t bytes) {
   return true;
 }
 
+void hv_emu_device_access(const void *address) {
+  if (self->indices.waited) return;
+  hv_emu_fault("reads or writes device memory at %p before it has waited for the launches before it", address);
+}
+
+void hv_emu_wait_for_previous(void) {
+  self->indices.waited = true;
+}
+
+static bool is_ahead(const hv_emu_launch *launch, const void *from, size_t bytes) {
+  const char *at = (const char *)from, *begin = (const char *)launch->ahead;
+  return begin && at >= begin && at + bytes <= begin + launch->ahead_bytes;
+}
+
 void hv_emu_barrier(void) {
   worker *w = self->worker;
   self->state = AT_BARRIER;
@@ -196,6 +210,7 @@ void hv_emu_copy_issue(void *to, const void *from, size_t bytes) {
                  (unsigned char *)to - w->shared, w->launch->shared_bytes);
     return;
   }
+  if (from && !is_ahead(w->launch, from, bytes)) hv_emu_device_access(from);
   if (((uintptr_t)to | (uintptr_t)from) % bytes != 0) {
     hv_emu_fault("copies %zu bytes asynchronously between addresses that are not multiples of %zu", bytes, bytes);
   }
@@ -242,6 +257,7 @@ static void thread_main(void *argument) {
   emu_thread *thread = (emu_thread *)argument;
   worker *w = thread->worker;
   w->launch->run(w->launch->arguments);
+  if (!thread->indices.waited) hv_emu_fault("returns without having waited for the launches before it");
   thread->state = FINISHED;
   w->finished++;
   w->free_fibers[w->free_count++] = (int)(thread->fiber - w->fibers);
@@ -341,7 +357,8 @@ static void begin_block(worker *w, uint3 block) {
   for (int i = 0; i < w->thread_count; i++) {
     emu_thread *t = &w->threads[i];
     unsigned x = (unsigned)i % launch->block.x, rest = (unsigned)i / launch->block.x;
-    t->indices = {{x, rest % launch->block.y, rest / launch->block.y}, block, launch->block, launch->grid};
+    t->indices = {
+        {x, rest % launch->block.y, rest / launch->block.y}, block, launch->block, launch->grid, !launch->early};
     t->worker = w;
     t->fiber = nullptr;
     t->state = READY;

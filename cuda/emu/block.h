@@ -3,8 +3,10 @@
  *
  * What is found and reported, each with kernel, block and thread: two accesses to shared memory, one of them a write,
  * with no barrier between; a read of shared memory that nothing wrote, or that an asynchronous copy has yet to reach;
- * an access outside shared memory; a barrier or a warp-wide operation that not all its threads reach. The first fault
- * of a launch is kept. A block that cannot go on is abandoned.
+ * an access outside shared memory; a barrier or a warp-wide operation that not all its threads reach; in a launch that
+ * may begin early, a thread that does not wait for the launches before it, and wide accesses (hv_load, hv_store) and
+ * asynchronous copies that come before the wait and are not what such a launch may read ahead. The first fault of a
+ * launch is kept. A block that cannot go on is abandoned.
  */
 #ifndef HV_CUDA_EMU_BLOCK_H
 #define HV_CUDA_EMU_BLOCK_H
@@ -36,6 +38,9 @@ typedef struct hv_emu_launch {
   void (*run)(const void *arguments); /* one thread */
   const void *arguments;
   uint64_t seed; /* of the order of blocks and threads */
+  bool early;    /* may begin before the launches before it are over */
+  const void *ahead;
+  size_t ahead_bytes; /* what it may read until it waits for them */
 } hv_emu_launch;
 
 /* The threads of the system that run blocks, with their stacks and shared memory. */
@@ -52,6 +57,7 @@ HV_NODISCARD hv_status hv_emu_run(hv_emu_workers *workers, const hv_emu_launch *
 typedef struct hv_emu_indices {
   uint3 thread, block;
   dim3 block_dim, grid_dim;
+  bool waited; /* for the launches before this one */
 } hv_emu_indices;
 
 const hv_emu_indices *hv_emu_here(void);
@@ -64,6 +70,10 @@ void hv_emu_fault(const char *format, ...) HV_PRINTF(1, 2);
 /* Checks an access of the running thread to shared memory. False: outside, and not to be carried out. */
 bool hv_emu_shared_read(const void *address, size_t bytes);
 bool hv_emu_shared_write(void *address, size_t bytes);
+
+/* Checks an access to device memory: that the running thread has waited for the launches before. */
+void hv_emu_device_access(const void *address);
+void hv_emu_wait_for_previous(void);
 
 void hv_emu_barrier(void);
 

@@ -94,11 +94,13 @@ static inline bool hv_emu_aligned(const void *p, size_t bytes) {
 template <int N, typename T> static inline hv_vec<T, N> hv_load(const T *p) {
   hv_vec<T, N> v;
   (void)hv_emu_aligned(p, alignof(decltype(v)));
+  hv_emu_device_access(p);
   memcpy(&v, p, sizeof v);
   return v;
 }
 template <int N, typename T> static inline void hv_store(T *p, hv_vec<T, N> v) {
   (void)hv_emu_aligned(p, alignof(decltype(v)));
+  hv_emu_device_access(p);
   memcpy(p, &v, sizeof v);
 }
 static inline void hv_store_whole(uint32_t *p, hv_vec<uint32_t, 4> v) {
@@ -284,6 +286,11 @@ static inline void hv_copy_commit() {
 }
 template <int N> static inline void hv_copy_wait() {
   hv_emu_copy_wait(N);
+}
+
+static inline void hv_let_next_begin() {}
+static inline void hv_wait_for_previous() {
+  hv_emu_wait_for_previous();
 }
 
 #endif

@@ -44,6 +44,8 @@ struct hv_recording {
   task_list tasks;
 };
 
+static hv_status note_what_is_ahead(hv_runtime *runtime, const void *payload);
+
 struct hv_queue {
   hv_queue *next;
   hv_runtime *runtime;
@@ -89,7 +91,8 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
   const char *memory = getenv("HVLA_EMU_MEMORY");
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-  runtime->card = hv_card{"emulated card", 8, 9, 1, memory ? strtoull(memory, nullptr, 10) : machine, ""};
+  runtime->card = hv_card{
+      "emulated card", 8, 9, 1, hv_wants_early_launches(), memory ? strtoull(memory, nullptr, 10) : machine, ""};
   const char *taken = getenv("HVLA_EMU_TAKEN");
   runtime->allocated = taken ? strtoull(taken, nullptr, 10) : 0;
   *out = runtime;
@@ -285,6 +288,7 @@ hv_status hv_queue_record_end(hv_queue *queue, hv_recording **out) {
 }
 
 hv_status hv_queue_replay(hv_queue *queue, hv_recording *recording) {
+  HV_TRY(hv_emu_enqueue(queue, note_what_is_ahead, &recording, sizeof recording));
   for (const task *t = recording->tasks.first; t; t = t->next) {
     HV_TRY(hv_emu_enqueue(queue, t->work, t->payload, t->bytes));
   }
@@ -442,20 +446,50 @@ hv_status hv_timer_seconds(hv_timer *timer, double *out) {
 /* A launch in a queue; its arguments follow. */
 struct alignas(16) launch_payload {
   hv_emu_launch launch;
+  launch_payload *recorded; /* the launch that this one replays, or NULL */
+  uint64_t ahead_sum;       /* there: of what may be read ahead, as it was when the replay began */
 };
 
+/* Distinguishes contents (FNV-1a). */
+static uint64_t sum_of(const void *memory, size_t bytes) {
+  const unsigned char *at = (const unsigned char *)memory;
+  uint64_t sum = 0xcbf29ce484222325u;
+  for (size_t i = 0; i < bytes; i++) sum = (sum ^ at[i]) * 0x100000001b3u;
+  return sum;
+}
+
 static hv_status run_launch(hv_runtime *runtime, const void *payload) {
-  hv_emu_launch launch = ((const launch_payload *)payload)->launch;
-  launch.arguments = (const launch_payload *)payload + 1;
+  const launch_payload *queued = (const launch_payload *)payload;
+  hv_emu_launch launch = queued->launch;
+  if (launch.early && launch.ahead && queued->recorded->ahead_sum != sum_of(launch.ahead, launch.ahead_bytes)) {
+    return hv_error(HV_ERR_DEVICE, "kernel %s may read %zu bytes ahead, but what was recorded before it writes there",
+                    launch.name, launch.ahead_bytes);
+  }
+  launch.arguments = queued + 1;
   launch.seed = runtime->seed * 0x9e3779b97f4a7c15u + ++runtime->launches;
   return hv_emu_run(runtime->workers, &launch);
+}
+
+/* At the begin of a recording's replay. */
+static hv_status note_what_is_ahead(hv_runtime *, const void *payload) {
+  hv_recording *const *recording = (hv_recording *const *)payload;
+  for (task *t = (*recording)->tasks.first; t; t = t->next) {
+    if (t->work != run_launch) continue;
+    launch_payload *recorded = (launch_payload *)t->payload;
+    recorded->ahead_sum = sum_of(recorded->launch.ahead, recorded->launch.ahead_bytes);
+  }
+  return HV_OK;
 }
 
 enum { MOST_ARGUMENT_BYTES = 4096 };
 
 hv_status hv_emu_queue_launch(hv_queue *queue, const hv_emu_launch *launch, size_t argument_bytes) {
   alignas(16) unsigned char payload[sizeof(launch_payload) + MOST_ARGUMENT_BYTES];
-  ((launch_payload *)payload)->launch = *launch;
+  *(launch_payload *)payload = {*launch, nullptr, 0};
   memcpy(payload + sizeof(launch_payload), launch->arguments, argument_bytes);
-  return hv_emu_enqueue(queue, run_launch, payload, sizeof(launch_payload) + argument_bytes);
+  HV_TRY(hv_emu_enqueue(queue, run_launch, payload, sizeof(launch_payload) + argument_bytes));
+  if (!queue->recording) return HV_OK;
+  launch_payload *recorded = (launch_payload *)queue->recording->tasks.last->payload;
+  recorded->recorded = recorded;
+  return HV_OK;
 }

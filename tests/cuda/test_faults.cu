@@ -315,6 +315,103 @@ static void order_of_blocks_depends_on_the_seed(void **) {
   assert_true(differs);
 }
 
+/* Adds what is fetched, maybe before the launches before this one are over, to what those left. */
+enum early_fault { NO_FAULT, NEVER_WAITS, STORES_BEFORE, LOADS_BEFORE };
+static __global__ void early_kernel(const hv_bf16 *ahead, const float *in, float *out, early_fault fault) {
+  hv_shared<hv_bf16> x = hv_shared_at<hv_bf16>(0);
+  int i = (int)threadIdx.x;
+  hv_let_next_begin();
+  hv_copy_async(x + 8 * i, ahead + 8 * i, true);
+  hv_copy_commit();
+  float before = fault == LOADS_BEFORE ? hv_load<1>(in + i).at[0] : 0;
+  if (fault == STORES_BEFORE) hv_store(out + i, hv_vec<float, 1>{{before}});
+  if (fault != NEVER_WAITS) hv_wait_for_previous();
+  hv_copy_wait<0>();
+  out[i] = in[i] + hv_to_float(x[8 * i]);
+}
+
+static __global__ void fill_kernel(hv_bf16 *to) {
+  to[threadIdx.x] = hv_round_bf16(1.0f);
+}
+
+typedef struct early_case {
+  bench b;
+  hv_bf16 *weights;
+  float *in, *between, *out;
+} early_case;
+
+/* Records copy → early kernel, maybe with a launch that fills the weights before, and runs it twice. */
+static void replay_early(early_case *c, bool filled, hv_ahead ahead, early_fault fault) {
+  hv_recording *recording;
+  assert_ok(hv_stream_record_begin(c->b.stream));
+  if (filled) HV_LAUNCH(fill_kernel, dim3(1), dim3(8 * 32), 0, c->b.stream, c->weights);
+  HV_LAUNCH(copy_kernel, dim3(1), dim3(32), 0, c->b.stream, (const float *)c->in, c->between, 32);
+  HV_LAUNCH_EARLY(early_kernel, ahead, dim3(1), dim3(32), 8 * 32 * sizeof(hv_bf16), c->b.stream,
+                  (const hv_bf16 *)c->weights, (const float *)c->between, c->out, fault);
+  assert_ok(hv_stream_record_end(c->b.stream, &recording));
+  for (int i = 0; i < 2; i++) hv_stream_replay(c->b.stream, recording);
+  hv_status status = hv_stream_synchronize(c->b.stream);
+  hv_recording_close(c->b.device, recording);
+  hv_stream_fail(c->b.stream, status);
+}
+
+static void launches_that_begin_early(void **) {
+  early_case c = {};
+  c.b = bench_open();
+  hv_bf16 weights[8 * 32];
+  float values[32], got[32];
+  for (int i = 0; i < 8 * 32; i++) weights[i] = hv_round_bf16((float)(i % 16));
+  for (int i = 0; i < 32; i++) values[i] = (float)i;
+  c.weights = bench_upload(&c.b, weights, 8 * 32);
+  c.in = bench_upload(&c.b, values, 32);
+  c.between = bench_memory<float>(&c.b, 32);
+  c.out = bench_memory<float>(&c.b, 32);
+  hv_ahead all = {c.weights, sizeof weights}, some = {c.weights, sizeof weights - 2};
+  replay_early(&c, false, all, NO_FAULT);
+  bench_download(&c.b, got, c.out, 32);
+  for (int i = 0; i < 32; i++) assert_float_equal(got[i], values[i] + (float)(8 * i % 16), 0);
+  replay_early(&c, false, some, NO_FAULT);
+  expect_fault(&c.b, "before it has waited");
+  replay_early(&c, false, hv_ahead{}, NO_FAULT);
+  expect_fault(&c.b, "before it has waited");
+  replay_early(&c, false, all, LOADS_BEFORE);
+  expect_fault(&c.b, "before it has waited");
+  replay_early(&c, false, all, STORES_BEFORE);
+  expect_fault(&c.b, "before it has waited");
+  replay_early(&c, false, all, NEVER_WAITS);
+  expect_fault(&c.b, "returns without having waited");
+  replay_early(&c, true, all, NO_FAULT);
+  expect_fault(&c.b, "what was recorded before it writes there");
+  bench_close(&c.b);
+}
+
+/* Behind anything but a launch, and outside of a recording, a launch begins when all before it is over. */
+static void launches_that_do_not_begin_early(void **) {
+  bench b = bench_open();
+  hv_bf16 weights[8 * 32] = {};
+  float values[32] = {};
+  hv_bf16 *ahead = bench_upload(&b, weights, 8 * 32);
+  float *in = bench_upload(&b, values, 32), *out = bench_memory<float>(&b, 32);
+  hv_ahead nothing = {};
+  size_t shared = sizeof weights;
+  for (int i = 0; i < 2; i++) {
+    HV_LAUNCH_EARLY(early_kernel, nothing, dim3(1), dim3(32), shared, b.stream, (const hv_bf16 *)ahead,
+                    (const float *)in, out, LOADS_BEFORE);
+  }
+  hv_recording *recording;
+  assert_ok(hv_stream_record_begin(b.stream));
+  for (int i = 0; i < 2; i++) {
+    HV_LAUNCH_EARLY(early_kernel, nothing, dim3(1), dim3(32), shared, b.stream, (const hv_bf16 *)ahead,
+                    (const float *)in, out, LOADS_BEFORE);
+    hv_upload(b.stream, in, values, sizeof values);
+  }
+  assert_ok(hv_stream_record_end(b.stream, &recording));
+  hv_stream_replay(b.stream, recording);
+  assert_ok(hv_stream_synchronize(b.stream));
+  hv_recording_close(b.device, recording);
+  bench_close(&b);
+}
+
 static void launches_that_no_card_takes(void **) {
   bench b = bench_open();
   HV_LAUNCH(same_place_kernel, dim3(1), dim3(1056), 4, b.stream, true);
@@ -345,6 +442,8 @@ int main(void) {
       cmocka_unit_test(forgotten_event),
       cmocka_unit_test(host_memory_reused_too_early),
       cmocka_unit_test(order_of_blocks_depends_on_the_seed),
+      cmocka_unit_test(launches_that_begin_early),
+      cmocka_unit_test(launches_that_do_not_begin_early),
       cmocka_unit_test(launches_that_no_card_takes),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,7 +6,7 @@
 #include "tests/check.h"
 
 static struct machine {
-  int driver, cards;
+  int driver, runtime, cards; /* versions of the first two */
   cudaError_t count_error;
   int major, minor;
   size_t free_bytes, all_bytes;
@@ -27,7 +27,7 @@ cudaError_t cudaDriverGetVersion(int *version) {
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {
-  *version = CUDART_VERSION;
+  *version = machine.runtime;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int *count) {
@@ -129,7 +129,7 @@ ABSENT(cudaEventElapsedTime, float *, cudaEvent_t, cudaEvent_t)
 /* Two cards of compute capability 9.0, and a driver as new as the runtime. */
 static int good_machine(void **) {
   machine = {};
-  machine.driver = CUDART_VERSION;
+  machine.driver = machine.runtime = CUDART_VERSION;
   machine.cards = 2;
   machine.major = 9;
   machine.all_bytes = 80000000000;
@@ -182,6 +182,33 @@ static void the_oldest_capability_is_8_0(void **) {
   machine.major = 7;
   machine.minor = 5;
   assert_refused(1, "CUDA card 1 (Card 1) has compute capability 7.5; 8.0 or newer is needed, or --device cpu");
+}
+
+static bool card_begins_early(void) {
+  hv_runtime *runtime;
+  assert_ok(open_card(0, &runtime));
+  bool early = hv_runtime_card(runtime)->starts_early;
+  hv_runtime_close(runtime);
+  return early;
+}
+
+static void launches_begin_early_where_graphs_can_hold_them(void **) {
+  assert_true(card_begins_early());
+  assert_int_equal(setenv("HVLA_EARLY", "0", 1), 0);
+  assert_false(card_begins_early());
+  assert_int_equal(setenv("HVLA_EARLY", "1", 1), 0);
+  assert_true(card_begins_early());
+  machine.runtime = machine.driver = 12030;
+  assert_true(card_begins_early());
+  machine.driver = 12020;
+  assert_false(card_begins_early());
+  machine.runtime = 12020;
+  machine.driver = 12030;
+  assert_false(card_begins_early());
+  machine.runtime = 12030;
+  machine.major = 8;
+  machine.minor = 9;
+  assert_false(card_begins_early());
 }
 
 static void a_card_that_is_not_there_is_told(void **) {
@@ -259,6 +286,7 @@ int main() {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup(a_card_is_opened_and_described, good_machine),
       cmocka_unit_test_setup(the_oldest_capability_is_8_0, good_machine),
+      cmocka_unit_test_setup(launches_begin_early_where_graphs_can_hold_them, good_machine),
       cmocka_unit_test_setup(a_card_that_is_not_there_is_told, good_machine),
       cmocka_unit_test_setup(the_only_visible_card_serves_every_index, good_machine),
       cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
