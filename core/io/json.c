@@ -56,10 +56,12 @@ void hv_format_real(double value, char *out, size_t size) {
     snprintf(out, size, "%.*g", digits, value);
     if (strtod(out, NULL) == value) break;
   }
-  if (!strpbrk(out, ".eEnN")) {
-    size_t length = strlen(out);
-    snprintf(out + length, size - length, ".0");
-  }
+  if (strchr(out, '.')) return;
+  size_t digits = strspn(out, "-0123456789"), rest = strlen(out + digits) + 1;
+  if (digits + rest + 2 > size) return;
+  memmove(out + digits + 2, out + digits, rest);
+  out[digits] = '.';
+  out[digits + 1] = '0';
 }
 
 /* jansson writes all reals of a document with one precision: the least at which every one of them reads back. */

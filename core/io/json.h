@@ -36,7 +36,8 @@ HV_NODISCARD hv_status hv_json_format_line(const json_t *document, hv_text *out)
 /* "an object", "a string", "an integer", … for messages. */
 const char *hv_json_kind(const json_t *value);
 
-/* The shortest decimal form that reads back as `value` (finite). `size` of at least 32. */
+/* The shortest decimal form that reads back as `value` (finite), with a point, without which readers of YAML 1.1 take
+ * "1e-06" for a string. `size` of at least 32. */
 void hv_format_real(double value, char *out, size_t size);
 
 #endif

@@ -1,6 +1,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <yaml.h>
 
 #include "core/io/json.h"
@@ -29,10 +30,20 @@ static hv_status emit_scalar(yaml_emitter_t *emitter, const char *text, yaml_sca
   return emit(emitter, &event, made);
 }
 
+/* Whether a reader of YAML 1.1, as most are, might take a plain `text` for a bool, a date, a number or a merge. */
+static bool is_special_in_yaml_1_1(const char *text) {
+  static const char *const words[] = {"y", "n", "yes", "no", "on", "off", "=", "<<"};
+  for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+    if (strcasecmp(text, words[i]) == 0) return true;
+  }
+  text += *text == '-' || *text == '+';
+  return *text >= '0' && *text <= '9';
+}
+
 /* A string that would be read as a number, a bool or null is quoted; the emitter itself quotes what the syntax needs.
  */
 static hv_status emit_string(yaml_emitter_t *emitter, const char *text) {
-  bool ambiguous = hv_yaml_scalar_type(text) != HV_YAML_STRING;
+  bool ambiguous = hv_yaml_scalar_type(text) != HV_YAML_STRING || is_special_in_yaml_1_1(text);
   return emit_scalar(emitter, text, ambiguous ? YAML_DOUBLE_QUOTED_SCALAR_STYLE : YAML_ANY_SCALAR_STYLE);
 }
 

@@ -160,18 +160,32 @@ static void short_lists_stand_on_one_line(void **state) {
   hv_text_free(&yaml);
 }
 
+/* As Python's YAML library, which reads version 1.1, takes the same types from it. */
+static void readers_of_yaml_1_1_find_the_same_types(void **state) {
+  (void)state;
+  static const char given[] =
+      "{\"eps\": 1e-06, \"words\": [\"yes\", \"No\", \"ON\", \"y\", \"=\", \"2026-11-28\", \"1:30\", "
+      "\"1_000\", \"-0b1\", \"nothing\", \"-x\"], \"off\": 1, \"<<\": 2}";
+  json_t *document;
+  hv_text yaml = {0};
+  assert_ok(hv_json_parse(given, strlen(given), "case", &document));
+  assert_ok(hv_yaml_format(document, &yaml));
+  assert_string_equal(yaml.data, "eps: 1.0e-06\n"
+                                 "words: [\"yes\", \"No\", \"ON\", \"y\", \"=\", \"2026-11-28\", \"1:30\", \"1_000\", "
+                                 "\"-0b1\", nothing, -x]\n"
+                                 "\"off\": 1\n"
+                                 "\"<<\": 2\n");
+  json_decref(document);
+  hv_text_free(&yaml);
+}
+
 static void numbers_are_written_short(void **state) {
   (void)state;
   static const struct {
     double value;
     const char *text;
-  } cases[] = {{2e-5, "2e-05"},
-               {0.1, "0.1"},
-               {1, "1.0"},
-               {1e22, "1e+22"},
-               {10000, "10000.0"},
-               {0.485, "0.485"},
-               {1.0 / 3, "0.3333333333333333"}};
+  } cases[] = {{2e-5, "2.0e-05"}, {-1.5e-7, "-1.5e-07"}, {0.1, "0.1"},     {1, "1.0"},
+               {1e22, "1.0e+22"}, {10000, "10000.0"},    {0.485, "0.485"}, {1.0 / 3, "0.3333333333333333"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     char text[40];
     hv_format_real(cases[i].value, text, sizeof text);
@@ -201,6 +215,7 @@ int main(void) {
       cmocka_unit_test(an_empty_file_is_an_empty_mapping),
       cmocka_unit_test(what_is_formatted_reads_back),
       cmocka_unit_test(short_lists_stand_on_one_line),
+      cmocka_unit_test(readers_of_yaml_1_1_find_the_same_types),
       cmocka_unit_test(numbers_are_written_short),
       cmocka_unit_test(json_files_keep_every_digit),
   };
