@@ -116,8 +116,40 @@ done:
   return status;
 }
 
+/* `model:` with all keys of a model's config.json; with init_from, the changes. */
+static hv_status resolve_model(const hv_train_config *config, json_t **out) {
+  *out = NULL;
+  if (config->init_from) {
+    *out = config->model ? json_deep_copy(config->model) : json_object();
+    return *out ? HV_OK : hv_error_memory("the configuration");
+  }
+  hv_model_config model;
+  hv_model_directory none;
+  HV_TRY(hv_train_config_model(config, &model, &none));
+  hv_status status = hv_model_config_to_json(&model, out);
+  hv_model_config_free(&model);
+  return status;
+}
+
 hv_status hv_train_config_resolve(const hv_train_config *config, json_t **out) {
-  return hv_options_to_json(hv_train_config_table, hv_train_config_table_count, config, out);
+  json_t *model = NULL, *options = NULL;
+  *out = json_object();
+  hv_status status = *out ? HV_OK : hv_error_memory("the configuration");
+  if (status) goto done;
+  HV_CHECK(resolve_model(config, &model));
+  HV_CHECK(hv_options_to_json(hv_train_config_table, hv_train_config_table_count, config, &options));
+  /* First, where people look for it. */
+  if (json_object_set(*out, "model", model) != 0 || json_object_update_missing(*out, options) != 0) {
+    status = hv_error_memory("the configuration");
+  }
+done:
+  json_decref(model);
+  json_decref(options);
+  if (status) {
+    json_decref(*out);
+    *out = NULL;
+  }
+  return status;
 }
 
 char *hv_train_config_tokenizer(const hv_train_config *config) {

@@ -108,7 +108,8 @@ HV_NODISCARD hv_status hv_train_config_check_ranks(const hv_train_config *config
 HV_NODISCARD hv_status hv_train_config_model(const hv_train_config *config, hv_model_config *model,
                                              hv_model_directory *directory);
 
-/* The whole configuration with defaults filled in, as config.yaml holds it: `model` is what the file said. */
+/* The whole configuration with defaults filled in, as config.yaml holds it: `model` has the keys of the model's
+ * config.json; with init_from, those that change. A wrong architecture is HV_ERR_INPUT. */
 HV_NODISCARD hv_status hv_train_config_resolve(const hv_train_config *config, json_t **out);
 
 /* The key in metrics.jsonl of validation.metric. */

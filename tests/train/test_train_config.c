@@ -1,6 +1,7 @@
 /* Run configurations from outside: what is refused and how it is said, what is resolved, and the page that documents
  * the keys. */
 #include "core/io/json.h"
+#include "core/io/model_config.h"
 #include "core/io/yaml.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
@@ -78,6 +79,35 @@ static void resolves_to_a_configuration_of_its_own(void **state) {
   free(second);
 }
 
+/* A program that reads config.yaml finds the model's config.json in it, whatever was left out. */
+static void the_model_has_the_keys_of_its_config_json(void **state) {
+  char *printed;
+  json_t *resolved, *written, *again;
+  hv_model_config model;
+  const char *config = write_tiny_config(*state, "x"), *path = in_folder(*state, "config.json");
+  assert_int_equal(run_train("", with("config --json --config '%s'%s", config, ""), &printed), 0);
+  assert_ok(hv_json_parse(printed, strlen(printed), "printed", &resolved));
+  const json_t *found = json_object_get(resolved, "model");
+  assert_ok(hv_model_config_from_json(found, "printed", HV_UNKNOWN_REFUSE, &model));
+  assert_ok(hv_model_config_save(path, &model));
+  assert_ok(hv_json_load(path, &written));
+  assert_true(json_equal(found, written));
+  assert_string_equal(json_string_value(json_object_get(found, "final_norm")), "variance");
+  free(printed);
+  assert_int_equal(
+      run_train("", with("config --json --config '%s' --set model=null --set %s", config, "init_from=runs/base/model"),
+                &printed),
+      0);
+  assert_ok(hv_json_parse(printed, strlen(printed), "printed", &again));
+  assert_true(json_is_object(json_object_get(again, "model")));
+  assert_int_equal(json_object_size(json_object_get(again, "model")), 0);
+  free(printed);
+  json_decref(resolved);
+  json_decref(written);
+  json_decref(again);
+  hv_model_config_free(&model);
+}
+
 static void documents_every_key(void **state) {
   (void)state;
   char *printed, *page = read_file(HVLA_SOURCE_DIR "/docs/configuration.md");
@@ -125,6 +155,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(refuses_contradictions, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(says_what_a_run_needs, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resolves_to_a_configuration_of_its_own, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_model_has_the_keys_of_its_config_json, make_folder, remove_folder),
       cmocka_unit_test(documents_every_key),
       cmocka_unit_test(teaches),
       cmocka_unit_test(shipped_configurations_are_valid),
