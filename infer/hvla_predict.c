@@ -226,6 +226,12 @@ static hv_status to_robot(const hvla_model *model, const float *values, const ch
   return HV_OK;
 }
 
+/* The last step, for a chunk that was computed: heads are compared and put together while 1 is open and 0 closed. */
+static void restore_grippers(const hvla_model *model, double *actions) {
+  int32_t dim = model->config.action_dim;
+  for (int32_t h = 0; h < model->config.action_chunk; h++) hv_restore_gripper(&model->scale, actions + h * dim);
+}
+
 static hv_status finish(hvla_model *model, const hvla_request *request, const hv_policy_result *policy,
                         hvla_result *out) {
   const hv_config *config = &model->config;
@@ -259,6 +265,9 @@ static hv_status finish(hvla_model *model, const hvla_request *request, const hv
     out->used = mode == HV_MODE_DIFFUSION ? HVLA_MODE_DIFFUSION : HVLA_MODE_AUTOREGRESSIVE;
     memcpy(model->action, mode == HV_MODE_DIFFUSION ? model->diffusion : model->autoregressive, bytes);
   }
+  restore_grippers(model, model->action);
+  if (policy->diffusion) restore_grippers(model, model->diffusion);
+  if (policy->autoregressive) restore_grippers(model, model->autoregressive);
   out->vision_ms = policy->vision_ms;
   out->prefill_ms = policy->prefill_ms;
   out->denoise_ms = policy->denoise_ms;

@@ -102,12 +102,40 @@ static hv_status read_count(const json_t *entry, const char *name, int64_t *out)
   return HV_OK;
 }
 
+static hv_status read_gripper_dims(const json_t *dims, int32_t count, bool *out) {
+  if (!json_is_array(dims)) return hv_error(HV_ERR_INPUT, "\"dims\" must be a list, not %s", hv_json_kind(dims));
+  size_t index;
+  json_t *item;
+  json_array_foreach(dims, index, item) {
+    json_int_t dim = json_is_integer(item) ? json_integer_value(item) : -1;
+    if (dim < 0 || dim >= count) {
+      return hv_error(HV_ERR_INPUT, "\"dims\"[%zu] must be an integer from 0 to %d", index, count - 1);
+    }
+    out[dim] = true;
+  }
+  return HV_OK;
+}
+
+static hv_status read_gripper(const json_t *gripper, int32_t dims, hv_robot_gripper *out) {
+  if (!gripper || json_is_null(gripper)) return HV_OK;
+  const json_t *open = json_object_get(gripper, "open"), *closed = json_object_get(gripper, "closed");
+  if (!json_is_number(open) || !json_is_number(closed)) {
+    return hv_error(HV_ERR_INPUT, "must hold dims, and the numbers open and closed");
+  }
+  out->open = json_number_value(open);
+  out->closed = json_number_value(closed);
+  out->dims = calloc((size_t)dims, sizeof *out->dims);
+  if (!out->dims) return hv_error_memory("statistics");
+  return read_gripper_dims(json_object_get(gripper, "dims"), dims, out->dims);
+}
+
 static hv_status read_entry(const json_t *entry, hv_dataset_statistics *out) {
   if (!json_is_object(entry)) return hv_error(HV_ERR_INPUT, "must be a mapping, not %s", hv_json_kind(entry));
   const json_t *action = json_object_get(entry, "action"), *proprio = json_object_get(entry, "proprio");
   if (!action) return hv_error(HV_ERR_INPUT, "\"action\" is missing");
   HV_TRY(hv_error_context(read_values(action, &out->action), "action"));
   if (proprio && !json_is_null(proprio)) HV_TRY(hv_error_context(read_values(proprio, &out->proprio), "proprio"));
+  HV_TRY(hv_error_context(read_gripper(json_object_get(entry, "gripper"), out->action.dims, &out->gripper), "gripper"));
   HV_TRY(read_count(entry, "num_transitions", &out->num_transitions));
   HV_TRY(read_count(entry, "num_trajectories", &out->num_trajectories));
   out->document = json_deep_copy(entry);
@@ -165,6 +193,7 @@ void hv_dataset_statistics_free(hv_dataset_statistics *statistics) {
   free(statistics->key);
   hv_value_statistics_free(&statistics->action);
   hv_value_statistics_free(&statistics->proprio);
+  free(statistics->gripper.dims);
   json_decref(statistics->document);
   *statistics = (hv_dataset_statistics){0};
 }
@@ -273,5 +302,13 @@ void hv_unnormalize(const hv_value_statistics *statistics, const float *values, 
     double x = clip((double)values[d]);
     double q01 = statistics->q01[d], q99 = statistics->q99[d];
     out[d] = statistics->mask[d] ? 0.5 * (x + 1) * (q99 - q01) + q01 : x >= 0.5;
+  }
+}
+
+void hv_restore_gripper(const hv_dataset_statistics *statistics, double *action) {
+  const hv_robot_gripper *gripper = &statistics->gripper;
+  if (!gripper->dims) return;
+  for (int32_t d = 0; d < statistics->action.dims; d++) {
+    if (gripper->dims[d]) action[d] = gripper->closed + action[d] * (gripper->open - gripper->closed);
   }
 }

@@ -20,11 +20,18 @@ typedef struct hv_value_statistics {
   bool *mask;                                 /* owned */
 } hv_value_statistics;
 
+/* What the robot itself calls open and closed, where the data was converted to 1 and 0. */
+typedef struct hv_robot_gripper {
+  bool *dims; /* [action.dims]: where that is so; owned; NULL: nowhere */
+  double open, closed;
+} hv_robot_gripper;
+
 typedef struct hv_dataset_statistics {
   char *key; /* owned */
   hv_value_statistics action, proprio;
+  hv_robot_gripper gripper;
   int64_t num_transitions, num_trajectories;
-  json_t *document; /* owned: the entry as it was read, whose other members ("gripper", …) are kept; NULL: none */
+  json_t *document; /* owned: the entry as it was read, whose other members are kept; NULL: none */
 } hv_dataset_statistics;
 
 /* Room for `dims` dimensions: zeros, mask true. */
@@ -57,5 +64,9 @@ void hv_normalize(const hv_value_statistics *statistics, const double *values, f
 /* Back to the robot's units: clipped to [-1, 1], 0.5 (x + 1)(q99 − q01) + q01; a gripper dimension snaps to 1 where it
  * is >= 0.5, else 0. */
 void hv_unnormalize(const hv_value_statistics *statistics, const float *values, double *out);
+
+/* One un-normalised action [action.dims] with converted grippers in the robot's own values again, in place: 1 becomes
+ * `open`, 0 `closed`. */
+void hv_restore_gripper(const hv_dataset_statistics *statistics, double *action);
 
 #endif

@@ -9,6 +9,7 @@
 #include "core/image/image.h"
 #include "core/image/resize.h"
 #include "core/io/dataset_statistics.h"
+#include "core/io/json.h"
 #include "core/io/model_directory.h"
 #include "core/text/prompt.h"
 #include "tests/check.h"
@@ -192,6 +193,39 @@ static void a_prediction_is_the_policys(void **state) {
   hv_model_close(inside);
   hv_device_close(device);
   hvla_free(model);
+  view_close(&v);
+}
+
+/* Data that was converted to 1 open, 0 closed, of a robot with -1 open, 1 closed. */
+static void a_converted_gripper_is_given_back(void **state) {
+  (void)state;
+  json_t *statistics;
+  const char *path = in_folder(folder, "converted/dataset_statistics.json");
+  setup_directory("converted", (tiny_directory_options){.keys = 1});
+  assert_ok(hv_json_load(path, &statistics));
+  json_object_set_new(json_object_get(statistics, "lift"), "gripper",
+                      json_pack("{s:[i], s:i, s:i}", "dims", TINY_ACTIONS - 1, "open", -1, "closed", 1));
+  assert_ok(hv_json_save(path, statistics));
+  json_decref(statistics);
+
+  view v = view_open();
+  hvla_model *plain = load("hybrid"), *converted = load("converted");
+  for (int mode = 0; mode < 3; mode++) {
+    hvla_request request = make_request(&v);
+    request.mode = (hvla_mode[]){HVLA_MODE_ENSEMBLE, HVLA_MODE_DIFFUSION, HVLA_MODE_AUTOREGRESSIVE}[mode];
+    request.theta = 0;
+    hvla_result own = predict(plain, &request), other = predict(converted, &request);
+    const double *given[] = {own.action, own.diffusion, own.autoregressive};
+    const double *robot[] = {other.action, other.diffusion, other.autoregressive};
+    for (int part = 0; part < 3; part++) {
+      for (int i = 0; i < TINY_VALUES && given[part]; i++) {
+        bool gripper = i % TINY_ACTIONS == TINY_ACTIONS - 1;
+        assert_true(robot[part][i] == (gripper ? 1 - 2 * given[part][i] : given[part][i]));
+      }
+    }
+  }
+  hvla_free(plain);
+  hvla_free(converted);
   view_close(&v);
 }
 
@@ -487,6 +521,7 @@ int main(void) {
       cmocka_unit_test(tells_what_the_model_is),
       cmocka_unit_test(the_version_is_the_projects),
       cmocka_unit_test(a_prediction_is_the_policys),
+      cmocka_unit_test(a_converted_gripper_is_given_back),
       cmocka_unit_test(files_of_pictures_are_their_pixels),
       cmocka_unit_test(the_mode_and_theta_choose_the_action),
       cmocka_unit_test(draws_follow_seed_and_step_or_the_caller),

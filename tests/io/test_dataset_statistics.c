@@ -74,12 +74,51 @@ static void broken_entries_are_refused(void **state) {
       {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
        "\"num_transitions\": -1}}",
        "\"num_transitions\" must be a count"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
+       "\"gripper\": {\"dims\": [0], \"open\": 1}}}",
+       "gripper: must hold dims"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
+       "\"gripper\": {\"dims\": 0, \"open\": 1, \"closed\": 0}}}",
+       "gripper: \"dims\" must be a list"},
+      {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
+       "\"gripper\": {\"dims\": [1], \"open\": 1, \"closed\": 0}}}",
+       "gripper: \"dims\"[0] must be an integer from 0 to 0"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     hv_dataset_statistics s;
     assert_error(read_text(cases[i].text, NULL, &s), "statistics.json: a", cases[i].message);
     assert_null(s.key);
   }
+}
+
+static void a_converted_gripper_becomes_the_robots_own(void **state) {
+  (void)state;
+  static const struct {
+    const char *key;
+    double given[4], wanted[4];
+  } cases[] = {{"lift", {1, 1, 1, 1}, {1, 0.04, 1, 1}},
+               {"lift", {0, 0, 0, 0}, {0, 0, 0, 0}},
+               {"lift", {0.5, 0.5, 0.5, 0.5}, {0.5, 0.02, 0.5, 0.5}},
+               {"drawer", {1}, {1}}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    hv_dataset_statistics s;
+    double action[4];
+    memcpy(action, cases[i].given, sizeof action);
+    assert_ok(read_text(file, cases[i].key, &s));
+    hv_restore_gripper(&s, action);
+    for (int d = 0; d < 4; d++) assert_float_equal(action[d], cases[i].wanted[d], 1e-15);
+    hv_dataset_statistics_free(&s);
+  }
+  static const char signed_gripper[] =
+      "{\"a\": {\"action\": {\"q01\": [0], \"mean\": [0], \"std\": [1], \"min\": [0], \"max\": [1], \"q99\": [1], "
+      "\"mask\": [false]}, \"gripper\": {\"dims\": [0], \"open\": -1, \"closed\": 1}}}";
+  hv_dataset_statistics s;
+  double actions[] = {1, 0};
+  assert_ok(read_text(signed_gripper, NULL, &s));
+  for (int i = 0; i < 2; i++) hv_restore_gripper(&s, &actions[i]);
+  assert_float_equal(actions[0], -1, 0);
+  assert_float_equal(actions[1], 1, 0);
+  hv_dataset_statistics_free(&s);
 }
 
 static void saving_keeps_other_keys_and_members(void **state) {
@@ -178,6 +217,7 @@ int main(void) {
       cmocka_unit_test(an_entry_is_read),
       cmocka_unit_test(the_key_is_never_guessed),
       cmocka_unit_test(broken_entries_are_refused),
+      cmocka_unit_test(a_converted_gripper_becomes_the_robots_own),
       cmocka_unit_test(saving_keeps_other_keys_and_members),
       cmocka_unit_test(equal_are_those_with_the_same_numbers),
       cmocka_unit_test(actions_are_scaled_as_the_contract_says),
