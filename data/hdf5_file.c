@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/file.h"
 #include "core/base/text.h"
 #include "data/hdf5_internal.h"
 
@@ -55,19 +56,6 @@ hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *forma
   return hv_error(HV_ERR_INPUT, "%s: %s: %s", file->path, object, what);
 }
 
-/* What stands in a file's place, told by its first bytes. */
-static hv_status explain_foreign_file(const hv_hdf5 *file, const char *head) {
-  if (strncmp(head, "version https://git-lfs", 23) == 0) {
-    return hv_error(HV_ERR_INPUT,
-                    "%s is a Git LFS pointer, not the HDF5 file it stands for; fetch it with `git lfs pull`",
-                    file->path);
-  }
-  if (strncasecmp(head, "<!doctype", 9) == 0 || strncasecmp(head, "<html", 5) == 0) {
-    return hv_error(HV_ERR_INPUT, "%s is a web page (HTML), not an HDF5 file; download the file itself", file->path);
-  }
-  return hv_error(HV_ERR_INPUT, "%s is not an HDF5 file: it has no HDF5 signature", file->path);
-}
-
 /* Opens the file and refuses what is plainly something else, before the library sees it. */
 static hv_status open_descriptor(hv_hdf5 *file) {
   file->fd = open(file->path, O_RDONLY | O_CLOEXEC);
@@ -104,12 +92,14 @@ static hv_status open_in_library(hv_hdf5 *file) {
   }
   if (H5Fis_hdf5(file->path) <= 0) {
     H5Eclear2(H5E_DEFAULT);
-    char head[24] = "";
-    if (pread(file->fd, head, sizeof head - 1, 0) < 0) {
+    char head[32];
+    ssize_t size = pread(file->fd, head, sizeof head, 0);
+    if (size < 0) {
       status = hv_error_errno(errno, "cannot read %s", file->path);
-    } else {
-      status = explain_foreign_file(file, head);
+      goto done;
     }
+    HV_CHECK(hv_check_download(file->path, "HDF5", head, (size_t)size));
+    status = hv_error(HV_ERR_INPUT, "%s is not an HDF5 file: it has no HDF5 signature", file->path);
     goto done;
   }
   file->id = H5Fopen(file->path, H5F_ACC_RDONLY, properties);

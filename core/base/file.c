@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -211,6 +212,21 @@ hv_status hv_remove_tree(const char *path) {
 bool hv_file_exists(const char *path) {
   struct stat info;
   return stat(path, &info) == 0;
+}
+
+hv_status hv_check_download(const char *path, const char *wanted, const void *head, size_t size) {
+  static const char pointer[] = "version https://git-lfs", *const pages[] = {"<!doctype", "<html"};
+  if (size >= sizeof pointer - 1 && memcmp(head, pointer, sizeof pointer - 1) == 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s is a Git LFS pointer, not the %s file it stands for; fetch it with `git lfs pull`", path,
+                    wanted);
+  }
+  for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
+    size_t length = strlen(pages[i]);
+    if (size < length || strncasecmp(head, pages[i], length) != 0) continue;
+    return hv_error(HV_ERR_INPUT, "%s is a web page (HTML), not the %s file; download the file itself", path, wanted);
+  }
+  return HV_OK;
 }
 
 char *hv_path_join(const char *directory, const char *name) {

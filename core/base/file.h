@@ -52,6 +52,10 @@ HV_NODISCARD hv_status hv_sync_file(const char *path);        /* makes its conte
 HV_NODISCARD hv_status hv_remove_tree(const char *path);      /* as rm -rf; absent is fine */
 bool hv_file_exists(const char *path);
 
+/* HV_ERR_INPUT where a file's first bytes tell of what downloads leave in its place, a Git LFS pointer or a web page;
+ * `wanted` is what the file should be ("HDF5"). */
+HV_NODISCARD hv_status hv_check_download(const char *path, const char *wanted, const void *head, size_t size);
+
 /* "a/b" on the heap, NULL without memory. */
 char *hv_path_join(const char *directory, const char *name);
 

@@ -152,6 +152,7 @@ static hv_status check_layout(const hv_file_tensor *tensors, size_t count, const
 static hv_status parse_header(const uint8_t *bytes, size_t size, const char *where, json_t **header,
                               size_t *data_begin) {
   *header = NULL;
+  HV_TRY(hv_check_download(where, "safetensors", bytes, size));
   if (size < LENGTH_SIZE) {
     return hv_error(HV_ERR_INPUT, "%s has %zu bytes, too few for a safetensors file (truncated?)", where, size);
   }

@@ -319,6 +319,10 @@ static void files_that_are_something_else_are_named(void **state) {
   assert_error(hv_safetensors_open(in_folder(*state, "absent.safetensors"), &file), "absent.safetensors");
   const char *path = in_folder(*state, "pointer.safetensors");
   write_text(path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
+  assert_error(hv_safetensors_open(path, &file), path, "Git LFS pointer", "git lfs pull");
+  write_text(path, "<!DOCTYPE html>");
+  assert_error(hv_safetensors_open(path, &file), path, "web page");
+  write_text(path, "version https://git");
   assert_error(hv_safetensors_open(path, &file), path, "no safetensors file");
   write_text(path, "");
   assert_error(hv_safetensors_open(path, &file), path, "0 bytes");
