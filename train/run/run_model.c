@@ -23,7 +23,29 @@ static hv_status choose_step(const char *run, hv_device *device, int64_t *step) 
   return status;
 }
 
+/* HV_ERR_INPUT with the steps that there are, where `step` is none of them. */
+static hv_status check_is_there(const char *run, int64_t step) {
+  int64_t *steps;
+  size_t count;
+  hv_text there = {0};
+  bool found = false;
+  HV_TRY(hv_checkpoint_steps(run, &steps, &count));
+  for (size_t i = 0; i < count; i++) {
+    found |= steps[i] == step;
+    hv_text_add(&there, "%s%" PRId64, i ? ", " : "", steps[i]);
+  }
+  hv_status status = HV_OK;
+  if (!found) {
+    status = hv_error(HV_ERR_INPUT, "%s holds no checkpoint of step %" PRId64 "; there are those of steps: %s", run,
+                      step, count ? hv_text_string(&there) : "none");
+  }
+  hv_text_free(&there);
+  free(steps);
+  return status;
+}
+
 static hv_status verify(const char *run, int64_t step) {
+  HV_TRY(check_is_there(run, step));
   hv_manifest manifest;
   hv_status status = hv_manifest_read(run, step, &manifest);
   if (!status) status = hv_checkpoint_verify(run, &manifest, 0, 1);
