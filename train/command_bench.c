@@ -99,7 +99,7 @@ const hv_command hv_command_bench = {
             "would take at the best rate measured in the same run, over the time taken. That rate is\n"
             "the best of an 8192-cube product (a smaller one on slow devices) and of\n"
             "the step's own shapes.\n\n"
-            "  hvla-train bench --config configs/bench-cpu.yaml --random-weights --optimizer --json",
+            "  hvla-train bench --config configs/bench-cpu.yaml --random-weights --optimizer --json\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(bench_options),

@@ -104,7 +104,7 @@ const hv_command hv_command_check = {
     .help = "Reads a batch with every random draw in it and writes the losses, noise predictions, vision\n"
             "features, image tokens and the gradient of every trained parameter (vision is frozen); with\n"
             "--steps also the losses and the parameters of that many AdamW steps.\n\n"
-            "  hvla-train check --model runs/lift/model --batch batch.safetensors --out numbers.safetensors",
+            "  hvla-train check --model runs/lift/model --batch batch.safetensors --out numbers.safetensors\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(check_options),

@@ -59,7 +59,7 @@ const hv_command hv_command_config = {
     .name = "config",
     .summary = "Print a configuration with its defaults filled in, or document every key.",
     .help = "  hvla-train config --config configs/lift-tiny.yaml\n"
-            "  hvla-train config --document > docs/configuration.md",
+            "  hvla-train config --document > docs/configuration.md\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(config_options),

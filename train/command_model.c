@@ -47,7 +47,7 @@ const hv_command hv_command_model = {
     .help = "Needs nothing but the run directory: no data, no device, however many ranks wrote the\n"
             "checkpoint. The run may be going on.\n\n"
             "  hvla-train model --run runs/lift --out lift-newest\n"
-            "  hvla-train model --run runs/lift --step 5000 --out lift-5000",
+            "  hvla-train model --run runs/lift --step 5000 --out lift-5000\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(model_options),

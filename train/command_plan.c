@@ -129,7 +129,7 @@ const hv_command hv_command_plan = {
             "activations out again needs, the time of a step at the assumed rates, and advice. Prompts\n"
             "are taken to be as long as bench.prompt_tokens says. Memory is in GB of 10^9 bytes.\n"
             "The exit code is 0 if the configuration fits and runs, 1 if not.\n\n"
-            "  hvla-train plan --config configs/7b.yaml --gpus 8 --gpu-memory 80",
+            "  hvla-train plan --config configs/7b.yaml --gpus 8 --gpu-memory 80\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(plan_options),

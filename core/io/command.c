@@ -36,9 +36,9 @@ hv_status hv_program_select(const hv_program *program, int argc, const char *con
       hv_nearest_offer(&nearest, program->commands[i]->name);
     }
     if (*command == program->num_commands) {
-      status = hv_error(HV_ERR_INPUT, "%s has no command %s%s%s%s; it has %s", program->name, argv[1],
-                        nearest.best ? "; did you mean " : "", nearest.best ? nearest.best : "",
-                        nearest.best ? "?" : "", hv_text_string(&names));
+      status = hv_error(HV_ERR_INPUT, "%s has no command %s; %s%s%s has %s", program->name, argv[1],
+                        nearest.best ? "did you mean " : "", nearest.best ? nearest.best : "",
+                        nearest.best ? "? It" : "it", hv_text_string(&names));
     }
   }
   hv_text_free(&names);

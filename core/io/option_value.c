@@ -279,7 +279,7 @@ hv_status hv_option_set(const hv_option *option, const json_t *value, void *valu
 hv_status hv_option_text_to_json(const hv_option *option, const char *text, json_t **out) {
   *out = NULL;
   bool bare = option->type == HV_OPTION_ENUM || (is_text(option) && strcmp(text, "null") != 0);
-  if (!bare) return hv_yaml_parse_value(text, "the value", out);
+  if (!bare) return hv_yaml_parse_value(text, "must be written as YAML", out);
   *out = json_string(text);
   return *out ? HV_OK : hv_error(HV_ERR_INPUT, "must be valid UTF-8");
 }

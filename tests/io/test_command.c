@@ -96,7 +96,7 @@ static void mistakes_are_explained(void **state) {
     const char *line, *message;
   } cases[] = {
       {"hvla-infer", "a command is needed: predict, inspect"},
-      {"hvla-infer perdict", "no command perdict; did you mean predict?"},
+      {"hvla-infer perdict", "no command perdict; did you mean predict? It has predict, inspect"},
       {"hvla-infer wibble", "it has predict, inspect"},
       {"hvla-infer predict", "missing: --model DIR"},
       {"hvla-infer predict --modle m", "unknown option --modle; did you mean --model?"},

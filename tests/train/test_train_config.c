@@ -46,6 +46,8 @@ static void refuses_wrong_types_and_ranges(void **state) {
     expect_train(2, with("config --config '%s' --set %s", config, set), cases[i][1], NULL);
   }
   expect_train(2, with("config --config '%s' --set %s", config, "train.steps"), "key=value", NULL);
+  expect_train(2, with("config --config '%s' --set '%s'", config, "train.freeze=[*]"),
+               "train.freeze must be written as YAML: line 1", NULL);
 }
 
 static void refuses_contradictions(void **state) {
@@ -60,6 +62,7 @@ static void refuses_contradictions(void **state) {
 static void says_what_a_run_needs(void **state) {
   const char *config = write_tiny_config(*state, "x");
   expect_train(2, with("run --config '%s' --set %s", config, "output=null"), "output", NULL);
+  expect_train(2, with("run --config '%s' --set %s", config, "output="), "a run needs output", NULL);
   expect_train(2, with("run --config '%s' --set %s", config, "'data.files=[]'"), "data.files", NULL);
   expect_train(2, with("run --config '%s' --set %s", config, "tokenizer=null"), "tokenizer", NULL);
   expect_train(2, with("run --config '%s' --set %s", config, "train.steps=0"), "train.epochs", NULL);
@@ -123,6 +126,15 @@ static void teaches(void **state) {
   expect_train(0, "--help", "run", "check", "config", "bench", NULL);
   expect_train(0, "run --help", "--resume", "optimizer.learning_rate", "metrics.jsonl", NULL);
   expect_train(0, "check --help", "--batch", "--steps", NULL);
+  static const char *const commands[] = {"run", "check", "config", "bench", "plan", "status", "model", "report"};
+  for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+    char *help;
+    assert_int_equal(run_train("", with("%s --help%s", commands[i], ""), &help), 0);
+    size_t length = strlen(help);
+    if (help[length - 1] != '\n' || help[length - 2] == '\n')
+      fail_msg("%s --help ends in the middle of a line", commands[i]);
+    free(help);
+  }
   expect_train(2, "trian", "run", NULL);
   expect_train(2, "run --confg x", "--config", NULL);
   expect_train(2, "config", "--config FILE", NULL);
