@@ -11,7 +11,8 @@ Usage: scripts/bench/gpu.sh [--config FILE] [--batch N] [--repeats N] [--device 
 Measures `hvla-train bench` and `hvla-infer bench` with made-up weights (default configs/7b.yaml, batch 32, K = 4, a
 prompt of 26 tokens, bf16) and scripts/bench/torch_gpu.py on the same card in the same run, and prints both with their
 ratio: training without the optimizer, with every block recomputed (PyTorch: activation checkpointing) and with norms,
-SwiGLU and rotary alone recomputed (PyTorch: no checkpointing), with the optimizer, and predictions of each mode.
+SwiGLU and rotary alone recomputed (PyTorch: no checkpointing), with the optimizer, and predictions of each mode; on cuda
+also without launches that begin early and without cuDNN (docs/performance.md).
 DIR (default bench-gpu) keeps every JSON object and the card's and driver's names.
 
 A part that fails is told and left out; the others go on. BUILD names the build folder (build/release), PYTHON an
@@ -79,11 +80,20 @@ theirs torch-block --checkpointing
 ours train-cheap cheap
 theirs torch-none --no-checkpointing
 ours train-optimizer block --optimizer
-for mode in diffusion autoregressive ensemble; do
-  measure "predict-$mode" "$build/infer/hvla-infer" bench --config "$config" --random-weights --mode $mode \
+predict() { # NAME MODE VARIABLE=VALUE…
+  local name=$1 mode=$2
+  shift 2
+  measure "$name" env "$@" "$build/infer/hvla-infer" bench --config "$config" --random-weights --mode "$mode" \
     --device "$device" --dtype bf16 --json
+}
+for mode in diffusion autoregressive ensemble; do
+  predict "predict-$mode" $mode
   theirs "torch-$mode" --predict $mode
 done
+if [[ $device == cuda ]]; then
+  predict predict-late ensemble HVLA_EARLY=0
+  predict predict-own-attention ensemble HVLA_CUDNN=0
+fi
 
 printf '\n%-52s %-10s %10s %10s %8s %8s\n' "$config, batch $batch" "" here PyTorch ratio "of light"
 row "training, blocks recomputed" samples/s samples_per_s train-block torch-block 1
@@ -92,3 +102,7 @@ row "training with the optimizer (here alone)" samples/s samples_per_s train-opt
 for mode in diffusion autoregressive ensemble; do
   row "prediction, $mode" ms median "predict-$mode" "torch-$mode" 0
 done
+if [[ $device == cuda ]]; then
+  row "  ensemble, HVLA_EARLY=0" ms median predict-late torch-ensemble 0
+  row "  ensemble, HVLA_CUDNN=0" ms median predict-own-attention torch-ensemble 0
+fi
