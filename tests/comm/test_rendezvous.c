@@ -2,6 +2,7 @@
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
 #include "core/base/clock.h"
 #include "tests/check.h"
@@ -409,6 +410,40 @@ static void two_ranks_on_one_card_are_refused(void **state) {
   hv_rank_places_describe(places, 3, &text);
   assert_string_equal(hv_text_string(&text), "3 ranks on 2 hosts: node1 0-1, node2 2; cuda (H100)");
   hv_text_free(&text);
+  snprintf(places[1].model, sizeof places[1].model, "A100");
+  hv_rank_places_describe(places, 3, &text);
+  assert_string_equal(hv_text_string(&text), "3 ranks on 2 hosts: node1 0-1, node2 2; cuda (H100), rank 1 A100");
+  hv_text_free(&text);
+}
+
+/* Dead, and waited for or not yet; of another machine nothing is known. */
+static void a_neighbour_that_has_ended_is_known_to_be_gone(void **state) {
+  (void)state;
+  char host[64] = "";
+  hv_device device = {.name = "cuda", .model = "H100", .place = "0000:1b:00.0"};
+  hv_rank_place own = hv_rank_place_own(&device), other = own;
+  assert_int_equal(gethostname(host, sizeof host - 1), 0);
+  assert_string_equal(own.host, host);
+  assert_string_equal(own.model, "H100");
+  assert_string_equal(own.card, "0000:1b:00.0");
+  assert_int_equal(own.pid, getpid());
+  assert_false(hv_rank_place_gone(&own, &other));
+  other.pid = getppid();
+  assert_false(hv_rank_place_gone(&own, &other));
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) _exit(0);
+  other.pid = child;
+  for (double start = hv_clock_seconds(); !hv_rank_place_gone(&own, &other); usleep(1000)) {
+    assert_true(hv_clock_seconds() - start < 10);
+  }
+  assert_int_equal(waitpid(child, NULL, 0), child);
+  assert_true(hv_rank_place_gone(&own, &other));
+  other.processes++;
+  assert_false(hv_rank_place_gone(&own, &other));
+  other.processes--;
+  other.boot[0] ^= 1;
+  assert_false(hv_rank_place_gone(&own, &other));
 }
 
 int main(void) {
@@ -431,6 +466,7 @@ int main(void) {
       cmocka_unit_test(the_meeting_place_is_read_from_the_environment),
       cmocka_unit_test(the_meeting_place_of_a_slurm_job_is_its_own),
       cmocka_unit_test(two_ranks_on_one_card_are_refused),
+      cmocka_unit_test(a_neighbour_that_has_ended_is_known_to_be_gone),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
