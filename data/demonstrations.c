@@ -33,6 +33,7 @@ static hv_status choose_instruction(hv_demonstrations *d, const hv_demonstration
   const char *text = facts->instruction;
   if (options->instruction && (options->override_instruction || !text)) text = options->instruction;
   *out = -1;
+  if (text && text[strspn(text, " \t\r\n")] == '\0') text = NULL;
   if (!text && options->need_instruction) {
     return hv_error(HV_ERR_INPUT, "%s: %s: has no instruction, and the configuration gives none", file->path, name);
   }

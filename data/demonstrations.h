@@ -21,7 +21,7 @@ typedef struct hv_demonstrations_options {
   bool default_state;            /* take the layout's own choice instead of state_keys */
   const char *instruction;       /* NULL: the file's own */
   bool override_instruction;     /* `instruction` also where the file has one */
-  bool need_instruction;         /* an episode without any is an error */
+  bool need_instruction;         /* an episode without any, or with a blank one, is an error */
   const int32_t *action_columns; /* of the file's actions, those that are wanted, in this order; */
   int32_t num_action_columns;    /* 0: all of them */
   int32_t action_dim, state_dim; /* the model's widths, which this must amount to; −1: whatever the file has */

@@ -269,6 +269,7 @@ static void refuses_bad_input(void **state) {
       {"--set data.state_keys=robot0_eef_pos", "state", "9"},
       {"--set 'data.state_keys=[robot0_eef_poz]'", "robot0_eef_poz", "robot0_eef_pos"},
       {"--set data.instruction=null", "instruction", NULL},
+      {"--set 'data.instruction= '", "has no instruction", NULL},
       {"--set 'data.gripper_dims=[7]'", "data.gripper_dims", "7"},
       {"--set 'data.absolute_dims=[3, 9]'", "data.absolute_dims", "9"},
       {"--set model.action_dim=6", "action", "7"},
@@ -289,6 +290,18 @@ static void refuses_bad_input(void **state) {
     expect_train(2, run_arguments(*state, "run", bad[i][0]), bad[i][1], bad[i][1] ? bad[i][2] : NULL, NULL);
     if (hv_file_exists(in_folder(*state, "run"))) fail_msg("%s left a run directory", bad[i][0]);
   }
+}
+
+/* The file's gripper is -1 and 1, and a prediction would never be -1. */
+static void warns_of_a_gripper_that_prediction_cannot_give(void **state) {
+  char *output;
+  assert_int_equal(
+      run_train("", run_arguments(*state, "named", "--set train.steps=1 --set 'data.gripper_dims=[6]'"), &output), 0);
+  assert_non_null(strstr(output, "data.gripper_dims names dimension 6, whose values go from -1 to 1"));
+  free(output);
+  assert_int_equal(run_train("", run_arguments(*state, "scaled", "--set train.steps=1"), &output), 0);
+  assert_null(strstr(output, "data.gripper_dims"));
+  free(output);
 }
 
 static void gives_up_on_gradients_that_are_not_finite(void **state) {
@@ -314,6 +327,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(survives_a_full_disk, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(starts_from_a_model_directory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_bad_input, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(warns_of_a_gripper_that_prediction_cannot_give, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(gives_up_on_gradients_that_are_not_finite, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

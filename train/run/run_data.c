@@ -5,6 +5,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/base/nearest.h"
 #include "core/io/json.h"
 #include "core/text/prompt.h"
@@ -146,6 +147,20 @@ static hv_status check_chosen(const hv_train_config *config) {
   return HV_OK;
 }
 
+/* A gripper that is not scaled is predicted as 0 or 1: one of -1 and 1, as robosuite's, would never come back. */
+static void warn_of_unscaled(const hv_run_data *data) {
+  const hv_int_list *dims = &data->config->data.gripper_dims;
+  const hv_value_statistics *action = &data->statistics.action;
+  for (size_t i = 0; i < dims->count && data->rank == 0; i++) {
+    double low = action->min[dims->items[i]], high = action->max[dims->items[i]];
+    if (low >= 0 && high <= 1) continue;
+    hv_log_warning(
+        "data.gripper_dims names dimension %lld, whose values go from %g to %g: it is not scaled, and predicted "
+        "as 0 or 1; a gripper of other values is left out of data.gripper_dims",
+        (long long)dims->items[i], low, high);
+  }
+}
+
 static hv_status compute_statistics(hv_run_data *data) {
   hv_status status = HV_OK;
   const hv_data_settings *settings = &data->config->data;
@@ -160,6 +175,7 @@ static hv_status compute_statistics(hv_run_data *data) {
   HV_CHECK(check_dims(data->config, &settings->absolute_dims, "data.absolute_dims", data->model.action_dim));
   for (int32_t i = 0; i < gripper_count; i++) gripper[i] = (int32_t)settings->gripper_dims.items[i];
   HV_CHECK(hv_statistics_compute(data->train, key, gripper, gripper_count > 0 ? gripper_count : -1, &data->statistics));
+  warn_of_unscaled(data);
   data->absolute = calloc((size_t)data->model.action_dim, sizeof *data->absolute);
   if (!data->absolute) {
     status = hv_error_memory("the statistics");
