@@ -29,6 +29,22 @@ static void examine_tower(const hv_safetensors *tensors, hv_vision_config *tower
   tower->class_position = tower->class_token && positions->shape[positions->rank - 2] == side * side + 1;
 }
 
+/* What is no model at all, with a word on a run directory, which people take for one. */
+static hv_status check_directory(const char *path, const char *config) {
+  struct stat info;
+  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
+    return hv_error(HV_ERR_INPUT, "%s is no directory; a model is one that holds config.json and model.safetensors",
+                    path);
+  }
+  if (hv_file_exists(config)) return HV_OK;
+  char *inside = hv_path_join(path, "model/config.json");
+  if (!inside) return hv_error_memory(path);
+  bool is_run = hv_file_exists(inside);
+  free(inside);
+  if (is_run) return hv_error(HV_ERR_INPUT, "%s is a run directory; its model is %s/model", path, path);
+  return hv_error(HV_ERR_INPUT, "%s holds no config.json; a model directory holds that and model.safetensors", path);
+}
+
 hv_status hv_model_directory_open(const char *path, hv_model_directory *out) {
   *out = (hv_model_directory){.path = strdup(path)};
   char *config = hv_path_join(path, "config.json");
@@ -37,12 +53,7 @@ hv_status hv_model_directory_open(const char *path, hv_model_directory *out) {
     status = hv_error_memory(path);
     goto done;
   }
-  struct stat info;
-  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
-    status =
-        hv_error(HV_ERR_INPUT, "%s is no directory; a model is one that holds config.json and model.safetensors", path);
-    goto done;
-  }
+  HV_CHECK(check_directory(path, config));
   HV_CHECK(hv_model_config_load(config, &out->model));
   HV_CHECK(hv_safetensors_open(path, &out->tensors));
   for (int i = 0; i < out->model.config.num_towers; i++) {

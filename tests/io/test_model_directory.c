@@ -193,7 +193,10 @@ static void what_is_carried_comes_whole(void **state) {
 static void a_folder_without_a_model_is_named(void **state) {
   hv_model_directory directory;
   assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent", "is no directory");
-  assert_error(hv_model_directory_open(*state, &directory), "config.json");
+  assert_error(hv_model_directory_open(*state, &directory), *state, "holds no config.json");
+  assert_ok(hv_make_directories(in_folder(*state, "run/model")));
+  write_text(in_folder(*state, "run/model/config.json"), "{}");
+  assert_error(hv_model_directory_open(in_folder(*state, "run"), &directory), "run is a run directory", "run/model");
 }
 
 static void a_saved_model_opens_the_same(void **state) {
