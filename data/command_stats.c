@@ -168,7 +168,7 @@ const hv_command hv_command_stats = {
             "\n"
             "  hvla-data stats data/demos/lift.hdf5\n"
             "  hvla-data stats --key lift --split train --out stats.json data/demos/lift.hdf5\n"
-            "  hvla-data stats --state-keys robot0_joint_pos,robot0_gripper_qpos data/demos/*.hdf5\n",
+            "  hvla-data stats --state-keys robot0_eef_pos,robot0_gripper_qpos data/demos/*.hdf5\n",
     .options = options,
     .num_options = sizeof options / sizeof *options,
     .operands = "FILE…",
