@@ -146,6 +146,13 @@ static void the_launcher_is_read_from_the_environment(void **state) {
     assert_error(hv_launch_read(&launch), launch_keys[i], "\"8\"", "from 0 to 7");
     setenv(launch_keys[i], "two", 1);
     assert_error(hv_launch_read(&launch), launch_keys[i], "\"two\"");
+    setenv(launch_keys[i], "0", 1);
+    setenv(launch_keys[i + 1], "0", 1);
+    assert_error(hv_launch_read(&launch), launch_keys[i + 1], "is 0");
+    setenv(launch_keys[i + 1], "1", 1);
+    unsetenv(launch_keys[i + 2]);
+    assert_ok(hv_launch_read(&launch));
+    assert_true(launch.rank == 0 && launch.size == 1 && launch.local_rank == 0);
     clear_launch();
   }
 }
