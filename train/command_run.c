@@ -93,8 +93,9 @@ const hv_command hv_command_run = {
             "  hvla-train run --config configs/lift-tiny.yaml\n"
             "  hvla-train run --config configs/lift-tiny.yaml --set optimizer.learning_rate=5e-4 --set output=runs/b\n"
             "  hvla-train run --config configs/lift-tiny.yaml --resume\n\n"
-            "Ctrl-C and SIGTERM finish the step and write a checkpoint; the run then ends with exit code 130 or\n"
-            "75 and goes on with --resume as if nothing had happened. A second Ctrl-C ends it at once.\n",
+            "Ctrl-C and SIGTERM finish the step, or the measurement of held-out frames, and write a checkpoint;\n"
+            "the run then ends with exit code 130 or 75 and goes on with --resume as if nothing had happened.\n"
+            "A second Ctrl-C ends it at once.\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(run_options),

@@ -42,6 +42,21 @@ static void a_preempted_run_finishes_what_it_writes(void **state) {
   interrupt_and_resume(state, SIGUSR1, 1, 75, "stopped by SIGTERM");
 }
 
+/* Measuring takes seconds here: a signal then does not wait for another step with its own measurement. */
+static void a_signal_while_measuring_ends_the_run_there(void **state) {
+  const char *log = in_folder(*state, "log");
+  pid_t process = start_train(run_arguments(*state, "run",
+                                            "--set train.steps=60 --set log_interval=1 --set data.valid_split=train "
+                                            "--set validation.interval=1 --set validation.ddim_steps=50 "
+                                            "--set validation.keep_best=false --set checkpoint.interval=0"),
+                              log);
+  wait_for_text(log, "step 1/60");
+  assert_int_equal(kill(process, SIGTERM), 0);
+  assert_int_equal(wait_for_exit(process), 75);
+  wait_for_text(log, "step 1  held out");
+  assert_true(hv_file_exists(in_run(*state, "run", "checkpoints/step-1/state.json")));
+}
+
 /* SIGUSR2 has a run that goes on write a checkpoint and the model. */
 static void a_checkpoint_is_written_on_demand(void **state) {
   const char *log = in_folder(*state, "log");
@@ -83,6 +98,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_terminated_run_can_be_requeued, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(an_interrupted_run_goes_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_preempted_run_finishes_what_it_writes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_signal_while_measuring_ends_the_run_there, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_is_written_on_demand, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_second_interrupt_ends_at_once, make_folder, remove_folder),
   };

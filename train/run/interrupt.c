@@ -28,7 +28,8 @@ static void *wait_for_signals(void *argument) {
     if (number == SIGUSR1) number = SIGTERM;
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
-      hv_log_info("%s%s: finishing the step, then writing a checkpoint", isatty(STDERR_FILENO) ? "\n" : "",
+      hv_log_info("%s%s: finishing the step or the measurement, then writing a checkpoint",
+                  isatty(STDERR_FILENO) ? "\n" : "",
                   number == SIGINT ? "interrupted" : "terminated"); /* below the progress line of a terminal */
     } else if (number == SIGINT) {
       _exit(130);

@@ -317,16 +317,31 @@ static hv_status validate(run *self, hv_validation *out) {
   return status;
 }
 
-/* Holds what was measured against the best so far, by the first rank's figure. */
-static hv_status judge(run *self, const hv_validation *held_out, bool *better) {
-  double figure = self->leader ? hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric) : 0;
-  HV_TRY(hv_comm_sum(self->comm, "the held-out figure", &figure, 1));
-  *better = hv_best_take(&self->best, self->trainer->step, figure);
+/* A signal that came to any rank, from what they add up. */
+static void tell_signal(const run *self, double numbers[2]) {
+  int own = hv_interrupt_signal(self->options->interrupt);
+  numbers[0] = own == SIGINT;
+  numbers[1] = own == SIGTERM;
+}
+
+static int hear_signal(const double numbers[2]) {
+  return numbers[0] > 0 ? SIGINT : (numbers[1] > 0 ? SIGTERM : 0);
+}
+
+/* Holds what was measured against the best so far, by the first rank's figure. Measuring may take long, so a signal
+ * that came meanwhile (*signal_number) does not wait for the step after. */
+static hv_status judge(run *self, const hv_validation *held_out, bool *better, int *signal_number) {
+  double numbers[3] = {0};
+  if (self->leader) numbers[0] = hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric);
+  tell_signal(self, numbers + 1);
+  HV_TRY(hv_comm_sum(self->comm, "the held-out figure", numbers, 3));
+  *better = hv_best_take(&self->best, self->trainer->step, numbers[0]);
+  if (!*signal_number) *signal_number = hear_signal(numbers + 1);
   return HV_OK;
 }
 
 /* Whatever follows a step: validation, figures, checkpoint. */
-static hv_status after_step(run *self, const hv_step_result *result, double learning_rate) {
+static hv_status after_step(run *self, const hv_step_result *result, double learning_rate, int *signal_number) {
   const hv_train_config *config = self->config;
   int64_t step = self->trainer->step;
   bool last = step == self->total_steps, better = false;
@@ -334,7 +349,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
   bool measure = self->data.valid && (due(step, config->validation.interval) || last);
   if (measure) {
     HV_TRY(validate(self, &held_out));
-    HV_TRY(judge(self, &held_out, &better));
+    HV_TRY(judge(self, &held_out, &better, signal_number));
   }
   HV_TRY(hv_run_watch_report(&self->watch, result, learning_rate, measure ? &held_out : NULL));
   bool keep = (better && config->validation.keep_best) || due(step, config->checkpoint.interval);
@@ -365,17 +380,15 @@ static bool is_stale(const run *self) {
 /* What ranks tell each other in every step, each in one of the trainer's numbers: a signal that came to any stops all
  * after the same step, or has all save, and a checkpoint is complete when all have written. */
 static void tell(run *self) {
-  int own = hv_interrupt_signal(self->options->interrupt);
   double *numbers = self->trainer->numbers;
-  numbers[0] = own == SIGINT;
-  numbers[1] = own == SIGTERM;
+  tell_signal(self, numbers);
   numbers[2] = hv_interrupt_take_request(self->options->interrupt);
   numbers[3] = hv_run_files_report(self->files);
 }
 
 static hv_status hear(run *self, int *signal_number, bool *save) {
   const double *numbers = self->trainer->numbers;
-  *signal_number = numbers[0] > 0 ? SIGINT : (numbers[1] > 0 ? SIGTERM : 0);
+  *signal_number = hear_signal(numbers);
   *save = numbers[2] > 0 && !*signal_number;
   return hv_run_files_advance(self->files, numbers[3]);
 }
@@ -402,7 +415,7 @@ static hv_status train(run *self, int *signal_number) {
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
     HV_TRY(hv_run_watch_step(&self->watch, &result, hv_clock_seconds() - start, self->source.waited));
     HV_TRY(hear(self, &came, &save));
-    HV_TRY(after_step(self, &result, learning_rate));
+    HV_TRY(after_step(self, &result, learning_rate, &came));
     if (save) HV_TRY(hv_run_files_save_all(self->files));
     if (came && trainer->step < self->total_steps) {
       *signal_number = came;
