@@ -3,9 +3,11 @@
  *
  * The emulator's are hostile. Memory starts as NaN between guard zones, which are looked at when a queue is waited for
  * (with AddressSanitizer, touching one ends the process). A queue runs nothing until it must: when it is waited for,
- * when memory is released, or when a queue that runs has to wait for a mark in it. The order of blocks and threads
- * comes from a seed, the environment's HVLA_EMU_SEED. The card has as much memory as HVLA_EMU_MEMORY says in bytes, by
- * default what the machine has; HVLA_EMU_TAKEN of it, by default nothing, is as if other processes held it.
+ * when memory is released, or when a queue that runs has to wait for a mark in it: a forgotten mark is noticed. With
+ * HVLA_EMU_INTERLEAVE=1 in the environment other queues go on between the tasks of the one that runs: queues that share
+ * memory are noticed. The order of blocks, threads and such turns comes from a seed, the environment's HVLA_EMU_SEED.
+ * The card has as much memory as HVLA_EMU_MEMORY says in bytes, by default what the machine has; HVLA_EMU_TAKEN of it,
+ * by default nothing, is as if other processes held it.
  */
 #ifndef HV_CUDA_RUNTIME_H
 #define HV_CUDA_RUNTIME_H

@@ -45,6 +45,7 @@ struct hv_recording {
 };
 
 static hv_status note_what_is_ahead(hv_runtime *runtime, const void *payload);
+static hv_status run_wait(hv_runtime *runtime, const void *payload);
 
 struct hv_queue {
   hv_queue *next;
@@ -53,6 +54,7 @@ struct hv_queue {
   task_list tasks;
   uint64_t queued;            /* tasks so far */
   std::atomic<uint64_t> done; /* tasks that are over; read by other threads */
+  bool waits;                 /* is at a mark of another queue, which runs meanwhile */
   hv_recording *recording;    /* where tasks go instead, or NULL */
   hv_status error;
 };
@@ -73,7 +75,8 @@ struct hv_runtime {
   hv_emu_workers *workers;
   allocation *allocations;
   hv_queue *queues;
-  uint64_t queues_made, seed, launches;
+  uint64_t queues_made, seed, launches, turns;
+  bool interleaves;
   size_t allocated; /* bytes asked for and not released, and what others hold */
   double clock;     /* seconds */
 };
@@ -89,6 +92,8 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   }
   const char *seed = getenv("HVLA_EMU_SEED");
   runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
+  const char *interleaves = getenv("HVLA_EMU_INTERLEAVE");
+  runtime->interleaves = interleaves && strcmp(interleaves, "0") != 0;
   const char *memory = getenv("HVLA_EMU_MEMORY");
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
   runtime->card = hv_card{
@@ -218,16 +223,44 @@ hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out) {
   return HV_OK;
 }
 
+static void run_first(hv_queue *queue) {
+  task_list *tasks = &queue->tasks;
+  task *t = tasks->first;
+  tasks->first = t->next;
+  if (!tasks->first) tasks->last = nullptr;
+  queue->waits = t->work == run_wait;
+  if (!queue->error) queue->error = t->work(queue->runtime, t->payload);
+  queue->waits = false;
+  queue->done = t->place;
+  free(t);
+}
+
+/* Whether a queue has a next task, and that waits for nobody. */
+static bool is_ready(const hv_queue *queue) {
+  const task *t = queue->tasks.first;
+  if (!t || queue->waits) return false;
+  if (t->work != run_wait) return true;
+  const wait_payload *mark = (const wait_payload *)t->payload;
+  for (const hv_queue *other = queue->runtime->queues; other; other = other->next) {
+    if (other->identity == mark->queue && other->done < mark->place) return false;
+  }
+  return true;
+}
+
+/* By the seed's leave, a task of each queue but this one that has one to do. */
+static void interleave(hv_queue *queue) {
+  hv_runtime *runtime = queue->runtime;
+  for (hv_queue *other = runtime->queues; other; other = other->next) {
+    bool now = (runtime->seed + ++runtime->turns) * 0x9e3779b97f4a7c15u >> 63;
+    if (now && other != queue && is_ready(other)) run_first(other);
+  }
+}
+
 /* Runs a queue's tasks up to and including `place`. */
 static void run_until(hv_queue *queue, uint64_t place) {
-  task_list *tasks = &queue->tasks;
-  while (tasks->first && tasks->first->place <= place) {
-    task *t = tasks->first;
-    tasks->first = t->next;
-    if (!tasks->first) tasks->last = nullptr;
-    if (!queue->error) queue->error = t->work(queue->runtime, t->payload);
-    queue->done = t->place;
-    free(t);
+  while (queue->tasks.first && queue->tasks.first->place <= place) {
+    if (queue->runtime->interleaves) interleave(queue);
+    run_first(queue);
   }
 }
 

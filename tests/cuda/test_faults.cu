@@ -283,6 +283,38 @@ static void forgotten_event(void **) {
   }
 }
 
+/* Two streams that nothing orders use the same memory. One behind the other they do not notice; in turns they do. */
+static void memory_shared_by_streams(void **) {
+  for (int in_turns = 0; in_turns < 2; in_turns++) {
+    assert_int_equal(setenv("HVLA_EMU_INTERLEAVE", in_turns ? "1" : "0", 1), 0);
+    bench b = bench_open();
+    hv_stream *streams[2] = {b.stream, nullptr};
+    assert_ok(hv_stream_open(b.device, &streams[1]));
+    float values[2][32], got[2][32];
+    const float *in[2];
+    float *out[2], *between = bench_memory<float>(&b, 32);
+    for (int s = 0; s < 2; s++) {
+      for (int i = 0; i < 32; i++) values[s][i] = (float)(s + 1);
+      in[s] = bench_upload(&b, values[s], 32);
+      out[s] = bench_memory<float>(&b, 32);
+    }
+    bool mixed = false;
+    for (int round = 0; round < 16; round++) {
+      for (int s = 0; s < 2; s++) {
+        HV_LAUNCH(copy_kernel, dim3(1), dim3(32), 0, streams[s], in[s], between, 32);
+        HV_LAUNCH(copy_kernel, dim3(1), dim3(32), 0, streams[s], (const float *)between, out[s], 32);
+        hv_download(streams[s], got[s], out[s], sizeof got[s]);
+      }
+      for (int s = 0; s < 2; s++) assert_ok(hv_stream_synchronize(streams[s]));
+      for (int s = 0; s < 2; s++) mixed |= got[s][0] != values[s][0];
+    }
+    assert_int_equal(mixed, in_turns);
+    hv_stream_close(streams[1]);
+    bench_close(&b);
+  }
+  assert_int_equal(unsetenv("HVLA_EMU_INTERLEAVE"), 0);
+}
+
 /* Memory that the host fills again before the upload has run: the stream sees the second filling. */
 static void host_memory_reused_too_early(void **) {
   bench b = bench_open();
@@ -440,6 +472,7 @@ int main(void) {
       cmocka_unit_test(uninitialised_device_memory),
       cmocka_unit_test(access_outside_device_memory),
       cmocka_unit_test(forgotten_event),
+      cmocka_unit_test(memory_shared_by_streams),
       cmocka_unit_test(host_memory_reused_too_early),
       cmocka_unit_test(order_of_blocks_depends_on_the_seed),
       cmocka_unit_test(launches_that_begin_early),
