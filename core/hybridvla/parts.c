@@ -205,15 +205,19 @@ hv_vit_tables hv_model_vit_tables(const hv_model_parts *parts, int32_t tower, in
   return tables;
 }
 
+void hv_model_run_tower(hv_model_parts *parts, int32_t tower, hv_tensor images, hv_tensor features, hv_vit_saved *saved,
+                        hv_arena *arena, hv_stream *stream) {
+  hv_vit_tables tables = hv_model_vit_tables(parts, tower, images.rows);
+  int64_t column = 0;
+  for (int32_t i = 0; i < tower; i++) column += parts->config.vision[i].width;
+  hv_tensor own = hv_tensor_cols(features, column, parts->config.vision[tower].width);
+  hv_vit_forward(&parts->towers[tower], parts->params, images, &tables, own, saved, arena, stream);
+}
+
 void hv_model_encode_images(hv_model_parts *parts, hv_tensor images, hv_tensor features, hv_vit_saved *saved,
                             hv_arena *arena, hv_stream *stream) {
-  int64_t column = 0;
   for (int32_t i = 0; i < parts->config.num_towers; i++) {
-    hv_vit_tables tables = hv_model_vit_tables(parts, i, images.rows);
-    int64_t width = parts->config.vision[i].width;
-    hv_vit_forward(&parts->towers[i], parts->params, images, &tables, hv_tensor_cols(features, column, width),
-                   saved ? &saved[i] : NULL, arena, stream);
-    column += width;
+    hv_model_run_tower(parts, i, images, features, saved ? &saved[i] : NULL, arena, stream);
   }
 }
 

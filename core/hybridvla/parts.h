@@ -55,7 +55,11 @@ hv_model_parts *hv_model_get_parts(hv_model *model);
 /* The towers' tables for `images` images, 1 … max_images. */
 hv_vit_tables hv_model_vit_tables(const hv_model_parts *parts, int32_t tower, int64_t images);
 
-/* Runs all towers: features [images P, vision width] from U8 [images, S S 3]. `saved` is NULL or one for each tower. */
+/* Runs one tower: its columns of features [images P, vision width] from U8 [images, S S 3]. `saved`: NULL, or the
+ * tower's. */
+void hv_model_run_tower(hv_model_parts *parts, int32_t tower, hv_tensor images, hv_tensor features, hv_vit_saved *saved,
+                        hv_arena *arena, hv_stream *stream);
+/* All of them. `saved` is NULL or one for each tower. */
 void hv_model_encode_images(hv_model_parts *parts, hv_tensor images, hv_tensor features, hv_vit_saved *saved,
                             hv_arena *arena, hv_stream *stream);
 

@@ -24,16 +24,17 @@ static void run_mlp(hv_policy *policy, const hv_mlp *mlp, hv_group_id group, hv_
   hv_arena_release(&policy->scratch, mark);
 }
 
-void hv_policy_encode_images(hv_policy *policy) {
-  hv_model_parts *parts = policy->parts;
-  const hv_config *config = &parts->config;
-  int64_t side = config->vision[0].image_size, rows = hv_policy_image_rows(config);
-  size_t mark = hv_arena_mark(&policy->scratch);
+void hv_policy_run_tower(hv_policy *policy, int32_t tower, hv_arena *scratch, hv_stream *stream) {
+  const hv_config *config = &policy->parts->config;
+  int64_t side = config->vision[0].image_size;
   hv_tensor images = hv_policy_in_block(policy, policy->at.images, HV_U8, config->num_cameras, side * side * 3);
-  hv_tensor features = hv_arena_take(&policy->scratch, parts->dtype, rows, hv_config_vision_width(config));
-  hv_model_encode_images(parts, images, features, NULL, &policy->scratch, policy->stream);
-  run_mlp(policy, &parts->projector, parts->projector_group, features, hv_tensor_rows(policy->rows_a, 1, rows));
-  hv_arena_release(&policy->scratch, mark);
+  hv_model_run_tower(policy->parts, tower, images, policy->features, NULL, scratch, stream);
+}
+
+void hv_policy_project_images(hv_policy *policy) {
+  hv_model_parts *parts = policy->parts;
+  run_mlp(policy, &parts->projector, parts->projector_group, policy->features,
+          hv_tensor_rows(policy->rows_a, 1, policy->features.rows));
 }
 
 /* The rest of the prefix: words and the state. */

@@ -1,4 +1,5 @@
-/* What the two halves of the policy share: policy.c (opening, a prediction) and policy_forward.c (the passes). */
+/* What the parts of the policy share: policy.c (opening), policy_predict.c (a prediction) and policy_forward.c (what it
+ * computes). */
 #ifndef HV_HYBRIDVLA_POLICY_STATE_H
 #define HV_HYBRIDVLA_POLICY_STATE_H
 
@@ -21,12 +22,24 @@ typedef struct hv_given_draws {
   bool noise, ar_noise, ar_timestep, step_noise;
 } hv_given_draws;
 
+/* What a prediction consists of, in this order. Where the device records and there are two towers, the second runs on a
+ * stream of its own beside the first, for one tower's kernels of one prediction leave most of a card idle. Events order
+ * the two streams; they stand between the pieces, for no recording holds them. */
+typedef enum hv_policy_piece {
+  HV_PIECE_INPUTS,
+  HV_PIECE_SECOND_TOWER,
+  HV_PIECE_FIRST_TOWER,
+  HV_PIECE_PASSES, /* the projector, too */
+  HV_POLICY_PIECES
+} hv_policy_piece;
+
 /* A prediction with a prompt of this length and these draws queues the same work every time: the second one is
  * recorded, and later ones replay it. */
 typedef struct hv_policy_recording {
   int32_t prompt_count; /* 0: the entry is free */
   hv_given_draws given;
-  hv_recording *recording; /* NULL: one prediction has been made, without */
+  hv_recording *pieces[HV_POLICY_PIECES];
+  bool recorded; /* false: one prediction has been made, without */
   int64_t last_use;
 } hv_policy_recording;
 
@@ -37,7 +50,9 @@ struct hv_policy {
   hv_policy_options options;
   bool planning; /* on a plan device: nothing is computed, work is counted */
   hv_stream *stream;
-  hv_arena memory, scratch;
+  hv_stream *side;                      /* the second tower's; NULL: `stream` */
+  hv_event *inputs_ready, *tower_ready; /* of `stream` and of `side`, where there is one */
+  hv_arena memory, scratch, side_scratch;
 
   bool denoises, decodes;
   hv_branch_shape shape;
@@ -54,6 +69,7 @@ struct hv_policy {
   hv_kv_cache_layer *cache; /* [num_hidden_layers] */
   hv_tensor timestep_table; /* T [diffusion_steps, D]: every timestep embedded */
   hv_tensor x_cast;         /* T [H, A]: x as the network reads it */
+  hv_tensor features;       /* T [image rows, vision width]: what the towers see */
   hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: what enters and leaves a layer */
   hv_tensor token_states;   /* T [H A, D]: what each action token was chosen from */
 
@@ -63,6 +79,10 @@ struct hv_policy {
 
 static inline int32_t hv_policy_image_rows(const hv_config *config) {
   return config->num_cameras * hv_config_patches(config);
+}
+
+static inline int32_t hv_policy_prefix_rows(const hv_config *config, int32_t prompt) {
+  return prompt + hv_policy_image_rows(config) + 1 + (config->state_dim ? 1 : 0);
 }
 
 /* Something in the block, as the device sees it. */
@@ -80,8 +100,19 @@ static inline hv_tensor hv_policy_action(const hv_policy *policy, size_t offset)
   return hv_policy_in_block(policy, offset, HV_F32, config->action_chunk, config->action_dim);
 }
 
-/* Pictures to image tokens, in their rows of the first pass. */
-void hv_policy_encode_images(hv_policy *policy);
+/* Queues a prediction from the filled block, and waits for it. */
+HV_NODISCARD hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws given,
+                                     hv_policy_result *out);
+
+/* Whether predictions are recorded once they repeat. */
+bool hv_policy_may_record(const hv_policy *policy);
+void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry);
+
+/* Pictures to one tower's columns of the features. */
+void hv_policy_run_tower(hv_policy *policy, int32_t tower, hv_arena *scratch, hv_stream *stream);
+
+/* Features to image tokens, in their rows of the first pass. */
+void hv_policy_project_images(hv_policy *policy);
 
 /* One pass: its rows embedded, all layers, the heads, one step of the sampler and one action token. */
 void hv_policy_run_pass(hv_policy *policy, const hv_pass *pass);
