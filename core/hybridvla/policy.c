@@ -153,9 +153,10 @@ static hv_status open_streams(hv_policy *policy) {
   return hv_event_open(device, &policy->tower_ready);
 }
 
+/* NULL: without end. */
 static hv_status open_scratch(hv_policy *policy, const hv_policy_scratch *bytes) {
   hv_device *device = policy->parts->device;
-  if (policy->planning) {
+  if (!bytes) {
     policy->scratch = policy->side_scratch = hv_arena_for_plan(device);
     return HV_OK;
   }
