@@ -157,9 +157,26 @@ static void ranks_must_have_the_same_demonstrations(void **state) {
   assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 finds other demonstrations than rank 0");
 }
 
+/* One file name, and other numbers in it: what was learnt was scaled by the old ones. */
+static void a_resumed_run_tells_of_other_demonstrations(void **state) {
+  static const char told[] = "not those that this run has trained on";
+  char rest[700];
+  const char *copy = in_folder(*state, "mine.hdf5");
+  copy_demonstrations(copy, NULL);
+  for (int steps = 3; steps <= 5; steps++) {
+    char *output;
+    if (steps == 5) copy_demonstrations(copy, "/data/demo_1/actions");
+    snprintf(rest, sizeof rest, "--set data.files=%s --set train.steps=%d --resume", copy, steps);
+    int code = run_train("", run_arguments(*state, "run", rest), &output);
+    if (code != 0 || !strstr(output, told) != (steps < 5)) fail_msg("%d steps ended with %d: %s", steps, code, output);
+    free(output);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(divisors_are_of_the_whole_batch, make_folder, remove_folder),
-      cmocka_unit_test_setup_teardown(ranks_must_have_the_same_demonstrations, make_folder, remove_folder)};
+      cmocka_unit_test_setup_teardown(ranks_must_have_the_same_demonstrations, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_resumed_run_tells_of_other_demonstrations, make_folder, remove_folder)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

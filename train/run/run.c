@@ -201,7 +201,8 @@ static hv_status begin(run *self, hv_run_position *position) {
   /* What was the best by another figure says nothing about this one. */
   if (strcmp(position->best.metric, self->best.metric) == 0) self->best = position->best;
   hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
-  return HV_OK;
+  return hv_comm_agree(self->comm, "comparing statistics",
+                       self->leader ? hv_run_data_report_changes(&self->data) : HV_OK);
 }
 
 /* The files that one rank keeps. */

@@ -241,6 +241,27 @@ done:
   return status;
 }
 
+hv_status hv_run_data_report_changes(const hv_run_data *data) {
+  hv_dataset_statistics before;
+  char *model = hv_path_join(data->config->output, "model"),
+       *path = model ? hv_model_directory_statistics(model) : NULL;
+  hv_status status = path ? HV_OK : hv_error_memory("a path");
+  if (!status && hv_file_exists(path)) {
+    status = hv_dataset_statistics_load(path, data->statistics.key, &before);
+    if (!status) {
+      if (!hv_dataset_statistics_equal(&before, &data->statistics)) {
+        hv_log_warning("these demonstrations are not those that this run has trained on: their statistics, by which "
+                       "actions are scaled, differ from %s; to go on with other data, start a run with init_from",
+                       path);
+      }
+      hv_dataset_statistics_free(&before);
+    }
+  }
+  free(path);
+  free(model);
+  return status;
+}
+
 void hv_run_data_close(hv_run_data *data) {
   hv_demonstrations_close(data->train);
   hv_demonstrations_close(data->valid);
