@@ -4,6 +4,7 @@
 
 #include <hdf5.h>
 
+#include "core/base/file.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
 #include "train/run/run_agreement.h"
@@ -171,6 +172,12 @@ static void a_resumed_run_tells_of_other_demonstrations(void **state) {
     if (code != 0 || !strstr(output, told) != (steps < 5)) fail_msg("%d steps ended with %d: %s", steps, code, output);
     free(output);
   }
+  /* The model is made anew by the next checkpoint: nothing about it ends a run. */
+  assert_ok(hv_write_file_atomic(in_run(*state, "run", "model/dataset_statistics.json"), "{", 1));
+  snprintf(rest, sizeof rest, "--set data.files=%s --set train.steps=6 --resume", copy);
+  expect_train(0, run_arguments(*state, "run", rest), "dataset_statistics.json", NULL);
+  snprintf(rest, sizeof rest, "--set data.files=%s --set train.steps=7 --set data.statistics_key=mine2 --resume", copy);
+  expect_train(0, run_arguments(*state, "run", rest), "resumed from", NULL);
 }
 
 int main(void) {

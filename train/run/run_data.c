@@ -188,14 +188,23 @@ done:
   return status;
 }
 
+/* Whether the key of these demonstrations, where `known` has it, stands there for the same numbers. */
+static hv_status compare_known_key(const hv_run_data *data, const json_t *known, const char *path, bool *same) {
+  const char *key = data->statistics.key;
+  hv_dataset_statistics before;
+  *same = true;
+  if (!json_object_get(known, key)) return HV_OK;
+  HV_TRY(hv_dataset_statistics_from_json(known, path, key, &before));
+  *same = hv_dataset_statistics_equal(&before, &data->statistics);
+  hv_dataset_statistics_free(&before);
+  return HV_OK;
+}
+
 /* A key that the model knows already must stand for the same numbers: they scale what was learnt under it. */
 static hv_status check_known_key(const hv_run_data *data, const json_t *known, const char *path) {
   const char *key = data->statistics.key;
-  hv_dataset_statistics before;
-  if (!json_object_get(known, key)) return HV_OK;
-  HV_TRY(hv_dataset_statistics_from_json(known, path, key, &before));
-  bool same = hv_dataset_statistics_equal(&before, &data->statistics);
-  hv_dataset_statistics_free(&before);
+  bool same;
+  HV_TRY(compare_known_key(data, known, path, &same));
   if (same) return HV_OK;
   return hv_error(HV_ERR_INPUT,
                   "%s: the key \"%s\" of these demonstrations stands for other ones in %s; choose another with "
@@ -242,21 +251,24 @@ done:
 }
 
 hv_status hv_run_data_report_changes(const hv_run_data *data) {
-  hv_dataset_statistics before;
+  json_t *known = NULL;
+  bool same = true;
   char *model = hv_path_join(data->config->output, "model"),
        *path = model ? hv_model_directory_statistics(model) : NULL;
   hv_status status = path ? HV_OK : hv_error_memory("a path");
-  if (!status && hv_file_exists(path)) {
-    status = hv_dataset_statistics_load(path, data->statistics.key, &before);
-    if (!status) {
-      if (!hv_dataset_statistics_equal(&before, &data->statistics)) {
-        hv_log_warning("these demonstrations are not those that this run has trained on: their statistics, by which "
-                       "actions are scaled, differ from %s; to go on with other data, start a run with init_from",
-                       path);
-      }
-      hv_dataset_statistics_free(&before);
-    }
+  if (status || !hv_file_exists(path)) goto done;
+  hv_status unread = hv_json_load(path, &known);
+  if (!unread) unread = compare_known_key(data, known, path, &same);
+  /* The next checkpoint makes the model anew: what is wrong with it now ends no run. */
+  if (unread) hv_log_warning("%s", hv_status_message(unread));
+  hv_status_free(unread);
+  if (!same) {
+    hv_log_warning("these demonstrations are not those that this run has trained on: their statistics, by which "
+                   "actions are scaled, differ from %s; to go on with other data, start a run with init_from",
+                   path);
   }
+done:
+  json_decref(known);
   free(path);
   free(model);
   return status;

@@ -32,7 +32,8 @@ HV_NODISCARD hv_status hv_run_data_open(const hv_train_config *config, const hv_
 void hv_run_data_close(hv_run_data *data); /* leaves it empty */
 
 /* For a run that is resumed: warns where these demonstrations have other statistics than those of the run's model, by
- * which actions were scaled so far. A model without statistics, as before the first checkpoint, says nothing. */
+ * which actions were scaled so far, or where those cannot be read. A model without statistics or without this key says
+ * nothing. */
 HV_NODISCARD hv_status hv_run_data_report_changes(const hv_run_data *data);
 
 /* Tokens of the longest prompt of either split, <s> included. */
