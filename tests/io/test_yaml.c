@@ -138,6 +138,16 @@ static void what_is_formatted_reads_back(void **state) {
   }
 }
 
+static void assert_written(const char *json, const char *expected) {
+  json_t *document;
+  hv_text yaml = {0};
+  assert_ok(hv_json_parse(json, strlen(json), "case", &document));
+  assert_ok(hv_yaml_format(document, &yaml));
+  assert_string_equal(yaml.data, expected);
+  json_decref(document);
+  hv_text_free(&yaml);
+}
+
 /* As people read the config.yaml of a run. */
 static void short_lists_stand_on_one_line(void **state) {
   (void)state;
@@ -146,18 +156,12 @@ static void short_lists_stand_on_one_line(void **state) {
       "\"e\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], "
       "\"f\": \"a text as long as an instruction may be, which people read more easily where it "
       "stands whole on one line\"}";
-  json_t *document;
-  hv_text yaml = {0};
-  assert_ok(hv_json_parse(given, strlen(given), "case", &document));
-  assert_ok(hv_yaml_format(document, &yaml));
-  assert_string_equal(yaml.data, "a: [1, x]\n"
-                                 "b:\n- [1]\n- [2]\n"
-                                 "c:\n- d: 1\n"
-                                 "e: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]\n"
-                                 "f: a text as long as an instruction may be, which people read more easily where it "
-                                 "stands whole on one line\n");
-  json_decref(document);
-  hv_text_free(&yaml);
+  assert_written(given, "a: [1, x]\n"
+                        "b:\n- [1]\n- [2]\n"
+                        "c:\n- d: 1\n"
+                        "e: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]\n"
+                        "f: a text as long as an instruction may be, which people read more easily where it "
+                        "stands whole on one line\n");
 }
 
 /* As Python's YAML library, which reads version 1.1, takes the same types from it. */
@@ -166,17 +170,11 @@ static void readers_of_yaml_1_1_find_the_same_types(void **state) {
   static const char given[] =
       "{\"eps\": 1e-06, \"words\": [\"yes\", \"No\", \"ON\", \"y\", \"=\", \"2026-11-28\", \"1:30\", "
       "\"1_000\", \"-0b1\", \"nothing\", \"-x\"], \"off\": 1, \"<<\": 2}";
-  json_t *document;
-  hv_text yaml = {0};
-  assert_ok(hv_json_parse(given, strlen(given), "case", &document));
-  assert_ok(hv_yaml_format(document, &yaml));
-  assert_string_equal(yaml.data, "eps: 1.0e-06\n"
-                                 "words: [\"yes\", \"No\", \"ON\", \"y\", \"=\", \"2026-11-28\", \"1:30\", \"1_000\", "
-                                 "\"-0b1\", nothing, -x]\n"
-                                 "\"off\": 1\n"
-                                 "\"<<\": 2\n");
-  json_decref(document);
-  hv_text_free(&yaml);
+  assert_written(given, "eps: 1.0e-06\n"
+                        "words: [\"yes\", \"No\", \"ON\", \"y\", \"=\", \"2026-11-28\", \"1:30\", \"1_000\", "
+                        "\"-0b1\", nothing, -x]\n"
+                        "\"off\": 1\n"
+                        "\"<<\": 2\n");
 }
 
 static void numbers_are_written_short(void **state) {
