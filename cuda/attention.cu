@@ -16,6 +16,7 @@
 #include "cuda/kernels.h"
 
 enum {
+  WARPS = HV_ATTENTION_THREADS / HV_WARP,
   DECODE_ROWS = 16,
   DECODE_SEGMENTS = 16, /* with more, branches that share tiles of 64 rows are faster */
   SPLIT_KEYS = 128,     /* at least, for a block of its own */
@@ -165,34 +166,57 @@ static __device__ void store_rows(const attention_params<T> &p, const hv_attenti
   }
 }
 
-/* The parts of a row in order of their keys, `count` of them: value(i, part) reads element i of a part. */
+/* A row made whole of its parts: what its columns share, and one column's sum. */
 struct merged {
   float maximum, total, value;
 };
-template <typename Part> static __device__ __forceinline__ merged merge_parts(int count, int col, Part part) {
-  merged m = {-INFINITY, 0.0f, 0.0f};
-  for (int i = 0; i < count; i++) m.maximum = fmaxf(m.maximum, part(i).maximum());
-  float base = m.maximum == -INFINITY ? 0.0f : m.maximum;
-  for (int i = 0; i < count; i++) {
-    float factor = hv_exp2_fast(part(i).maximum() - base);
-    m.total += factor * part(i).total();
-    m.value += factor * part(i).sum(col);
+
+/* What the parts of a row are multiplied with. They are in order of their keys, `count` of them, at most MOST; part(i)
+ * reads one. */
+template <int MOST> struct merge_factors { float maximum, total, of[MOST]; };
+template <int MOST, typename Part>
+static __device__ __forceinline__ merge_factors<MOST> factors_of(int count, Part part) {
+  merge_factors<MOST> f = {-INFINITY, 0.0f, {}};
+  HV_UNROLL
+  for (int i = 0; i < MOST; i++) {
+    if (i < count) f.maximum = fmaxf(f.maximum, part(i).maximum());
+  }
+  float base = f.maximum == -INFINITY ? 0.0f : f.maximum;
+  HV_UNROLL
+  for (int i = 0; i < MOST; i++) {
+    if (i >= count) continue;
+    f.of[i] = hv_exp2_fast(part(i).maximum() - base);
+    f.total += f.of[i] * part(i).total();
+  }
+  return f;
+}
+template <int MOST, typename Part>
+static __device__ __forceinline__ merged merge_column(const merge_factors<MOST> &f, int count, int col, Part part) {
+  merged m = {f.maximum, f.total, 0.0f};
+  HV_UNROLL
+  for (int i = 0; i < MOST; i++) {
+    if (i < count) m.value += f.of[i] * part(i).sum(col);
   }
   return m;
 }
 
-/* What the warps of a block leave of one row in shared memory. */
+/* Where the warps of a block leave their rows in shared memory. Eight rows at one column lie in different banks. */
+template <int D> struct parts_layout {
+  static constexpr int ROWS = WARPS * DECODE_ROWS, STRIDE = D + 8, MAXIMA = ROWS * STRIDE, TOTALS = MAXIMA + ROWS;
+};
+
+/* What a warp left of one row. */
 template <int D> struct shared_part {
   hv_shared<float> base;
-  int warp, row;
+  int row; /* of all warps' */
   __device__ __forceinline__ float sum(int col) const {
-    return base[(warp * DECODE_ROWS + row) * D + col];
+    return base[row * parts_layout<D>::STRIDE + col];
   }
   __device__ __forceinline__ float maximum() const {
-    return base[4 * DECODE_ROWS * D + warp * DECODE_ROWS + row];
+    return base[parts_layout<D>::MAXIMA + row];
   }
   __device__ __forceinline__ float total() const {
-    return base[4 * DECODE_ROWS * (D + 1) + warp * DECODE_ROWS + row];
+    return base[parts_layout<D>::TOTALS + row];
   }
 };
 
@@ -218,36 +242,55 @@ static __device__ __forceinline__ void store_merged(const attention_params<T> &p
   if (p.lse.data && col == 0) *p.lse.at(row, blockIdx.y) = (m.maximum + log2f(m.total)) * LN_2;
 }
 
-/* The four warps of a block saw different keys of the same 16 rows. */
+/* One column of what the warps of a block saw of a row: all of it, or a split's part. */
+template <typename T>
+static __device__ __forceinline__ void store_of_warps(const attention_params<T> &p, int64_t first_row, int row, int col,
+                                                      merged m) {
+  if (p.splits == 1) {
+    store_merged(p, first_row + row, col, m);
+    return;
+  }
+  float *part = part_of(p, (int)blockIdx.z, row);
+  part[col] = m.value;
+  if (col == 0) {
+    part[p.head_dim] = m.maximum;
+    part[p.head_dim + 1] = m.total;
+  }
+}
+
+/* The four warps of a block saw different keys of the same 16 rows. Each makes some rows whole. */
 template <typename T, int D>
 static __device__ void merge_warps(const attention_params<T> &p, const hv_attention_tile &tile, const running<D> &r) {
+  using layout = parts_layout<D>;
   hv_shared<float> base = hv_shared_at<float>(0);
-  int warp = (int)threadIdx.x / HV_WARP;
+  int warp = (int)threadIdx.x / HV_WARP, lane = (int)threadIdx.x % HV_WARP;
   HV_UNROLL
   for (int i = 0; i < 2; i++) {
     int row = warp * DECODE_ROWS + hv_lane_row() + i * 8;
     HV_UNROLL
     for (int n = 0; n < D / 8; n++) {
-      hv_store(base + (row * D + n * 8 + hv_lane_col()), hv_vec<float, 2>{{r.sum[n][2 * i], r.sum[n][2 * i + 1]}});
+      hv_store(base + (row * layout::STRIDE + n * 8 + hv_lane_col()),
+               hv_vec<float, 2>{{r.sum[n][2 * i], r.sum[n][2 * i + 1]}});
     }
     if (hv_lane_col() == 0) {
-      base[4 * DECODE_ROWS * D + row] = r.maximum[i];
-      base[4 * DECODE_ROWS * (D + 1) + row] = r.total[i];
+      base[layout::MAXIMA + row] = r.maximum[i];
+      base[layout::TOTALS + row] = r.total[i];
     }
   }
   __syncthreads();
-  for (int i = (int)threadIdx.x; i < tile.rows * p.head_dim; i += HV_ATTENTION_THREADS) {
-    int row = i / p.head_dim, col = i % p.head_dim;
-    merged m = merge_parts(4, col, [&](int part) { return shared_part<D>{base, part, row}; });
-    if (p.splits == 1) {
-      store_merged(p, tile.row + row, col, m);
-      continue;
+  constexpr int COLS = (D + HV_WARP - 1) / HV_WARP; /* of a lane */
+  for (int row = warp; row < tile.rows; row += WARPS) {
+    auto part_at = [&](int part) { return shared_part<D>{base, part * DECODE_ROWS + row}; };
+    merge_factors<WARPS> factors = factors_of<WARPS>(WARPS, part_at);
+    merged m[COLS]; /* all are read before one is stored: reads overlap */
+    HV_UNROLL
+    for (int i = 0; i < COLS; i++) {
+      m[i] = merge_column<WARPS>(factors, WARPS, min(i * HV_WARP + lane, D - 1), part_at);
     }
-    float *part = part_of(p, (int)blockIdx.z, row);
-    part[col] = m.value;
-    if (col == 0) {
-      part[p.head_dim] = m.maximum;
-      part[p.head_dim + 1] = m.total;
+    HV_UNROLL
+    for (int i = 0; i < COLS; i++) {
+      int col = i * HV_WARP + lane;
+      if (col < p.head_dim) store_of_warps(p, tile.row, row, col, m[i]);
     }
   }
 }
@@ -298,15 +341,18 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) attention_kernel(
   }
 }
 
+/* A block makes one row whole: one behind the other, rows would each wait for device memory anew. */
 template <typename T>
 static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) merge_splits_kernel(attention_params<T> p) {
   hv_let_next_begin();
   hv_wait_for_previous();
   hv_attention_tile tile = tile_of(p, (int)blockIdx.x);
-  for (int i = (int)threadIdx.x; i < tile.rows * p.head_dim; i += HV_ATTENTION_THREADS) {
-    int row = i / p.head_dim, col = i % p.head_dim;
-    merged m = merge_parts(p.splits, col, [&](int split) { return stored_part{part_of(p, split, row), p.head_dim}; });
-    store_merged(p, tile.row + row, col, m);
+  int row = (int)blockIdx.z;
+  if (row >= tile.rows) return;
+  auto part_at = [&](int split) { return stored_part{part_of(p, split, row), p.head_dim}; };
+  merge_factors<MOST_SPLITS> factors = factors_of<MOST_SPLITS>(p.splits, part_at);
+  for (int col = (int)threadIdx.x; col < p.head_dim; col += HV_ATTENTION_THREADS) {
+    store_merged(p, tile.row + row, col, merge_column<MOST_SPLITS>(factors, p.splits, col, part_at));
   }
 }
 
@@ -361,7 +407,8 @@ template <typename T, int D> static void attend_few(hv_stream *stream, const hv_
   }
   launch<T, D, 4>(stream, p, tiles, a->num_heads);
   if (p.splits == 1) return;
-  HV_LAUNCH_EARLY(merge_splits_kernel<T>, hv_ahead{}, dim3(tiles, heads), dim3(HV_ATTENTION_THREADS), 0, stream, p);
+  HV_LAUNCH_EARLY(merge_splits_kernel<T>, hv_ahead{}, dim3(tiles, heads, DECODE_ROWS), dim3(HV_ATTENTION_THREADS), 0,
+                  stream, p);
 }
 
 void hv_cuda_attention(hv_stream *stream, const hv_attention_args *args) {
