@@ -47,14 +47,11 @@ static __device__ __forceinline__ uint32_t hv_pack_bf16(float low, float high) {
   return pair;
 }
 
-/* 2^x and e^x by the special function unit: within 2 ulp (and, for e^x, 2 ulp for each unit of |x| beyond 1). */
+/* 2^x by the special function unit: within 2 ulp of the number nearest to it. */
 static __device__ __forceinline__ float hv_exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-static __device__ __forceinline__ float hv_exp_fast(float x) {
-  return hv_exp2_fast(x * 1.44269504088896340736f);
 }
 
 /* d += a b, a [16, 16] and b [16, 8] of bf16, d [16, 8] of float, held by a warp. With g = lane / 4, t = lane % 4:

@@ -158,9 +158,6 @@ static inline float hv_exp2_fast(float x) {
   float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
-static inline float hv_exp_fast(float x) {
-  return hv_exp2_fast(x * 1.44269504088896340736f);
-}
 
 static inline void __syncthreads() {
   hv_emu_barrier();
