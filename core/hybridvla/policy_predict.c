@@ -168,21 +168,32 @@ static hv_status queue_piece(hv_policy *policy, hv_policy_piece piece, hv_given_
   }
 }
 
+/* Where the second tower has a stream of its own: it waits for the inputs, and the passes wait for it. */
+static void wait_for_other_stream(hv_policy *policy, hv_policy_piece piece) {
+  if (!policy->side) return;
+  if (piece == HV_PIECE_SECOND_TOWER) hv_event_wait(policy->side, policy->inputs_ready);
+  if (piece == HV_PIECE_PASSES) hv_event_wait(policy->stream, policy->tower_ready);
+}
+
+static void tell_other_stream(hv_policy *policy, hv_policy_piece piece) {
+  if (!policy->side) return;
+  if (piece == HV_PIECE_INPUTS) hv_event_record(policy->stream, policy->inputs_ready);
+  if (piece == HV_PIECE_SECOND_TOWER) hv_event_record(policy->side, policy->tower_ready);
+}
+
 /* Queues everything between the filled block and the results in it: each piece anew, or as it was recorded. */
 static hv_status queue_prediction(hv_policy *policy, const hv_policy_recording *recorded, hv_given_draws given,
                                   hv_policy_result *out) {
   double since = policy->options.timing ? 1e3 * hv_clock_seconds() : 0;
   for (hv_policy_piece piece = 0; piece < HV_POLICY_PIECES; piece++) {
     if (!has_piece(policy, piece)) continue;
-    if (policy->side && piece == HV_PIECE_SECOND_TOWER) hv_event_wait(policy->side, policy->inputs_ready);
-    if (policy->side && piece == HV_PIECE_PASSES) hv_event_wait(policy->stream, policy->tower_ready);
+    wait_for_other_stream(policy, piece);
     if (recorded) {
       hv_stream_replay(stream_of(policy, piece), recorded->pieces[piece]);
     } else {
       HV_TRY(queue_piece(policy, piece, given, &since, out));
     }
-    if (policy->side && piece == HV_PIECE_INPUTS) hv_event_record(policy->stream, policy->inputs_ready);
-    if (policy->side && piece == HV_PIECE_SECOND_TOWER) hv_event_record(policy->side, policy->tower_ready);
+    tell_other_stream(policy, piece);
   }
   return HV_OK;
 }
