@@ -121,17 +121,6 @@ done:
   return status;
 }
 
-hv_status hv_write_file_atomic(const char *path, const void *data, size_t size) {
-  hv_file_writer *writer;
-  HV_TRY(hv_file_writer_open(path, &writer));
-  hv_status status = hv_file_writer_write(writer, data, size);
-  if (status) {
-    hv_file_writer_abort(writer);
-    return status;
-  }
-  return hv_file_writer_commit(writer);
-}
-
 hv_status hv_make_directories(const char *path) {
   char *copy = strdup(path);
   if (!copy) return hv_error_memory("a directory name");

@@ -93,3 +93,14 @@ void hv_file_writer_abort(hv_file_writer *writer) {
   unlink(writer->partial_path);
   free_writer(writer);
 }
+
+hv_status hv_write_file_atomic(const char *path, const void *data, size_t size) {
+  hv_file_writer *writer;
+  HV_TRY(hv_file_writer_open(path, &writer));
+  hv_status status = hv_file_writer_write(writer, data, size);
+  if (status) {
+    hv_file_writer_abort(writer);
+    return status;
+  }
+  return hv_file_writer_commit(writer);
+}
