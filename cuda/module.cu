@@ -67,7 +67,7 @@ static hv_status stream_open(hv_device *device, hv_stream **out) {
 
 static void stream_close(hv_stream *stream) {
   hv_cuda_stream *own = (hv_cuda_stream *)stream;
-  hv_queue_close(own->queue);
+  hv_queue_close(hv_stream_runtime(stream), own->queue);
   hv_device_release(stream->device, own->scratch);
   for (int i = 0; i < own->outgrown_count; i++) hv_device_release(stream->device, own->outgrown[i]);
   free(own->outgrown);

@@ -16,6 +16,8 @@ enum {
 struct hv_runtime {
   hv_card card;
   int index;
+  cudaStream_t *streams; /* that are open */
+  int stream_count;
 };
 
 /* CUDA keeps an error of a call until it is asked for the last one, as every launch does: what is told here must not be
@@ -101,6 +103,7 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
 }
 
 void hv_runtime_close(hv_runtime *runtime) {
+  if (runtime) free(runtime->streams);
   free(runtime);
 }
 
@@ -131,17 +134,19 @@ hv_device_room hv_runtime_room(const hv_runtime *runtime) {
   return room;
 }
 
-/* CUDA waits for itself when memory is given back, as far as is known, but promises no more than that it may. */
-static void wait_for_card(const hv_runtime *runtime) {
+/* CUDA may wait for itself when memory is given back, and does not promise it. To wait for the whole card would end
+ * what another thread records on it, for another device of ours or for somebody else in the process. */
+static void wait_for_streams(const hv_runtime *runtime) {
   hv_runtime_use(runtime);
-  if (cudaDeviceSynchronize() == cudaSuccess) return;
-  /* One of a queue's work, which the queue tells, or that another thread records: nothing for the next launch. */
-  (void)cudaGetLastError();
+  for (int i = 0; i < runtime->stream_count; i++) {
+    if (cudaStreamSynchronize(runtime->streams[i]) == cudaSuccess) continue;
+    (void)cudaGetLastError(); /* of the stream's work, which it tells itself: nothing for the next launch */
+  }
 }
 
 void hv_runtime_release(hv_runtime *runtime, void *memory) {
   if (!memory) return;
-  wait_for_card(runtime);
+  wait_for_streams(runtime);
   (void)cudaFree(memory);
 }
 
@@ -156,22 +161,30 @@ hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char
 
 void hv_runtime_release_host(hv_runtime *runtime, void *memory) {
   if (!memory) return;
-  wait_for_card(runtime);
+  wait_for_streams(runtime);
   (void)cudaFreeHost(memory);
 }
 
 hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out) {
-  (void)runtime;
-  cudaStream_t stream = nullptr;
-  hv_status status = check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  *out = nullptr;
+  size_t bytes = (size_t)(runtime->stream_count + 1) * sizeof *runtime->streams;
+  cudaStream_t *streams = (cudaStream_t *)realloc(runtime->streams, bytes), stream = nullptr;
+  if (!streams) return hv_error_memory("the list of streams");
+  runtime->streams = streams;
+  HV_TRY(check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream"));
+  streams[runtime->stream_count++] = stream;
   *out = (hv_queue *)stream;
-  return status;
+  return HV_OK;
 }
 
-void hv_queue_close(hv_queue *queue) {
+void hv_queue_close(hv_runtime *runtime, hv_queue *queue) {
   if (!queue) return;
-  (void)cudaStreamSynchronize((cudaStream_t)queue);
-  (void)cudaStreamDestroy((cudaStream_t)queue);
+  cudaStream_t stream = (cudaStream_t)queue;
+  int at = 0;
+  while (runtime->streams[at] != stream) at++;
+  runtime->streams[at] = runtime->streams[--runtime->stream_count];
+  (void)cudaStreamSynchronize(stream);
+  (void)cudaStreamDestroy(stream);
 }
 
 hv_status hv_queue_synchronize(hv_queue *queue) {

@@ -48,7 +48,7 @@ void hv_runtime_use(const hv_runtime *runtime);
 const hv_card *hv_runtime_card(const hv_runtime *runtime);
 
 /* Device memory and page-locked host memory, aligned to 256 bytes. `what` is for the message. Releasing waits for all
- * work of the card; NULL is allowed. */
+ * queues; NULL is allowed. */
 HV_NODISCARD hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out);
 void hv_runtime_release(hv_runtime *runtime, void *memory);
 hv_device_room hv_runtime_room(const hv_runtime *runtime);
@@ -56,7 +56,7 @@ HV_NODISCARD hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t byte
 void hv_runtime_release_host(hv_runtime *runtime, void *memory);
 
 HV_NODISCARD hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out);
-void hv_queue_close(hv_queue *queue); /* finishes its work first */
+void hv_queue_close(hv_runtime *runtime, hv_queue *queue); /* finishes its work first */
 HV_NODISCARD hv_status hv_queue_synchronize(hv_queue *queue);
 HV_NODISCARD hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes);
 HV_NODISCARD hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes);

@@ -268,7 +268,7 @@ static void drain(hv_runtime *runtime) {
   for (hv_queue *queue = runtime->queues; queue; queue = queue->next) run_until(queue, queue->queued);
 }
 
-void hv_queue_close(hv_queue *queue) {
+void hv_queue_close(hv_runtime *, hv_queue *queue) {
   if (!queue) return;
   run_until(queue, queue->queued);
   hv_queue_recording_close(queue->recording);

@@ -32,7 +32,7 @@ static fixture *open_fixture(void) {
 
 static void close_fixture(fixture *f) {
   hv_matmul_close(f->matmul);
-  hv_queue_close(f->queue);
+  hv_queue_close(f->runtime, f->queue);
   hv_runtime_close(f->runtime);
   free(f);
 }

@@ -16,7 +16,8 @@ static struct machine {
   bool error_kept;   /* the last error was not taken note of */
   size_t asked_for;  /* of cudaMalloc or cudaMallocHost */
   cudaError_t waiting_error;
-  bool waited, released_early; /* for the card; memory before that */
+  int streams, idle; /* that are open; of them, waited for since memory was released */
+  bool waited_wrongly;
   int released;
 } machine;
 
@@ -76,12 +77,23 @@ cudaError_t cudaGetLastError() {
   machine.error_kept = false;
   return machine.memory_error;
 }
-cudaError_t cudaDeviceSynchronize() {
-  machine.waited = true;
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
+  if (flags != cudaStreamNonBlocking) return cudaErrorInvalidValue; /* another thread's default stream would wait */
+  *out = (cudaStream_t)((char *)anything + machine.streams++);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) {
+  machine.streams--;
+  return cudaSuccess;
+}
+/* There is no cudaDeviceSynchronize: it ends what other threads record. */
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  machine.idle++;
   return keep(machine.waiting_error);
 }
 static cudaError_t release() {
-  machine.released_early |= !machine.waited;
+  machine.waited_wrongly |= machine.idle != machine.streams;
+  machine.idle = 0;
   machine.released++;
   return cudaSuccess;
 }
@@ -106,9 +118,6 @@ const char *cudaGetErrorName(cudaError_t) {
   cudaError_t name(__VA_ARGS__) {                                                                                      \
     return cudaErrorNotSupported;                                                                                      \
   }
-ABSENT(cudaStreamCreateWithFlags, cudaStream_t *, unsigned)
-ABSENT(cudaStreamDestroy, cudaStream_t)
-ABSENT(cudaStreamSynchronize, cudaStream_t)
 ABSENT(cudaStreamWaitEvent, cudaStream_t, cudaEvent_t, unsigned)
 ABSENT(cudaStreamBeginCapture, cudaStream_t, cudaStreamCaptureMode)
 ABSENT(cudaStreamEndCapture, cudaStream_t, cudaGraph_t *)
@@ -258,18 +267,25 @@ static void memory_that_is_not_there_is_told(void **) {
   hv_runtime_close(runtime);
 }
 
-static void releasing_waits_for_the_card(void **) {
+static void releasing_waits_for_what_is_queued(void **) {
   hv_runtime *runtime;
+  hv_queue *queues[3];
   assert_ok(open_card(0, &runtime));
+  for (hv_queue *&queue : queues) assert_ok(hv_queue_open(runtime, &queue));
   hv_runtime_release(runtime, anything);
-  machine.waited = false;
-  machine.waiting_error = cudaErrorStreamCaptureUnsupported; /* another thread records */
+  machine.waiting_error = cudaErrorIllegalAddress; /* a stream's own affair */
   hv_runtime_release_host(runtime, anything);
   hv_runtime_release(runtime, nullptr);
   hv_runtime_release_host(runtime, nullptr);
-  assert_int_equal(machine.released, 2);
-  assert_false(machine.released_early);
+  hv_queue_close(runtime, queues[1]);
+  machine.idle = 0;
+  hv_runtime_release(runtime, anything);
+  assert_int_equal(machine.released, 3);
+  assert_false(machine.waited_wrongly);
   assert_false(machine.error_kept);
+  hv_queue_close(runtime, queues[0]);
+  hv_queue_close(runtime, queues[2]);
+  assert_int_equal(machine.streams, 0);
   hv_runtime_close(runtime);
 }
 
@@ -291,7 +307,7 @@ int main() {
       cmocka_unit_test_setup(the_only_visible_card_serves_every_index, good_machine),
       cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
       cmocka_unit_test_setup(memory_that_is_not_there_is_told, good_machine),
-      cmocka_unit_test_setup(releasing_waits_for_the_card, good_machine),
+      cmocka_unit_test_setup(releasing_waits_for_what_is_queued, good_machine),
       cmocka_unit_test_setup(an_event_that_is_not_over_is_no_error, good_machine),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
