@@ -6,6 +6,8 @@
  * when memory is released, or when a queue that runs has to wait for a mark in it: a forgotten mark is noticed. With
  * HVLA_EMU_INTERLEAVE=1 in the environment other queues go on between the tasks of the one that runs: queues that share
  * memory are noticed. The order of blocks, threads and such turns comes from a seed, the environment's HVLA_EMU_SEED.
+ * Nothing may be allocated or released while a queue records, and only page-locked host memory is copied there, as on
+ * CUDA; the first HVLA_EMU_DISTURB recordings come to nothing, as where another thread of the process waits for a card.
  * The card has as much memory as HVLA_EMU_MEMORY says in bytes, by default what the machine has; HVLA_EMU_TAKEN of it,
  * by default nothing, is as if other processes held it.
  */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/base/random.h"
 #include "core/hybridvla/action_tokens.h"
 #include "core/hybridvla/policy_state.h"
@@ -206,7 +207,8 @@ void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry) {
 /* What is shared among ranks comes by events of another stream, which have no place in a recording. */
 bool hv_policy_may_record(const hv_policy *policy) {
   return hv_device_records(policy->parts->device) && !policy->options.timing &&
-         hv_params_sharding(policy->parts->params) == HV_SHARD_NOTHING;
+         hv_params_sharding(policy->parts->params) == HV_SHARD_NOTHING &&
+         policy->lost_recordings < HV_POLICY_LOST_RECORDINGS;
 }
 
 static bool same_draws(hv_given_draws a, hv_given_draws b) {
@@ -237,15 +239,29 @@ static hv_status record_piece(hv_policy *policy, hv_policy_piece piece, hv_given
 }
 
 static hv_status record(hv_policy *policy, hv_policy_recording *entry, hv_policy_result *out) {
+  hv_given_draws given = entry->given;
   for (hv_policy_piece piece = 0; piece < HV_POLICY_PIECES; piece++) {
     if (!has_piece(policy, piece)) continue;
-    hv_status status = record_piece(policy, piece, entry->given, out, &entry->pieces[piece]);
+    hv_status status = record_piece(policy, piece, given, out, &entry->pieces[piece]);
     if (status) {
       hv_policy_forget_recording(policy->parts->device, entry);
+      entry->given = given; /* for the next attempt */
       return status;
     }
   }
   entry->recorded = true;
+  return HV_OK;
+}
+
+/* A recording that the device loses costs speed, not the prediction. */
+static hv_status record_if_possible(hv_policy *policy, hv_policy_recording *entry, hv_policy_result *out) {
+  hv_status status = record(policy, entry, out);
+  if (!status) policy->lost_recordings = 0;
+  if (!status || hv_status_code(status) != HV_ERR_DEVICE) return status;
+  bool last = ++policy->lost_recordings == HV_POLICY_LOST_RECORDINGS;
+  hv_log_warning("%s queued call by call, which is slower, for recording failed: %s",
+                 last ? "from now on predictions are" : "a prediction is", hv_status_message(status));
+  hv_status_free(status);
   return HV_OK;
 }
 
@@ -254,7 +270,7 @@ hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws 
   if (hv_policy_may_record(policy)) {
     entry = find_recording(policy, prompt_count, given);
     bool repeated = entry->prompt_count == prompt_count;
-    if (repeated && !entry->recorded) HV_TRY(record(policy, entry, out));
+    if (repeated && !entry->recorded) HV_TRY(record_if_possible(policy, entry, out));
     entry->prompt_count = prompt_count;
     entry->last_use = ++policy->predictions;
   }

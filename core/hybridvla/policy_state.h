@@ -43,7 +43,10 @@ typedef struct hv_policy_recording {
   int64_t last_use;
 } hv_policy_recording;
 
-enum { HV_POLICY_RECORDINGS = 8 /* kept; the one not used for longest makes room */ };
+enum {
+  HV_POLICY_RECORDINGS = 8,     /* kept; the one not used for longest makes room */
+  HV_POLICY_LOST_RECORDINGS = 3 /* one after the other: then no more are tried */
+};
 
 struct hv_policy {
   hv_model_parts *parts;
@@ -74,7 +77,8 @@ struct hv_policy {
   hv_tensor token_states;   /* T [H A, D]: what each action token was chosen from */
 
   hv_policy_recording recordings[HV_POLICY_RECORDINGS];
-  int64_t predictions; /* so far */
+  int32_t lost_recordings; /* since the last that was made */
+  int64_t predictions;     /* so far */
 };
 
 static inline int32_t hv_policy_image_rows(const hv_config *config) {

@@ -147,7 +147,9 @@ static inline void hv_download(hv_stream *stream, void *to_host, const void *fro
  * hv_stream_record_begin and hv_stream_record_end whatever is queued on the stream is kept instead of being done; each
  * hv_stream_replay queues all of it. Pointers and shapes are those of the recording, what lies in memory is read anew.
  * The same sequence must have been queued once before (nothing can be allocated meanwhile), and neither
- * hv_stream_synchronize nor events belong into it: they are an error of the recording. */
+ * hv_stream_synchronize nor events belong into it, nor copies of host memory other than hv_device_allocate_host's: they
+ * are an error of the recording. HV_ERR_DEVICE is one that may be none the next time: on a card, what another thread of
+ * the process does there can end a recording. */
 static inline bool hv_device_records(const hv_device *device) {
   return device->methods->record_begin != NULL;
 }

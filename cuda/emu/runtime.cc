@@ -27,6 +27,13 @@ struct allocation {
   char what[64];
 };
 
+/* Page-locked memory handed out. */
+struct host_allocation {
+  host_allocation *next;
+  unsigned char *memory;
+  size_t bytes;
+};
+
 struct task {
   task *next;
   uint64_t place; /* in its queue, from 1 on */
@@ -56,6 +63,7 @@ struct hv_queue {
   std::atomic<uint64_t> done; /* tasks that are over; read by other threads */
   bool waits;                 /* is at a mark of another queue, which runs meanwhile */
   hv_recording *recording;    /* where tasks go instead, or NULL */
+  hv_status refusal;          /* why that will come to nothing */
   hv_status error;
 };
 
@@ -74,7 +82,9 @@ struct hv_runtime {
   hv_card card;
   hv_emu_workers *workers;
   allocation *allocations;
+  host_allocation *host_allocations;
   hv_queue *queues;
+  uint64_t recordings_to_disturb;
   uint64_t queues_made, seed, launches, turns;
   bool interleaves;
   size_t allocated; /* bytes asked for and not released, and what others hold */
@@ -94,6 +104,8 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
   const char *interleaves = getenv("HVLA_EMU_INTERLEAVE");
   runtime->interleaves = interleaves && strcmp(interleaves, "0") != 0;
+  const char *disturbed = getenv("HVLA_EMU_DISTURB");
+  runtime->recordings_to_disturb = disturbed ? strtoull(disturbed, nullptr, 10) : 0;
   const char *memory = getenv("HVLA_EMU_MEMORY");
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
   runtime->card = hv_card{
@@ -125,8 +137,17 @@ static size_t guard_bytes_after(const allocation *a) {
   return a->total - GUARD - a->bytes;
 }
 
+/* On CUDA, what a queue of the same thread records is lost by it. */
+static void refuse_while_recording(hv_runtime *runtime, const char *what) {
+  for (hv_queue *queue = runtime->queues; queue; queue = queue->next) {
+    if (!queue->recording) continue;
+    queue->refusal = hv_status_first(queue->refusal, hv_error(HV_ERR_INTERNAL, "%s while a queue records", what));
+  }
+}
+
 hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
   *out = nullptr;
+  refuse_while_recording(runtime, "memory is asked for");
   hv_device_room room = hv_runtime_room(runtime);
   if (bytes > room.available) {
     return hv_error(HV_ERR_MEMORY, "out of memory on the emulated card: %s needs %zu bytes, %zu of %zu are free", what,
@@ -180,6 +201,7 @@ hv_device_room hv_runtime_room(const hv_runtime *runtime) {
 
 void hv_runtime_release(hv_runtime *runtime, void *memory) {
   if (!memory) return;
+  refuse_while_recording(runtime, "memory is given back");
   drain(runtime);
   for (allocation **link = &runtime->allocations; *link; link = &(*link)->next) {
     allocation *a = *link;
@@ -200,15 +222,29 @@ void hv_runtime_release(hv_runtime *runtime, void *memory) {
 }
 
 hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
-  (void)runtime;
+  refuse_while_recording(runtime, "memory is asked for");
+  host_allocation *a = (host_allocation *)calloc(1, sizeof *a);
   *out = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
-  if (*out) return HV_OK;
-  return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the host", what, bytes);
+  if (!a || !*out) {
+    free(a);
+    free(*out);
+    *out = nullptr;
+    return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the host", what, bytes);
+  }
+  *a = {runtime->host_allocations, (unsigned char *)*out, bytes};
+  runtime->host_allocations = a;
+  return HV_OK;
 }
 
 void hv_runtime_release_host(hv_runtime *runtime, void *memory) {
   if (!memory) return;
+  refuse_while_recording(runtime, "memory is given back");
   drain(runtime);
+  host_allocation **link = &runtime->host_allocations;
+  while ((*link)->memory != memory) link = &(*link)->next;
+  host_allocation *a = *link;
+  *link = a->next;
+  free(a);
   free(memory);
 }
 
@@ -272,6 +308,7 @@ void hv_queue_close(hv_runtime *, hv_queue *queue) {
   if (!queue) return;
   run_until(queue, queue->queued);
   hv_queue_recording_close(queue->recording);
+  hv_status_free(queue->refusal);
   hv_queue **link = &queue->runtime->queues;
   while (*link != queue) link = &(*link)->next;
   *link = queue->next;
@@ -314,10 +351,23 @@ hv_status hv_queue_record_begin(hv_queue *queue) {
   return queue->recording ? HV_OK : hv_error_memory("a recording");
 }
 
+/* Without what was recorded. */
+static hv_status lose_recording(hv_recording **recording, hv_status why) {
+  hv_queue_recording_close(*recording);
+  *recording = nullptr;
+  return why;
+}
+
 hv_status hv_queue_record_end(hv_queue *queue, hv_recording **out) {
+  hv_status refusal = queue->refusal;
   *out = queue->recording;
   queue->recording = nullptr;
-  return *out ? HV_OK : hv_error(HV_ERR_INTERNAL, "a recording is ended that was not begun");
+  queue->refusal = HV_OK;
+  if (!*out) return hv_error(HV_ERR_INTERNAL, "a recording is ended that was not begun");
+  if (refusal) return lose_recording(out, refusal);
+  if (queue->runtime->recordings_to_disturb == 0) return HV_OK;
+  queue->runtime->recordings_to_disturb--;
+  return lose_recording(out, hv_error(HV_ERR_DEVICE, "what was recorded was lost: HVLA_EMU_DISTURB says so"));
 }
 
 hv_status hv_queue_replay(hv_queue *queue, hv_recording *recording) {
@@ -350,7 +400,24 @@ static hv_status run_copy(hv_runtime *, const void *payload) {
   return HV_OK;
 }
 
+static bool holds(const unsigned char *memory, size_t size, const void *at, size_t bytes) {
+  uintptr_t first = (uintptr_t)memory, wanted = (uintptr_t)at;
+  return wanted >= first && wanted + bytes <= first + size;
+}
+
+/* Whether it is the card's, or page-locked. */
+static bool is_known(const hv_runtime *runtime, const void *at, size_t bytes) {
+  const allocation *a = runtime->allocations;
+  while (a && !holds(a->memory, a->bytes, at, bytes)) a = a->next;
+  const host_allocation *h = runtime->host_allocations;
+  while (h && !holds(h->memory, h->bytes, at, bytes)) h = h->next;
+  return a || h;
+}
+
 hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes) {
+  if (queue->recording && !(is_known(queue->runtime, to, bytes) && is_known(queue->runtime, from, bytes))) {
+    return hv_error(HV_ERR_INTERNAL, "a recording copies host memory that is not page-locked");
+  }
   copy_payload c = {to, from, bytes};
   return hv_emu_enqueue(queue, run_copy, &c, sizeof c);
 }

@@ -278,12 +278,60 @@ static void refuses_to_wait_for_another_stream(void **state) {
   close_fixture(&f);
 }
 
+/* Memory that is not page-locked cannot be copied later, when it may be something else. */
+static void refuses_memory_that_may_go(void **state) {
+  (void)state;
+  static float values[ROWS * WIDTH];
+  fixture f = open_fixture();
+  hv_recording *recording;
+  void *host;
+  if (strcmp(under_test, "emu") != 0) skip(); /* a card may take it */
+  assert_ok(hv_device_allocate_host(f.device, sizeof values, "a matrix", &host));
+  for (int direction = 0; direction < 2; direction++) {
+    assert_ok(hv_stream_record_begin(f.stream));
+    if (direction == 0) hv_upload(f.stream, f.x.data, values, sizeof values);
+    if (direction == 1) hv_download(f.stream, values, f.x.data, sizeof values);
+    assert_error(hv_stream_record_end(f.stream, &recording), "page-locked");
+  }
+  assert_ok(hv_stream_record_begin(f.stream));
+  hv_upload(f.stream, f.x.data, host, sizeof values);
+  hv_download(f.stream, host, f.x.data, sizeof values);
+  assert_ok(hv_stream_record_end(f.stream, &recording));
+  hv_recording_close(f.device, recording);
+  hv_device_release_host(f.device, host);
+  close_fixture(&f);
+}
+
+/* CUDA ends a recording whose thread allocates or releases meanwhile. */
+static void refuses_changes_of_memory(void **state) {
+  (void)state;
+  fixture f = open_fixture();
+  hv_recording *recording;
+  if (strcmp(under_test, "emu") != 0) skip(); /* what a card says of it, and when, is its own affair */
+  for (int where = 0; where < 2; where++) {
+    void *memory;
+    for (int change = 0; change < 2; change++) {
+      if (change == 1) assert_ok(hv_stream_record_begin(f.stream));
+      hv_status status = where ? hv_device_allocate_host(f.device, 16, "a row", &memory)
+                               : hv_device_allocate(f.device, HV_MEMORY_WORKSPACE, 16, "a row", &memory);
+      assert_ok(status);
+      if (change == 1) assert_error(hv_stream_record_end(f.stream, &recording), "memory is asked for");
+      if (change == 0) assert_ok(hv_stream_record_begin(f.stream));
+      if (where) hv_device_release_host(f.device, memory);
+      if (!where) hv_device_release(f.device, memory);
+      if (change == 0) assert_error(hv_stream_record_end(f.stream, &recording), "memory is given back");
+    }
+  }
+  close_fixture(&f);
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(replays_do_what_was_recorded),       cmocka_unit_test(few_rows_replayed_are_the_same_to_the_bit),
       cmocka_unit_test(outlives_a_growth_of_scratch),       cmocka_unit_test(refuses_what_would_allocate),
-      cmocka_unit_test(refuses_to_wait_for_another_stream),
+      cmocka_unit_test(refuses_to_wait_for_another_stream), cmocka_unit_test(refuses_memory_that_may_go),
+      cmocka_unit_test(refuses_changes_of_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "core/hybridvla/action_tokens.h"
-#include "core/hybridvla/policy.h"
+#include "core/hybridvla/policy_state.h"
 #include "core/io/dataset_statistics.h"
 #include "core/io/model_directory.h"
 #include "tests/device.h"
@@ -207,13 +207,47 @@ static void check_case(void **state) {
   parity_close(&p);
 }
 
+/* How many recordings the policy has after so many predictions of one kind, each of which gives the first one's bytes,
+ * where the emulator loses so many. */
+static int recordings_after(int predictions, const char *lost) {
+  float first[64];
+  int found = 0;
+  assert_int_equal(setenv("HVLA_EMU_DISTURB", lost, 1), 0);
+  parity p = parity_open("one_arm");
+  assert_int_equal(unsetenv("HVLA_EMU_DISTURB"), 0);
+  hv_policy_options options = hv_policy_default_options(&p.config);
+  hv_policy *policy;
+  assert_ok(hv_policy_open(p.model, &options, &policy));
+  assert_true(p.values <= 64);
+  for (int i = 0; i < predictions; i++) {
+    hv_policy_result result;
+    assert_ok(hv_policy_predict(policy, &p.observation, &p.draws, &result));
+    if (i == 0) memcpy(first, result.diffusion, (size_t)p.values * sizeof(float));
+    assert_memory_equal(first, result.diffusion, (size_t)p.values * sizeof(float));
+  }
+  for (int i = 0; i < HV_POLICY_RECORDINGS; i++) found += policy->recordings[i].recorded;
+  hv_policy_close(policy);
+  parity_close(&p);
+  return found;
+}
+
+static void a_lost_recording_costs_no_prediction(void **state) {
+  (void)state;
+  if (strcmp(device_name, "emu") != 0) skip(); /* no other loses them when told to */
+  assert_int_equal(recordings_after(2, "0"), 1);
+  assert_int_equal(recordings_after(3, "2"), 0);
+  assert_int_equal(recordings_after(4, "2"), 1);
+  assert_int_equal(recordings_after(6, "3"), 0); /* it has given up */
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) device_name = argv[1];
   need_card(device_name);
 #define CASE(name)                                                                                                     \
   { #name, check_case, NULL, NULL, #name }
   const struct CMUnitTest tests[] = {
-      CASE(one_arm), CASE(two_arms), CASE(chunk), CASE(clip), CASE(linear), CASE(diffusion), CASE(autoregressive),
+      CASE(one_arm), CASE(two_arms),  CASE(chunk),          CASE(clip),
+      CASE(linear),  CASE(diffusion), CASE(autoregressive), cmocka_unit_test(a_lost_recording_costs_no_prediction),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
