@@ -56,7 +56,7 @@ static __device__ __forceinline__ void finish(const few_params<Y> &p, int row, i
 }
 
 template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_WARP) few_rows_kernel(few_params<Y> p) {
-  constexpr int COLS = 8 * C;
+  constexpr int COLS = 8 * C, STRIDE = COLS + 8;      /* of sums: eight rows at one column lie in different banks */
   hv_shared<hv_bf16> ring = hv_shared_at<hv_bf16>(0); /* [stage][c][thread][8] */
   int lane = (int)threadIdx.x % HV_WARP, warp = (int)threadIdx.x / HV_WARP, group = lane / 4;
   int64_t first_col = (int64_t)blockIdx.x * COLS, first_k = warp * CHUNK + lane % 4 * 8;
@@ -96,21 +96,22 @@ template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_
   }
   hv_copy_wait<0>();
   __syncthreads();
-  hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][column], where the ring was */
+  hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][STRIDE], where the ring was */
   HV_UNROLL
   for (int c = 0; c < C; c++) {
     HV_UNROLL
     for (int i = 0; i < 4; i++) {
-      sums[(warp * MOST_ROWS + group + i / 2 * 8) * COLS + c * 8 + lane % 4 * 2 + i % 2] = sum[c][i];
+      sums[(warp * MOST_ROWS + group + i / 2 * 8) * STRIDE + c * 8 + lane % 4 * 2 + i % 2] = sum[c][i];
     }
   }
   __syncthreads();
   for (int i = (int)threadIdx.x; i < p.rows * COLS; i += WARPS * HV_WARP) {
+    int row = i / COLS;
     int64_t col = first_col + i % COLS;
     if (col >= p.out) continue;
     float total = 0.0f;
-    for (int w = 0; w < WARPS; w++) total += sums[w * MOST_ROWS * COLS + i];
-    finish(p, i / COLS, col, total);
+    for (int w = 0; w < WARPS; w++) total += sums[(w * MOST_ROWS + row) * STRIDE + i % COLS];
+    finish(p, row, col, total);
   }
 }
 
