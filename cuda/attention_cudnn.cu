@@ -70,7 +70,7 @@ static bool look_up(hv_attention_library *library) {
 
 /* Why the library cannot be used; NULL when it can. */
 static const char *open_cudnn(hv_attention_library *library) {
-  library->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+  library->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); /* for cuBLASLt's reasons (matmul.cu) */
   if (!library->file) return LIBRARY " was not found";
   if (!look_up(library)) return LIBRARY " lacks a function of the backend interface";
   if (library->dnn.GetVersion() < OLDEST) return LIBRARY " is older than 9.13.1";

@@ -68,7 +68,9 @@ static hv_status check(const hv_matmul *matmul, cublasStatus_t status, const cha
 }
 
 static hv_status open_library(library *lt) {
-  lt->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+  /* It stays: half a gigabyte to read again, and a CUDA library that is unloaded while a process goes on may crash it.
+   */
+  lt->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!lt->file) {
     return hv_error(HV_ERR_DEVICE, "the device \"cuda\" needs cuBLASLt (%s); --device cpu runs everything without it",
                     dlerror());
