@@ -23,9 +23,10 @@ static inline bool hv_is_empty(dim3 grid) {
 
 /* Whether a launch that may begin early does. Behind a launch of this stream in the same recording, it is known what
  * it overlaps. */
-static inline bool hv_begins_early(hv_stream *stream) {
+static inline bool hv_begins_early(hv_stream *stream, const void *kernel) {
   const hv_cuda_stream *own = (const hv_cuda_stream *)stream;
-  return own->recording && own->behind_launch && hv_runtime_card(hv_stream_runtime(stream))->starts_early;
+  return own->recording && own->behind_launch && hv_runtime_card(hv_stream_runtime(stream))->starts_early &&
+         hv_kernel_waits(kernel);
 }
 
 #ifdef __CUDACC__
@@ -48,7 +49,7 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), bool early,
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.attrs = &programmatic;
-  config.numAttrs = early && hv_begins_early(stream);
+  config.numAttrs = early && hv_begins_early(stream, (const void *)kernel);
   config.stream = (cudaStream_t)hv_stream_queue(stream);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
   cudaError_t last = cudaGetLastError(); /* in either case: no later launch may find this one's */
@@ -83,7 +84,7 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), bool early,
   static_assert(sizeof(hv_emu_arguments<P...>) <= 4096, "CUDA takes 4 KB of arguments");
   if (hv_is_empty(grid)) return;
   hv_emu_arguments<P...> call = {kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
-  bool now = early && hv_begins_early(stream);
+  bool now = early && hv_begins_early(stream, (const void *)kernel);
   hv_emu_launch launch = {name,  grid, block, shared_bytes, hv_emu_arguments<P...>::run,
                           &call, 0,    now,   ahead.from,   ahead.bytes};
   hv_stream_fail(stream, hv_emu_queue_launch(hv_stream_queue(stream), &launch, sizeof call));

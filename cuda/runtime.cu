@@ -116,6 +116,13 @@ const hv_card *hv_runtime_card(const hv_runtime *runtime) {
   return &runtime->card;
 }
 
+bool hv_kernel_waits(const void *kernel) {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion >= EARLY_CAPABILITY;
+  (void)cudaGetLastError(); /* its launch says what is wrong with it */
+  return false;
+}
+
 hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
   *out = nullptr;
   cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);

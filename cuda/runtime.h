@@ -42,6 +42,10 @@ static inline bool hv_wants_early_launches(void) {
   return !wanted || strcmp(wanted, "0") != 0;
 }
 
+/* Whether a kernel waits where HV_LAUNCH_EARLY lets it begin. What is made for cards before compute capability 9.0 has
+ * no such instruction, on whatever card it runs: newer ones take it, too. */
+bool hv_kernel_waits(const void *kernel);
+
 /* Errors say in one line what is missing: driver, card, a new enough one. */
 HV_NODISCARD hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out);
 void hv_runtime_close(hv_runtime *runtime);

@@ -130,6 +130,10 @@ const hv_card *hv_runtime_card(const hv_runtime *runtime) {
   return &runtime->card;
 }
 
+bool hv_kernel_waits(const void *) {
+  return true;
+}
+
 static unsigned char *guard_before(const allocation *a) {
   return a->memory - GUARD;
 }

@@ -12,9 +12,11 @@ static struct machine {
   size_t free_bytes, all_bytes;
   cudaError_t memory_error;
   cudaError_t event; /* what cudaEventQuery says */
-  int chosen;        /* by cudaSetDevice */
-  bool error_kept;   /* the last error was not taken note of */
-  size_t asked_for;  /* of cudaMalloc or cudaMallocHost */
+  cudaError_t kernel_error;
+  int made_for;     /* the compute capability of a kernel's PTX */
+  int chosen;       /* by cudaSetDevice */
+  bool error_kept;  /* the last error was not taken note of */
+  size_t asked_for; /* of cudaMalloc or cudaMallocHost */
   cudaError_t waiting_error;
   int streams, idle; /* that are open; of them, waited for since memory was released */
   bool waited_wrongly;
@@ -105,6 +107,12 @@ cudaError_t cudaFreeHost(void *) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t) {
   return keep(machine.event);
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *) {
+  memset(attributes, 0, sizeof *attributes);
+  attributes->ptxVersion = machine.made_for;
+  attributes->binaryVersion = 90; /* of what the driver made of it for the card */
+  return keep(machine.kernel_error);
 }
 const char *cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "some failure";
@@ -220,6 +228,21 @@ static void launches_begin_early_where_graphs_can_hold_them(void **) {
   assert_false(card_begins_early());
 }
 
+/* A build for 8.0 runs on a card of 9.0 as well, but its kernels would begin before the ones before them are over and
+ * not wait for them. */
+static void kernels_made_for_older_cards_do_not_wait(void **) {
+  machine.made_for = 90;
+  assert_true(hv_kernel_waits(anything));
+  machine.made_for = 100;
+  assert_true(hv_kernel_waits(anything));
+  machine.made_for = 89;
+  assert_false(hv_kernel_waits(anything));
+  machine.made_for = 90;
+  machine.kernel_error = cudaErrorNoKernelImageForDevice;
+  assert_false(hv_kernel_waits(anything));
+  assert_false(machine.error_kept);
+}
+
 static void a_card_that_is_not_there_is_told(void **) {
   assert_refused(2, "CUDA card 2 was asked for; this machine has 0 … 1");
   assert_refused(-1, "CUDA card -1 was asked for");
@@ -303,6 +326,7 @@ int main() {
       cmocka_unit_test_setup(a_card_is_opened_and_described, good_machine),
       cmocka_unit_test_setup(the_oldest_capability_is_8_0, good_machine),
       cmocka_unit_test_setup(launches_begin_early_where_graphs_can_hold_them, good_machine),
+      cmocka_unit_test_setup(kernels_made_for_older_cards_do_not_wait, good_machine),
       cmocka_unit_test_setup(a_card_that_is_not_there_is_told, good_machine),
       cmocka_unit_test_setup(the_only_visible_card_serves_every_index, good_machine),
       cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
