@@ -15,28 +15,37 @@ static hv_status time_way(hv_queue *queue, hv_timer *timer, int way, hv_way run,
   return hv_timer_seconds(timer, seconds);
 }
 
-static hv_status time_ways(hv_queue *queue, hv_timer *timer, int count, hv_way run, void *context, double *best) {
+/* Seconds of each way, the best of its rounds; infinite where it fails. The first failure is *failure. */
+static void time_ways(hv_queue *queue, hv_timer *timer, int count, hv_way run, void *context, double *best,
+                      hv_status *failure) {
+  bool failed[MOST_WAYS] = {};
   for (int way = 0; way < count; way++) best[way] = INFINITY;
   for (int round = 0; round < ROUNDS; round++) {
     for (int way = 0; way < count; way++) {
       double seconds;
-      HV_TRY(time_way(queue, timer, way, run, context, &seconds));
-      if (round > 0 && seconds < best[way]) best[way] = seconds;
+      if (failed[way]) continue;
+      hv_status status = time_way(queue, timer, way, run, context, &seconds);
+      failed[way] = status != HV_OK;
+      *failure = hv_status_first(*failure, status);
+      if (failed[way]) best[way] = INFINITY;
+      if (!status && round > 0 && seconds < best[way]) best[way] = seconds;
     }
   }
-  return HV_OK;
 }
 
 hv_status hv_find_fastest(hv_queue *queue, hv_runtime *runtime, int count, hv_way run, void *context, int *fastest) {
   hv_timer *timer;
   double best[MOST_WAYS];
+  hv_status failure = HV_OK;
   *fastest = 0;
   if (count > MOST_WAYS) count = MOST_WAYS;
   HV_TRY(hv_timer_open(runtime, &timer));
-  hv_status status = time_ways(queue, timer, count, run, context, best);
+  time_ways(queue, timer, count, run, context, best, &failure);
   hv_timer_close(timer);
-  for (int way = 1; way < count && !status; way++) {
+  for (int way = 1; way < count; way++) {
     if (best[way] < AS_GOOD_AS_EQUAL * best[*fastest]) *fastest = way;
   }
-  return status;
+  if (isinf(best[*fastest])) return failure;
+  hv_status_free(failure); /* of a way that is not taken */
+  return HV_OK;
 }

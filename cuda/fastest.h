@@ -8,7 +8,7 @@
 typedef hv_status (*hv_way)(void *context, int way);
 
 /* Does the work in each of the ways, several times, and waits for it. Of ways that are as good as equal it takes the
- * first. `count` is 1 or more. */
+ * first, and none that fails: an error where all do. `count` is 1 or more. */
 HV_NODISCARD hv_status hv_find_fastest(hv_queue *queue, hv_runtime *runtime, int count, hv_way run, void *context,
                                        int *fastest);
 

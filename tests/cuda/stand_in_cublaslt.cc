@@ -2,7 +2,8 @@
  * them. It is strict: a call that the library might refuse, or an algorithm that was chosen for another product, is
  * CUBLAS_STATUS_INVALID_VALUE. Pointers are the host's, and work is done at once.
  *
- * Its heuristics know two algorithms, after a result that failed, and none where a bf16 operand lies at an odd address.
+ * Its heuristics know two algorithms, after a result that failed and one that Matmul then refuses where several are
+ * asked for, and none where a bf16 operand lies at an odd address.
  * The environment's STAND_IN_CALLS names a file that gets a line for each call of AlgoGetHeuristic and AlgoCheck. */
 #include <cublasLt.h>
 #include <math.h>
@@ -46,7 +47,7 @@ struct choice {
   uint16_t align[5]; /* of A, B, C, D and the bias */
 };
 
-enum : uint32_t { MAGIC = 0x1b1a5, ALGORITHMS = 2, WORKSPACE = 1024 };
+enum : uint32_t { MAGIC = 0x1b1a5, ALGORITHMS = 2, REFUSED = 7, WORKSPACE = 1024 };
 
 static_assert(sizeof(product) <= sizeof(cublasLtMatmulDescOpaque_t), "");
 static_assert(sizeof(layout) <= sizeof(cublasLtMatrixLayoutOpaque_t), "");
@@ -108,7 +109,7 @@ uint32_t hash_of(const product *p, const layouts &all) {
 
 /* Whether an algorithm is one of ours, chosen for this product. */
 bool is_chosen_for(const choice &made, const product *p, const layouts &of) {
-  return made.magic == MAGIC && made.number < ALGORITHMS && made.hash == hash_of(p, of);
+  return made.magic == MAGIC && (made.number < ALGORITHMS || made.number == REFUSED) && made.hash == hash_of(p, of);
 }
 
 float read(const void *data, cudaDataType type, int64_t at) {
@@ -226,15 +227,16 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   if (of.at[0]->type == CUDA_R_16BF && (wanted->align[0] < 4 || wanted->align[1] < 4)) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
-  choice made = {MAGIC, 0, hash_of(p, of), {}};
+  choice made = {MAGIC, requested > 1 ? (uint32_t)REFUSED : 0u, hash_of(p, of), {}};
   for (int i = 0; i < 4; i++) made.align[i] = (uint16_t)wanted->align[i];
   made.align[4] = has_bias(p) ? alignment(p->bias) : 1;
   if (requested > 1) results[(*found)++].state = CUBLAS_STATUS_NOT_SUPPORTED;
-  for (; made.number < ALGORITHMS && *found < requested; made.number++) {
+  while (made.number != ALGORITHMS && *found < requested) {
     cublasLtMatmulHeuristicResult_t *result = &results[(*found)++];
     memset((void *)result, 0, sizeof *result);
     memcpy((void *)&result->algo, &made, sizeof made);
     result->workspaceSize = WORKSPACE;
+    made.number = made.number == REFUSED ? 0u : made.number + 1;
   }
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -263,6 +265,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   choice made;
   memcpy(&made, algorithm, sizeof made);
   if (!fits(p, of) || !is_chosen_for(made, p, of)) return CUBLAS_STATUS_INVALID_VALUE;
+  if (made.number == REFUSED) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (C == D && c_desc != d_desc) return CUBLAS_STATUS_INVALID_VALUE;
   for (int i = 0; i < 5; i++) {
     if (alignment(operands[i]) < made.align[i]) return CUBLAS_STATUS_INVALID_VALUE;

@@ -231,7 +231,7 @@ static void algorithms_are_chosen_once_and_kept(void **state) {
   hv_text_free(&choices);
 }
 
-/* The heuristics' first result failed: what is measured, and kept, is among the others. */
+/* The heuristics' first result failed, and the product by the second does: what is kept is among the others. */
 static void what_is_measured_can_be_multiplied(void **state) {
   static const kind k = {HV_F32, HV_F32, true, false, false, false, SUM_IN_PLACE};
   char calls[CALLS_PATH];
