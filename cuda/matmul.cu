@@ -1,5 +1,6 @@
 /* hv_matmul on cuBLASLt. Our matrices are row-major and the library's column-major, so it is asked for dᵀ = op(b)ᵀ
  * op(a)ᵀ: its first operand is our b, and a bias of dᵀ's rows is one of our columns. */
+#include "core/base/log.h"
 #include "cuda/fastest.h"
 #include "cuda/matmul_choices.h"
 
@@ -263,6 +264,15 @@ static uint32_t bucket_of(const hv_product_shape *s) {
   return hash % BUCKETS;
 }
 
+/* Once a shape: the kernel that multiplies instead is many times slower. */
+static void tell_of_refusal(const hv_matmul *matmul, const hv_product_shape *s) {
+  hv_log_warning("%s has no algorithm for a product of [%lld, %lld] and [%lld, %lld] in %s, its operands aligned to "
+                 "%u, %u and %u bytes%s%s: a slow kernel runs",
+                 matmul->made_by, (long long)s->m, (long long)s->k, (long long)s->k, (long long)s->n,
+                 hv_dtype_name((hv_dtype)s->dtype), s->align_a, s->align_b, s->align_d,
+                 s->has_bias ? ", with a bias" : "", s->gelu_tanh ? ", with GELU" : "");
+}
+
 /* The plan of a product's shape. A new one is made with the product's bias: the library goes by its alignment, too. */
 static hv_status find_plan(hv_matmul *matmul, const hv_matmul_args *args, plan **out) {
   const hv_product_shape key = hv_product_shape_of(args);
@@ -283,6 +293,7 @@ static hv_status find_plan(hv_matmul *matmul, const hv_matmul_args *args, plan *
                     (long long)key.m, (long long)key.k, (long long)key.k, (long long)key.n,
                     matmul->lt.GetStatusString(status));
   }
+  if (!p->taken) tell_of_refusal(matmul, &key);
   hv_status kept = recalled ? HV_OK : remember_algorithm(matmul, p);
   if (kept) {
     close_plan(&matmul->lt, p);

@@ -1,6 +1,8 @@
 /* What cuda/matmul.cu asks of cuBLASLt: with a strict one of plain loops in the library's place
  * (stand_in_cublaslt.cc), products come out as matmul.h says, and algorithms are chosen and kept as it promises. */
+#include <fcntl.h>
 #include <math.h>
+#include <unistd.h>
 
 #include "core/tensor/dtype.h"
 #include "cuda/matmul.h"
@@ -250,15 +252,34 @@ static void what_is_measured_can_be_multiplied(void **state) {
   close_fixture(f);
 }
 
-static void what_the_library_refuses_is_not_taken(void **) {
+/* What is said on standard error from here on goes to the file; returns what stood for it before. */
+static int say_into(const char *path) {
+  int before = dup(STDERR_FILENO), file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  assert_true(before >= 0 && file >= 0 && dup2(file, STDERR_FILENO) >= 0);
+  close(file);
+  return before;
+}
+
+static void what_the_library_refuses_is_not_taken(void **state) {
   static const kind k = {HV_BF16, HV_BF16, false, false, false, false, NO_SUM};
   static matrix operand[5];
+  char said[CALLS_PATH], line[512], more[512];
   hv_matmul_args args;
+  snprintf(said, sizeof said, "%s/said", (const char *)*state);
   fixture *f = open_fixture();
   operands_of(&k, 4, 4, 4, operand, &args);
   args.a.data = (char *)args.a.data + 2;
-  assert_false(hv_matmul_takes(f->matmul, &args));
-  assert_false(hv_matmul_takes(f->matmul, &args));
+  int before = say_into(said);
+  bool taken = hv_matmul_takes(f->matmul, &args), again = hv_matmul_takes(f->matmul, &args);
+  assert_true(dup2(before, STDERR_FILENO) >= 0);
+  close(before);
+  assert_false(taken || again);
+  FILE *file = fopen(said, "re");
+  assert_non_null(file);
+  assert_non_null(fgets(line, sizeof line, file));
+  assert_non_null(strstr(line, "no algorithm for a product of [4, 4] and [4, 4] in bf16, its operands aligned to 2, "));
+  assert_null(fgets(more, sizeof more, file)); /* once is enough */
+  assert_int_equal(fclose(file), 0);
   close_fixture(f);
 }
 
@@ -269,7 +290,7 @@ int main() {
       cmocka_unit_test(a_shape_comes_with_other_operands),
       cmocka_unit_test_setup_teardown(algorithms_are_chosen_once_and_kept, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_is_measured_can_be_multiplied, make_folder, remove_folder),
-      cmocka_unit_test(what_the_library_refuses_is_not_taken),
+      cmocka_unit_test_setup_teardown(what_the_library_refuses_is_not_taken, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
