@@ -370,21 +370,38 @@ static uint64_t name_hash(const char *name) {
   return hash;
 }
 
+/* Four at a time, as they are drawn. */
+static void initial_normals(uint64_t seed, uint64_t stream, int64_t count, float *values) {
+#pragma omp parallel for schedule(static)
+  for (int64_t quad = 0; quad < (count + 3) / 4; quad++) {
+    float drawn[4];
+    hv_random_normals(hv_random_key(seed, HV_RANDOM_INIT, 0), stream, 0, (uint32_t)quad, drawn);
+    for (int64_t i = 4 * quad; i < count && i < 4 * quad + 4; i++) values[i] = 0.02f * drawn[i % 4];
+  }
+}
+
+static void initial_uniforms(uint64_t seed, uint64_t stream, float bound, int64_t count, float *values) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < count; i++) {
+    values[i] = bound * (2.0f * hv_random_uniform(seed, HV_RANDOM_INIT, 0, stream, 0, (uint32_t)i) - 1.0f);
+  }
+}
+
+static void initial_constants(float value, int64_t count, float *values) {
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < count; i++) values[i] = value;
+}
+
 void hv_param_initial(const hv_params *params, hv_param_id id, uint64_t seed, float *values) {
   const hv_param *param = &params->params[id];
   int64_t count = param->rows * param->cols;
   uint64_t stream = name_hash(param->name);
   float bound = sqrtf(6.0f / (float)(param->rows + param->cols));
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < count; i++) {
-    switch (param->init) {
-    case HV_INIT_NORMAL: values[i] = 0.02f * hv_random_normal(seed, HV_RANDOM_INIT, 0, stream, 0, (uint32_t)i); break;
-    case HV_INIT_XAVIER:
-      values[i] = bound * (2.0f * hv_random_uniform(seed, HV_RANDOM_INIT, 0, stream, 0, (uint32_t)i) - 1.0f);
-      break;
-    case HV_INIT_ZERO: values[i] = 0.0f; break;
-    case HV_INIT_ONE: values[i] = 1.0f; break;
-    }
+  switch (param->init) {
+  case HV_INIT_NORMAL: initial_normals(seed, stream, count, values); break;
+  case HV_INIT_XAVIER: initial_uniforms(seed, stream, bound, count, values); break;
+  case HV_INIT_ZERO: initial_constants(0.0f, count, values); break;
+  case HV_INIT_ONE: initial_constants(1.0f, count, values); break;
   }
 }
 
