@@ -12,9 +12,9 @@
  * - HV_LAUNCH_EARLY launches a kernel that may begin before the launches before it on the stream are over, and does so
  *   in a recording, straight behind another launch, on cards that can and in a build for them (compute capability 9.0;
  *   HVLA_EARLY=0 in the environment: nowhere). All its threads call hv_wait_for_previous(), until when a kernel touches
- * shared memory and registers alone; what it is given as its hv_ahead it may read before, by asynchronous copies, and
- * nothing in that recording writes there. Behind hv_let_next_begin() in all blocks the next launch, if it is an early
- * one, begins.
+ *   shared memory and registers alone; what it is given as its hv_ahead it may read before, by asynchronous copies, and
+ *   nothing in that recording writes there. Behind hv_let_next_begin() in all blocks the next launch, if it is an early
+ *   one, begins.
  * - Warp-wide operations take the full mask unless there is a reason, and are reached by all its lanes.
  * - No floating-point atomics. Results depend on shapes alone: no sum's order on timing or on the number of
  *   multiprocessors.

@@ -1,8 +1,12 @@
-/* norm fused with the residual sum, and its gradient; residual sums that no norm follows. A block owns a row. */
+/* norm fused with the residual sum, and its gradient; residual sums that no norm follows. A block owns a row.
+ *
+ * In a prediction's steps of few rows nothing hides how long a norm waits for its weight, which the weights of products
+ * have driven out of the cache by then: it is copied to shared memory while the launches before are not yet over. */
 #include "cuda/column_sums.h"
 #include "cuda/kernels.h"
 
-enum { REDUCTION_BYTES = HV_WARP * sizeof(float) }; /* scratch of hv_block_sum, at the start of shared memory */
+enum { REDUCTION_BYTES = HV_WARP * sizeof(float) /* scratch of hv_block_sum, at the start of shared memory */ };
+enum { FEW_ROWS = 16 /* a step of a prediction */ };
 
 template <typename T> struct norm_operands {
   hv_norm_kind kind;
@@ -12,42 +16,59 @@ template <typename T> struct norm_operands {
   hv_rows<T> sum, y;
   hv_rows<float> stats;
   int64_t cols;
+  bool ahead; /* whole vectors of the weight are copied before the launches before are waited for */
 };
 
-/* The elements [col, col + N) of the row that is normalised: x, or the residual sum, rounded as it is stored. */
-template <typename T, int N>
+/* The elements [col, col + N) of the row that is normalised: x, or the residual sum, rounded as it is stored. Which of
+ * them the compiler knows: x and delta are then on their way together. */
+template <typename T, int N, bool SUMS>
 static __device__ __forceinline__ hv_floats<N> normalised_row(const norm_operands<T> &a, int64_t row, int64_t col) {
   hv_floats<N> x = hv_read<N>(a.x.at(row, col));
-  if (!a.delta.data) return x;
-  hv_floats<N> delta = hv_read<N>(a.delta.at(row, col));
-  if (a.delta_scale) {
-    hv_floats<N> scale = hv_read<N>(a.delta_scale + col);
+  if constexpr (SUMS) {
+    hv_floats<N> delta = hv_read<N>(a.delta.at(row, col));
+    if (a.delta_scale) {
+      hv_floats<N> scale = hv_read<N>(a.delta_scale + col);
+      HV_UNROLL
+      for (int j = 0; j < N; j++) delta.at[j] *= scale.at[j];
+    }
     HV_UNROLL
-    for (int j = 0; j < N; j++) delta.at[j] *= scale.at[j];
+    for (int j = 0; j < N; j++) x.at[j] = hv_to_float(hv_from_float<T>(x.at[j] + delta.at[j]));
+    hv_write(a.sum.at(row, col), x);
   }
-  HV_UNROLL
-  for (int j = 0; j < N; j++) x.at[j] = hv_to_float(hv_from_float<T>(x.at[j] + delta.at[j]));
-  hv_write(a.sum.at(row, col), x);
   return x;
 }
 
-template <int N> static __device__ __forceinline__ hv_floats<N> kept_at(hv_shared<float> kept, int64_t col) {
-  hv_vec<float, N> v = hv_load<N>(kept + col);
+template <int N, typename T> static __device__ __forceinline__ hv_floats<N> kept_at(hv_shared<T> kept, int64_t col) {
+  hv_vec<T, N> v = hv_load<N>(kept + col);
   hv_floats<N> x;
   HV_UNROLL
-  for (int j = 0; j < N; j++) x.at[j] = v.at[j];
+  for (int j = 0; j < N; j++) x.at[j] = hv_to_float(v.at[j]);
   return x;
 }
 
-template <typename T, int N> static __global__ void norm_kernel(norm_operands<T> a) {
-  hv_let_next_begin();
-  hv_wait_for_previous();
+/* Queues the copy of N elements, a multiple of 16 bytes. */
+template <int N, typename T> static __device__ __forceinline__ void copy_ahead(hv_shared<T> to, const T *from) {
+  constexpr int AT_ONCE = 16 / (int)sizeof(T);
+  HV_UNROLL
+  for (int j = 0; j < N; j += AT_ONCE) {
+    hv_copy_async(hv_shared_cast<hv_bf16>(to + j), reinterpret_cast<const hv_bf16 *>(from + j), true);
+  }
+}
+
+template <typename T, int N, bool SUMS> static __global__ void norm_kernel(norm_operands<T> a) {
   hv_shared<float> reduction = hv_shared_at<float>(0), kept = hv_shared_at<float>(REDUCTION_BYTES);
+  hv_shared<T> weights = hv_shared_at<T>(REDUCTION_BYTES + (size_t)a.cols * sizeof(float));
   int64_t row = blockIdx.x, first = (int64_t)threadIdx.x * N, step = (int64_t)blockDim.x * N;
+  hv_let_next_begin();
+  if (N == HV_WIDE && a.ahead) {
+    for (int64_t col = first; col < a.cols; col += step) copy_ahead<N>(weights + col, a.weight + col);
+    hv_copy_commit();
+  }
+  hv_wait_for_previous();
   /* A thread keeps its own elements in shared memory between the passes: mean, squares, result. */
   float total = 0;
   for (int64_t col = first; col < a.cols; col += step) {
-    hv_floats<N> x = normalised_row<T, N>(a, row, col);
+    hv_floats<N> x = normalised_row<T, N, SUMS>(a, row, col);
     hv_vec<float, N> v;
     HV_UNROLL
     for (int j = 0; j < N; j++) {
@@ -66,8 +87,10 @@ template <typename T, int N> static __global__ void norm_kernel(norm_operands<T>
   float divisor = (float)(a.kind == HV_NORM_VARIANCE ? a.cols - 1 : a.cols);
   float scale = 1.0f / sqrtf(hv_block_sum(squares, reduction) / divisor + a.eps);
   float centre = a.kind == HV_NORM_LAYER ? mean : 0.0f;
+  hv_copy_wait<0>(); /* a thread reads what it has copied itself */
   for (int64_t col = first; col < a.cols; col += step) {
-    hv_floats<N> x = kept_at<N>(kept, col), weight = hv_read<N>(a.weight + col);
+    hv_floats<N> x = kept_at<N>(kept, col);
+    hv_floats<N> weight = N == HV_WIDE && a.ahead ? kept_at<N>(weights, col) : hv_read<N>(a.weight + col);
     HV_UNROLL
     for (int j = 0; j < N; j++) x.at[j] = (x.at[j] - centre) * scale * weight.at[j];
     if (a.bias) {
@@ -106,9 +129,17 @@ void hv_cuda_norm(hv_stream *stream, const hv_norm_args *args) {
                             hv_rows_of<T>(args->sum),
                             hv_rows_of<T>(args->y),
                             hv_rows_of<float>(args->stats),
-                            args->x.cols};
-      hv_cover c = hv_cover_of(1, args->x.cols, N);
-      HV_LAUNCH_EARLY((norm_kernel<T, N>), hv_ahead{}, dim3((unsigned)args->x.rows), c.block, shared, stream, a);
+                            args->x.cols,
+                            false};
+      dim3 grid((unsigned)args->x.rows), block = hv_cover_of(1, args->x.cols, N).block;
+      hv_ahead weight = {a.weight, (size_t)a.cols * sizeof(T)};
+      a.ahead = wide && args->x.rows <= FEW_ROWS && shared + weight.bytes <= HV_SHARED_LIMIT;
+      if (!a.ahead) weight = hv_ahead{};
+      if (hv_present(args->delta)) {
+        HV_LAUNCH_EARLY((norm_kernel<T, N, true>), weight, grid, block, shared + weight.bytes, stream, a);
+      } else {
+        HV_LAUNCH_EARLY((norm_kernel<T, N, false>), weight, grid, block, shared + weight.bytes, stream, a);
+      }
     });
   });
 }
