@@ -50,6 +50,20 @@ static inline void check_error(hv_status status, const char *const *words, const
   hv_status_free(status);
 }
 
+/* Ends a program whose device cannot be opened, for the reason given: skipped where there is no card, or none that this
+ * build's driver can be asked for; a card that is there and does not work is a failure. Takes ownership. */
+static inline void end_without_card(hv_status why) {
+  static const char *const absent[] = {"needs libhvla-cuda.so", "no CUDA driver is installed",
+                                       "CUDA driver is for CUDA", "the driver lists none",
+                                       "no CUDA-capable device is detected"};
+  bool skipped = false;
+  for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++)
+    skipped |= strstr(hv_status_message(why), absent[i]) != NULL;
+  printf("%s (%s)\n", skipped ? "skipped: no GPU" : "failed: the GPU cannot be used", hv_status_message(why));
+  hv_status_free(why);
+  exit(skipped ? SKIPPED : 1);
+}
+
 /* The larger of two differences: what is no number is the largest of all. fmax would pass it over. */
 static inline double larger_of(double a, double b) {
   return a >= b || isnan(a) ? a : b;

@@ -12,18 +12,13 @@ static inline hv_status open_device(const char *name, int threads, hv_device **o
   return hv_device_load(name, &options, out);
 }
 
-/* Ends the program as skipped where a card is asked for and there is none. */
+/* Ends the program where a card is asked for and there is none. */
 static inline void need_card(const char *name) {
   hv_device *device;
   if (strcmp(name, "cuda") != 0) return;
   hv_status status = open_device(name, 0, &device);
-  if (!status) {
-    hv_device_close(device);
-    return;
-  }
-  printf("skipped: no GPU (%s)\n", hv_status_message(status));
-  hv_status_free(status);
-  exit(SKIPPED);
+  if (status) end_without_card(status);
+  hv_device_close(device);
 }
 
 #endif

@@ -7,7 +7,7 @@
 
 static const char *under_test = "emu";
 
-/* Call first in main. Ends the program as skipped where a card is asked for and there is none. */
+/* Call first in main. Ends the program where a card is asked for and there is none. */
 static inline void choose_device(int argc, char **argv) {
   if (argc > 1) under_test = argv[1];
   need_card(under_test);
