@@ -9,7 +9,7 @@
  * Nothing may be allocated or released while a queue records, and only page-locked host memory is copied there, as on
  * CUDA; the first HVLA_EMU_DISTURB recordings come to nothing, as where another thread of the process waits for a card.
  * The card has as much memory as HVLA_EMU_MEMORY says in bytes, by default what the machine has; HVLA_EMU_TAKEN of it,
- * by default nothing, is as if other processes held it.
+ * by default nothing, is as if other processes held it; HVLA_EMU_LOCKABLE bytes of host memory can be page-locked.
  */
 #ifndef HV_CUDA_RUNTIME_H
 #define HV_CUDA_RUNTIME_H

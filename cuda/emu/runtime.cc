@@ -85,6 +85,7 @@ struct hv_runtime {
   host_allocation *host_allocations;
   hv_queue *queues;
   uint64_t recordings_to_disturb;
+  size_t lockable; /* bytes of host memory that may yet be page-locked */
   uint64_t queues_made, seed, launches, turns;
   bool interleaves;
   size_t allocated; /* bytes asked for and not released, and what others hold */
@@ -104,6 +105,8 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
   const char *interleaves = getenv("HVLA_EMU_INTERLEAVE");
   runtime->interleaves = interleaves && strcmp(interleaves, "0") != 0;
+  const char *lockable = getenv("HVLA_EMU_LOCKABLE");
+  runtime->lockable = lockable ? strtoull(lockable, nullptr, 10) : SIZE_MAX;
   const char *disturbed = getenv("HVLA_EMU_DISTURB");
   runtime->recordings_to_disturb = disturbed ? strtoull(disturbed, nullptr, 10) : 0;
   const char *memory = getenv("HVLA_EMU_MEMORY");
@@ -228,15 +231,17 @@ void hv_runtime_release(hv_runtime *runtime, void *memory) {
 hv_status hv_runtime_allocate_host(hv_runtime *runtime, size_t bytes, const char *what, void **out) {
   refuse_while_recording(runtime, "memory is asked for");
   host_allocation *a = (host_allocation *)calloc(1, sizeof *a);
-  *out = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+  bool fits = bytes <= runtime->lockable;
+  *out = fits ? aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT) : nullptr;
   if (!a || !*out) {
     free(a);
     free(*out);
     *out = nullptr;
-    return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the host", what, bytes);
+    return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes of page-locked host memory", what, bytes);
   }
   *a = {runtime->host_allocations, (unsigned char *)*out, bytes};
   runtime->host_allocations = a;
+  runtime->lockable -= bytes;
   return HV_OK;
 }
 
@@ -248,6 +253,7 @@ void hv_runtime_release_host(hv_runtime *runtime, void *memory) {
   while ((*link)->memory != memory) link = &(*link)->next;
   host_allocation *a = *link;
   *link = a->next;
+  runtime->lockable += a->bytes;
   free(a);
   free(memory);
 }

@@ -139,6 +139,26 @@ static void keeps_to_measured_algorithms(void **state) {
   assert_end_of_whole(*state, "halves", "unasked");
 }
 
+/* A copy of what a checkpoint holds lies in page-locked memory, of which a machine may give less than it has. */
+static void checkpoints_are_written_where_no_copy_fits(void **state) {
+  char *output;
+  if (strcmp(under_test, "emu") != 0) skip(); /* the emulator can be told how much there is */
+  train(*state, "whole", under_test, "--set train.steps=4");
+  assert_int_equal(setenv("HVLA_EMU_LOCKABLE", "12000000", 1), 0);
+  const char *config = write_tiny_config(*state, "unset");
+  char arguments[1024];
+  snprintf(arguments, sizeof arguments,
+           "run --config '%s' --device emu --set 'output=%s/piecewise' --set train.steps=4", config,
+           (const char *)*state);
+  assert_int_equal(run_train("", arguments, &output), 0);
+  assert_int_equal(unsetenv("HVLA_EMU_LOCKABLE"), 0);
+  if (!strstr(output, "training waits while checkpoints are written") || !strstr(output, "of page-locked host memory"))
+    fail_msg("of the lack of memory is not told:\n%s", output);
+  free(output);
+  static const char file[] = "checkpoints/step-4/training.safetensors";
+  assert_true(same_bytes(in_run(*state, "whole", file), in_run(*state, "piecewise", file)));
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
   if (argc > 2) steps = (int)strtol(argv[2], NULL, 10);
@@ -147,6 +167,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test_setup_teardown(learns_as_the_cpu_does_in_less_memory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(micro_batches_as_on_the_cpu, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(checkpoints_are_written_where_no_copy_fits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(keeps_to_chosen_algorithms, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(keeps_to_measured_algorithms, make_folder, remove_folder),
   };
