@@ -1,10 +1,11 @@
-/* Times attention and linear layers at the shapes of the 7B model: bench_kernels [DEVICE [small]], by default on a
- * card. Each line is the best of five rounds of many calls. `small` shrinks the shapes to what the emulated device
- * runs. */
+/* Times attention, linear layers and what is bound by memory at the shapes of the 7B model: bench_kernels [DEVICE
+ * [small]], by default on a card. Each line is the best of five rounds of many calls; bytes are those that cannot but
+ * be moved. `small` shrinks the shapes to what the emulated device runs. */
 #include <math.h>
 #include <time.h>
 
 #include "core/base/random.h"
+#include "core/tensor/moments.h"
 #include "core/tensor/ops.h"
 #include "tests/check.h"
 
@@ -85,19 +86,23 @@ static void print(const char *what, double seconds, double flops, double bytes) 
          1e-9 * bytes / seconds);
 }
 
-typedef struct attention_work {
-  hv_attention_args forward;
-  hv_attention_backward_args backward;
-} attention_work;
-
-static void run_attention(bench *b, const void *work, int index) {
-  (void)index;
-  hv_attention(b->stream, &((const attention_work *)work)->forward);
-}
-static void run_attention_backward(bench *b, const void *work, int index) {
-  (void)index;
-  hv_attention_backward(b->stream, &((const attention_work *)work)->backward);
-}
+/* Work is an operation's arguments. */
+#define RUN(operation)                                                                                                 \
+  static void run_##operation(bench *b, const void *work, int index) {                                                 \
+    (void)index;                                                                                                       \
+    hv_##operation(b->stream, (const hv_##operation##_args *)work);                                                    \
+  }
+RUN(attention)
+RUN(attention_backward)
+RUN(norm)
+RUN(norm_backward)
+RUN(swiglu)
+RUN(swiglu_backward)
+RUN(rotary)
+RUN(cross_entropy)
+RUN(sum_squares)
+RUN(adamw)
+#undef RUN
 
 /* Samples of `prefix` rows (queries too, or keys alone) and branches that see it. */
 typedef struct layout {
@@ -121,47 +126,46 @@ static void add_segment(layout *l, int32_t q_rows, int32_t prefix_start, int32_t
 static void bench_attention(bench *b, const char *name, const layout *l, int heads, int head_dim, bool causal,
                             bool backward) {
   int64_t cols = (int64_t)heads * head_dim;
-  attention_work w = {.forward = {.num_heads = heads,
-                                  .num_kv_heads = heads,
-                                  .head_dim = head_dim,
-                                  .max_q_rows = l->max_rows,
-                                  .max_key_rows = l->max_keys,
-                                  .causal = causal,
-                                  .scale = 1 / sqrt(head_dim)}};
-  hv_attention_args *f = &w.forward;
-  f->segments = upload(b, HV_I32, l->segments, 6, l->segment);
-  f->q = numbers(b, l->rows, cols);
-  f->k = numbers(b, l->rows, cols);
-  f->v = numbers(b, l->rows, cols);
-  f->out = blank(b, HV_BF16, l->rows, cols);
-  f->lse = blank(b, HV_F32, l->rows, heads);
+  hv_attention_args f = {.num_heads = heads,
+                         .num_kv_heads = heads,
+                         .head_dim = head_dim,
+                         .max_q_rows = l->max_rows,
+                         .max_key_rows = l->max_keys,
+                         .causal = causal,
+                         .scale = 1 / sqrt(head_dim)};
+  f.segments = upload(b, HV_I32, l->segments, 6, l->segment);
+  f.q = numbers(b, l->rows, cols);
+  f.k = numbers(b, l->rows, cols);
+  f.v = numbers(b, l->rows, cols);
+  f.out = blank(b, HV_BF16, l->rows, cols);
+  f.lse = blank(b, HV_F32, l->rows, heads);
   double flops = 4 * l->pairs * (double)cols, bytes = 2.0 * (double)(l->rows * cols);
   char text[96];
   snprintf(text, sizeof text, "attention, %s", name);
-  print(text, measure(b, run_attention, &w), flops, 4 * bytes);
+  print(text, measure(b, run_attention, &f), flops, 4 * bytes);
   if (backward) {
-    w.backward = (hv_attention_backward_args){.q = f->q,
-                                              .k = f->k,
-                                              .v = f->v,
-                                              .out = f->out,
-                                              .lse = f->lse,
-                                              .segments = f->segments,
-                                              .num_heads = heads,
-                                              .num_kv_heads = heads,
-                                              .head_dim = head_dim,
-                                              .max_q_rows = l->max_rows,
-                                              .max_key_rows = l->max_keys,
-                                              .max_group_rows = l->max_rows,
-                                              .causal = causal,
-                                              .scale = f->scale};
-    w.backward.key_groups = upload(b, HV_I32, l->segments, 4, l->group);
-    w.backward.dout = numbers(b, l->rows, cols);
-    w.backward.row_dot = blank(b, HV_F32, l->rows, heads);
-    w.backward.dq = blank(b, HV_BF16, l->rows, cols);
-    w.backward.dk = blank(b, HV_BF16, l->rows, cols);
-    w.backward.dv = blank(b, HV_BF16, l->rows, cols);
+    hv_attention_backward_args g = {.q = f.q,
+                                    .k = f.k,
+                                    .v = f.v,
+                                    .out = f.out,
+                                    .lse = f.lse,
+                                    .segments = f.segments,
+                                    .num_heads = heads,
+                                    .num_kv_heads = heads,
+                                    .head_dim = head_dim,
+                                    .max_q_rows = l->max_rows,
+                                    .max_key_rows = l->max_keys,
+                                    .max_group_rows = l->max_rows,
+                                    .causal = causal,
+                                    .scale = f.scale};
+    g.key_groups = upload(b, HV_I32, l->segments, 4, l->group);
+    g.dout = numbers(b, l->rows, cols);
+    g.row_dot = blank(b, HV_F32, l->rows, heads);
+    g.dq = blank(b, HV_BF16, l->rows, cols);
+    g.dk = blank(b, HV_BF16, l->rows, cols);
+    g.dv = blank(b, HV_BF16, l->rows, cols);
     snprintf(text, sizeof text, "attention_backward, %s", name);
-    print(text, measure(b, run_attention_backward, &w), 2.5 * flops, 8 * bytes);
+    print(text, measure(b, run_attention_backward, &g), 2.5 * flops, 8 * bytes);
   }
   release_all(b);
 }
@@ -217,6 +221,98 @@ static void bench_linears(bench *b) {
   }
 }
 
+/* Moved once each: `matrices` of [rows, cols] in BF16. */
+static void print_moved(const char *what, int64_t rows, int64_t cols, double seconds, double matrices) {
+  char text[96];
+  snprintf(text, sizeof text, "%s, [%lld, %lld]", what, (long long)rows, (long long)cols);
+  print(text, seconds, 0, 2 * matrices * (double)(rows * cols));
+}
+
+static hv_tensor filled(bench *b, hv_dtype dtype, int64_t rows, int64_t cols, double value) {
+  hv_tensor t = blank(b, dtype, rows, cols);
+  hv_fill(b->stream, &(hv_fill_args){.dst = t, .value = value});
+  return t;
+}
+
+static void bench_norm(bench *b, int64_t rows, int64_t width) {
+  hv_norm_args n = {.kind = HV_NORM_RMS, .eps = 1e-5, .x = numbers(b, rows, width), .delta = numbers(b, rows, width)};
+  n.weight = numbers(b, 1, width);
+  n.sum = blank(b, HV_BF16, rows, width);
+  n.y = blank(b, HV_BF16, rows, width);
+  n.stats = blank(b, HV_F32, rows, 2);
+  print_moved("norm of a sum", rows, width, measure(b, run_norm, &n), 4);
+  hv_norm_backward_args g = {.kind = n.kind, .dy = n.delta, .x = n.sum, .weight = n.weight, .stats = n.stats};
+  g.dresidual = n.x;
+  g.dx = n.y;
+  g.dweight = filled(b, HV_F32, 1, width, 0);
+  print_moved("norm_backward", rows, width, measure(b, run_norm_backward, &g), 4);
+  release_all(b);
+}
+
+static void bench_swiglu(bench *b, int64_t rows, int64_t width) {
+  hv_swiglu_args s = {.gate_up = numbers(b, rows, 2 * width), .y = blank(b, HV_BF16, rows, width)};
+  print_moved("swiglu", rows, width, measure(b, run_swiglu, &s), 3);
+  hv_swiglu_backward_args g = {.gate_up = s.gate_up, .dy = s.y, .dgate_up = blank(b, HV_BF16, rows, 2 * width)};
+  print_moved("swiglu_backward", rows, width, measure(b, run_swiglu_backward, &g), 5);
+  release_all(b);
+}
+
+static void bench_rotary(bench *b, int64_t rows, int64_t width, int32_t head_dim) {
+  hv_rotary_args r = {.q = numbers(b, rows, width), .k = numbers(b, rows, width), .head_dim = head_dim};
+  r.positions = filled(b, HV_I32, 1, rows, 1);
+  r.cos_sin = filled(b, HV_F32, 2, head_dim, 0.5);
+  r.q_out = blank(b, HV_BF16, rows, width);
+  r.k_out = blank(b, HV_BF16, rows, width);
+  print_moved("rotary of queries and keys", rows, width, measure(b, run_rotary, &r), 4);
+  release_all(b);
+}
+
+static void bench_cross_entropy(bench *b, int64_t rows, int64_t vocabulary) {
+  hv_cross_entropy_args c = {.logits = numbers(b, rows, vocabulary), .weight = 1};
+  c.labels = filled(b, HV_I32, 1, rows, 7);
+  c.divisor = filled(b, HV_F32, 1, 1, (double)rows);
+  c.loss = filled(b, HV_F32, 1, 1, 0);
+  c.dlogits = blank(b, HV_BF16, rows, vocabulary);
+  print_moved("cross_entropy", rows, vocabulary, measure(b, run_cross_entropy, &c), 2);
+  release_all(b);
+}
+
+/* AdamW on a group of parameters, and the norm of its gradients. */
+static void bench_optimizer(bench *b, int64_t count, bool coded) {
+  const hv_adamw_range range = {.first = 0, .end = count, .decay = 1, .rate = 1};
+  const float dynamic[5] = {1e-6f, 0.1f, 0.001f, 1, 1};
+  int64_t blocks = count / HV_MOMENT_BLOCK;
+  hv_adamw_args a = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .grad = numbers(b, 1, count)};
+  a.param = numbers(b, 1, count);
+  a.remainder = filled(b, HV_I16, 1, count, 0);
+  a.moment1 = filled(b, coded ? HV_I8 : HV_F32, 1, count, 0);
+  a.moment2 = filled(b, coded ? HV_U8 : HV_F32, 1, count, 0);
+  if (coded) a.moment1_scale = filled(b, HV_F32, 1, blocks, 0);
+  if (coded) a.moment2_scale = filled(b, HV_F32, 1, blocks, 0);
+  a.ranges = upload(b, HV_I64, 1, 3, &range);
+  a.dynamic = upload(b, HV_F32, 1, 5, dynamic);
+  double moved = 2 + 2 + 1 + (coded ? 2 : 8); /* in units of 2 bytes: parameters, remainders, gradients, moments */
+  print_moved(coded ? "adamw, moments in 8 bits" : "adamw", 1, count, measure(b, run_adamw, &a), moved);
+  if (!coded) {
+    hv_sum_squares_args s = {.x = a.grad, .y = filled(b, HV_F32, 1, 1, 0)};
+    print_moved("sum_squares", 1, count, measure(b, run_sum_squares, &s), 1);
+  }
+  release_all(b);
+}
+
+static void bench_memory(bench *b) {
+  static const int64_t rows[] = {13, 10656};
+  int64_t most = b->small ? 40 : 10656, width = b->small ? 64 : 4096, inner = b->small ? 88 : 11008;
+  for (int i = 0; i < 2; i++) {
+    int64_t some = rows[i] < most ? rows[i] : most;
+    bench_norm(b, some, width);
+    bench_swiglu(b, some, inner);
+    bench_rotary(b, some, width, b->small ? 16 : 128);
+  }
+  bench_cross_entropy(b, b->small ? 3 : 896, b->small ? 320 : 32064);
+  for (int coded = 0; coded < 2; coded++) bench_optimizer(b, b->small ? 4096 : 202383360, coded);
+}
+
 int main(int argc, char **argv) {
   const char *device = argc > 1 ? argv[1] : "cuda";
   bench b = {.small = argc > 2 && strcmp(argv[2], "small") == 0};
@@ -230,6 +326,7 @@ int main(int argc, char **argv) {
   assert_ok(hv_stream_open(b.device, &b.stream));
   bench_attentions(&b);
   bench_linears(&b);
+  bench_memory(&b);
   hv_stream_close(b.stream);
   hv_device_close(b.device);
   return 0;
