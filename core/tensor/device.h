@@ -146,6 +146,7 @@ static inline void hv_download(hv_stream *stream, void *to_host, const void *fro
 /* A sequence of operations and copies is queued much faster by replaying it than call by call. Between
  * hv_stream_record_begin and hv_stream_record_end whatever is queued on the stream is kept instead of being done; each
  * hv_stream_replay queues all of it. Pointers and shapes are those of the recording, what lies in memory is read anew.
+ * A recording writes no weight of its hv_linear and hv_norm: a card reads those ahead of what is recorded before.
  * The same sequence must have been queued once before (nothing can be allocated meanwhile), and neither
  * hv_stream_synchronize nor events belong into it, nor copies of host memory other than hv_device_allocate_host's: they
  * are an error of the recording. HV_ERR_DEVICE is one that may be none the next time: on a card, what another thread of
