@@ -5,8 +5,8 @@
  * lane copies 16 bytes of a weight row at once, by asynchronous copies that it alone waits for and reads: STAGES × C of
  * them are under way, which registers would not hold (the compiler moves plain loads down to their use). What a lane
  * reads together becomes fragments of two products: the inner index may run in any order as long as both operands
- * agree. 13 rows need no more than 16. The first copies begin before the kernels are over that make x: weights are read
- * while those run.
+ * agree. 13 rows need no more than 16. What a turn needs of x is read in the turn before, so that nothing is waited for
+ * in a turn. The first copies begin before the kernels are over that make x: weights are read while those run.
  *
  * Shared memory: 65,536 bytes with C = 4, 32,768 with C = 2.
  */
@@ -46,6 +46,11 @@ static __device__ __forceinline__ eight load_eight(const hv_bf16 *p, bool valid)
   return e;
 }
 
+/* What a lane multiplies weights with in a turn. */
+struct two_rows {
+  eight top, bottom;
+};
+
 template <typename Y>
 static __device__ __forceinline__ void finish(const few_params<Y> &p, int row, int64_t col, float sum) {
   if (p.bias) sum += hv_to_float(p.bias[col]);
@@ -74,22 +79,27 @@ template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_
     }
     hv_copy_commit();
   };
+  auto load_x = [&](int turn) {
+    int64_t k = first_k + (int64_t)turn * WARPS * CHUNK;
+    return two_rows{load_eight(p.x.at(group, k), k < p.in && group < p.rows),
+                    load_eight(p.x.at(group + 8, k), k < p.in && group + 8 < p.rows)};
+  };
   float sum[C][4] = {};
   hv_let_next_begin();
   for (int turn = 0; turn < STAGES - 1; turn++) load_turn(turn);
   hv_wait_for_previous();
+  two_rows next = load_x(0);
   for (int turn = 0; turn < turns; turn++) {
     load_turn(turn + STAGES - 1);
-    int64_t k = first_k + (int64_t)turn * WARPS * CHUNK;
-    eight top = load_eight(p.x.at(group, k), k < p.in && group < p.rows);
-    eight bottom = load_eight(p.x.at(group + 8, k), k < p.in && group + 8 < p.rows);
+    two_rows x = next;
+    next = load_x(turn + 1);
     hv_copy_wait<STAGES - 1>();
     HV_UNROLL
     for (int c = 0; c < C; c++) {
       hv_vec<uint32_t, 4> weight = hv_load<4>(hv_shared_cast<uint32_t>(slot(turn, c)));
       HV_UNROLL
       for (int half = 0; half < 4; half += 2) {
-        const uint32_t left[4] = {top.pair[half], bottom.pair[half], top.pair[half + 1], bottom.pair[half + 1]};
+        const uint32_t left[4] = {x.top.pair[half], x.bottom.pair[half], x.top.pair[half + 1], x.bottom.pair[half + 1]};
         hv_mma(sum[c], left, {weight.at[half], weight.at[half + 1]});
       }
     }
