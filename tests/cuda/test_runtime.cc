@@ -21,6 +21,8 @@ static struct machine {
   int streams, idle; /* that are open; of them, waited for since memory was released */
   bool waited_wrongly;
   int released;
+  cudaError_t ending_error; /* of a recording */
+  int graphs;               /* that are there, executable ones too */
 } machine;
 
 static void *anything = &machine;
@@ -121,21 +123,41 @@ const char *cudaGetErrorName(cudaError_t) {
   return "cudaErrorOfSomeKind";
 }
 
+/* Only what one thread records and other threads' calls do not disturb. */
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode mode) {
+  return mode == cudaStreamCaptureModeThreadLocal ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *out) {
+  *out = machine.ending_error == cudaSuccess ? (cudaGraph_t)anything : nullptr;
+  machine.graphs += *out != nullptr;
+  return keep(machine.ending_error);
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long) {
+  if (!graph) return keep(cudaErrorInvalidValue);
+  if (machine.memory_error != cudaSuccess) return keep(machine.memory_error);
+  *out = (cudaGraphExec_t)anything;
+  machine.graphs++;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t) {
+  machine.graphs--;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) {
+  machine.graphs--;
+  return cudaSuccess;
+}
+
 /* Not called here. */
 #define ABSENT(name, ...)                                                                                              \
   cudaError_t name(__VA_ARGS__) {                                                                                      \
     return cudaErrorNotSupported;                                                                                      \
   }
 ABSENT(cudaStreamWaitEvent, cudaStream_t, cudaEvent_t, unsigned)
-ABSENT(cudaStreamBeginCapture, cudaStream_t, cudaStreamCaptureMode)
-ABSENT(cudaStreamEndCapture, cudaStream_t, cudaGraph_t *)
 ABSENT(cudaMemcpyAsync, void *, const void *, size_t, cudaMemcpyKind, cudaStream_t)
 ABSENT(cudaMemsetAsync, void *, int, size_t, cudaStream_t)
 ABSENT(cudaLaunchHostFunc, cudaStream_t, cudaHostFn_t, void *)
-ABSENT(cudaGraphInstantiate, cudaGraphExec_t *, cudaGraph_t, unsigned long long)
-ABSENT(cudaGraphDestroy, cudaGraph_t)
 ABSENT(cudaGraphLaunch, cudaGraphExec_t, cudaStream_t)
-ABSENT(cudaGraphExecDestroy, cudaGraphExec_t)
 ABSENT(cudaEventCreate, cudaEvent_t *)
 ABSENT(cudaEventCreateWithFlags, cudaEvent_t *, unsigned)
 ABSENT(cudaEventDestroy, cudaEvent_t)
@@ -312,6 +334,33 @@ static void releasing_waits_for_what_is_queued(void **) {
   hv_runtime_close(runtime);
 }
 
+/* What another thread does can end a recording: its error is one of the device, which whoever records may live with. */
+static void recordings_end_well_or_are_lost(void **) {
+  hv_runtime *runtime;
+  hv_queue *queue;
+  hv_recording *recording;
+  assert_ok(open_card(0, &runtime));
+  assert_ok(hv_queue_open(runtime, &queue));
+  assert_ok(hv_queue_record_begin(queue));
+  assert_ok(hv_queue_record_end(queue, &recording));
+  assert_non_null(recording);
+  hv_queue_recording_close(recording);
+  for (int end = 0; end < 2; end++) {
+    machine.ending_error = end == 0 ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+    machine.memory_error = end == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+    assert_ok(hv_queue_record_begin(queue));
+    hv_status status = hv_queue_record_end(queue, &recording);
+    assert_non_null(status);
+    assert_int_equal(hv_status_code(status), HV_ERR_DEVICE);
+    assert_told(status, end == 0 ? "CUDA, ending a graph: some failure" : "CUDA, preparing a graph: some failure");
+    assert_null(recording);
+    assert_int_equal(machine.graphs, 0);
+    assert_false(machine.error_kept);
+  }
+  hv_queue_close(runtime, queue);
+  hv_runtime_close(runtime);
+}
+
 /* The runtime counts that as an error. */
 static void an_event_that_is_not_over_is_no_error(void **) {
   machine.event = cudaErrorNotReady;
@@ -332,6 +381,7 @@ int main() {
       cmocka_unit_test_setup(a_missing_driver_or_card_is_told, good_machine),
       cmocka_unit_test_setup(memory_that_is_not_there_is_told, good_machine),
       cmocka_unit_test_setup(releasing_waits_for_what_is_queued, good_machine),
+      cmocka_unit_test_setup(recordings_end_well_or_are_lost, good_machine),
       cmocka_unit_test_setup(an_event_that_is_not_over_is_no_error, good_machine),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
