@@ -327,7 +327,10 @@ void hv_queue_close(hv_runtime *, hv_queue *queue) {
 }
 
 hv_status hv_queue_synchronize(hv_queue *queue) {
-  if (queue->recording) return hv_error(HV_ERR_INTERNAL, "a queue is waited for while it records");
+  if (queue->recording) {
+    refuse_while_recording(queue->runtime, "a queue is waited for");
+    return hv_error(HV_ERR_INTERNAL, "a queue is waited for while it records");
+  }
   run_until(queue, queue->queued);
   hv_status status = queue->error;
   queue->error = HV_OK;

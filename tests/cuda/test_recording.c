@@ -278,6 +278,28 @@ static void refuses_to_wait_for_another_stream(void **state) {
   close_fixture(&f);
 }
 
+/* A stream that records does nothing that could be waited for; the attempt costs the recording. */
+static void refuses_to_be_waited_for(void **state) {
+  (void)state;
+  fixture f = open_fixture();
+  hv_recording *recording;
+  if (!hv_device_records(f.device)) skip();
+  set_input(&f, 3);
+  queue_sequence(&f);
+  assert_ok(hv_stream_synchronize(f.stream));
+  assert_ok(hv_stream_record_begin(f.stream));
+  queue_sequence(&f);
+  assert_error(hv_stream_synchronize(f.stream), "wait");
+  queue_sequence(&f);
+  hv_status status = hv_stream_record_end(f.stream, &recording);
+  assert_non_null(status);
+  assert_null(recording);
+  hv_status_free(status);
+  queue_sequence(&f); /* the stream works on */
+  assert_ok(hv_stream_synchronize(f.stream));
+  close_fixture(&f);
+}
+
 /* Memory that is not page-locked cannot be copied later, when it may be something else. */
 static void refuses_memory_that_may_go(void **state) {
   (void)state;
@@ -330,8 +352,8 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(replays_do_what_was_recorded),       cmocka_unit_test(few_rows_replayed_are_the_same_to_the_bit),
       cmocka_unit_test(outlives_a_growth_of_scratch),       cmocka_unit_test(refuses_what_would_allocate),
-      cmocka_unit_test(refuses_to_wait_for_another_stream), cmocka_unit_test(refuses_memory_that_may_go),
-      cmocka_unit_test(refuses_changes_of_memory),
+      cmocka_unit_test(refuses_to_wait_for_another_stream), cmocka_unit_test(refuses_to_be_waited_for),
+      cmocka_unit_test(refuses_memory_that_may_go),         cmocka_unit_test(refuses_changes_of_memory),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
