@@ -1,5 +1,6 @@
 /* What cuda/matmul.cu asks of cuBLASLt: with a strict one of plain loops in the library's place
  * (stand_in_cublaslt.cc), products come out as matmul.h says, and algorithms are chosen and kept as it promises. */
+#include <cublasLt.h>
 #include <fcntl.h>
 #include <math.h>
 #include <unistd.h>
@@ -7,6 +8,9 @@
 #include "core/tensor/dtype.h"
 #include "cuda/matmul.h"
 #include "tests/check.h"
+extern "C" {
+#include "tests/shell.h"
+}
 
 enum { MOST = 40, GAP = 3, BUFFER = MOST * (MOST + GAP), POISON = 0x7f, CALLS_PATH = 1024 };
 
@@ -283,7 +287,46 @@ static void what_the_library_refuses_is_not_taken(void **state) {
   close_fixture(f);
 }
 
-int main() {
+/* Without a test: what is said where the library in the loader's path cannot be used. */
+static int tell_of_library(void) {
+  hv_runtime *runtime;
+  hv_matmul *matmul;
+  hv_status status = hv_runtime_open(nullptr, &runtime);
+  if (!status) status = hv_matmul_open(runtime, &matmul);
+  printf("%s\n", status ? hv_status_message(status) : "opened");
+  return 0;
+}
+
+static const char *own_path(void) {
+  static char path[1024];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
+  assert_true(length > 0);
+  path[length] = '\0';
+  return path;
+}
+
+static void expect_told(const char *folder, const char *words, const char *more) {
+  char *output;
+  assert_int_equal(run_shell(&output, nullptr, "LD_LIBRARY_PATH='%s' '%s' tell", folder, own_path()), 0);
+  if (!strstr(output, words) || !strstr(output, more)) fail_msg("instead of \"%s\" it said: %s", words, output);
+  free(output);
+}
+
+/* A file of that name that is no library, as an interrupted copy leaves, and a library that has none of the functions.
+ * Where there is no file at all, the loader says so in the same place as of the first. */
+static void a_library_that_cannot_be_used_is_told(void **state) {
+  const char *folder = (const char *)*state;
+  char name[64];
+  snprintf(name, sizeof name, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+  const char *library = in_folder(folder, name);
+  assert_ok(hv_write_file_atomic(library, "no library", 10));
+  expect_told(folder, "the device \"cuda\" needs cuBLASLt (", "); --device cpu runs everything without it");
+  must_shell("ln -sf \"$(ldd '%s' | awk '$1 ~ /^libm[.]/ { print $3 }')\" '%s'", own_path(), library);
+  expect_told(folder, name, " lacks cublasLtCreate: another version is installed");
+}
+
+int main(int argc, char **) {
+  if (argc > 1) return tell_of_library();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(products_are_as_described),
       cmocka_unit_test(operands_lie_anywhere),
@@ -291,6 +334,7 @@ int main() {
       cmocka_unit_test_setup_teardown(algorithms_are_chosen_once_and_kept, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_is_measured_can_be_multiplied, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_the_library_refuses_is_not_taken, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_library_that_cannot_be_used_is_told, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
