@@ -38,11 +38,10 @@ struct hv_run_files {
 /* Memory for this rank's copy; *enough = false where the host has too little, or a card can lock no more of it. */
 static hv_status reserve_own(hv_run_files *files, bool *enough) {
   size_t bytes = hv_checkpoint_shard_bytes(files->shard), available = hv_host_memory_available();
-  hv_status status = HV_OK;
-  *enough = bytes < available / 10 * 9;
-  if (*enough) status = hv_checkpoint_shard_reserve(files->shard);
-  if (*enough && (!status || hv_status_code(status) != HV_ERR_MEMORY)) return status;
-  *enough = false;
+  bool tried = bytes < available / 10 * 9;
+  hv_status status = tried ? hv_checkpoint_shard_reserve(files->shard) : HV_OK;
+  *enough = tried && !status;
+  if (*enough || (status && hv_status_code(status) != HV_ERR_MEMORY)) return status;
   hv_log_warning(
       "training waits while checkpoints are written: to write them in the background, rank %d needs %zu bytes "
       "of host memory for a copy, and %zu are free%s%s",
