@@ -92,6 +92,12 @@ struct hv_runtime {
   double clock;     /* seconds */
 };
 
+/* A number in the environment. */
+static size_t setting(const char *variable, size_t fallback) {
+  const char *text = getenv(variable);
+  return text ? strtoull(text, nullptr, 10) : fallback;
+}
+
 hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
   *out = nullptr;
   hv_runtime *runtime = (hv_runtime *)calloc(1, sizeof *runtime);
@@ -101,20 +107,14 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
     free(runtime);
     return status;
   }
-  const char *seed = getenv("HVLA_EMU_SEED");
-  runtime->seed = seed ? strtoull(seed, nullptr, 10) : 0;
+  runtime->seed = setting("HVLA_EMU_SEED", 0);
   const char *interleaves = getenv("HVLA_EMU_INTERLEAVE");
   runtime->interleaves = interleaves && strcmp(interleaves, "0") != 0;
-  const char *lockable = getenv("HVLA_EMU_LOCKABLE");
-  runtime->lockable = lockable ? strtoull(lockable, nullptr, 10) : SIZE_MAX;
-  const char *disturbed = getenv("HVLA_EMU_DISTURB");
-  runtime->recordings_to_disturb = disturbed ? strtoull(disturbed, nullptr, 10) : 0;
-  const char *memory = getenv("HVLA_EMU_MEMORY");
+  runtime->lockable = setting("HVLA_EMU_LOCKABLE", SIZE_MAX);
+  runtime->recordings_to_disturb = setting("HVLA_EMU_DISTURB", 0);
+  runtime->allocated = setting("HVLA_EMU_TAKEN", 0);
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-  runtime->card = hv_card{
-      "emulated card", 8, 9, 1, hv_wants_early_launches(), memory ? strtoull(memory, nullptr, 10) : machine, ""};
-  const char *taken = getenv("HVLA_EMU_TAKEN");
-  runtime->allocated = taken ? strtoull(taken, nullptr, 10) : 0;
+  runtime->card = hv_card{"emulated card", 8, 9, 1, hv_wants_early_launches(), setting("HVLA_EMU_MEMORY", machine), ""};
   *out = runtime;
   return HV_OK;
 }
