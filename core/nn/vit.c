@@ -274,21 +274,18 @@ void hv_vit_forward(const hv_vit *vit, hv_params *params, hv_tensor images, cons
   if (!training) hv_arena_release(arena, mark);
 }
 
-/* dx [tokens, width] from dy, which it may be. */
-static void block_backward(const hv_vit *vit, const hv_vit_block *block, hv_params *params, const hv_vit_tables *tables,
-                           const hv_vit_block_saved *saved, hv_tensor dy, hv_tensor dx, hv_arena *arena,
-                           hv_stream *stream) {
-  hv_params_use(params, block->group, stream);
+/* The block's second half: from dy dsum [tokens, width], the gradient of the sum between the halves, which may be dy;
+ * and dproj, that of attention's projection (dsum itself without LayerScale). */
+static void mlp_backward(const hv_vit *vit, const hv_vit_block *block, hv_params *params,
+                         const hv_vit_block_saved *saved, hv_tensor dy, hv_tensor dsum, hv_tensor dproj,
+                         hv_arena *arena, hv_stream *stream) {
   size_t mark = hv_arena_mark(arena);
-  const hv_vision_config *config = &vit->config;
-  hv_dtype dtype = dy.dtype;
-  int64_t n = dy.rows, width = config->width;
   hv_tensor ls1 = hv_param_value(params, block->ls1), ls2 = hv_param_value(params, block->ls2);
   hv_tensor dls1 = hv_param_gradient(params, block->ls1), dls2 = hv_param_gradient(params, block->ls2);
 
   hv_tensor dfc2 = dy;
   if (hv_present(ls2)) {
-    dfc2 = hv_arena_take(arena, dtype, n, width);
+    dfc2 = hv_arena_take(arena, dy.dtype, dy.rows, dy.cols);
     hv_residual_scale_backward(
         stream, &(hv_residual_scale_backward_args){.dy = dy,
                                                    .delta = hv_present(dls2) ? saved->fc2 : (hv_tensor){0},
@@ -297,37 +294,37 @@ static void block_backward(const hv_vit *vit, const hv_vit_block *block, hv_para
                                                    .dscale = dls2});
   }
   hv_param_linear_gradients(params, block->fc2_weight, 1, block->fc2_bias, dfc2, saved->hidden, stream);
-  hv_tensor dpre = hv_arena_take(arena, dtype, n, config->mlp_width);
+  hv_tensor dpre = hv_arena_take(arena, dy.dtype, dy.rows, vit->config.mlp_width);
   hv_linear_backward_input(stream, &(hv_linear_backward_input_args){.dy = dfc2,
                                                                     .weight = hv_param_value(params, block->fc2_weight),
-                                                                    .activation = config->activation,
+                                                                    .activation = vit->config.activation,
                                                                     .pre = saved->pre,
                                                                     .dx = dpre});
   hv_param_linear_gradients(params, block->fc1_weight, 1, block->fc1_bias, dpre, saved->norm2, stream);
-  hv_tensor dnorm = hv_arena_take(arena, dtype, n, width);
+  hv_tensor dnorm = hv_arena_take(arena, dy.dtype, dy.rows, dy.cols);
   hv_linear_backward_input(stream, &(hv_linear_backward_input_args){
                                        .dy = dpre, .weight = hv_param_value(params, block->fc1_weight), .dx = dnorm});
-  hv_tensor dproj = hv_present(ls1) ? hv_arena_take(arena, dtype, n, width) : dx;
   hv_norm_backward(stream, &(hv_norm_backward_args){.kind = HV_NORM_LAYER,
                                                     .dy = dnorm,
                                                     .x = saved->sum,
                                                     .weight = hv_param_value(params, block->norm2_weight),
                                                     .stats = saved->stats2,
                                                     .dresidual = dy,
-                                                    .dx = dx,
+                                                    .dx = dsum,
                                                     .dweight = hv_param_gradient(params, block->norm2_weight),
                                                     .dbias = hv_param_gradient(params, block->norm2_bias),
                                                     .delta = hv_present(dls1) ? saved->proj : (hv_tensor){0},
                                                     .delta_scale = ls1,
                                                     .ddelta = hv_present(ls1) ? dproj : (hv_tensor){0},
                                                     .ddelta_scale = dls1});
-  hv_param_linear_gradients(params, block->proj_weight, 1, block->proj_bias, dproj, saved->attention, stream);
-  hv_tensor dattention = hv_arena_take(arena, dtype, n, width);
-  hv_linear_backward_input(stream,
-                           &(hv_linear_backward_input_args){
-                               .dy = dproj, .weight = hv_param_value(params, block->proj_weight), .dx = dattention});
-  hv_tensor dqkv = hv_arena_take(arena, dtype, n, 3 * width);
+  hv_arena_release(arena, mark);
+}
+
+/* The gradient of [q | k | v], [tokens, 3 * width], from that of attention's output. */
+static void attention_half_backward(const hv_vit *vit, const hv_vit_tables *tables, const hv_vit_block_saved *saved,
+                                    hv_tensor dattention, hv_tensor dqkv, hv_arena *arena, hv_stream *stream) {
   hv_attention_args forward = attention_args(vit, tables, saved);
+  int64_t width = vit->config.width;
   hv_attention_backward(stream, &(hv_attention_backward_args){
                                     .q = forward.q,
                                     .k = forward.k,
@@ -345,11 +342,33 @@ static void block_backward(const hv_vit *vit, const hv_vit_block *block, hv_para
                                     .max_group_rows = forward.max_key_rows,
                                     .causal = false,
                                     .scale = forward.scale,
-                                    .row_dot = hv_arena_take(arena, statistics_dtype(dtype), n, forward.num_heads),
+                                    .row_dot = hv_arena_take(arena, saved->lse.dtype, saved->lse.rows, saved->lse.cols),
                                     .dq = hv_tensor_cols(dqkv, 0, width),
                                     .dk = hv_tensor_cols(dqkv, width, width),
                                     .dv = hv_tensor_cols(dqkv, 2 * width, width)});
+}
+
+/* dx [tokens, width] from dy, which it may be. */
+static void block_backward(const hv_vit *vit, const hv_vit_block *block, hv_params *params, const hv_vit_tables *tables,
+                           const hv_vit_block_saved *saved, hv_tensor dy, hv_tensor dx, hv_arena *arena,
+                           hv_stream *stream) {
+  hv_params_use(params, block->group, stream);
+  size_t mark = hv_arena_mark(arena);
+  int64_t n = dy.rows, width = dy.cols;
+  bool scaled = hv_present(hv_param_value(params, block->ls1));
+
+  hv_tensor dproj = scaled ? hv_arena_take(arena, dy.dtype, n, width) : dx;
+  mlp_backward(vit, block, params, saved, dy, dx, dproj, arena, stream);
+
+  hv_param_linear_gradients(params, block->proj_weight, 1, block->proj_bias, dproj, saved->attention, stream);
+  hv_tensor dattention = hv_arena_take(arena, dy.dtype, n, width);
+  hv_linear_backward_input(stream,
+                           &(hv_linear_backward_input_args){
+                               .dy = dproj, .weight = hv_param_value(params, block->proj_weight), .dx = dattention});
+  hv_tensor dqkv = hv_arena_take(arena, dy.dtype, n, 3 * width);
+  attention_half_backward(vit, tables, saved, dattention, dqkv, arena, stream);
   hv_param_linear_gradients(params, block->qkv_weight, 1, block->qkv_bias, dqkv, saved->norm1, stream);
+  hv_tensor dnorm = hv_arena_take(arena, dy.dtype, n, width);
   hv_linear_backward_input(stream, &(hv_linear_backward_input_args){
                                        .dy = dqkv, .weight = hv_param_value(params, block->qkv_weight), .dx = dnorm});
   hv_norm_backward(stream, &(hv_norm_backward_args){.kind = HV_NORM_LAYER,
