@@ -172,17 +172,6 @@ static hv_status check_names(const hv_params *params) {
   return HV_OK;
 }
 
-/* Memory of `elements`, all 0, so that the padding between parameters is never undefined. */
-static hv_status allocate_zeroed(hv_params *params, hv_memory_kind kind, int64_t elements, hv_dtype dtype,
-                                 const char *what, char **out) {
-  void *memory;
-  HV_TRY(hv_device_allocate(params->device, kind, (size_t)elements * hv_dtype_size(dtype), what, &memory));
-  *out = memory;
-  if (params->device->zeroes_memory) return HV_OK;
-  hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
-  return hv_stream_synchronize(params->stream);
-}
-
 hv_status hv_params_allocate(hv_params *params) {
   if (params->declaration_error) {
     hv_status status = params->declaration_error;
@@ -202,7 +191,7 @@ hv_status hv_params_allocate(hv_params *params) {
     if (group->info.trainable) gradient_elements += hv_kept_count(params, group, hv_shards_gradients(params));
   }
   params->gradient_elements = gradient_elements;
-  HV_TRY(allocate_zeroed(params, HV_MEMORY_WEIGHTS, elements, params->dtype, "parameters", &params->values));
+  HV_TRY(hv_params_allocate_zeroed(params, HV_MEMORY_WEIGHTS, elements, params->dtype, "parameters", &params->values));
   return hv_shards_allocate_values(params);
 }
 
@@ -211,8 +200,8 @@ hv_status hv_params_allocate_gradients(hv_params *params, hv_dtype dtype) {
   if (params->gradient_elements == 0) return HV_OK;
   params->blank = calloc((size_t)params->count, sizeof *params->blank);
   if (!params->blank) return hv_error_memory("the gradients' states");
-  HV_TRY(
-      allocate_zeroed(params, HV_MEMORY_GRADIENTS, params->gradient_elements, dtype, "gradients", &params->gradients));
+  HV_TRY(hv_params_allocate_zeroed(params, HV_MEMORY_GRADIENTS, params->gradient_elements, dtype, "gradients",
+                                   &params->gradients));
   return hv_shards_allocate_gradients(params);
 }
 
@@ -253,68 +242,6 @@ int64_t hv_params_total(const hv_params *params) {
   return total;
 }
 
-void hv_params_breach(hv_params *params, hv_group_id group, const char *breach) {
-  if (params->breach) return;
-  params->breach = breach;
-  params->breach_group = group;
-}
-
-hv_status hv_params_order_status(const hv_params *params) {
-  if (!params->breach) return HV_OK;
-  return hv_error(HV_ERR_INTERNAL, "parameter group %s was %s", params->groups[params->breach_group].info.name,
-                  params->breach);
-}
-
-/* A view into a group, absent while the group is not there. */
-static hv_tensor view(char *group, hv_dtype dtype, int64_t start, int64_t rows, int64_t cols) {
-  if (!group) return (hv_tensor){0};
-  return hv_tensor_make(group + (size_t)start * hv_dtype_size(dtype), dtype, rows, cols);
-}
-
-/* The matrix (or vector) that stacked parameters make together. */
-static void stacked_shape(const hv_param *first, int count, int64_t *rows, int64_t *cols) {
-  *rows = first->rank == 1 ? 1 : 0;
-  *cols = first->rank == 1 ? 0 : first->cols;
-  for (int i = 0; i < count; i++) *(first->rank == 1 ? cols : rows) += first->rank == 1 ? first[i].cols : first[i].rows;
-}
-
-hv_tensor hv_param_stacked_value(const hv_params *params, hv_param_id first, int count) {
-  if (first < 0) return (hv_tensor){0};
-  const hv_param *param = &params->params[first];
-  int64_t rows, cols;
-  stacked_shape(param, count, &rows, &cols);
-  return view(hv_group_value_memory(params, param->group), params->dtype, param->offset, rows, cols);
-}
-
-hv_tensor hv_param_stacked_gradient(const hv_params *params, hv_param_id first, int count) {
-  if (first < 0 || !params->gradients) return (hv_tensor){0};
-  const hv_param *param = &params->params[first];
-  for (int i = 0; i < count; i++) {
-    if (!param[i].trainable) return (hv_tensor){0};
-  }
-  int64_t rows, cols;
-  stacked_shape(param, count, &rows, &cols);
-  return view(hv_group_gradient_memory(params, param->group), params->gradient_dtype, param->offset, rows, cols);
-}
-
-hv_tensor hv_param_value(const hv_params *params, hv_param_id id) {
-  return hv_param_stacked_value(params, id, 1);
-}
-
-hv_tensor hv_param_gradient(const hv_params *params, hv_param_id id) {
-  return hv_param_stacked_gradient(params, id, 1);
-}
-
-hv_tensor hv_group_values(const hv_params *params, hv_group_id group) {
-  return view(hv_group_value_memory(params, group), params->dtype, 0, 1, params->groups[group].info.count);
-}
-
-hv_tensor hv_group_gradients(const hv_params *params, hv_group_id group) {
-  const hv_group_state *state = &params->groups[group];
-  if (!state->info.trainable || !params->gradients) return (hv_tensor){0};
-  return view(hv_group_gradient_memory(params, group), params->gradient_dtype, 0, 1, state->info.count);
-}
-
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
   if (!params->gradients) return;
   hv_shards_finish_sums(params, stream);
@@ -324,44 +251,6 @@ void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
     return;
   }
   for (hv_group_id g = 0; g < params->group_count; g++) hv_group_zero_gradients(params, g, stream);
-}
-
-static void zero(hv_tensor row, int64_t first, int64_t end, hv_stream *stream) {
-  if (first < end) hv_fill(stream, &(hv_fill_args){.dst = hv_tensor_cols(row, first, end - first)});
-}
-
-void hv_group_zero_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
-  const hv_group_state *state = &params->groups[group];
-  hv_tensor gradients = hv_group_gradients(params, group);
-  int64_t end = 0; /* of what is zeroed or blank so far */
-  if (!hv_present(gradients)) return;
-  for (hv_param_id i = state->first; i < state->end; i++) {
-    const hv_param *param = &params->params[i];
-    params->blank[i] = param->linear && param->trainable;
-    if (!params->blank[i]) continue;
-    zero(gradients, end, param->offset, stream);
-    end = param->offset + param->rows * param->cols;
-  }
-  zero(gradients, end, gradients.cols, stream);
-}
-
-static void fill_blank(hv_params *params, hv_param_id id, hv_stream *stream) {
-  if (params->blank[id]) hv_fill(stream, &(hv_fill_args){.dst = hv_param_gradient(params, id)});
-  params->blank[id] = false;
-}
-
-void hv_group_fill_blank(hv_params *params, hv_group_id group, hv_stream *stream) {
-  const hv_group_state *state = &params->groups[group];
-  if (!state->info.trainable || !params->gradients) return;
-  for (hv_param_id i = state->first; i < state->end; i++) fill_blank(params, i, stream);
-}
-
-bool hv_param_gradient_begin(hv_params *params, hv_param_id first, int count, hv_stream *stream) {
-  bool all = true;
-  for (int i = 0; i < count; i++) all &= params->blank[first + i];
-  for (int i = 0; i < count && !all; i++) fill_blank(params, first + i, stream);
-  for (int i = 0; i < count; i++) params->blank[first + i] = false;
-  return all;
 }
 
 static uint64_t name_hash(const char *name) {

@@ -1,5 +1,5 @@
-/* What the parameter store is made of, for its two halves: params.c (declarations, views, host copies) and shards.c
- * (what is kept on this rank and what is fetched). */
+/* What the parameter store is made of, for its three files, each of which knows those below it: params.c (declarations,
+ * host copies), shards.c (what ranks give one another) and param_memory.c (where parameters and gradients lie). */
 #ifndef HV_NN_PARAMS_STORE_H
 #define HV_NN_PARAMS_STORE_H
 
@@ -66,16 +66,25 @@ static inline int64_t hv_kept_count(const hv_params *params, const hv_group_stat
   return sharded ? group->info.count / params->comm->size : group->info.count;
 }
 
-/* Where a whole group lies; NULL while it is not there. */
-char *hv_group_value_memory(const hv_params *params, hv_group_id group);
-char *hv_group_gradient_memory(const hv_params *params, hv_group_id group);
+/* param_memory.c */
+
+/* Memory of `elements`, all 0, so that the padding between parameters is never undefined. */
+HV_NODISCARD hv_status hv_params_allocate_zeroed(hv_params *params, hv_memory_kind kind, int64_t elements,
+                                                 hv_dtype dtype, const char *what, char **out);
+
+/* The slot that holds a whole group, NULL if none does. */
+hv_group_slot *hv_group_value_slot(const hv_params *params, hv_group_id group);
+hv_group_slot *hv_group_gradient_slot(const hv_params *params, hv_group_id group);
+
+/* Where what this rank keeps of a group lies. */
+char *hv_group_kept_values(const hv_params *params, hv_group_id group);
+char *hv_group_kept_gradients(const hv_params *params, hv_group_id group);
 
 /* Zeros the group's gradients, and leaves blank what a product will set; or writes the zeros that are still due. */
 void hv_group_zero_gradients(hv_params *params, hv_group_id group, hv_stream *stream);
 void hv_group_fill_blank(hv_params *params, hv_group_id group, hv_stream *stream);
 
-/* Remembers the first breach. */
-void hv_params_breach(hv_params *params, hv_group_id group, const char *breach);
+/* shards.c */
 
 /* Labels and slots, once the groups are complete; the second for gradients. */
 HV_NODISCARD hv_status hv_shards_allocate_values(hv_params *params);

@@ -36,15 +36,6 @@ static char *label(const char *what, const char *group) {
   return text;
 }
 
-static hv_status allocate_zeroed(hv_params *params, int64_t elements, hv_dtype dtype, const char *what, char **out) {
-  void *memory;
-  HV_TRY(hv_device_allocate(params->device, HV_MEMORY_COMMUNICATION, (size_t)elements * hv_dtype_size(dtype), what,
-                            &memory));
-  *out = memory;
-  hv_fill(params->stream, &(hv_fill_args){.dst = hv_tensor_make(memory, dtype, 1, elements)});
-  return HV_OK;
-}
-
 static int64_t largest_group(const hv_params *params, bool trainable) {
   int64_t largest = 0;
   for (hv_group_id g = 0; g < params->group_count; g++) {
@@ -67,10 +58,10 @@ hv_status hv_shards_allocate_values(hv_params *params) {
   for (int i = 0; i < HV_VALUE_SLOTS; i++) {
     hv_group_slot *slot = &params->value_slots[i];
     slot->group = -1;
-    HV_TRY(allocate_zeroed(params, largest, params->dtype, "the groups in use", &slot->memory));
+    HV_TRY(hv_params_allocate_zeroed(params, HV_MEMORY_COMMUNICATION, largest, params->dtype, "the groups in use",
+                                     &slot->memory));
   }
-  HV_TRY(hv_use_order_open(USES_OF_A_GROUP * params->group_count, &params->order));
-  return hv_stream_synchronize(params->stream);
+  return hv_use_order_open(USES_OF_A_GROUP * params->group_count, &params->order);
 }
 
 hv_status hv_shards_allocate_gradients(hv_params *params) {
@@ -80,10 +71,12 @@ hv_status hv_shards_allocate_gradients(hv_params *params) {
   for (int i = 0; i < HV_GRADIENT_SLOTS; i++) {
     hv_group_slot *slot = &params->gradient_slots[i];
     slot->group = -1;
-    HV_TRY(allocate_zeroed(params, largest, dtype, "the gradients of groups in use", &slot->memory));
-    HV_TRY(allocate_zeroed(params, largest / params->comm->size, dtype, "shares of gradients", &slot->sum));
+    HV_TRY(hv_params_allocate_zeroed(params, HV_MEMORY_COMMUNICATION, largest, dtype, "the gradients of groups in use",
+                                     &slot->memory));
+    HV_TRY(hv_params_allocate_zeroed(params, HV_MEMORY_COMMUNICATION, largest / params->comm->size, dtype,
+                                     "shares of gradients", &slot->sum));
   }
-  return hv_stream_synchronize(params->stream);
+  return HV_OK;
 }
 
 /* The last step's values may still be on their way, or those of a group that is next. Every rank made these calls. */
@@ -107,31 +100,17 @@ void hv_shards_release(hv_params *params) {
   hv_use_order_close(&params->order);
 }
 
-static hv_group_slot *slot_of(const hv_group_slot *slots, int count, hv_group_id group) {
-  for (int i = 0; i < count; i++) {
-    if (slots[i].memory && slots[i].group == group) return (hv_group_slot *)(uintptr_t)&slots[i];
-  }
-  return NULL;
+/* Remembers the first breach of the order of use, done, gradients_ready. */
+static void remember_breach(hv_params *params, hv_group_id group, const char *breach) {
+  if (params->breach) return;
+  params->breach = breach;
+  params->breach_group = group;
 }
 
-static char *kept_values(const hv_params *params, hv_group_id group) {
-  return params->values + (size_t)params->groups[group].value_start * hv_dtype_size(params->dtype);
-}
-
-static char *kept_gradients(const hv_params *params, hv_group_id group) {
-  return params->gradients + (size_t)params->groups[group].gradient_start * hv_dtype_size(params->gradient_dtype);
-}
-
-char *hv_group_value_memory(const hv_params *params, hv_group_id group) {
-  if (!hv_shards_values(params)) return kept_values(params, group);
-  const hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
-  return slot ? slot->memory : NULL;
-}
-
-char *hv_group_gradient_memory(const hv_params *params, hv_group_id group) {
-  if (!hv_shards_gradients(params)) return kept_gradients(params, group);
-  const hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
-  return slot ? slot->memory : NULL;
+hv_status hv_params_order_status(const hv_params *params) {
+  if (!params->breach) return HV_OK;
+  return hv_error(HV_ERR_INTERNAL, "parameter group %s was %s", params->groups[params->breach_group].info.name,
+                  params->breach);
 }
 
 /* The slot that was idle for longest; NULL where all are in use. */
@@ -147,7 +126,7 @@ static hv_group_slot *idle_slot(hv_params *params, hv_group_slot *slots, int cou
 /* A slot that holds the group's values, or will when its ticket is over; NULL where all are in use. What the slot held
  * before is no longer needed once the stream has done what it holds now. */
 static hv_group_slot *start_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
-  hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
+  hv_group_slot *slot = hv_group_value_slot(params, group);
   if (!slot) {
     slot = idle_slot(params, params->value_slots, HV_VALUE_SLOTS);
     if (!slot) return NULL;
@@ -166,7 +145,7 @@ void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
   if (slot) {
     hv_comm_wait(params->comm, slot->ticket, stream);
   } else {
-    hv_params_breach(params, group, "used while too many others were in use");
+    remember_breach(params, group, "used while too many others were in use");
   }
 }
 
@@ -191,10 +170,10 @@ static void keep_sum(hv_params *params, hv_group_slot *slot, hv_stream *stream) 
 
 /* A slot whose gradients are zeroed, or the one that was lent before in this pass. */
 static void lend_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
-  hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
+  hv_group_slot *slot = hv_group_gradient_slot(params, group);
   if (!slot) slot = idle_slot(params, params->gradient_slots, HV_GRADIENT_SLOTS);
   if (!slot) {
-    hv_params_breach(params, group, "used while too many others were in use");
+    remember_breach(params, group, "used while too many others were in use");
     return;
   }
   keep_sum(params, slot, stream);
@@ -210,7 +189,7 @@ void hv_params_trace(hv_params *params, hv_trace *trace) {
 
 void hv_params_use(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_state *state = &params->groups[group];
-  if (state->in_use) hv_params_breach(params, group, "used while in use");
+  if (state->in_use) remember_breach(params, group, "used while in use");
   if (hv_shards_values(params)) {
     hv_shards_fetch(params, group, stream);
   } else if (params->comm) {
@@ -232,7 +211,7 @@ static const char *layer_in_use(const hv_params *params) {
 
 void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_state *state = &params->groups[group];
-  if (!state->in_use) hv_params_breach(params, group, "done without use");
+  if (!state->in_use) remember_breach(params, group, "done without use");
   hv_trace_end(state->span, stream);
   state->in_use = false;
   hv_nan_watch_layer(params->device, layer_in_use(params));
@@ -240,15 +219,15 @@ void hv_params_done(hv_params *params, hv_group_id group, hv_stream *stream) {
 
 void hv_params_gradients_ready(hv_params *params, hv_group_id group, hv_stream *stream) {
   const hv_group_state *state = &params->groups[group];
-  if (!state->in_use) hv_params_breach(params, group, "ready with its gradients without use");
+  if (!state->in_use) remember_breach(params, group, "ready with its gradients without use");
   hv_trace_rename(state->span, "backward");
-  if (!state->info.trainable || !params->gradients || !hv_group_gradient_memory(params, group)) return;
+  hv_tensor whole = hv_group_gradients(params, group);
+  if (!hv_present(whole)) return;
   hv_group_fill_blank(params, group, stream);
   if (!params->comm) return;
   hv_comm *comm = params->comm;
-  hv_tensor whole = hv_group_gradients(params, group);
   if (hv_shards_gradients(params)) {
-    hv_group_slot *slot = slot_of(params->gradient_slots, HV_GRADIENT_SLOTS, group);
+    hv_group_slot *slot = hv_group_gradient_slot(params, group);
     hv_tensor sum = hv_tensor_make(slot->sum, params->gradient_dtype, 1, whole.cols / comm->size);
     slot->ticket = hv_comm_reduce_scatter(comm, state->gradients_label, whole, sum, stream);
   } else if (params->reduce && params->sharding == HV_SHARD_OPTIMIZER) {
@@ -283,7 +262,7 @@ void hv_params_publish_group(hv_params *params, hv_group_id group, hv_stream *st
   hv_group_state *state = &params->groups[group];
   if (hv_params_sharding(params) == HV_SHARD_NOTHING || !state->info.trainable) return;
   if (hv_shards_values(params)) {
-    hv_group_slot *slot = slot_of(params->value_slots, HV_VALUE_SLOTS, group);
+    hv_group_slot *slot = hv_group_value_slot(params, group);
     if (slot) slot->group = -1;
     return;
   }
@@ -301,10 +280,11 @@ hv_owned hv_group_owned(const hv_params *params, hv_group_id group) {
   bool whole = hv_params_sharding(params) == HV_SHARD_NOTHING;
   hv_owned owned = {.count = hv_kept_count(params, state, !whole)};
   if (!whole) owned.first = owned.count * params->comm->rank;
-  hv_tensor values = hv_tensor_make(kept_values(params, group), params->dtype, 1, state->info.count);
+  hv_tensor values = hv_tensor_make(hv_group_kept_values(params, group), params->dtype, 1, state->info.count);
   owned.values = hv_tensor_cols(values, hv_shards_values(params) ? 0 : owned.first, owned.count);
   if (!params->gradients || !state->info.trainable) return owned;
-  hv_tensor gradients = hv_tensor_make(kept_gradients(params, group), params->gradient_dtype, 1, state->info.count);
+  hv_tensor gradients =
+      hv_tensor_make(hv_group_kept_gradients(params, group), params->gradient_dtype, 1, state->info.count);
   owned.gradients = hv_tensor_cols(gradients, hv_shards_gradients(params) ? 0 : owned.first, owned.count);
   return owned;
 }
