@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,48 +12,7 @@
 #include "core/base/text.h"
 #include "data/hdf5_internal.h"
 
-enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX, WHAT_SIZE = 512 /* of an error's middle part */ };
-
-static pthread_mutex_t library_lock = PTHREAD_MUTEX_INITIALIZER;
-
-void hv_hdf5_enter(void) {
-  pthread_mutex_lock(&library_lock);
-  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-}
-
-void hv_hdf5_leave(void) {
-  pthread_mutex_unlock(&library_lock);
-}
-
-static herr_t keep_innermost(unsigned depth, const H5E_error2_t *error, void *argument) {
-  hv_text *reason = argument;
-  if (depth == 0 && error->desc) hv_text_add(reason, "%s", error->desc);
-  return 0;
-}
-
-hv_status hv_hdf5_error(const hv_hdf5 *file, const char *object, const char *format, ...) {
-  hv_text reason = {0};
-  char what[WHAT_SIZE];
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &reason);
-  H5Eclear2(H5E_DEFAULT);
-  va_list args;
-  va_start(args, format);
-  vsnprintf(what, sizeof what, format, args);
-  va_end(args);
-  hv_status status = hv_error(HV_ERR_INPUT, "%s: %s: %s%s%s", file->path, object, what, reason.length ? ": " : "",
-                              hv_text_string(&reason));
-  hv_text_free(&reason);
-  return status;
-}
-
-hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *format, ...) {
-  char what[WHAT_SIZE];
-  va_list args;
-  va_start(args, format);
-  vsnprintf(what, sizeof what, format, args);
-  va_end(args);
-  return hv_error(HV_ERR_INPUT, "%s: %s: %s", file->path, object, what);
-}
+enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX };
 
 /* Opens the file and refuses what is plainly something else, before the library sees it. */
 static hv_status open_descriptor(hv_hdf5 *file) {

@@ -1,4 +1,5 @@
-/* What hdf5_file.c and hdf5_frames.c share: the library's lock, its errors, opening objects. */
+/* What the files that read HDF5 share: the library's lock and its errors (hdf5_library.c), opening objects
+ * (hdf5_file.c), strings of variable length (hdf5_heap.c). */
 #ifndef HV_DATA_HDF5_INTERNAL_H
 #define HV_DATA_HDF5_INTERNAL_H
 
