@@ -22,16 +22,6 @@ static const hv_option options[] = {
             "right?"},
 };
 
-static json_t *strings_to_json(const hv_string_list *list) {
-  json_t *array = json_array();
-  for (size_t i = 0; array && i < list->count; i++) {
-    if (json_array_append_new(array, json_string(list->items[i])) == 0) continue;
-    json_decref(array);
-    return NULL;
-  }
-  return array;
-}
-
 static json_t *cameras_to_json(const hv_file_summary *summary) {
   json_t *array = json_array();
   for (size_t i = 0; array && i < summary->num_cameras; i++) {
@@ -50,7 +40,7 @@ static hv_status format_json(const hv_file_summary *summary, hv_text *out) {
       json_pack("{s:s, s:I, s:I, s:i, s:i, s:o, s:o, s:o}", "layout", summary->layout, "episodes",
                 (json_int_t)summary->episodes, "frames", (json_int_t)summary->frames, "action_dim", summary->action_dim,
                 "state_dim", summary->state_dim, "cameras", cameras_to_json(summary), "instructions",
-                strings_to_json(&summary->instructions), "warnings", strings_to_json(&summary->warnings));
+                hv_json_strings(&summary->instructions), "warnings", hv_json_strings(&summary->warnings));
   if (!document) return hv_error(HV_ERR_INPUT, "a name or an instruction of the file is not valid UTF-8");
   hv_status status = hv_json_format_line(document, out);
   hv_text_add(out, "\n");

@@ -112,6 +112,16 @@ hv_status hv_json_save(const char *path, const json_t *document) {
   return status;
 }
 
+json_t *hv_json_strings(const hv_string_list *list) {
+  json_t *array = json_array();
+  for (size_t i = 0; array && i < list->count; i++) {
+    if (json_array_append_new(array, json_string(list->items[i])) == 0) continue;
+    json_decref(array);
+    return NULL;
+  }
+  return array;
+}
+
 const char *hv_json_kind(const json_t *value) {
   if (!value) return "nothing";
   switch (json_typeof(value)) {

@@ -8,6 +8,7 @@
 #include <jansson.h>
 
 #include "core/base/status.h"
+#include "core/base/string_list.h"
 #include "core/base/text.h"
 
 enum {
@@ -32,6 +33,9 @@ HV_NODISCARD hv_status hv_json_save(const char *path, const json_t *document);
 
 /* One line without the newline: metrics and `--json` output. */
 HV_NODISCARD hv_status hv_json_format_line(const json_t *document, hv_text *out);
+
+/* An array of strings; NULL without memory. */
+json_t *hv_json_strings(const hv_string_list *list);
 
 /* "an object", "a string", "an integer", … for messages. */
 const char *hv_json_kind(const json_t *value);

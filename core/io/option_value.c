@@ -320,16 +320,6 @@ void hv_option_clear(const hv_option *option, void *values) {
   hv_option_zero(option, values);
 }
 
-static json_t *strings_to_json(const hv_string_list *list) {
-  json_t *items = json_array();
-  for (size_t i = 0; items && i < list->count; i++) {
-    if (json_array_append_new(items, json_string(list->items[i])) == 0) continue;
-    json_decref(items);
-    return NULL;
-  }
-  return items;
-}
-
 static json_t *integers_to_json(const hv_int_list *list) {
   json_t *items = json_array();
   for (size_t i = 0; items && i < list->count; i++) {
@@ -372,7 +362,7 @@ json_t *hv_option_get(const hv_option *option, const void *values) {
     return text ? json_string(text) : json_null();
   }
   case HV_OPTION_ENUM: return json_string(option->choices[*(const int32_t *)at]);
-  case HV_OPTION_STRING_LIST: return strings_to_json(at);
+  case HV_OPTION_STRING_LIST: return hv_json_strings(at);
   case HV_OPTION_INT_LIST: return integers_to_json(at);
   case HV_OPTION_STRING_MAP: return map_to_json(at);
   case HV_OPTION_NUMBER_MAP: return numbers_to_json(at);
