@@ -16,7 +16,7 @@
 
 typedef struct bench_options {
   char *config, *model; /* one of them */
-  bool random_weights, load;
+  bool random_weights, load, no_measuring;
   int32_t mode, sampler, ar_condition; /* hvla_mode, hvla_sampler, hvla_ar_condition */
   int64_t ddim_steps, prompt, repeat, threads;
   char *device;
@@ -68,6 +68,12 @@ static const hv_option options[] = {
      .max = 1e6,
      .unit = "N",
      .doc = "Predictions that are timed, after two that are not; with --load, how often the model is loaded."},
+    {.key = "no-measuring",
+     .type = HV_OPTION_BOOL,
+     .offset = offsetof(bench_options, no_measuring),
+     .fallback = "false",
+     .doc = "Multiply by the algorithms that a card's library supposes to be the fastest, not by those that are found "
+            "to be so in the first prediction."},
     HV_DEVICE_OPTION(bench_options),
     HV_DTYPE_OPTION(bench_options),
     HV_THREADS_OPTION(bench_options),
@@ -157,6 +163,7 @@ static hv_status choose_policy(bench *self) {
   policy->max_prompt = (int32_t)given->prompt + 1;
   policy->ddim_steps = (int32_t)given->ddim_steps;
   policy->sampler = (hv_sampler)given->sampler;
+  policy->measure_algorithms = !given->no_measuring;
   if (given->mode != HVLA_MODE_DEFAULT) policy->mode = modes[given->mode];
   if (given->ar_condition != HVLA_AR_DEFAULT) policy->ar_condition = (hv_ar_condition)(given->ar_condition - 1);
   return HV_OK;

@@ -33,7 +33,7 @@ hvla_code hv_infer_report(hv_status status, hvla_error *error) {
 }
 
 hvla_options hvla_default_options(void) {
-  return (hvla_options){.max_prompt = 512};
+  return (hvla_options){.max_prompt = 512, .measure_algorithms = 1};
 }
 
 /* The model with its parameters, from the directory. */
@@ -96,6 +96,7 @@ static hv_status load(hvla_model *model, const char *directory, const hvla_optio
   if (options->max_prompt < 1)
     return hv_error(HV_ERR_INPUT, "max_prompt is %d: a prompt has at least 1 token", options->max_prompt);
   model->max_prompt = options->max_prompt;
+  model->measure_algorithms = options->measure_algorithms != 0;
   model->directory = strdup(directory);
   if (!model->directory) return hv_error_memory("a path");
   HV_TRY(hv_infer_open_device(options->device, options->threads, &model->device));

@@ -22,7 +22,7 @@
  * Errors: functions that can fail return an hvla_code and describe a failure in *error, which may be NULL. After a
  * failed prediction the model is as good as before.
  * The first prediction of a kind (mode, sampler, number of steps, condition) allocates memory; those after it allocate
- * none on the device.
+ * none on the device. On a card, see also measure_algorithms.
  */
 #ifndef HVLA_H
 #define HVLA_H
@@ -71,6 +71,10 @@ typedef struct hvla_options {
   const char *dtype;  /* "fp32" or "bf16"; NULL: fp32 on the CPU, bf16 elsewhere */
   int threads;        /* of the CPU device; 0: as many as there are processors */
   int max_prompt;     /* tokens of an instruction with its prompt, at most */
+  /* Not 0 (default): a card measures which of its library's algorithms is the fastest for each matrix product, when it
+   * first meets an instruction of so many tokens, so that this prediction takes longer. Another process may then choose
+   * otherwise and differ in rounding; 0 for what must repeat to the bit. */
+  int measure_algorithms;
 } hvla_options;
 
 HVLA_API hvla_options hvla_default_options(void);

@@ -21,6 +21,7 @@ struct hvla_model {
   hv_model *model;
   hv_config config;
   int32_t max_prompt;
+  bool measure_algorithms;
 
   hv_tokenizer *tokenizer; /* NULL: the directory has none */
   char *instruction;       /* owned: that `prompt` belongs to; NULL: none yet */

@@ -20,6 +20,7 @@ static hv_status policy_options(const hvla_model *model, const hvla_request *req
       [HVLA_AR_NOISE] = HV_AR_NOISE, [HVLA_AR_RANDOM] = HV_AR_RANDOM, [HVLA_AR_DENOISED] = HV_AR_DENOISED};
   *out = hv_policy_default_options(&model->config);
   out->max_prompt = model->max_prompt;
+  out->measure_algorithms = model->measure_algorithms;
   out->timing = request->timing != 0;
   if (request->mode < HVLA_MODE_DEFAULT || request->mode > HVLA_MODE_AUTOREGRESSIVE)
     return hv_error(HV_ERR_INPUT, "mode is %d, none of hvla_mode", (int)request->mode);

@@ -167,6 +167,7 @@ static hv_status collect(const hv_verification *what, const char *directory, ans
   hvla_options options = hvla_default_options();
   options.device = what->device;
   options.threads = what->threads;
+  options.measure_algorithms = 0; /* both models multiply alike */
   HV_TRY(from_library(hvla_load(directory, &options, &model, &error), directory, &error));
   uint8_t *rgb = malloc((size_t)MAX_VIEWS * WIDTH * HEIGHT * 3);
   double *state = calloc((size_t)hvla_state_dim(model) + 1, sizeof *state);

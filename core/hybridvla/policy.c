@@ -78,7 +78,9 @@ static hv_status make_passes(hv_policy *policy) {
   policy->passes = calloc((size_t)policy->num_passes, sizeof *policy->passes);
   policy->work = calloc((size_t)policy->num_passes + 1, sizeof *policy->work);
   policy->decoded = calloc((size_t)tokens, sizeof *policy->decoded);
-  if (!policy->passes || !policy->work || !policy->decoded) return hv_error_memory("the passes of a prediction");
+  policy->met = calloc((size_t)options->max_prompt + 1, sizeof *policy->met);
+  if (!policy->passes || !policy->work || !policy->decoded || !policy->met)
+    return hv_error_memory("the passes of a prediction");
   int32_t table_values = hv_passes_make(&policy->shape, policy->num_stages, wanted, after, policy->passes);
 
   hv_policy_block *at = &policy->at;
@@ -227,6 +229,7 @@ void hv_policy_close(hv_policy *policy) {
   hv_arena_close(&policy->memory);
   free(policy->cache);
   free(policy->decoded);
+  free(policy->met);
   free(policy->work);
   free(policy->passes);
   free(policy->stages);

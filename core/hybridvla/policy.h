@@ -17,9 +17,14 @@ typedef struct hv_policy_options {
   hv_ar_condition ar_condition;
   int32_t max_prompt; /* tokens, <s> included; longer prompts are an error */
   bool timing;        /* wait between stages and fill the times of hv_policy_result */
+  /* Where a device chooses by measuring (hv_device_measure_choices), it does so for the products that a prompt with a
+   * new number of tokens brings: its first prediction takes longer, all are faster, and another process may choose, and
+   * round, otherwise. */
+  bool measure_algorithms;
 } hv_policy_options;
 
-/* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens, no timing. */
+/* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens, no timing, nothing
+ * measured. */
 hv_policy_options hv_policy_default_options(const hv_config *config);
 
 /* Positions of the longest sequence of a prediction. */

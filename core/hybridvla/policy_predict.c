@@ -265,6 +265,14 @@ static hv_status record_if_possible(hv_policy *policy, hv_policy_recording *entr
   return HV_OK;
 }
 
+static hv_status wait_for_prediction(hv_policy *policy) {
+  hv_status status = hv_stream_synchronize(policy->stream);
+  if (policy->side) status = hv_status_first(status, hv_stream_synchronize(policy->side));
+  HV_TRY(status);
+  HV_TRY(hv_arena_status(&policy->side_scratch));
+  return hv_arena_status(&policy->scratch);
+}
+
 hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws given, hv_policy_result *out) {
   hv_policy_recording *entry = NULL;
   if (hv_policy_may_record(policy)) {
@@ -275,11 +283,22 @@ hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws 
     entry->last_use = ++policy->predictions;
   }
   HV_TRY(queue_prediction(policy, entry && entry->recorded ? entry : NULL, given, out));
-  hv_status status = hv_stream_synchronize(policy->stream);
-  if (policy->side) status = hv_status_first(status, hv_stream_synchronize(policy->side));
-  HV_TRY(status);
-  HV_TRY(hv_arena_status(&policy->side_scratch));
-  return hv_arena_status(&policy->scratch);
+  return wait_for_prediction(policy);
+}
+
+/* Runs a prediction for the algorithms alone: a product that is measured runs many times, and what it adds to is wrong
+ * then. Overwrites what the block had given. *measured: whether anything was. */
+static hv_status measure_algorithms(hv_policy *policy, int32_t prompt_count, hv_given_draws given, bool *measured) {
+  hv_device *device = policy->parts->device;
+  *measured =
+      policy->options.measure_algorithms && !policy->met[prompt_count] && hv_device_measure_choices(device, true);
+  policy->met[prompt_count] = true;
+  if (!*measured) return HV_OK;
+  hv_policy_result ignored = {0};
+  hv_status status = queue_prediction(policy, NULL, given, &ignored);
+  status = hv_status_first(status, wait_for_prediction(policy));
+  (void)hv_device_measure_choices(device, false);
+  return status;
 }
 
 static void read_results(hv_policy *policy, hv_policy_result *out) {
@@ -304,6 +323,9 @@ hv_status hv_policy_predict(hv_policy *policy, const hv_observation *observation
   *out = (hv_policy_result){0};
   HV_TRY(check_inputs(policy, observation, draws));
   hv_given_draws given = fill_block(policy, observation, draws);
+  bool measured;
+  HV_TRY(measure_algorithms(policy, observation->prompt_count, given, &measured));
+  if (measured) given = fill_block(policy, observation, draws);
   HV_TRY(hv_policy_run(policy, observation->prompt_count, given, out));
   read_results(policy, out);
   return HV_OK;

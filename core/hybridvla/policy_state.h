@@ -76,6 +76,7 @@ struct hv_policy {
   hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: what enters and leaves a layer */
   hv_tensor token_states;   /* T [H A, D]: what each action token was chosen from */
 
+  bool *met; /* [max_prompt + 1]: there was a prediction for a prompt of so many tokens */
   hv_policy_recording recordings[HV_POLICY_RECORDINGS];
   int32_t lost_recordings; /* since the last that was made */
   int64_t predictions;     /* so far */

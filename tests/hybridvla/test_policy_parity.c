@@ -240,14 +240,81 @@ static void a_lost_recording_costs_no_prediction(void **state) {
   assert_int_equal(recordings_after(6, "3"), 0); /* it has given up */
 }
 
+/* How many products of the emulated card take this algorithm; *all: how many there are. */
+static int products_that_take(const parity *p, int algorithm, int *all) {
+  hv_text text = {0};
+  int found = 0;
+  hv_device_write_choices(p->device, &text);
+  assert_false(text.failed);
+  *all = -2; /* the first lines say who has chosen */
+  for (const char *line = text.data, *end; (end = strchr(line, '\n')); line = end + 1) {
+    const char *last = end;
+    while (last > line && last[-1] != ' ') last--;
+    if (++*all > 0) found += last[1] == '0' + algorithm;
+  }
+  hv_text_free(&text);
+  return found;
+}
+
+/* The first prediction behind a prompt of its length is as right as any, though what was measured for it is not. */
+static void measuring_costs_no_prediction(void **state) {
+  (void)state;
+  assert_int_equal(setenv("HVLA_EMU_TIMES", "4,3,2,1", 1), 0);
+  parity p = parity_open("one_arm");
+  hv_policy_options options = hv_policy_default_options(&p.config);
+  options.measure_algorithms = true;
+  with_policy(&p, &options, NULL, "ddim4", "noise");
+  options.timing = true;
+  with_policy(&p, &options, NULL, "ddim4", "noise");
+  parity_close(&p);
+  assert_int_equal(unsetenv("HVLA_EMU_TIMES"), 0);
+}
+
+static void each_length_of_a_prompt_is_measured(void **state) {
+  (void)state;
+  enum { SUPPOSED = 0, FASTEST = 3 };
+  if (strcmp(device_name, "emu") != 0) skip(); /* no other can be told what is fast */
+  assert_int_equal(setenv("HVLA_EMU_TIMES", "4,3,2,1", 1), 0);
+  for (int measure = 0; measure < 2; measure++) {
+    int met = 0;
+    parity p = parity_open("one_arm");
+    hv_policy_options options = hv_policy_default_options(&p.config);
+    options.measure_algorithms = measure;
+    hv_policy *policy;
+    assert_ok(hv_policy_open(p.model, &options, &policy));
+    int opening = products_that_take(&p, SUPPOSED, &met); /* the policy: timesteps are embedded */
+    for (int cut = 0; cut < 3; cut++) {
+      hv_policy_result result;
+      hv_observation observation = p.observation;
+      observation.prompt_count -= cut;
+      int earlier = met;
+      assert_ok(hv_policy_predict(policy, &observation, &p.draws, &result));
+      int found = products_that_take(&p, measure ? FASTEST : SUPPOSED, &met);
+      assert_int_equal(found, measure ? met - opening : met);
+      assert_true(met > earlier);
+    }
+    hv_policy_close(policy);
+    parity_close(&p);
+  }
+  assert_int_equal(unsetenv("HVLA_EMU_TIMES"), 0);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) device_name = argv[1];
   need_card(device_name);
 #define CASE(name)                                                                                                     \
   { #name, check_case, NULL, NULL, #name }
   const struct CMUnitTest tests[] = {
-      CASE(one_arm), CASE(two_arms),  CASE(chunk),          CASE(clip),
-      CASE(linear),  CASE(diffusion), CASE(autoregressive), cmocka_unit_test(a_lost_recording_costs_no_prediction),
+      CASE(one_arm),
+      CASE(two_arms),
+      CASE(chunk),
+      CASE(clip),
+      CASE(linear),
+      CASE(diffusion),
+      CASE(autoregressive),
+      cmocka_unit_test(a_lost_recording_costs_no_prediction),
+      cmocka_unit_test(measuring_costs_no_prediction),
+      cmocka_unit_test(each_length_of_a_prompt_is_measured),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
