@@ -4,16 +4,16 @@
 #include "tests/check.h"
 #include "train/ranks/rendezvous.h"
 
+/* A sanitizer would report what MPI itself never frees. */
+#define SANITIZER "ASAN_OPTIONS=\"$ASAN_OPTIONS:detect_leaks=0\" "
 /* Open MPI counts processors and refuses root, as containers have it; from version 5 on its launcher has other
- * variables (PRTE). To other MPIs they are nothing. A sanitizer would report what MPI itself never frees. Device
- * modules lie in lib/. */
+ * variables (PRTE). To other MPIs they are nothing. Device modules lie in lib/. */
 #define ENVIRONMENT                                                                                                    \
   "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "                     \
   "OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 "                                            \
   "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none "                   \
-  "OMPI_MCA_odls_base_sigkill_timeout=3 OMP_NUM_THREADS=1 "                                                            \
-  "ASAN_OPTIONS=\"$ASAN_OPTIONS:detect_leaks=0\" "                                                                     \
-  "LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib':\"$LD_LIBRARY_PATH\" "
+  "OMPI_MCA_odls_base_sigkill_timeout=3 OMP_NUM_THREADS=1 " SANITIZER "LD_LIBRARY_PATH='" HVLA_BINARY_DIR              \
+  "/lib':\"$LD_LIBRARY_PATH\" "
 
 int run_ranks(int ranks, const char *command, char **output, double *seconds) {
   double start = hv_clock_seconds();
@@ -41,6 +41,12 @@ pid_t start_ranks(int ranks, const char *command, const char *log) {
   return start_shell("exec env " ENVIRONMENT "TMPDIR='%.*s' '" HVLA_MPIRUN
                      "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
                      folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
+}
+
+pid_t start_launcher(int ranks, const char *command, const char *log) {
+  (void)unlink(log);
+  return start_shell("exec env " SANITIZER "'%s/scripts/launch/mpirun.sh' -n %d '%s'/%s > '%s' 2>&1", HVLA_SOURCE_DIR,
+                     ranks, HVLA_BINARY_DIR, command, log);
 }
 
 pid_t process_of_a_rank(pid_t mpirun, int which) {

@@ -19,6 +19,9 @@ int run_ranks_without_mpi(int ranks, const char *command, char **output);
  * log, and would stop a later mpirun of the same number. */
 pid_t start_ranks(int ranks, const char *command, const char *log);
 
+/* The same by scripts/launch/mpirun.sh, which is the process, in the environment of whoever uses it. */
+pid_t start_launcher(int ranks, const char *command, const char *log);
+
 /* The process of one of the ranks that `mpirun` started; 0: there is none. */
 pid_t process_of_a_rank(pid_t mpirun, int which);
 

@@ -143,9 +143,7 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
 static void the_launcher_ends_with_a_checkpoint(void **state) {
   char log[512];
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
-  const char *command = run_of(*state, "shared", "--set train.steps=100000");
-  pid_t process = start_shell("exec '%s/scripts/launch/mpirun.sh' -n 2 '%s'/%s > '%s' 2>&1", HVLA_SOURCE_DIR,
-                              HVLA_BINARY_DIR, command, log);
+  pid_t process = start_launcher(2, run_of(*state, "shared", "--set train.steps=100000"), log);
   wait_for_text(log, "step 2/");
   assert_int_equal(kill(process, SIGTERM), 0);
   assert_int_equal(wait_for_exit(process), 75);
