@@ -20,7 +20,9 @@ static const hv_option options[] = {
 typedef struct findings {
   json_t *bad; /* [{"file", "episode", "reason"}] */
   size_t files, episodes;
-  int32_t action_dim; /* of the first good episode of the file; 0: none yet */
+  /* Of the first good episode of the file: */
+  int32_t action_dim; /* 0: there was none yet */
+  hv_string_list cameras;
 } findings;
 
 /* Takes the error: an episode's problem becomes a finding, our own (memory) stays an error. */
@@ -43,6 +45,27 @@ static hv_status read_images(const hv_layout *layout, hv_hdf5 *file, const char 
   return status;
 }
 
+/* A run reads the cameras that it names from every episode. */
+static hv_status check_cameras(findings *found, hv_hdf5 *file, const char *episode, const hv_episode_facts *facts) {
+  hv_string_list here = {0};
+  hv_status status = HV_OK;
+  for (size_t i = 0; i < facts->num_cameras; i++) HV_CHECK(hv_string_list_append(&here, facts->cameras[i].name));
+  for (size_t i = 0; i < found->cameras.count; i++) {
+    const char *camera = found->cameras.items[i];
+    if (hv_string_list_contains(&here, camera)) continue;
+    status = hv_error(HV_ERR_INPUT, "%s: %s: camera %s is missing; the episodes before have it", hv_hdf5_path(file),
+                      episode, camera);
+    goto done;
+  }
+  if (found->cameras.count == 0) {
+    found->cameras = here;
+    here = (hv_string_list){0};
+  }
+done:
+  hv_string_list_free(&here);
+  return status;
+}
+
 static hv_status check_episode(findings *found, const hv_layout *layout, hv_hdf5 *file, const char *episode) {
   hv_episode_facts facts;
   HV_TRY(layout->describe(file, episode, &facts));
@@ -53,6 +76,7 @@ static hv_status check_episode(findings *found, const hv_layout *layout, hv_hdf5
                       episode, facts.action_dim, found->action_dim);
     goto done;
   }
+  HV_CHECK(check_cameras(found, file, episode, &facts));
   HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, NULL));
   for (size_t i = 0; i < facts.num_cameras; i++) {
     HV_CHECK(read_images(layout, file, episode, &facts, &facts.cameras[i]));
@@ -85,6 +109,7 @@ static hv_status check_file(findings *found, const char *path) {
   HV_CHECK(hv_layout_find(file, &layout));
   HV_CHECK(layout->list_episodes(file, NULL, &names));
   found->action_dim = 0;
+  hv_string_list_free(&found->cameras);
   for (size_t i = 0; i < names.count; i++) {
     HV_CHECK(note(found, path, names.items[i], check_episode(found, layout, file, names.items[i])));
   }
@@ -136,6 +161,7 @@ static hv_status work(const void *values, hv_command_result *out) {
     out->exit_code = 1;
   }
   hv_status status = report(&found, readable && bad == 0, given->json, &out->text);
+  hv_string_list_free(&found.cameras);
   json_decref(found.bad);
   return status;
 }
@@ -143,8 +169,9 @@ static hv_status work(const void *values, hv_command_result *out) {
 const hv_command hv_command_validate = {
     .name = "validate",
     .summary = "reads everything and names every bad episode",
-    .help = "Checks of each episode that its arrays are equally long, its numbers finite, its images readable,\n"
-            "and of each file that its splits name episodes that exist.\n"
+    .help = "Checks of each episode that its arrays are equally long, its numbers finite, its images readable\n"
+            "and from the same cameras, and of each file that its splits name episodes that exist. What is\n"
+            "sound but odd, such as pictures that cannot be a camera's, `hvla-data inspect` tells.\n"
             "Exit code 0: all is well; 1: an episode is bad; 2: a file cannot be read at all.\n"
             "\n"
             "  hvla-data validate data/demos/*.hdf5\n"

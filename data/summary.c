@@ -142,10 +142,11 @@ static hv_status warn_of_cameras(hv_file_summary *out) {
   for (size_t i = 0; i < out->num_cameras; i++) {
     if (out->cameras[i].chunk_frames < 2) continue;
     hv_text text = {0};
-    hv_text_add(&text,
-                "camera %s is stored in chunks of %lld frames: a random frame costs a whole episode's reading; rewrite "
-                "the file with one frame a chunk",
-                out->cameras[i].name, (long long)out->cameras[i].chunk_frames);
+    hv_text_add(
+        &text,
+        "camera %s is stored in chunks of %lld frames: a random frame costs the reading of all of them; rewrite "
+        "the file with one frame a chunk",
+        out->cameras[i].name, (long long)out->cameras[i].chunk_frames);
     HV_TRY(append_text(&out->warnings, &text));
   }
   return HV_OK;

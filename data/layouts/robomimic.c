@@ -228,6 +228,23 @@ static hv_status add_signal(hv_hdf5 *file, const char *path, const char *name, c
   return HV_OK;
 }
 
+/* Three or four planes or channels: meant for pictures. */
+static bool is_picture_like(const hv_hdf5_info *info) {
+  if (info->rank != 4) return false;
+  return (info->shape[3] >= 3 && info->shape[3] <= 4) || (info->shape[1] >= 3 && info->shape[1] <= 4);
+}
+
+static hv_status warn_of_pictures(const char *name, const hv_hdf5_info *info, hv_episode_facts *facts) {
+  char found[128];
+  hv_text text = {0};
+  hv_hdf5_info_text(info, found, sizeof found);
+  hv_text_add(&text, "obs/%s is no camera: it is %s, pictures are u8 (frames, height, width, 3)", name, found);
+  hv_status status =
+      text.failed ? hv_error_memory("warnings") : hv_string_list_append(&facts->warnings, hv_text_string(&text));
+  hv_text_free(&text);
+  return status;
+}
+
 /* One member of obs: a camera, a signal, or something that nobody can ask for (depth, segmentation). */
 static hv_status describe_observation(hv_hdf5 *file, const char *episode, const char *name, hv_episode_facts *facts) {
   char key[PATH_SIZE], path[PATH_SIZE];
@@ -242,7 +259,7 @@ static hv_status describe_observation(hv_hdf5 *file, const char *episode, const 
   bool rgb = info.type == HV_HDF5_INTEGER && info.size == 1 && info.rank == 4 && info.shape[3] == 3;
   if (rgb || ends_with(name, "image")) return add_camera(file, path, name, &info, facts);
   if (info.type == HV_HDF5_FLOAT && info.rank <= 2) return add_signal(file, path, name, &info, facts);
-  return HV_OK;
+  return is_picture_like(&info) ? warn_of_pictures(name, &info, facts) : HV_OK;
 }
 
 static hv_status describe_observations(hv_hdf5 *file, const char *episode, hv_episode_facts *facts) {

@@ -167,6 +167,9 @@ static void short_chunk(hid_t file) {
   static const uint8_t three[] = {0x78, 0x9c, 0x63, 0x60, 0x60, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01};
   put_raw_frame(file, three, sizeof three);
 }
+static void no_camera(hid_t file) {
+  remove_object(file, IMAGE);
+}
 static void sound(hid_t file) {
   (void)file;
 }
@@ -226,6 +229,7 @@ static const damage damages[] = {
     {"data in another file", external_storage, INSPECT, 2, IMAGE, {"other files"}, "demo_1"},
     {"an unknown filter", unknown_filter, INSPECT, 2, IMAGE, {"32001", "blosc", "gzip"}, "demo_1"},
     {"a corrupt deflate stream", corrupt_deflate, STATS, 0, NULL, {NULL}, "demo_1"},
+    {"a camera that others have", no_camera, STATS, 0, NULL, {NULL}, "demo_1"},
     {"a chunk that is too short", short_chunk, STATS, 0, NULL, {NULL}, "demo_1"},
 };
 
@@ -275,6 +279,39 @@ static void damaged_files_are_told_apart(void **state) {
     assert_true(H5Fclose(file) >= 0);
     check_command(&damages[i], path);
     check_validate(&damages[i], path);
+  }
+}
+
+/* A name that does not say whether pictures are meant: what they would have to be is told, and nothing refused. */
+static void what_could_be_pictures_is_told(void **state) {
+  static const struct {
+    bool real;
+    hsize_t shape[4];
+    const char *says; /* NULL: nothing */
+  } cases[] = {
+      {true, {6, DEMO_HEIGHT, DEMO_WIDTH, 3}, "obs/top is no camera: it is f32 (6, 8, 10, 3), pictures are u8"},
+      {false, {6, 3, DEMO_HEIGHT, DEMO_WIDTH}, "obs/top is no camera: it is u8 (6, 3, 8, 10), pictures are u8"},
+      {false, {6, DEMO_HEIGHT, DEMO_WIDTH, 4}, "obs/top is no camera: it is u8 (6, 8, 10, 4), pictures are u8"},
+      {true, {6, DEMO_HEIGHT, DEMO_WIDTH, 1}, NULL}, /* depth */
+  };
+  const char *path = in_folder(*state, "small.hdf5");
+  char arguments[512], *out, *errors;
+  snprintf(arguments, sizeof arguments, "inspect '%s' --json", path);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    write_demo_file(path);
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    assert_true(file >= 0);
+    hid_t type = cases[i].real ? H5T_NATIVE_FLOAT : H5T_NATIVE_UINT8, space = H5Screate_simple(4, cases[i].shape, NULL);
+    hid_t set = H5Dcreate2(file, "/data/demo_1/obs/top", type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    assert_true(set >= 0);
+    H5Dclose(set);
+    H5Sclose(space);
+    H5Fclose(file);
+    int code = run_data(arguments, &out, &errors);
+    const char *said = strstr(out, cases[i].says ? cases[i].says : "no camera");
+    if (code != 0 || !said != !cases[i].says) fail_msg("case %zu ended with %d: %s%s", i, code, out, errors);
+    free(out);
+    free(errors);
   }
 }
 
@@ -364,6 +401,7 @@ int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(damaged_files_are_told_apart, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(what_could_be_pictures_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(foreign_files_are_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(random_damage_never_crashes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, make_folder, remove_folder),
