@@ -10,9 +10,17 @@ typedef struct planner {
   size_t memory_bytes;
   hv_train_config config; /* a copy whose batch the ranks can share; what it points to is the caller's */
   hv_plan_search search;
-  bool runs; /* as configured */
+  hv_text changes; /* what of the configuration had to be changed so that it runs; empty: nothing */
   json_t *advice;
 } planner;
+
+static void time_text(double seconds, char *out, size_t size) {
+  if (seconds < 0.1) {
+    snprintf(out, size, "%.3g ms", 1e3 * seconds);
+  } else {
+    snprintf(out, size, "%.3f s", seconds);
+  }
+}
 
 static void advise(planner *self, const char *format, ...) HV_PRINTF(2, 3);
 static void advise(planner *self, const char *format, ...) {
@@ -22,16 +30,26 @@ static void advise(planner *self, const char *format, ...) {
   va_end(args);
 }
 
+/* What the advice takes instead of what is configured. */
+static void note_change(planner *self, const char *format, ...) HV_PRINTF(2, 3);
+static void note_change(planner *self, const char *format, ...) {
+  va_list args;
+  char text[80];
+  va_start(args, format);
+  vsnprintf(text, sizeof text, format, args);
+  va_end(args);
+  hv_text_add(&self->changes, "%s%s", self->changes.length > 0 ? " " : "", text);
+}
+
 /* Says what so many ranks cannot run, and changes it into what they can. */
 static void make_runnable(planner *self) {
   int64_t ranks = self->options->ranks, batch = self->config.train.batch_size, micro = self->config.train.micro_batch;
-  self->runs = true;
   if (batch % ranks != 0) {
     int64_t nearest = (batch + ranks - 1) / ranks * ranks;
     advise(self, "train.batch_size %lld is not divided by the %lld GPUs: take a multiple, such as %lld.",
            (long long)batch, (long long)ranks, (long long)nearest);
     self->config.train.batch_size = nearest;
-    self->runs = false;
+    note_change(self, "train.batch_size=%lld", (long long)nearest);
   }
   int64_t part = self->config.train.batch_size / ranks;
   if (micro > 0 && part % micro != 0) {
@@ -39,14 +57,14 @@ static void make_runnable(planner *self) {
            (long long)part);
     while (part % micro != 0) micro--;
     self->config.train.micro_batch = micro;
-    self->runs = false;
+    note_change(self, "train.micro_batch=%lld", (long long)micro);
   }
   if (ranks > 1 && self->config.parallel.sharding != HV_SHARD_NOTHING &&
       !hv_plan_ranks_can_share(self->options->ranks)) {
     advise(self, "%lld GPUs cannot keep parts of the state (parallel.sharding=%s): 2, 4, 8, … can; else replicate.",
            (long long)ranks, hv_train_config_sharding_name(self->config.parallel.sharding));
     self->config.parallel.sharding = HV_SHARD_NOTHING;
-    self->runs = false;
+    note_change(self, "parallel.sharding=%s", hv_train_config_sharding_name(HV_SHARD_NOTHING));
   }
 }
 
@@ -70,20 +88,24 @@ static void advise_best(planner *self) {
   const hv_plan_search *search = &self->search;
   const hv_plan_candidate *coarser = &search->coarser;
   hv_text text = {0}, least = {0};
+  char time[32];
   hv_plan_candidate_text(search->best.fits ? &search->best : coarser, search, &text);
   hv_plan_candidate_text(&search->least, search, &least);
   if (search->best.fits) {
-    advise(self, "Fastest of what fits, by forecast: %s, with %.1f GB and %.3f s a step.", hv_text_string(&text),
-           (double)search->best.forecast.memory.total * giga, search->best.forecast.step_seconds);
+    time_text(search->best.forecast.step_seconds, time, sizeof time);
+    advise(self, "Fastest of what fits, by forecast: %s%s%s, with %.1f GB and %s a step.",
+           hv_text_string(&self->changes), self->changes.length > 0 ? ", else " : "", hv_text_string(&text),
+           (double)search->best.forecast.memory.total * giga, time);
   } else {
     advise(self, "Nothing fits that leaves the results as they are. The least, %s, needs %.1f GB.",
            hv_text_string(&least), (double)search->least.forecast.memory.total * giga);
   }
   if (!search->best.fits && coarser->fits) {
+    time_text(coarser->forecast.step_seconds, time, sizeof time);
     advise(self,
            "With fewer bits for the state of the optimizer, which changes the results a little, this fits: %s, with "
-           "%.1f GB and %.3f s a step.",
-           hv_text_string(&text), (double)coarser->forecast.memory.total * giga, coarser->forecast.step_seconds);
+           "%.1f GB and %s a step.",
+           hv_text_string(&text), (double)coarser->forecast.memory.total * giga, time);
   } else if (!search->best.fits) {
     advise(self, "Take GPUs with more memory, more of them with parallel.sharding=parameters, fewer trained parts "
                  "(train.freeze) or fewer branches.");
@@ -95,10 +117,12 @@ static void advise_best(planner *self) {
 static void advise_time(planner *self) {
   const hv_forecast *given = &self->search.given.forecast;
   int64_t parts = self->config.train.batch_size / self->options->ranks / self->search.given.micro_batch;
+  char time[32];
+  time_text(given->step_seconds, time, sizeof time);
   advise(self,
-         "A step of %lld samples takes %.3f s if every operation runs at %.0f TFLOP/s or %.2f TB/s: real ones are "
+         "A step of %lld samples takes %s if every operation runs at %.0f TFLOP/s or %.2f TB/s: real ones are "
          "slower.",
-         (long long)self->config.train.batch_size, given->step_seconds, self->options->flops_per_s * 1e-12,
+         (long long)self->config.train.batch_size, time, self->options->flops_per_s * 1e-12,
          self->options->bytes_per_s * 1e-12);
   if (self->options->ranks == 1) return;
   advise(self, "Of a step, %.1f ms (%.1f %%) are waiting for other GPUs.",
@@ -162,14 +186,19 @@ static json_t *table_json(const hv_plan_search *search) {
   return table;
 }
 
+/* As configured. */
+static bool runs_and_fits(const planner *self) {
+  return self->changes.length == 0 && self->search.given.fits;
+}
+
 static hv_status to_json(const planner *self, json_t **out) {
   const hv_plan_search *search = &self->search;
   const hv_forecast *given = &search->given.forecast;
   json_t *best = search->best.fits ? candidate_json(&search->best) : json_null();
   json_t *coarser = search->coarser.fits ? candidate_json(&search->coarser) : json_null();
   *out = json_pack("{s:o, s:b, s:f, s:O, s:i, s:I, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "memory_bytes",
-                   memory_json(&given->memory), "fits", self->runs && search->given.fits, "step_seconds",
-                   given->step_seconds, "advice", self->advice, "gpus", self->options->ranks, "gpu_memory_bytes",
+                   memory_json(&given->memory), "fits", runs_and_fits(self), "step_seconds", given->step_seconds,
+                   "advice", self->advice, "gpus", self->options->ranks, "gpu_memory_bytes",
                    (json_int_t)self->memory_bytes, "samples_per_s", given->samples_per_s, "compute_seconds",
                    given->compute_seconds, "model_tflop", given->model_flops * 1e-12, "communication",
                    traffic_json(given), "configured", candidate_json(&search->given), "recommended", best, "coarser",
@@ -191,8 +220,9 @@ hv_status hv_plan_make(const hv_train_config *config, const hv_forecast_options 
   advise_best(&self);
   advise_time(&self);
   HV_CHECK(to_json(&self, &out->json));
-  out->fits = self.runs && self.search.given.fits;
+  out->fits = runs_and_fits(&self);
 done:
+  hv_text_free(&self.changes);
   json_decref(self.advice);
   hv_model_directory_close(&directory);
   hv_model_config_free(&model);
@@ -205,7 +235,7 @@ static double number(const json_t *object, const char *key) {
 
 static void format_row(const json_t *row, hv_text *out) {
   const json_t *memory = json_object_get(row, "memory_bytes");
-  hv_text_add(out, "  %-11s %-6s %11.0f %15.2f %9.2f  %-5s %8.3f\n",
+  hv_text_add(out, "  %-11s %-6s %11.0f %15.2f %9.2f  %-5s %8.3g\n",
               json_string_value(json_object_get(row, "sharding")), json_string_value(json_object_get(row, "recompute")),
               number(row, "micro_batch"), number(memory, "activations") * giga, number(memory, "total") * giga,
               json_is_true(json_object_get(row, "fits")) ? "fits" : "no", number(row, "step_seconds"));
@@ -223,8 +253,9 @@ void hv_plan_format(const json_t *result, hv_text *out) {
   }
   hv_text_add(out, "\n  sharding    recompute micro-batch  activations GB  total GB          s/step\n");
   json_array_foreach(json_object_get(result, "table"), index, value) format_row(value, out);
-  hv_text_add(out, "\n%.3f s a step, %.1f samples/s\n", number(result, "step_seconds"),
-              number(result, "samples_per_s"));
+  char time[32];
+  time_text(number(result, "step_seconds"), time, sizeof time);
+  hv_text_add(out, "\n%s a step, %.1f samples/s\n", time, number(result, "samples_per_s"));
   json_array_foreach(json_object_get(result, "advice"), index, value) {
     hv_text_add(out, "- %s\n", json_string_value(value));
   }
