@@ -99,8 +99,16 @@ static void draws_curves_inside_their_frame(void **state) {
   assert_false(drawing.failed);
   assert_non_null(strstr(drawing.data, "a &lt; b"));
   assert_true(count(drawing.data, "L") >= 400 && count(drawing.data, "L") <= 520); /* neighbours are averaged */
-  assert_null(strstr(drawing.data, "e+"));                                         /* a spike stays near the frame */
+  assert_null(strstr(strstr(drawing.data, "<svg"), "e+"));                         /* a spike stays near the frame */
+  assert_non_null(strstr(drawing.data, "spikes are cut off, the highest is 1e+30</small>"));
   assert_non_null(strstr(drawing.data, ">0</text>"));
+  hv_text_free(&drawing);
+
+  y[10] = 100; /* one of few values */
+  chart.series[0].count = 20;
+  hv_chart_draw(&chart, &drawing);
+  assert_null(strstr(drawing.data, "cut off"));
+  assert_non_null(strstr(drawing.data, ">100</text>"));
   hv_text_free(&drawing);
 
   chart.series[0].count = 0;

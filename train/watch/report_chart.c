@@ -66,6 +66,17 @@ static double quantile(const hv_series *series, double part) {
   return value;
 }
 
+/* Of few values none is a spike. */
+enum { FEW_VALUES = 50 };
+
+static double largest(const hv_chart *chart) {
+  double high = -INFINITY;
+  for (int s = 0; s < chart->count; s++) {
+    if (chart->series[s].count > 0) high = fmax(high, quantile(&chart->series[s], 1));
+  }
+  return high;
+}
+
 /* From 0, or the tick below what is less, to the tick above. */
 static axis vertical_axis(const hv_chart *chart) {
   double low = INFINITY, high = -INFINITY;
@@ -73,7 +84,8 @@ static axis vertical_axis(const hv_chart *chart) {
     const hv_series *series = &chart->series[s];
     if (series->count == 0) continue;
     low = fmin(low, quantile(series, 0));
-    high = fmax(high, chart->cut_spikes ? 1.15 * quantile(series, 0.98) : quantile(series, 1));
+    bool cut = chart->cut_spikes && series->count > FEW_VALUES;
+    high = fmax(high, cut ? 1.15 * quantile(series, 0.98) : quantile(series, 1));
   }
   if (low > 0) low = 0;
   axis a = make_axis(low, high, height - bottom, top);
@@ -164,6 +176,9 @@ void hv_chart_draw(const hv_chart *chart, hv_text *out) {
   hv_html_escape(chart->title, out);
   hv_text_add(out, " <small>");
   hv_html_escape(chart->unit, out);
+  if (largest(chart) > y.high) {
+    hv_text_add(out, "%sspikes are cut off, the highest is %.4g", *chart->unit ? "; " : "", largest(chart));
+  }
   hv_text_add(out, "</small></h3>");
   draw_legend(chart, out);
   hv_text_add(out, "</figcaption><svg viewBox=\"0 0 %g %g\" role=\"img\" aria-label=\"", width, height);

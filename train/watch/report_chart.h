@@ -28,7 +28,7 @@ typedef struct hv_chart {
   const char *title, *unit; /* unit: what the vertical axis counts */
   hv_series series[HV_MAX_SERIES];
   int count;
-  bool cut_spikes; /* the vertical axis ends where almost all values do */
+  bool cut_spikes; /* of many values, the vertical axis ends where almost all do, and the caption tells of the rest */
 } hv_chart;
 
 /* Appends a <figure>: title, legend with the newest values, axes, curves. Nothing where no series has a point. */
