@@ -174,11 +174,35 @@ static void resumes_only_what_fits(void **state) {
   expect_train(2, run_arguments(*state, "run", "--resume --set train.batch_size=5"), "train.batch_size", NULL);
   expect_train(2, run_arguments(*state, "run", "--resume --set model.llm.intermediate_size=48"), "does not fit",
                "parameters", NULL);
-  expect_train(2, run_arguments(*state, "run", "--resume --set optimizer.moments=int8"), "does not fit",
-               "optimizer.moments", "layers.0.moment1 has", "of F32", "of I8", "layers.1.moment2_scale is missing",
+  expect_train(2, run_arguments(*state, "run", "--resume --set optimizer.moments=int8"),
+               "optimizer.moments: \"fp32\" -> \"int8\"", "does not fit", "optimizer.moments", "layers.0.moment1 has",
+               "of F32", "of I8", "layers.1.moment2_scale is missing", NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume --set optimizer.learning_rate=1e-4"), "has changed:\n",
+               "  optimizer.learning_rate: 0.0", " -> 0.0001", NULL);
+}
+
+static void tells_what_has_changed(void **state) {
+  char *output;
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3 --set 'optimizer.groups={final_layer.*: 2}'"),
                NULL);
-  expect_train(0, run_arguments(*state, "run", "--resume --set optimizer.learning_rate=1e-4"),
-               "has changed under `optimizer`", NULL);
+  int code = run_train("", run_arguments(*state, "run", "--resume --set train.steps=3"), &output);
+  if (code != 0 || !strstr(output, "has changed:\n  optimizer.groups.final_layer.*: 2.0 -> nothing\n")) {
+    fail_msg("ended with %d: %s", code, output);
+  }
+  free(output);
+  code = run_train("", run_arguments(*state, "run", "--resume --set train.steps=3"), &output);
+  assert_int_equal(code, 0);
+  assert_null(strstr(output, "changed"));
+  free(output);
+}
+
+static void tells_that_nothing_is_held_out(void **state) {
+  const char *steps = "--set train.steps=1 --set validation.samples=1 --set data.valid_split=";
+  char options[256];
+  snprintf(options, sizeof options, "%strain --set data.train_split=train", steps);
+  expect_train(0, run_arguments(*state, "same", options), "trained on, too", "is the same", NULL);
+  snprintf(options, sizeof options, "%svalid --set data.train_split=null", steps);
+  expect_train(0, run_arguments(*state, "all", options), "trained on, too", "is not set", NULL);
 }
 
 /* A limit on the size of files fails a write as a full disk does. */
@@ -324,6 +348,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(ignores_half_written_checkpoints, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_overwrite_a_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_what_has_changed, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_that_nothing_is_held_out, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(survives_a_full_disk, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(starts_from_a_model_directory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_bad_input, make_folder, remove_folder),

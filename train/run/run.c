@@ -17,6 +17,7 @@
 #include "train/plan/best_rate.h"
 #include "train/plan/plan.h"
 #include "train/run/run_agreement.h"
+#include "train/run/run_changes.h"
 #include "train/run/run_choices.h"
 #include "train/run/run_files.h"
 #include "train/trainer_options.h"
@@ -91,29 +92,6 @@ static hv_status initialize(run *self) {
   return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
 
-/* The resolved configuration of a resumed run may differ where the data's order does not depend on it; a person should
- * know where it does differ. */
-static hv_status report_changes(const run *self, const json_t *resolved) {
-  hv_status status = HV_OK;
-  json_t *before = NULL;
-  char *path = hv_path_join(self->config->output, "config.yaml");
-  if (!path) return hv_error_memory("a path");
-  if (hv_file_exists(path)) {
-    HV_CHECK(hv_yaml_load(path, &before));
-    const char *key;
-    json_t *now;
-    json_object_foreach((json_t *)(uintptr_t)resolved, key, now) {
-      if (!json_equal(now, json_object_get(before, key))) {
-        hv_log_warning("the configuration of this run has changed under `%s`", key);
-      }
-    }
-  }
-done:
-  json_decref(before);
-  free(path);
-  return status;
-}
-
 static hv_status write_config(const run *self) {
   hv_status status = HV_OK;
   json_t *resolved = NULL;
@@ -121,7 +99,6 @@ static hv_status write_config(const run *self) {
   char *path = hv_path_join(self->config->output, "config.yaml");
   if (!path) return hv_error_memory("a path");
   HV_CHECK(hv_train_config_resolve(self->config, &resolved));
-  if (self->options->resume) HV_CHECK(report_changes(self, resolved));
   hv_text_add(&text, "# Resolved by hvla-train %s, commit %s.\n", HVLA_VERSION, hv_build_commit());
   HV_CHECK(hv_yaml_format(resolved, &text));
   status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
@@ -184,6 +161,8 @@ static hv_status begin(run *self, hv_run_position *position) {
     HV_TRY(initialize(self));
     return hv_ema_reset(trainer->ema, trainer->stream);
   }
+  HV_TRY(hv_comm_agree(self->comm, "comparing configurations",
+                       self->leader ? hv_run_report_changes(self->config) : HV_OK));
   HV_TRY(
       hv_checkpoint_load(output, step, trainer->params, trainer->optimizer, trainer->ema, trainer->stream, position));
   if (position->seed != self->config->seed) {

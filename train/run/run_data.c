@@ -234,6 +234,17 @@ done:
   return status;
 }
 
+/* By names alone: a mask may still name an episode that another names. */
+static void warn_of_seen(const hv_run_data *data) {
+  const hv_data_settings *settings = &data->config->data;
+  if (data->rank != 0 || !settings->valid_split) return;
+  if (settings->train_split && strcmp(settings->train_split, settings->valid_split) != 0) return;
+  hv_log_warning(
+      "what is held out (data.valid_split: %s) is trained on, too, for data.train_split %s: errors on it say "
+      "nothing of what the model has not seen",
+      settings->valid_split, settings->train_split ? "is the same" : "is not set");
+}
+
 hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model, int32_t rank, int32_t ranks,
                            hv_run_data *out) {
   hv_status status = HV_OK;
@@ -244,6 +255,7 @@ hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model
   if (config->data.valid_split) HV_CHECK(open_split(config, model, config->data.valid_split, &out->valid));
   HV_CHECK(compute_statistics(out));
   HV_CHECK(merge_statistics(out));
+  warn_of_seen(out);
   status = open_prompts(out);
 done:
   if (status) hv_run_data_close(out);
