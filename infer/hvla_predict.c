@@ -111,7 +111,7 @@ static hv_status read_instruction(hvla_model *model, const char *instruction) {
   hv_status status = HV_OK;
   char *copy = NULL;
   if (prompt.count > (size_t)model->max_prompt) {
-    status = hv_error(HV_ERR_INPUT, "the instruction makes a prompt of %zu tokens; at most %d are possible here",
+    status = hv_error(HV_ERR_INPUT, "the instruction makes a prompt of %zu tokens, more than the %d of max_prompt",
                       prompt.count, model->max_prompt);
   } else if (!(copy = strdup(instruction))) {
     status = hv_error_memory("an instruction");

@@ -157,11 +157,15 @@ char *hv_train_config_tokenizer(const hv_train_config *config) {
   return config->init_from ? hv_model_directory_tokenizer(config->init_from) : NULL;
 }
 
-/* Length of the first clause: up to a colon, a semicolon or a full stop before a space or the end. */
+/* Length of the first clause: up to a colon, a semicolon or a full stop before a space or the end, in no parentheses.
+ */
 static int first_clause(const char *doc) {
-  const char *at = doc;
-  while ((at = strpbrk(at, ".;:")) != NULL && at[1] != ' ' && at[1] != '\0') at++;
-  return at ? (int)(at - doc) : (int)strlen(doc);
+  int depth = 0;
+  for (const char *at = doc; *at; at++) {
+    depth += (*at == '(') - (*at == ')');
+    if (depth == 0 && strchr(".;:", *at) && (at[1] == ' ' || at[1] == '\0')) return (int)(at - doc);
+  }
+  return (int)strlen(doc);
 }
 
 void hv_train_config_list(hv_text *out) {
