@@ -18,8 +18,8 @@ typedef struct hv_policy_options {
   int32_t max_prompt; /* tokens, <s> included; longer prompts are an error */
   bool timing;        /* wait between stages and fill the times of hv_policy_result */
   /* Where a device chooses by measuring (hv_device_measure_choices), it does so for the products that a prompt with a
-   * new number of tokens brings: its first prediction takes longer, all are faster, and another process may choose, and
-   * round, otherwise. */
+   * new number of tokens brings: its first prediction takes longer, and another process may choose, and round,
+   * otherwise. */
   bool measure_algorithms;
 } hv_policy_options;
 
