@@ -180,7 +180,7 @@ static hv_status write_steps(check *self) {
   for (hv_param_id i = 0; i < hv_params_count(params) && self->options->steps > 0; i++) {
     const hv_param *param = hv_params_get(params, i);
     if (!param->trainable) continue;
-    HV_TRY(hv_param_read(params, i, HV_F32, self->staging, trainer->stream));
+    HV_TRY(hv_optimizer_read_master(trainer->optimizer, i, self->staging, trainer->stream));
     HV_TRY(write_floats(self, self->staging, param->rows * param->cols));
   }
   return HV_OK;

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/tensor/arena.h"
 #include "core/tensor/moments.h"
@@ -290,4 +291,24 @@ void hv_optimizer_set_updates(hv_optimizer *optimizer, int64_t updates) {
 
 hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group) {
   return optimizer->groups[group].state;
+}
+
+hv_status hv_optimizer_read_master(const hv_optimizer *optimizer, hv_param_id id, float *values, hv_stream *stream) {
+  const hv_param *param = hv_params_get(optimizer->params, id);
+  hv_tensor remainder = hv_optimizer_group_state(optimizer, param->group).remainder;
+  HV_TRY(hv_param_read(optimizer->params, id, HV_F32, values, stream));
+  if (!hv_present(remainder)) return HV_OK;
+  int64_t count = param->rows * param->cols;
+  int16_t *low = malloc((size_t)count * sizeof *low);
+  if (!low) return hv_error_memory("a parameter's remainder");
+  hv_download(stream, low, hv_tensor_cols(remainder, param->offset, count).data, (size_t)count * sizeof *low);
+  hv_status status = hv_stream_synchronize(stream);
+  for (int64_t i = 0; i < count && !status; i++) {
+    uint32_t bits;
+    memcpy(&bits, &values[i], sizeof bits);
+    bits += (uint32_t)(int32_t)low[i];
+    memcpy(&values[i], &bits, sizeof bits);
+  }
+  free(low);
+  return status;
 }

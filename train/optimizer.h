@@ -59,4 +59,8 @@ typedef struct hv_optimizer_state {
 } hv_optimizer_state;
 hv_optimizer_state hv_optimizer_group_state(const hv_optimizer *optimizer, hv_group_id group);
 
+/* Waits for the stream, and gives a trainable parameter's master values in F32; on one rank. */
+HV_NODISCARD hv_status hv_optimizer_read_master(const hv_optimizer *optimizer, hv_param_id id, float *values,
+                                                hv_stream *stream);
+
 #endif

@@ -283,6 +283,30 @@ static void does_not_depend_on_threads(void **state) {
   assert_true(same_bytes(one, two));
 }
 
+/* What steps of bf16 leave is the master values, in which a step that is smaller than bf16 can tell is not lost. */
+static void gives_master_values(void **state) {
+  const char *start = in_folder(*state, "start.safetensors"), *end = in_folder(*state, "end.safetensors");
+  const double rate = 1e-6;
+  run_check("one_arm", start, "--dtype bf16 --steps 1 --lr 0");
+  run_check("one_arm", end, "--dtype bf16 --steps 4 --lr 1e-6");
+  hv_safetensors *before = open_tensors(start), *after = open_tensors(end);
+  int compared = 0;
+  for (int32_t t = 0; t < hv_safetensors_count(after); t++) {
+    const hv_file_tensor *found = hv_safetensors_get(after, t);
+    if (!starts_with(found->name, "param.")) continue;
+    float *a = floats_of(hv_safetensors_find(before, found->name)), *b = floats_of(found);
+    double largest = 0;
+    for (int64_t i = 0; i < found->count; i++) largest = fmax(largest, fabs((double)b[i] - (double)a[i]));
+    if (!(largest > 0.5 * rate && largest < 5 * rate)) fail_msg("%s has moved by %g", found->name, largest);
+    free(a);
+    free(b);
+    compared++;
+  }
+  assert_true(compared > 20);
+  hv_safetensors_close(before);
+  hv_safetensors_close(after);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(equals_pytorch, make_folder, remove_folder),
@@ -293,6 +317,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(reports_all_shapes_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_files_that_are_none, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_depend_on_threads, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(gives_master_values, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
