@@ -32,18 +32,12 @@ static hv_status add_to_tally(tally *t, const char *text, const char *episode) {
   return hv_string_list_append(&t->first, episode);
 }
 
-static hv_status append_text(hv_string_list *list, hv_text *text) {
-  hv_status status = text->failed ? hv_error_memory("warnings") : hv_string_list_append(list, hv_text_string(text));
-  hv_text_free(text);
-  return status;
-}
-
 static hv_status finish_tally(const tally *t, hv_string_list *out) {
   for (size_t i = 0; i < t->texts.count; i++) {
-    hv_text text = {0};
-    hv_text_add(&text, "%s: %s", t->first.items[i], t->texts.items[i]);
-    if (t->counts[i] > 1) hv_text_add(&text, " (and %zu more episodes)", t->counts[i] - 1);
-    HV_TRY(append_text(out, &text));
+    char others[48] = "";
+    size_t more = t->counts[i] - 1;
+    if (more > 0) snprintf(others, sizeof others, " (and %zu more episode%s)", more, more > 1 ? "s" : "");
+    HV_TRY(hv_string_list_append_format(out, "%s: %s%s", t->first.items[i], t->texts.items[i], others));
   }
   return HV_OK;
 }
@@ -121,16 +115,13 @@ static hv_status add_splits(const hv_layout *layout, hv_hdf5 *file, hv_file_summ
   hv_status status = layout->list_splits(file, &splits);
   for (size_t i = 0; i < splits.count && !status; i++) {
     hv_string_list names;
-    hv_text text = {0};
     hv_status problem = layout->list_episodes(file, splits.items[i], &names);
     if (problem) {
-      hv_text_add(&text, "%s", hv_status_message(problem));
+      status = hv_string_list_append(&out->warnings, hv_status_message(problem));
       hv_status_free(problem);
-      status = append_text(&out->warnings, &text);
     } else {
-      hv_text_add(&text, "%s (%zu episodes)", splits.items[i], names.count);
+      status = hv_string_list_append_format(&out->splits, "%s (%zu episodes)", splits.items[i], names.count);
       hv_string_list_free(&names);
-      status = append_text(&out->splits, &text);
     }
   }
   hv_string_list_free(&splits);
@@ -141,13 +132,11 @@ static hv_status warn_of_cameras(hv_file_summary *out) {
   if (out->num_cameras == 0) return hv_string_list_append(&out->warnings, "no camera: the file cannot train a policy");
   for (size_t i = 0; i < out->num_cameras; i++) {
     if (out->cameras[i].chunk_frames < 2) continue;
-    hv_text text = {0};
-    hv_text_add(
-        &text,
+    HV_TRY(hv_string_list_append_format(
+        &out->warnings,
         "camera %s is stored in chunks of %lld frames: a random frame costs the reading of all of them; rewrite "
         "the file with one frame a chunk",
-        out->cameras[i].name, (long long)out->cameras[i].chunk_frames);
-    HV_TRY(append_text(&out->warnings, &text));
+        out->cameras[i].name, (long long)out->cameras[i].chunk_frames));
   }
   return HV_OK;
 }

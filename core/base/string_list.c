@@ -1,18 +1,35 @@
 #include "core/base/string_list.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/text.h"
 
-hv_status hv_string_list_append(hv_string_list *list, const char *item) {
-  char **items = realloc(list->items, (list->count + 1) * sizeof *items);
-  if (!items) return hv_error_memory("a list of strings");
+/* Takes the item over, NULL where there was no memory for it. */
+static hv_status append_owned(hv_string_list *list, char *item) {
+  char **items = item ? realloc(list->items, (list->count + 1) * sizeof *items) : NULL;
+  if (!items) {
+    free(item);
+    return hv_error_memory("a list of strings");
+  }
   list->items = items;
-  char *copy = strdup(item);
-  if (!copy) return hv_error_memory("a list of strings");
-  list->items[list->count++] = copy;
+  list->items[list->count++] = item;
   return HV_OK;
+}
+
+hv_status hv_string_list_append(hv_string_list *list, const char *item) {
+  return append_owned(list, strdup(item));
+}
+
+hv_status hv_string_list_append_format(hv_string_list *list, const char *format, ...) {
+  char *item;
+  va_list arguments;
+  va_start(arguments, format);
+  if (vasprintf(&item, format, arguments) < 0) item = NULL;
+  va_end(arguments);
+  return append_owned(list, item);
 }
 
 void hv_string_list_free(hv_string_list *list) {

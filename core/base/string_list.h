@@ -14,7 +14,8 @@ typedef struct hv_string_list {
 } hv_string_list;
 
 HV_NODISCARD hv_status hv_string_list_append(hv_string_list *list, const char *item); /* copies the item */
-void hv_string_list_free(hv_string_list *list);                                       /* leaves it empty and usable */
+HV_NODISCARD hv_status hv_string_list_append_format(hv_string_list *list, const char *format, ...) HV_PRINTF(2, 3);
+void hv_string_list_free(hv_string_list *list); /* leaves it empty and usable */
 bool hv_string_list_contains(const hv_string_list *list, const char *item);
 
 /* "a, b, c" on the heap for a message; beyond `limit` items ", … (N in all)"; "none" while empty; NULL without memory.

@@ -234,15 +234,15 @@ static bool is_picture_like(const hv_hdf5_info *info) {
   return (info->shape[3] >= 3 && info->shape[3] <= 4) || (info->shape[1] >= 3 && info->shape[1] <= 4);
 }
 
+/* Tells of one frame, for episodes of any length to have the same warning: it is shown once. */
 static hv_status warn_of_pictures(const char *name, const hv_hdf5_info *info, hv_episode_facts *facts) {
   char found[128];
-  hv_text text = {0};
-  hv_hdf5_info_text(info, found, sizeof found);
-  hv_text_add(&text, "obs/%s is no camera: it is %s, pictures are u8 (frames, height, width, 3)", name, found);
-  hv_status status =
-      text.failed ? hv_error_memory("warnings") : hv_string_list_append(&facts->warnings, hv_text_string(&text));
-  hv_text_free(&text);
-  return status;
+  hv_hdf5_info frame = *info;
+  frame.rank = info->rank - 1;
+  memcpy(frame.shape, info->shape + 1, (size_t)frame.rank * sizeof frame.shape[0]);
+  hv_hdf5_info_text(&frame, found, sizeof found);
+  return hv_string_list_append_format(
+      &facts->warnings, "obs/%s is no camera: a frame is %s, one of a camera is u8 (height, width, 3)", name, found);
 }
 
 /* One member of obs: a camera, a signal, or something that nobody can ask for (depth, segmentation). */
