@@ -16,7 +16,7 @@ enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX };
 
 /* Opens the file and refuses what is plainly something else, before the library sees it. */
 static hv_status open_descriptor(hv_hdf5 *file) {
-  file->fd = open(file->path, O_RDONLY | O_CLOEXEC);
+  file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
   if (file->fd < 0) return hv_error_errno(errno, "cannot open %s", file->path);
   struct stat info;
   if (fstat(file->fd, &info) != 0) return hv_error_errno(errno, "cannot examine %s", file->path);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -23,28 +24,44 @@ static void free_writer(hv_file_writer *writer) {
   free(writer);
 }
 
+/* The file to be replaced, on the heap: behind links, where there are any. *mode is its own, 0 where there is none. */
+static hv_status find_target(const char *path, char **out, mode_t *mode) {
+  struct stat info = {0};
+  bool exists = stat(path, &info) == 0;
+  if (exists && !S_ISREG(info.st_mode)) {
+    return hv_error(HV_ERR_INPUT, "cannot write %s: it is %s", path,
+                    S_ISDIR(info.st_mode) ? "a directory" : "no regular file, and only those are replaced as a whole");
+  }
+  *mode = info.st_mode & 07777;
+  *out = exists ? realpath(path, NULL) : strdup(path);
+  return *out ? HV_OK : hv_error_errno(errno, "cannot write %s", path);
+}
+
 hv_status hv_file_writer_open(const char *path, hv_file_writer **out) {
   *out = NULL;
   hv_file_writer *writer = calloc(1, sizeof *writer);
   if (!writer) return hv_error_memory("a file writer");
   writer->fd = -1;
-  size_t size = strlen(path) + 32;
-  writer->path = strdup(path);
-  writer->partial_path = malloc(size);
+  hv_status status = HV_OK;
+  mode_t mode;
+  HV_CHECK(find_target(path, &writer->path, &mode));
+  if (asprintf(&writer->partial_path, "%s.%ld.tmp", writer->path, (long)getpid()) < 0) writer->partial_path = NULL;
   writer->hash = XXH3_createState();
-  if (!writer->path || !writer->partial_path || !writer->hash || XXH3_64bits_reset(writer->hash) != XXH_OK) {
-    free_writer(writer);
-    return hv_error_memory("a file writer");
+  if (!writer->partial_path || !writer->hash || XXH3_64bits_reset(writer->hash) != XXH_OK) {
+    status = hv_error_memory("a file writer");
+    goto done;
   }
-  snprintf(writer->partial_path, size, "%s.%ld.tmp", path, (long)getpid());
   writer->fd = open(writer->partial_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (writer->fd < 0) {
-    hv_status status = hv_error_errno(errno, "cannot create %s", writer->partial_path);
-    free_writer(writer);
-    return status;
+    status = hv_error_errno(errno, "cannot create %s", writer->partial_path);
+    goto done;
   }
+  if (mode) fchmod(writer->fd, mode); /* where a disk knows no permissions, there are none to lose */
   *out = writer;
   return HV_OK;
+done:
+  free_writer(writer);
+  return status;
 }
 
 hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size) {

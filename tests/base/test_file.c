@@ -36,6 +36,11 @@ static void writes_replace_whole_files(void **state) {
   assert_text(path, "another");
   assert_ok(hv_write_file_atomic(path, "", 0));
   assert_text(path, "");
+  struct stat info;
+  assert_int_equal(chmod(path, 0640), 0);
+  assert_ok(hv_write_file_atomic(path, "one", 3));
+  assert_int_equal(stat(path, &info), 0);
+  assert_int_equal(info.st_mode & 0777, 0640);
   assert_int_equal(count_entries(*state), 1);
   assert_error(hv_write_file_atomic(in_folder(*state, "absent/a.txt"), "x", 1), "absent/a.txt");
 }
@@ -61,6 +66,34 @@ static void a_writer_shows_nothing_before_its_commit(void **state) {
 }
 
 /* The digest of what was written is that of the file, however it was cut into pieces; one bit changes it. */
+static void a_link_stays_and_what_it_names_is_replaced(void **state) {
+  const char *link = in_folder(*state, "link");
+  write_text(in_folder(*state, "named"), "old");
+  assert_int_equal(symlink("named", link), 0);
+  assert_ok(hv_write_file_atomic(link, "new", 3));
+  assert_text(in_folder(*state, "named"), "new");
+  struct stat info;
+  assert_int_equal(lstat(link, &info), 0);
+  assert_true(S_ISLNK(info.st_mode));
+  assert_int_equal(count_entries(*state), 2);
+}
+
+/* A pipe that nobody is at the other end of is neither waited for nor replaced. */
+static void what_is_no_file_is_refused(void **state) {
+  const char *pipe = in_folder(*state, "pipe"), *link = in_folder(*state, "link");
+  assert_int_equal(mkfifo(pipe, 0666), 0);
+  assert_int_equal(symlink("pipe", link), 0);
+  assert_error(hv_write_file_atomic(pipe, "x", 1), pipe, "no regular file");
+  assert_error(hv_write_file_atomic(link, "x", 1), link, "no regular file");
+  assert_error(hv_write_file_atomic(*state, "x", 1), *state, "a directory");
+  hv_mapping mapping;
+  assert_error(hv_map_file(pipe, &mapping), pipe, "not a regular file");
+  struct stat info;
+  assert_int_equal(stat(pipe, &info), 0);
+  assert_true(S_ISFIFO(info.st_mode));
+  assert_int_equal(count_entries(*state), 2);
+}
+
 static void a_digest_tells_files_apart(void **state) {
   const char *path = in_folder(*state, "a.bin"), *other = in_folder(*state, "b.bin");
   hv_file_writer *writer;
@@ -228,6 +261,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(writes_replace_whole_files),
       TEST(a_writer_shows_nothing_before_its_commit),
+      TEST(a_link_stays_and_what_it_names_is_replaced),
+      TEST(what_is_no_file_is_refused),
       TEST(a_digest_tells_files_apart),
       TEST(a_killed_writer_leaves_the_old_file),
       TEST(a_full_disk_leaves_the_old_file),
