@@ -13,6 +13,7 @@ enum {
   HV_MAX_CAMERAS = 8,
   HV_MAX_TOWERS = 2,
   HV_NAME_SIZE = 64, /* of a camera or a key, with its NUL */
+  HV_MAX_DIFFUSION_STEPS = 1000,
 };
 
 typedef enum hv_objective { HV_HYBRID, HV_DIFFUSION, HV_AUTOREGRESSIVE } hv_objective;

@@ -54,17 +54,21 @@ static hv_sampler_stage ddim_stage(int32_t t, double bar, double previous) {
   };
 }
 
-hv_status hv_schedule_ddim(int32_t steps, int32_t n, hv_sampler_stage *out) {
-  double alpha_bar[HV_MAX_DIFFUSION_STEPS];
+hv_status hv_schedule_check_ddim(int32_t steps, int32_t n) {
   if (steps < 1 || steps > HV_MAX_DIFFUSION_STEPS)
     return hv_error(HV_ERR_INPUT, "%d diffusion steps: 1 … %d are possible", steps, HV_MAX_DIFFUSION_STEPS);
+  return n == 1 || (n > 1 && stride_for(steps, n)) ? HV_OK : impossible_count(steps, n);
+}
+
+hv_status hv_schedule_ddim(int32_t steps, int32_t n, hv_sampler_stage *out) {
+  double alpha_bar[HV_MAX_DIFFUSION_STEPS];
+  HV_TRY(hv_schedule_check_ddim(steps, n));
   hv_schedule_alpha_bar(steps, alpha_bar);
   if (n == 1) {
     out[0] = ddim_stage(steps / 2, alpha_bar[steps / 2], 1.0);
     return HV_OK;
   }
-  int32_t stride = n > 1 ? stride_for(steps, n) : 0;
-  if (!stride) return impossible_count(steps, n);
+  int32_t stride = stride_for(steps, n);
   for (int32_t i = 0; i < n; i++) {
     int32_t t = (n - 1 - i) * stride;
     out[i] = ddim_stage(t, alpha_bar[t], t ? alpha_bar[t - stride] : 1.0);

@@ -3,11 +3,10 @@
 #ifndef HV_HYBRIDVLA_SCHEDULE_H
 #define HV_HYBRIDVLA_SCHEDULE_H
 
-#include "core/base/status.h"
-
 #include <stdint.h>
 
-enum { HV_MAX_DIFFUSION_STEPS = 1000 };
+#include "core/base/status.h"
+#include "core/hybridvla/config.h"
 
 /* alpha_bar[t], t = 0 … steps − 1, of "squaredcos_cap_v2". */
 void hv_schedule_alpha_bar(int32_t steps, double *alpha_bar);
@@ -21,6 +20,7 @@ typedef struct hv_sampler_stage {
 /* DDIM with n of `steps` timesteps, in the order they run; `out` has room for n. HV_ERR_INPUT lists the neighbouring
  * counts where no stride gives exactly n. */
 HV_NODISCARD hv_status hv_schedule_ddim(int32_t steps, int32_t n, hv_sampler_stage *out);
+HV_NODISCARD hv_status hv_schedule_check_ddim(int32_t steps, int32_t n); /* the errors of the former alone */
 
 /* All steps of DDPM sampling with the fixed small variance, no noise at t = 0; `out` has room for `steps`. */
 void hv_schedule_ddpm(int32_t steps, hv_sampler_stage *out);

@@ -91,7 +91,11 @@ static const char *const llm_others[] = {"head_dim",
 const hv_section hv_section_llm = {llm, COUNT(llm), llm_others};
 
 static const hv_field diffusion[] = {
-    {.key = "steps", .kind = HV_FIELD_INT, .offset = offsetof(hv_config, diffusion_steps), .min = 1, .max = 100000},
+    {.key = "steps",
+     .kind = HV_FIELD_INT,
+     .offset = offsetof(hv_config, diffusion_steps),
+     .min = 1,
+     .max = HV_MAX_DIFFUSION_STEPS},
     {CONSTANT("schedule", schedules)},
 };
 const hv_section hv_section_diffusion = {diffusion, COUNT(diffusion), no_others};

@@ -184,6 +184,7 @@ static void values_that_do_not_fit_are_refused(void **state) {
       {"special_tokens.empty", "-1", "special_tokens.empty", "a token id or null"},
       {"action_tokens.base", "281", "action_tokens.base", "at most llm.vocab_size 280"},
       {"action_tokens.base", "255", "action_tokens.base", "at least bins (256)"},
+      {"diffusion.steps", "1001", "diffusion.steps", "an integer from 1 to 1000"},
       {"diffusion.schedule", "linear", "diffusion.schedule", "supported is \"squaredcos_cap_v2\""},
       {"diffusion", "3", "diffusion", "must be a mapping"},
   };

@@ -162,6 +162,17 @@ static void errors_are_those_of_the_models_actions(void **state) {
 }
 
 /* A device with streams changes averages and parameters in one, and predicts in another. */
+/* Before the first step, not at the first measurement. */
+static void a_prediction_that_cannot_be_is_told_at_the_start(void **state) {
+  const char *held_out = "--set data.valid_split=valid --set validation.ddim_steps=";
+  char rest[128];
+  snprintf(rest, sizeof rest, "%s%s", held_out, "11");
+  expect_train(2, run_arguments(*state, "run", rest), "validation.ddim_steps: DDIM with 11 of 100", "10 and 12", NULL);
+  snprintf(rest, sizeof rest, "%s%s", held_out, "4 --set model.diffusion.steps=3");
+  expect_train(2, run_arguments(*state, "run", rest), "validation.ddim_steps: DDIM with 4 of 3", NULL);
+  assert_false(hv_file_exists(in_folder(*state, "run")));
+}
+
 static void averages_are_in_place_before_they_predict(void **state) {
   static const char *const devices[] = {"cpu", "emu"};
   double error_of[2];
@@ -182,6 +193,7 @@ static void averages_are_in_place_before_they_predict(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_prediction_that_cannot_be_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(errors_are_those_of_the_models_actions, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_in_place_before_they_predict, make_folder, remove_folder),
   };

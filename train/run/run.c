@@ -10,6 +10,7 @@
 #include "core/base/clock.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/hybridvla/schedule.h"
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 #include "train/adapt.h"
@@ -215,9 +216,15 @@ static hv_status open_files(run *self) {
   return hv_run_files_open(&options, &self->files);
 }
 
-/* A model without one of the heads has no figures for it. */
-static hv_status check_metric(const run *self) {
+/* What would fail at the first measurement only, after many steps. A model without one of the heads has no figures for
+ * it. */
+static hv_status check_validation(const run *self) {
   const hv_config *model = &self->model.config;
+  if (self->config->data.valid_split && hv_config_has_diffusion(model)) {
+    HV_TRY(
+        hv_error_context(hv_schedule_check_ddim(model->diffusion_steps, (int32_t)self->config->validation.ddim_steps),
+                         "%s: validation.ddim_steps", self->config->source));
+  }
   hv_held_out_metric metric = (hv_held_out_metric)self->config->validation.metric;
   bool diffusion = metric == HV_METRIC_DIFFUSION || metric == HV_METRIC_ENSEMBLE;
   bool autoregression = metric == HV_METRIC_AUTOREGRESSIVE || metric == HV_METRIC_ENSEMBLE;
@@ -235,7 +242,7 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_check_ranks(config, self->comm->size));
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
-  HV_TRY(check_metric(self));
+  HV_TRY(check_validation(self));
   HV_TRY(hv_run_check_agreement(config, &self->data, self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
