@@ -158,6 +158,11 @@ static bool put(json_t *document, const char *key, json_t *value) {
   return false;
 }
 
+static bool is_quoted(const char *text) {
+  size_t length = strlen(text);
+  return length >= 2 && (*text == '"' || *text == '\'') && text[length - 1] == *text;
+}
+
 static void apply_set(parser *p, json_t *document, const char *set) {
   const char *equals = strchr(set, '=');
   size_t length = equals ? (size_t)(equals - set) : 0;
@@ -179,7 +184,8 @@ static void apply_set(parser *p, json_t *document, const char *set) {
   }
   json_t *value = NULL;
   static const hv_option inner = {.key = "", .type = HV_OPTION_OPAQUE};
-  hv_status status = hv_option_text_to_json(strcmp(option->key, key) == 0 ? option : &inner, equals + 1, &value);
+  bool typed = strcmp(option->key, key) == 0 && !is_quoted(equals + 1);
+  hv_status status = hv_option_text_to_json(typed ? option : &inner, equals + 1, &value);
   if (status) {
     add_status(p, "--set", key, status);
   } else if (!put(document, key, value)) {

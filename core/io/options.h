@@ -71,8 +71,8 @@ typedef struct hv_option {
 
 /* Reads `document` (a mapping; NULL counts as empty) and then `sets`, each "key=value", into *out, a struct whose
  * fields are zeroed first. `where` names the document in errors. `--set` values are YAML (for STRING and PATH the bare
- * text), and reach into opaque mappings: "model.llm.hidden_size=64", "model.vision.0.width=32". After an error *out
- * holds nothing. */
+ * text, or one in quotes), and reach into opaque mappings: "model.llm.hidden_size=64", "model.vision.0.width=32".
+ * After an error *out holds nothing. */
 HV_NODISCARD hv_status hv_options_parse(const hv_option *table, size_t count, const json_t *document, const char *where,
                                         const char *const *sets, size_t num_sets, void *out);
 

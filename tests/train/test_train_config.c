@@ -50,6 +50,19 @@ static void refuses_wrong_types_and_ranges(void **state) {
                "train.freeze must be written as YAML: line 1", NULL);
 }
 
+/* As it reads in the file, from launchers whose quotes no shell has taken off. */
+static void quotes_around_text_are_no_part_of_it(void **state) {
+  static const char *const cases[][2] = {{"\"pick: it up\"", "instruction: 'pick: it up'"},
+                                         {"'\\''pick up'\\''", "instruction: pick up\n"},
+                                         {"pick \"it\" up", "instruction: pick \"it\" up"}};
+  const char *config = write_tiny_config(*state, "x");
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char set[128];
+    snprintf(set, sizeof set, "'data.instruction=%s'", cases[i][0]);
+    expect_train(0, with("config --config '%s' --set %s", config, set), cases[i][1], NULL);
+  }
+}
+
 static void refuses_contradictions(void **state) {
   const char *config = write_tiny_config(*state, "x");
   expect_train(2, with("config --config '%s' --set %s", config, "train.epochs=2"), "train.steps", "train.epochs", NULL);
@@ -164,6 +177,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(names_the_nearest_key, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_the_nearest_key_of_a_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_wrong_types_and_ranges, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(quotes_around_text_are_no_part_of_it, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_contradictions, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(says_what_a_run_needs, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resolves_to_a_configuration_of_its_own, make_folder, remove_folder),
