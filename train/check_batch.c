@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/base/text.h"
 
 enum { ANY = -1, MAX_RANK = 5 };
@@ -40,7 +41,8 @@ static void format_expected(const expectation *want, char *out, size_t size) {
 }
 
 static bool fits(const expectation *want, const hv_file_tensor *tensor) {
-  if (!tensor->known || tensor->dtype != want->dtype || tensor->rank != want->rank) return false;
+  if (strcmp(tensor->dtype_name, hv_safetensors_dtype_name(want->dtype)) != 0 || tensor->rank != want->rank)
+    return false;
   for (int32_t i = 0; i < want->rank; i++) {
     bool matches = want->shape[i] == ANY ? tensor->shape[i] > 0 : tensor->shape[i] == want->shape[i];
     if (!matches) return false;
@@ -86,6 +88,21 @@ static hv_status check_mask(const reader *r, const uint8_t *mask, int64_t count,
   return HV_OK;
 }
 
+/* No error: the numbers are those of the prompt that is given. Whoever compares them should know. */
+static void warn_of_prompt_ends(const reader *r, const hv_config *config) {
+  const hv_batch *batch = &r->out->batch;
+  for (int32_t i = 0; config->token_empty >= 0 && i < batch->samples; i++) {
+    const int32_t *ids = batch->prompt_ids + (int64_t)i * batch->prompt_stride;
+    int32_t length = 0;
+    while (length < batch->prompt_stride && ids[length] >= 0) length++;
+    if (length == 0 || ids[length - 1] == config->token_empty) continue;
+    hv_log_warning("%s: prompt_ids of sample %d end with %d; a prompt of training or prediction ends with %d "
+                   "(special_tokens.empty): is it whole?",
+                   r->path, i, ids[length - 1], config->token_empty);
+    return;
+  }
+}
+
 static hv_status read_batch(reader *r, const hv_config *config) {
   int64_t size = config->vision[0].image_size, chunk = config->action_chunk, dim = config->action_dim;
   bool diffusion = hv_config_has_diffusion(config), failed = false;
@@ -123,6 +140,7 @@ static hv_status read_batch(reader *r, const hv_config *config) {
                              .noise = copy(r, noise, &failed),
                              .timesteps = copy(r, timesteps, &failed)};
   if (failed) return hv_error_memory("the batch");
+  warn_of_prompt_ends(r, config);
   return check_mask(r, r->out->batch.action_mask, samples * chunk, (int32_t)chunk);
 }
 

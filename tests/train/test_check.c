@@ -244,6 +244,59 @@ static void refuses_spoiled_batches(void **state) {
   }
 }
 
+/* The batch `from` with one string of its header replaced. */
+static void write_with_header(const char *from, const char *to, const char *old, const char *new) {
+  char *bytes;
+  size_t size;
+  assert_ok(hv_read_text(from, 1 << 26, &bytes, &size));
+  uint64_t header;
+  memcpy(&header, bytes, sizeof header);
+  const char *at = memmem(bytes + 8, header, old, strlen(old));
+  assert_non_null(at);
+  size_t before = (size_t)(at - bytes) - 8, rest = size - 8 - before - strlen(old);
+  hv_file_writer *writer;
+  header += strlen(new) - strlen(old);
+  assert_ok(hv_file_writer_open(to, &writer));
+  assert_ok(hv_file_writer_write(writer, &header, sizeof header));
+  assert_ok(hv_file_writer_write(writer, bytes + 8, before));
+  assert_ok(hv_file_writer_write(writer, new, strlen(new)));
+  assert_ok(hv_file_writer_write(writer, at + strlen(old), rest));
+  assert_ok(hv_file_writer_commit(writer));
+  free(bytes);
+}
+
+static void refuses_truth_values_as_a_mask(void **state) {
+  char arguments[2048];
+  const char *bad = in_folder(*state, "bad.safetensors"), *out = in_folder(*state, "out.safetensors");
+  write_with_header(FIXTURES "diffusion/batch.safetensors", bad, "\"action_mask\":{\"dtype\":\"U8\"",
+                    "\"action_mask\":{\"dtype\":\"BOOL\"");
+  snprintf(arguments, sizeof arguments, "check --model '" FIXTURES "diffusion' --batch '%s' --out '%s'", bad, out);
+  expect_train(2, arguments, "action_mask is BOOL", "expected U8", NULL);
+  assert_false(hv_file_exists(out));
+}
+
+/* Whoever ports the model and forgets the prompt's last token gets the numbers of another prompt, and is told. */
+static void warns_of_a_prompt_without_its_end(void **state) {
+  char arguments[2048];
+  const char *other = in_folder(*state, "other.safetensors"), *out = in_folder(*state, "out.safetensors");
+  hv_safetensors *batch = open_tensors(FIXTURES "diffusion/batch.safetensors");
+  const hv_file_tensor *prompt = hv_safetensors_find(batch, "prompt_ids");
+  const int32_t *ids = prompt->data;
+  int64_t length = 0;
+  while (length < prompt->shape[1] && ids[length] >= 0) length++;
+  spoiling how = {"prompt_ids", HV_I32, 0, KEEP, length - 1, 7, false, {NULL}};
+  hv_safetensors_close(batch);
+  write_spoiled(FIXTURES "diffusion/batch.safetensors", other, &how);
+  snprintf(arguments, sizeof arguments, "check --model '" FIXTURES "diffusion' --batch '%s' --out '%s'", other, out);
+  expect_train(0, arguments, "warning", "prompt_ids of sample 0 end with 7", "special_tokens.empty", NULL);
+  snprintf(arguments, sizeof arguments,
+           "check --model '" FIXTURES "diffusion' --batch '" FIXTURES "diffusion/batch.safetensors' --out '%s'", out);
+  char *said;
+  assert_int_equal(run_train("", arguments, &said), 0);
+  assert_null(strstr(said, "warning"));
+  free(said);
+}
+
 static void reports_all_shapes_together(void **state) {
   char arguments[2048];
   const char *out = in_folder(*state, "out.safetensors");
@@ -314,6 +367,8 @@ int main(void) {
       cmocka_unit_test_setup_teardown(serves_each_objective_of_a_hybrid_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_an_objective_that_the_model_lacks, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_spoiled_batches, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(refuses_truth_values_as_a_mask, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(warns_of_a_prompt_without_its_end, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_all_shapes_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_files_that_are_none, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_depend_on_threads, make_folder, remove_folder),
