@@ -96,11 +96,11 @@ static hv_status format_json(const hv_demonstrations *demonstrations, const hv_e
   const char *instruction =
       episode->instruction >= 0 ? hv_demonstrations_instruction(demonstrations, episode->instruction) : NULL;
   json_t *document = json_pack(
-      "{s:s, s:I, s:I, s:s?, s:o, s:o}", "episode", episode->name, "frame", (json_int_t)frame, "frames",
-      (json_int_t)episode->frames, "instruction", instruction, "state",
+      "{s:o, s:I, s:I, s:o, s:o, s:o}", "episode", hv_json_text(episode->name), "frame", (json_int_t)frame, "frames",
+      (json_int_t)episode->frames, "instruction", instruction ? hv_json_text(instruction) : json_null(), "state",
       row_to_json(hv_demonstrations_state(demonstrations), hv_demonstrations_state_dim(demonstrations), row), "action",
       row_to_json(hv_demonstrations_actions(demonstrations), hv_demonstrations_action_dim(demonstrations), row));
-  if (!document) return hv_error(HV_ERR_INPUT, "%s: a name or an instruction is not valid UTF-8", episode->file);
+  if (!document) return hv_error_memory("the frame");
   hv_status status = hv_json_format_line(document, out);
   hv_text_add(out, "\n");
   json_decref(document);

@@ -26,8 +26,8 @@ static json_t *cameras_to_json(const hv_file_summary *summary) {
   json_t *array = json_array();
   for (size_t i = 0; array && i < summary->num_cameras; i++) {
     const hv_camera *camera = &summary->cameras[i];
-    json_t *entry = json_pack("{s:s, s:i, s:i, s:s}", "name", camera->name, "width", camera->width, "height",
-                              camera->height, "encoding", hv_encoding_name(camera->encoding));
+    json_t *entry = json_pack("{s:o, s:i, s:i, s:s}", "name", hv_json_text(camera->name), "width", camera->width,
+                              "height", camera->height, "encoding", hv_encoding_name(camera->encoding));
     if (entry && json_array_append_new(array, entry) == 0) continue;
     json_decref(array);
     return NULL;
@@ -41,7 +41,7 @@ static hv_status format_json(const hv_file_summary *summary, hv_text *out) {
                 (json_int_t)summary->episodes, "frames", (json_int_t)summary->frames, "action_dim", summary->action_dim,
                 "state_dim", summary->state_dim, "cameras", cameras_to_json(summary), "instructions",
                 hv_json_strings(&summary->instructions), "warnings", hv_json_strings(&summary->warnings));
-  if (!document) return hv_error(HV_ERR_INPUT, "a name or an instruction of the file is not valid UTF-8");
+  if (!document) return hv_error_memory("the summary");
   hv_status status = hv_json_format_line(document, out);
   hv_text_add(out, "\n");
   json_decref(document);
@@ -100,7 +100,8 @@ const hv_command hv_command_inspect = {
     .name = "inspect",
     .summary = "what a file holds: episodes, cameras, widths, instructions",
     .help = "The names under \"cameras\" and \"state\" are those that a run configuration refers to.\n"
-            "A file with a bad episode is refused with exit code 2; `hvla-data validate` lists all bad ones.\n"
+            "An episode whose actions and state do not fit the others' is refused with exit code 2; `hvla-data\n"
+            "validate`, which also reads every image, lists all that are bad.\n"
             "\n"
             "  hvla-data inspect data/demos/lift.hdf5\n"
             "  hvla-data inspect data/demos/lift.hdf5 --picture lift.png\n"

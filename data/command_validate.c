@@ -20,15 +20,13 @@ static const hv_option options[] = {
 typedef struct findings {
   json_t *bad; /* [{"file", "episode", "reason"}] */
   size_t files, episodes;
-  /* Of the first good episode of the file: */
-  int32_t action_dim; /* 0: there was none yet */
-  hv_string_list cameras;
 } findings;
 
 /* Takes the error: an episode's problem becomes a finding, our own (memory) stays an error. */
 static hv_status note(findings *found, const char *file, const char *episode, hv_status problem) {
   if (!problem || hv_status_code(problem) == HV_ERR_MEMORY) return problem;
-  json_t *entry = json_pack("{s:s, s:s, s:s}", "file", file, "episode", episode, "reason", hv_status_message(problem));
+  json_t *entry = json_pack("{s:o, s:o, s:o}", "file", hv_json_text(file), "episode", hv_json_text(episode), "reason",
+                            hv_json_text(hv_status_message(problem)));
   hv_status_free(problem);
   return entry && json_array_append_new(found->bad, entry) == 0 ? HV_OK : hv_error_memory("a finding");
 }
@@ -45,38 +43,23 @@ static hv_status read_images(const hv_layout *layout, hv_hdf5 *file, const char 
   return status;
 }
 
-/* A run reads the cameras that it names from every episode. */
-static hv_status check_cameras(findings *found, hv_hdf5 *file, const char *episode, const hv_episode_facts *facts) {
-  hv_string_list here = {0};
-  hv_status status = HV_OK;
-  for (size_t i = 0; i < facts->num_cameras; i++) HV_CHECK(hv_string_list_append(&here, facts->cameras[i].name));
-  for (size_t i = 0; i < found->cameras.count; i++) {
-    const char *camera = found->cameras.items[i];
-    if (hv_string_list_contains(&here, camera)) continue;
-    status = hv_error(HV_ERR_INPUT, "%s: %s: camera %s is missing; the episodes before have it", hv_hdf5_path(file),
-                      episode, camera);
-    goto done;
+/* A run reads the cameras and the state that it names from every episode. */
+static hv_status check_presence(const hv_layout *layout, const hv_hdf5 *file, const char *episode,
+                                const hv_episode_facts *facts, const hv_episode_facts *survey) {
+  for (size_t i = 0; i < survey->num_cameras; i++) {
+    if (hv_episode_camera(facts, survey->cameras[i].name)) continue;
+    return hv_error(HV_ERR_INPUT, "%s: %s: camera %s is missing; other episodes have it", hv_hdf5_path(file), episode,
+                    survey->cameras[i].name);
   }
-  if (found->cameras.count == 0) {
-    found->cameras = here;
-    here = (hv_string_list){0};
-  }
-done:
-  hv_string_list_free(&here);
-  return status;
+  return hv_layout_compare(layout, file, episode, facts, survey);
 }
 
-static hv_status check_episode(findings *found, const hv_layout *layout, hv_hdf5 *file, const char *episode) {
+static hv_status check_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                               const hv_episode_facts *survey) {
   hv_episode_facts facts;
   HV_TRY(layout->describe(file, episode, &facts));
   hv_status status = HV_OK;
-  if (found->action_dim == 0) found->action_dim = facts.action_dim;
-  if (facts.action_dim != found->action_dim) {
-    status = hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the episodes before", hv_hdf5_path(file),
-                      episode, facts.action_dim, found->action_dim);
-    goto done;
-  }
-  HV_CHECK(check_cameras(found, file, episode, &facts));
+  HV_CHECK(check_presence(layout, file, episode, &facts, survey));
   HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, NULL));
   for (size_t i = 0; i < facts.num_cameras; i++) {
     HV_CHECK(read_images(layout, file, episode, &facts, &facts.cameras[i]));
@@ -105,18 +88,19 @@ static hv_status check_file(findings *found, const char *path) {
   HV_TRY(hv_hdf5_open(path, &file));
   const hv_layout *layout;
   hv_string_list names = {0};
+  hv_episode_facts survey = {0};
   hv_status status = HV_OK;
   HV_CHECK(hv_layout_find(file, &layout));
   HV_CHECK(layout->list_episodes(file, NULL, &names));
-  found->action_dim = 0;
-  hv_string_list_free(&found->cameras);
+  HV_CHECK(hv_layout_survey(layout, file, &names, &survey));
   for (size_t i = 0; i < names.count; i++) {
-    HV_CHECK(note(found, path, names.items[i], check_episode(found, layout, file, names.items[i])));
+    HV_CHECK(note(found, path, names.items[i], check_episode(layout, file, names.items[i], &survey)));
   }
   HV_CHECK(check_splits(found, layout, file));
   found->files++;
   found->episodes += names.count;
 done:
+  hv_episode_facts_free(&survey);
   hv_string_list_free(&names);
   hv_hdf5_close(file);
   return status;
@@ -161,7 +145,6 @@ static hv_status work(const void *values, hv_command_result *out) {
     out->exit_code = 1;
   }
   hv_status status = report(&found, readable && bad == 0, given->json, &out->text);
-  hv_string_list_free(&found.cameras);
   json_decref(found.bad);
   return status;
 }
@@ -169,9 +152,10 @@ static hv_status work(const void *values, hv_command_result *out) {
 const hv_command hv_command_validate = {
     .name = "validate",
     .summary = "reads everything and names every bad episode",
-    .help = "Checks of each episode that its arrays are equally long, its numbers finite, its images readable\n"
-            "and from the same cameras, and of each file that its splits name episodes that exist. What is\n"
-            "sound but odd, such as pictures that cannot be a camera's, `hvla-data inspect` tells.\n"
+    .help = "Checks of each episode that its arrays are equally long, its numbers finite and its images readable,\n"
+            "that it has the cameras and the default state that others have, as wide as theirs; and of each file\n"
+            "that its splits name episodes that exist. What is sound but odd, such as pictures that cannot be a\n"
+            "camera's, `hvla-data inspect` tells.\n"
             "Exit code 0: all is well; 1: an episode is bad; 2: a file cannot be read at all.\n"
             "\n"
             "  hvla-data validate data/demos/*.hdf5\n"

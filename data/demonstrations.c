@@ -64,6 +64,22 @@ static hv_status choose_actions(hv_demonstrations *d, const hv_demonstrations_op
   return HV_OK;
 }
 
+/* A state that the first episode alone would choose must be what every later one would choose, too. */
+static hv_status check_default_state(const hv_demonstrations *d, const opened_file *file, const char *name,
+                                     const hv_episode_facts *facts) {
+  hv_string_list state = {0};
+  hv_status status = file->layout->default_state(facts, &state);
+  for (size_t i = 0; i < state.count && !status; i++) {
+    if (hv_string_list_contains(&d->state_keys, state.items[i])) continue;
+    status = hv_error(HV_ERR_INPUT,
+                      "%s: %s: has %s, which belongs to the state by default and which the first episode (%s of %s) "
+                      "lacks; name state keys that all episodes have",
+                      file->path, name, state.items[i], d->episodes[0].name, d->episodes[0].file);
+  }
+  hv_string_list_free(&state);
+  return status;
+}
+
 /* Fixes widths at the first episode: what the options ask for, then what the file has. */
 static hv_status start_with(hv_demonstrations *d, const hv_demonstrations_options *options, const opened_file *file,
                             const hv_episode_facts *facts) {
@@ -184,6 +200,7 @@ static hv_status add_episode(hv_demonstrations *d, const hv_demonstrations_optio
   HV_TRY(file->layout->describe(file->hdf5, name, &facts));
   hv_status status = HV_OK;
   if (d->num_episodes == 0) HV_CHECK(start_with(d, options, file, &facts));
+  if (options->default_state && d->num_episodes > 0) HV_CHECK(check_default_state(d, file, name, &facts));
   HV_CHECK(check_widths(d, options, file, name, &facts));
 
   hv_episode *episodes = realloc(d->episodes, (size_t)(d->num_episodes + 1) * sizeof *episodes);

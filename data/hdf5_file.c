@@ -296,6 +296,36 @@ hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out) {
   return *out < 0 ? hv_hdf5_error(file, object, "cannot be opened") : HV_OK;
 }
 
+/* Chunks that a shape takes; 0: the data set has none. */
+static hsize_t count_chunks(hid_t properties, const hv_hdf5_info *info) {
+  hsize_t chunk[HV_HDF5_MAX_RANK], count = 1;
+  if (H5Pget_layout(properties) != H5D_CHUNKED || H5Pget_chunk(properties, HV_HDF5_MAX_RANK, chunk) < 1) return 0;
+  for (int i = 0; i < info->rank; i++) {
+    hsize_t along = chunk[i] ? ((hsize_t)info->shape[i] + chunk[i] - 1) / chunk[i] : 0;
+    if (__builtin_mul_overflow(count, along, &count)) return UINT64_MAX;
+  }
+  return count;
+}
+
+hv_status hv_hdf5_check_written(const hv_hdf5 *file, const char *object, hid_t dataset, const hv_hdf5_info *info) {
+  for (int i = 0; i < info->rank; i++) {
+    if (info->shape[i] == 0) return HV_OK;
+  }
+  if (H5Dget_storage_size(dataset) == 0) return hv_hdf5_bad(file, object, "was declared but never written");
+  hid_t properties = H5Dget_create_plist(dataset), space = H5Dget_space(dataset);
+  hsize_t expected = properties < 0 ? 0 : count_chunks(properties, info), written = 0;
+  hv_status status = HV_OK;
+  if (properties < 0 || space < 0 || (expected > 0 && H5Dget_num_chunks(dataset, space, &written) < 0)) {
+    status = hv_hdf5_error(file, object, "its storage cannot be read");
+  } else if (written < expected) {
+    status = hv_hdf5_bad(file, object, "only %llu of its %llu chunks were ever written", (unsigned long long)written,
+                         (unsigned long long)expected);
+  }
+  if (space >= 0) H5Sclose(space);
+  if (properties >= 0) H5Pclose(properties);
+  return status;
+}
+
 hv_status hv_hdf5_describe(hv_hdf5 *file, const char *dataset, hv_hdf5_info *out) {
   *out = (hv_hdf5_info){0};
   hid_t id = -1;
@@ -335,10 +365,7 @@ hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, fl
     status = hv_hdf5_bad(file, dataset, "is %s; %lld floating-point numbers are expected", found, (long long)count);
     goto done;
   }
-  if (count > 0 && H5Dget_storage_size(id) == 0) {
-    status = hv_hdf5_bad(file, dataset, "was declared but never written");
-    goto done;
-  }
+  HV_CHECK(hv_hdf5_check_written(file, dataset, id, &info));
   if (H5Dread(id, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0) {
     status = hv_hdf5_error(file, dataset, "cannot be read");
   }

@@ -283,11 +283,11 @@ hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **ou
     status = hv_hdf5_error(file, dataset, "its storage cannot be read");
     goto done;
   }
-  if (info.shape[0] > 0 && H5Dget_storage_size(frames->dataset) == 0) {
-    status = hv_hdf5_bad(file, dataset, "was declared but never written");
-    goto done;
-  }
   choose_storage(frames, &info, properties);
+  /* A frame that is a chunk of its own is missed when it is read, by its number. */
+  if (frames->storage != STORAGE_FRAME_CHUNKS || H5Dget_storage_size(frames->dataset) == 0) {
+    HV_CHECK(hv_hdf5_check_written(file, dataset, frames->dataset, &info));
+  }
 done:
   if (properties >= 0) H5Pclose(properties);
   hv_hdf5_leave();

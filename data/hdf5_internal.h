@@ -41,6 +41,10 @@ hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *forma
 HV_NODISCARD hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out);
 HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, hid_t dataset, hv_hdf5_info *out);
 
+/* HV_ERR_INPUT where a part was never written, which the library reads as zeros. Between enter and leave. */
+HV_NODISCARD hv_status hv_hdf5_check_written(const hv_hdf5 *file, const char *object, hid_t dataset,
+                                             const hv_hdf5_info *info);
+
 /* Between enter and leave, after the file is opened: fills in the heap's fields. */
 HV_NODISCARD hv_status hv_hdf5_open_heap(hv_hdf5 *file);
 size_t hv_hdf5_reference_size(const hv_hdf5 *file);

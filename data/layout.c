@@ -25,6 +25,20 @@ void hv_episode_facts_free(hv_episode_facts *facts) {
   *facts = (hv_episode_facts){0};
 }
 
+const hv_camera *hv_episode_camera(const hv_episode_facts *facts, const char *name) {
+  for (size_t i = 0; i < facts->num_cameras; i++) {
+    if (strcmp(facts->cameras[i].name, name) == 0) return &facts->cameras[i];
+  }
+  return NULL;
+}
+
+const hv_signal *hv_episode_signal(const hv_episode_facts *facts, const char *name) {
+  for (size_t i = 0; i < facts->num_signals; i++) {
+    if (strcmp(facts->signals[i].name, name) == 0) return &facts->signals[i];
+  }
+  return NULL;
+}
+
 hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out) {
   *out = NULL;
   hv_text known = {0};
@@ -68,13 +82,6 @@ hv_status hv_layout_read_actions(const hv_layout *layout, hv_hdf5 *file, const c
   return check_finite(file, episode, "actions", facts->frames, facts->action_dim, out);
 }
 
-const hv_signal *hv_episode_signal(const hv_episode_facts *facts, const char *name) {
-  for (size_t i = 0; i < facts->num_signals; i++) {
-    if (strcmp(facts->signals[i].name, name) == 0) return &facts->signals[i];
-  }
-  return NULL;
-}
-
 hv_status hv_layout_read_signal(const hv_layout *layout, hv_hdf5 *file, const char *episode,
                                 const hv_episode_facts *facts, const char *name, float *out) {
   HV_TRY(layout->read_signal(file, episode, facts, name, out));
@@ -97,5 +104,72 @@ hv_status hv_layout_check_numbers(const hv_layout *layout, hv_hdf5 *file, const 
     status = hv_layout_read_signal(layout, file, episode, facts, name, values);
   }
   free(values);
+  return status;
+}
+
+static hv_status unite(const hv_episode_facts *episode, hv_episode_facts *all) {
+  if (all->frames == 0) {
+    all->frames = episode->frames;
+    all->action_dim = episode->action_dim;
+  }
+  hv_camera *cameras = realloc(all->cameras, (all->num_cameras + episode->num_cameras + 1) * sizeof *cameras);
+  if (cameras) all->cameras = cameras;
+  hv_signal *signals = realloc(all->signals, (all->num_signals + episode->num_signals + 1) * sizeof *signals);
+  if (signals) all->signals = signals;
+  if (!cameras || !signals) return hv_error_memory("the episodes' facts");
+  for (size_t i = 0; i < episode->num_cameras; i++) {
+    if (!hv_episode_camera(all, episode->cameras[i].name)) cameras[all->num_cameras++] = episode->cameras[i];
+  }
+  for (size_t i = 0; i < episode->num_signals; i++) {
+    if (!hv_episode_signal(all, episode->signals[i].name)) signals[all->num_signals++] = episode->signals[i];
+  }
+  return HV_OK;
+}
+
+hv_status hv_layout_survey(const hv_layout *layout, hv_hdf5 *file, const hv_string_list *episodes,
+                           hv_episode_facts *out) {
+  *out = (hv_episode_facts){0};
+  for (size_t i = 0; i < episodes->count; i++) {
+    hv_episode_facts facts;
+    hv_status status = layout->describe(file, episodes->items[i], &facts);
+    if (!status) {
+      status = unite(&facts, out);
+      hv_episode_facts_free(&facts);
+    }
+    if (status && hv_status_code(status) == HV_ERR_MEMORY) {
+      hv_episode_facts_free(out);
+      return status;
+    }
+    hv_status_free(status); /* a bad episode is told of where it is looked at */
+  }
+  return HV_OK;
+}
+
+static hv_status compare_state(const hv_string_list *state, const hv_hdf5 *file, const char *episode,
+                               const hv_episode_facts *facts, const hv_episode_facts *survey) {
+  for (size_t i = 0; i < state->count; i++) {
+    const char *name = state->items[i];
+    const hv_signal *found = hv_episode_signal(facts, name), *expected = hv_episode_signal(survey, name);
+    if (!found) {
+      return hv_error(HV_ERR_INPUT, "%s: %s: %s of the state is missing; other episodes have it", hv_hdf5_path(file),
+                      episode, name);
+    }
+    if (found->width == expected->width) continue;
+    return hv_error(HV_ERR_INPUT, "%s: %s: %s has %d dimensions, %d in other episodes", hv_hdf5_path(file), episode,
+                    name, found->width, expected->width);
+  }
+  return HV_OK;
+}
+
+hv_status hv_layout_compare(const hv_layout *layout, const hv_hdf5 *file, const char *episode,
+                            const hv_episode_facts *facts, const hv_episode_facts *survey) {
+  if (facts->action_dim != survey->action_dim) {
+    return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", hv_hdf5_path(file),
+                    episode, facts->action_dim, survey->action_dim);
+  }
+  hv_string_list state = {0};
+  hv_status status = layout->default_state(survey, &state);
+  if (!status) status = compare_state(&state, file, episode, facts, survey);
+  hv_string_list_free(&state);
   return status;
 }

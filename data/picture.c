@@ -39,18 +39,36 @@ done:
   return status;
 }
 
-static hv_status draw(const hv_layout *layout, hv_hdf5 *file, const char *episode, const hv_file_summary *summary,
-                      hv_image *sheet) {
+/* The rows of the cameras that an episode has and none before it; *undrawn counts down. */
+static hv_status draw_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                              const hv_file_summary *summary, bool *drawn, size_t *undrawn, hv_image *sheet) {
   hv_episode_facts facts;
   HV_TRY(layout->describe(file, episode, &facts));
   hv_status status = HV_OK;
   for (size_t i = 0; i < summary->num_cameras && !status; i++) {
     hv_frames *frames;
-    status = layout->open_frames(file, episode, &facts, summary->cameras[i].name, &frames);
+    const char *camera = summary->cameras[i].name;
+    if (drawn[i] || !hv_episode_camera(&facts, camera)) continue;
+    status = layout->open_frames(file, episode, &facts, camera, &frames);
     if (!status) status = draw_row(frames, sheet, (int)i);
     hv_frames_close(frames);
+    drawn[i] = true;
+    --*undrawn;
   }
   hv_episode_facts_free(&facts);
+  return status;
+}
+
+static hv_status draw(const hv_layout *layout, hv_hdf5 *file, const hv_string_list *episodes,
+                      const hv_file_summary *summary, hv_image *sheet) {
+  size_t undrawn = summary->num_cameras;
+  bool *drawn = calloc(undrawn, sizeof *drawn);
+  if (!drawn) return hv_error_memory("a picture");
+  hv_status status = HV_OK;
+  for (size_t i = 0; i < episodes->count && undrawn > 0 && !status; i++) {
+    status = draw_episode(layout, file, episodes->items[i], summary, drawn, &undrawn, sheet);
+  }
+  free(drawn);
   return status;
 }
 
@@ -65,7 +83,7 @@ hv_status hv_contact_sheet(hv_hdf5 *file, const hv_file_summary *summary, const 
   int32_t rows = (int32_t)summary->num_cameras;
   HV_CHECK(hv_image_allocate(GAP + COLUMNS * (CELL + GAP), GAP + rows * (CELL + GAP), &sheet));
   memset(sheet.rgb, 255, (size_t)sheet.width * (size_t)sheet.height * 3);
-  HV_CHECK(draw(layout, file, names.items[0], summary, &sheet));
+  HV_CHECK(draw(layout, file, &names, summary, &sheet));
   status = hv_image_save_png(path, &sheet);
 done:
   hv_image_free(&sheet);

@@ -42,17 +42,14 @@ static hv_status finish_tally(const tally *t, hv_string_list *out) {
   return HV_OK;
 }
 
-/* Cameras that an episode does not have as the first one does. */
+/* Cameras that an episode does not have as others do. */
 static hv_status compare_cameras(const hv_file_summary *summary, const hv_episode_facts *facts, const char *episode,
                                  tally *warnings) {
   for (size_t i = 0; i < summary->num_cameras; i++) {
-    const hv_camera *expected = &summary->cameras[i], *found = NULL;
-    for (size_t c = 0; c < facts->num_cameras; c++) {
-      if (strcmp(facts->cameras[c].name, expected->name) == 0) found = &facts->cameras[c];
-    }
+    const hv_camera *expected = &summary->cameras[i], *found = hv_episode_camera(facts, expected->name);
     if (found && found->width == expected->width && found->height == expected->height) continue;
     hv_text text = {0};
-    hv_text_add(&text, found ? "camera %s has another size than in the first episode" : "camera %s is missing",
+    hv_text_add(&text, found ? "camera %s has another size than in the episodes before" : "camera %s is missing",
                 expected->name);
     hv_status status =
         text.failed ? hv_error_memory("warnings") : add_to_tally(warnings, hv_text_string(&text), episode);
@@ -62,40 +59,30 @@ static hv_status compare_cameras(const hv_file_summary *summary, const hv_episod
   return HV_OK;
 }
 
-/* What the first episode has, others are compared with. */
-static hv_status start_summary(const hv_layout *layout, const hv_episode_facts *facts, hv_file_summary *out) {
-  out->shortest = facts->frames;
-  out->action_dim = facts->action_dim;
-  HV_TRY(layout->default_state(facts, &out->state));
+/* What all episodes have between them; its arrays are the summary's from then on. */
+static hv_status start_summary(const hv_layout *layout, hv_episode_facts *survey, hv_file_summary *out) {
+  out->action_dim = survey->action_dim;
+  out->cameras = survey->cameras;
+  out->num_cameras = survey->num_cameras;
+  out->signals = survey->signals;
+  out->num_signals = survey->num_signals;
+  HV_TRY(layout->default_state(survey, &out->state));
   for (size_t i = 0; i < out->state.count; i++) {
-    const hv_signal *signal = hv_episode_signal(facts, out->state.items[i]);
+    const hv_signal *signal = hv_episode_signal(survey, out->state.items[i]);
     if (signal) out->state_dim += signal->width;
   }
-  out->cameras = calloc(facts->num_cameras + 1, sizeof *out->cameras);
-  out->signals = calloc(facts->num_signals + 1, sizeof *out->signals);
-  if (!out->cameras || !out->signals) return hv_error_memory("a summary");
-  for (size_t i = 0; i < facts->num_cameras; i++) out->cameras[out->num_cameras++] = facts->cameras[i];
-  for (size_t i = 0; i < facts->num_signals; i++) out->signals[out->num_signals++] = facts->signals[i];
   return HV_OK;
 }
 
-static hv_status add_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode, hv_file_summary *out,
-                             tally *warnings) {
+static hv_status add_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
+                             const hv_episode_facts *survey, hv_file_summary *out, tally *warnings) {
   hv_episode_facts facts;
   HV_TRY(layout->describe(file, episode, &facts));
   hv_status status = HV_OK;
-  if (out->episodes == 0) {
-    HV_CHECK(start_summary(layout, &facts, out));
-  } else {
-    HV_CHECK(compare_cameras(out, &facts, episode, warnings));
-  }
-  if (facts.action_dim != out->action_dim) {
-    status = hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", hv_hdf5_path(file),
-                      episode, facts.action_dim, out->action_dim);
-    goto done;
-  }
+  HV_CHECK(compare_cameras(out, &facts, episode, warnings));
+  HV_CHECK(hv_layout_compare(layout, file, episode, &facts, survey));
   HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, &out->state));
-  if (facts.frames < out->shortest) out->shortest = facts.frames;
+  if (out->episodes == 0 || facts.frames < out->shortest) out->shortest = facts.frames;
   if (facts.frames > out->longest) out->longest = facts.frames;
   out->frames += facts.frames;
   out->episodes++;
@@ -145,12 +132,17 @@ hv_status hv_file_summarize(hv_hdf5 *file, hv_file_summary *out) {
   *out = (hv_file_summary){0};
   hv_string_list names = {0};
   tally warnings = {0};
+  hv_episode_facts survey;
   const hv_layout *layout;
   hv_status status = HV_OK;
   HV_CHECK(hv_layout_find(file, &layout));
   out->layout = layout->name;
   HV_CHECK(layout->list_episodes(file, NULL, &names));
-  for (size_t i = 0; i < names.count; i++) HV_CHECK(add_episode(layout, file, names.items[i], out, &warnings));
+  HV_CHECK(hv_layout_survey(layout, file, &names, &survey));
+  HV_CHECK(start_summary(layout, &survey, out));
+  for (size_t i = 0; i < names.count; i++) {
+    HV_CHECK(add_episode(layout, file, names.items[i], &survey, out, &warnings));
+  }
   HV_CHECK(add_splits(layout, file, out));
   HV_CHECK(warn_of_cameras(out));
   HV_CHECK(layout->check_file(file, out->frames, &out->warnings));

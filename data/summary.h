@@ -8,9 +8,9 @@ typedef struct hv_file_summary {
   const char *layout;
   int64_t episodes, frames, shortest, longest; /* the last two: frames of an episode */
   int32_t action_dim, state_dim;               /* of the layout's default state */
-  hv_camera *cameras;                          /* of the first episode */
+  hv_camera *cameras;                          /* that any episode has */
   size_t num_cameras;
-  hv_signal *signals; /* of the first episode */
+  hv_signal *signals; /* likewise */
   size_t num_signals;
   hv_string_list state;        /* names in the default state */
   hv_string_list splits;       /* "train (10 episodes)" */

@@ -10,6 +10,8 @@
 
 enum { CHANNELS = 3 };
 
+static const uint8_t png_start[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
+
 static hv_status check_size(int64_t width, int64_t height) {
   if (width < 1 || height < 1 || width > HV_IMAGE_MAX_SIDE || height > HV_IMAGE_MAX_SIDE ||
       width * height > HV_IMAGE_MAX_PIXELS) {
@@ -104,7 +106,7 @@ static hv_status decode_jpeg(const void *data, size_t size, hv_image *out) {
 }
 
 hv_status hv_image_decode(const void *data, size_t size, const char *where, hv_image *out) {
-  static const uint8_t png_start[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'}, jpeg_start[] = {0xff, 0xd8, 0xff};
+  static const uint8_t jpeg_start[] = {0xff, 0xd8, 0xff};
   *out = (hv_image){0};
   hv_status status;
   if (size > HV_IMAGE_MAX_FILE) {
@@ -148,9 +150,21 @@ hv_status hv_image_encode_png(const hv_image *image, uint8_t **out, size_t *size
   return HV_OK;
 }
 
+/* A slip in an argument must not cost the demonstrations that it names. */
+static hv_status check_replaceable(const char *path) {
+  if (!hv_file_exists(path)) return HV_OK;
+  hv_mapping there;
+  HV_TRY(hv_map_file(path, &there));
+  bool is_png = there.size >= sizeof png_start && memcmp(there.data, png_start, sizeof png_start) == 0;
+  bool keep = there.size > 0 && !is_png;
+  hv_unmap(&there);
+  return keep ? hv_error(HV_ERR_INPUT, "%s exists and is no PNG: a picture does not replace it", path) : HV_OK;
+}
+
 hv_status hv_image_save_png(const char *path, const hv_image *image) {
   uint8_t *png;
   size_t size = 0;
+  HV_TRY(check_replaceable(path));
   HV_TRY(hv_error_context(hv_image_encode_png(image, &png, &size), "%s", path));
   hv_status status = hv_write_file_atomic(path, png, size);
   free(png);

@@ -25,6 +25,7 @@ HV_NODISCARD hv_status hv_image_load(const char *path, hv_image *out);
 
 /* PNG bytes on the heap, freed by the caller. */
 HV_NODISCARD hv_status hv_image_encode_png(const hv_image *image, uint8_t **out, size_t *size);
-HV_NODISCARD hv_status hv_image_save_png(const char *path, const hv_image *image); /* atomic */
+/* Atomic. A file that is there and is no PNG is left as it is: HV_ERR_INPUT. */
+HV_NODISCARD hv_status hv_image_save_png(const char *path, const hv_image *image);
 
 #endif

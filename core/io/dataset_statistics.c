@@ -223,7 +223,17 @@ static json_t *member(json_t *entry, const char *name) {
   return json_object_get(entry, name);
 }
 
+static bool is_utf8(const char *text) {
+  json_t *string = json_string(text);
+  json_decref(string);
+  return string != NULL;
+}
+
 hv_status hv_dataset_statistics_to_json(const hv_dataset_statistics *statistics, json_t **out) {
+  *out = NULL;
+  if (!is_utf8(statistics->key)) {
+    return hv_error(HV_ERR_INPUT, "the statistics' key %s is not valid UTF-8, which JSON asks for", statistics->key);
+  }
   json_t *entry = statistics->document ? json_deep_copy(statistics->document) : json_object();
   bool good = entry && put_values(member(entry, "action"), &statistics->action);
   if (good && statistics->proprio.dims > 0) good = put_values(member(entry, "proprio"), &statistics->proprio);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistr.h>
 
 #include "core/base/file.h"
 
@@ -112,10 +113,27 @@ hv_status hv_json_save(const char *path, const json_t *document) {
   return status;
 }
 
+json_t *hv_json_text(const char *text) {
+  json_t *sound = json_string(text);
+  if (sound) return sound;
+  hv_text out = {0};
+  const uint8_t *at = (const uint8_t *)text, *end = at + strlen(text);
+  while (at < end) {
+    ucs4_t character; /* U+FFFD where the bytes are none */
+    uint8_t bytes[6];
+    at += u8_mbtouc(&character, at, (size_t)(end - at));
+    int size = u8_uctomb(bytes, character, sizeof bytes);
+    hv_text_add_bytes(&out, (const char *)bytes, size > 0 ? (size_t)size : 0);
+  }
+  json_t *repaired = out.failed ? NULL : json_string(hv_text_string(&out));
+  hv_text_free(&out);
+  return repaired;
+}
+
 json_t *hv_json_strings(const hv_string_list *list) {
   json_t *array = json_array();
   for (size_t i = 0; array && i < list->count; i++) {
-    if (json_array_append_new(array, json_string(list->items[i])) == 0) continue;
+    if (json_array_append_new(array, hv_json_text(list->items[i])) == 0) continue;
     json_decref(array);
     return NULL;
   }

@@ -34,7 +34,10 @@ HV_NODISCARD hv_status hv_json_save(const char *path, const json_t *document);
 /* One line without the newline: metrics and `--json` output. */
 HV_NODISCARD hv_status hv_json_format_line(const json_t *document, hv_text *out);
 
-/* An array of strings; NULL without memory. */
+/* What a file or a person named, of whatever bytes: those that are not UTF-8 become U+FFFD. NULL without memory. */
+json_t *hv_json_text(const char *text);
+
+/* An array of such strings; NULL without memory. */
 json_t *hv_json_strings(const hv_string_list *list);
 
 /* "an object", "a string", "an integer", … for messages. */

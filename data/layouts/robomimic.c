@@ -401,9 +401,18 @@ static hv_status default_state(const hv_episode_facts *facts, hv_string_list *ou
   return HV_OK;
 }
 
+/* Takes the error: what is wrong with an attribute that no one needs is odd, no more. */
+static hv_status as_warning(hv_status problem, hv_string_list *warnings) {
+  if (hv_status_code(problem) == HV_ERR_MEMORY) return problem;
+  hv_status status = hv_string_list_append(warnings, hv_status_message(problem));
+  hv_status_free(problem);
+  return status;
+}
+
 static hv_status check_env_args(hv_hdf5 *file, hv_string_list *warnings) {
   char *text;
-  HV_TRY(hv_hdf5_attribute_text(file, "/data", "env_args", &text));
+  hv_status problem = hv_hdf5_attribute_text(file, "/data", "env_args", &text);
+  if (problem) return as_warning(problem, warnings);
   if (!text)
     return hv_string_list_append(warnings, "/data has no attribute env_args: nothing says how it was recorded");
   json_error_t error;
@@ -418,12 +427,11 @@ static hv_status check_file(hv_hdf5 *file, int64_t frames, hv_string_list *warni
   HV_TRY(check_env_args(file, warnings));
   bool present;
   int64_t total;
-  HV_TRY(hv_hdf5_attribute_integer(file, "/data", "total", &present, &total));
+  hv_status problem = hv_hdf5_attribute_integer(file, "/data", "total", &present, &total);
+  if (problem) return as_warning(problem, warnings);
   if (!present || total == frames) return HV_OK;
-  char text[128];
-  snprintf(text, sizeof text, "/data: attribute total is %lld, but the episodes have %lld frames", (long long)total,
-           (long long)frames);
-  return hv_string_list_append(warnings, text);
+  return hv_string_list_append_format(warnings, "/data: attribute total is %lld, but the episodes have %lld frames",
+                                      (long long)total, (long long)frames);
 }
 
 const hv_layout hv_layout_robomimic = {

@@ -1,6 +1,7 @@
 /* hvla-data on files that are damaged in every way we know of: the right exit code, and a message that names file,
  * object, what was found and what would be right. */
 #include <math.h>
+#include <sys/stat.h>
 
 #include "tests/check.h"
 #include "tests/data/demo_file.h"
@@ -110,6 +111,48 @@ static void unwritten_actions(hid_t file) {
   remove_object(file, ACTIONS);
   put_f64(file, ACTIONS, 2, (hsize_t[]){6, 7}, NULL);
 }
+/* The first rows of a chunked data set, in chunks of `rows`; the others are never written. */
+static void put_beginning(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape, hsize_t rows) {
+  static const double zeros[6 * DEMO_FRAME];
+  hsize_t chunk[4], start[4] = {0};
+  remove_object(file, path);
+  memcpy(chunk, shape, (size_t)rank * sizeof *chunk);
+  chunk[0] = rows;
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(rank, shape, NULL);
+  hid_t written = H5Screate_simple(rank, chunk, NULL);
+  H5Pset_chunk(properties, rank, chunk);
+  hid_t set = H5Dcreate2(file, path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT);
+  H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, chunk, NULL);
+  assert_true(H5Dwrite(set, type, written, space, H5P_DEFAULT, zeros) >= 0);
+  H5Dclose(set);
+  H5Sclose(written);
+  H5Sclose(space);
+  H5Pclose(properties);
+}
+static void half_written_actions(hid_t file) {
+  put_beginning(file, ACTIONS, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){6, 7}, 3);
+}
+static void half_written_state(hid_t file) {
+  put_beginning(file, POSITION, H5T_NATIVE_FLOAT, 2, (hsize_t[]){6, 3}, 4);
+}
+static void half_written_images(hid_t file) {
+  put_beginning(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, 2);
+}
+static void no_position(hid_t file) {
+  remove_object(file, POSITION);
+}
+static void narrow_gripper(hid_t file) {
+  replace(file, "/data/demo_1/obs/robot0_gripper_qpos", H5T_NATIVE_DOUBLE, 2, (hsize_t[]){6, 1});
+}
+static void first_without_position(hid_t file) {
+  remove_object(file, "/data/demo_0/obs/robot0_eef_pos");
+}
+static void first_without_camera(hid_t file) {
+  remove_object(file, "/data/demo_0/obs/front_image");
+}
+static void numeric_env_args(hid_t file) {
+  put_integer_attribute(file, "/data", "env_args", 3);
+}
 static void mask_of_absent(hid_t file) {
   remove_object(file, "/mask/train");
   put_names(file, "/mask/train", (const char *const[]){"demo_0", "demo_9"}, 2);
@@ -209,6 +252,15 @@ static const damage damages[] = {
     {"four channels", four_channels, INSPECT, 2, IMAGE, {"(6, 8, 10, 4)", "(frames, height, width, 3)"}, "demo_1"},
     {"encoded images", encoded_images, INSPECT, 2, IMAGE, {"u8 (6, 100)", "(frames, height, width, 3)"}, "demo_1"},
     {"unwritten actions", unwritten_actions, STATS, 2, ACTIONS, {"never written"}, "demo_1"},
+    {"actions written in part", half_written_actions, STATS, 2, ACTIONS, {"only 1 of its 2 chunks"}, "demo_1"},
+    {"a state written in part", half_written_state, INSPECT, 2, POSITION, {"only 1 of its 2 chunks"}, "demo_1"},
+    {"images written in part", half_written_images, INSPECT, 2, IMAGE, {"only 1 of its 3 chunks"}, "demo_1"},
+    {"a state that others have", no_position, INSPECT, 2, "demo_1", {"robot0_eef_pos", "missing"}, "demo_1"},
+    {"a narrow state", narrow_gripper, INSPECT, 2, "demo_1", {"gripper_qpos has 1 dimensions", "2"}, "demo_1"},
+    {"a narrow state", narrow_gripper, STATS, 2, "demo_1", {"gripper_qpos has 1 dimensions", "2"}, "demo_1"},
+    {"no state in the first", first_without_position, STATS, 2, "demo_1", {"eef_pos", "first", "demo_0"}, "demo_0"},
+    {"no camera in the first", first_without_camera, INSPECT, 0, NULL, {NULL}, "demo_0"},
+    {"a number as env_args", numeric_env_args, INSPECT, 0, NULL, {NULL}, ""},
     {"a mask of absent demos", mask_of_absent, TRAIN, 2, "/mask/train", {"demo_9", "not in /data"}, "train"},
     {"an empty mask", empty_mask, TRAIN, 2, "/mask/train", {"no episode"}, "train"},
     {"a mask of numbers", numeric_mask, TRAIN, 2, "/mask/train", {"strings are expected"}, "train"},
@@ -406,6 +458,83 @@ static void every_bad_episode_is_listed(void **state) {
   json_decref(found);
 }
 
+/* What only the first episode lacks: the others have it, so the file has it. */
+static void the_first_episode_is_one_of_many(void **state) {
+  const char *path = in_folder(*state, "small.hdf5"), *picture = in_folder(*state, "small.png");
+  char arguments[512];
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  first_without_camera(file);
+  numeric_env_args(file);
+  H5Fclose(file);
+  snprintf(arguments, sizeof arguments, "inspect '%s' --json --picture '%s'", path, picture);
+  json_t *found = data_json(0, arguments);
+  const json_t *camera = json_array_get(json_object_get(found, "cameras"), 0);
+  assert_string_equal(json_string_value(json_object_get(camera, "name")), "front_image");
+  char *warnings = json_dumps(json_object_get(found, "warnings"), 0);
+  assert_non_null(strstr(warnings, "demo_0: camera front_image is missing\""));
+  assert_non_null(strstr(warnings, "env_args"));
+  assert_null(strstr(warnings, "cannot train"));
+  assert_true(hv_file_exists(picture));
+  free(warnings);
+  json_decref(found);
+}
+
+/* Bytes in a file's or a camera's name that JSON cannot hold. */
+static void names_of_any_bytes_are_told(void **state) {
+  const char *path = in_folder(*state, "bad\xff.hdf5");
+  char arguments[512], *out, *errors;
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  nan_action(file);
+  H5Fclose(file);
+  snprintf(arguments, sizeof arguments, "validate '%s' --json", path);
+  json_t *found = data_json(1, arguments);
+  const json_t *entry = json_array_get(json_object_get(found, "bad_episodes"), 0);
+  assert_string_equal(json_string_value(json_object_get(entry, "episode")), "demo_1");
+  assert_non_null(strstr(json_string_value(json_object_get(entry, "file")), "/bad\xef\xbf\xbd.hdf5"));
+  json_decref(found);
+  snprintf(arguments, sizeof arguments, "stats --split train '%s'", path);
+  assert_int_equal(run_data(arguments, &out, &errors), 2);
+  assert_non_null(strstr(errors, "not valid UTF-8"));
+  free(out);
+  free(errors);
+  write_demo_file(path);
+  file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  H5Lcreate_hard(file, "/data/demo_0/obs/front_image", file, "/data/demo_0/obs/\xff_image", H5P_DEFAULT, H5P_DEFAULT);
+  H5Fclose(file);
+  snprintf(arguments, sizeof arguments, "inspect '%s' --json", path);
+  found = data_json(0, arguments);
+  entry = json_array_get(json_object_get(found, "cameras"), 1);
+  assert_string_equal(json_string_value(json_object_get(entry, "name")), "\xef\xbf\xbd_image");
+  json_decref(found);
+}
+
+/* A slip: the demonstrations where the picture's name belongs. */
+static void a_picture_replaces_no_demonstrations(void **state) {
+  const char *path = in_folder(*state, "small.hdf5"), *picture = in_folder(*state, "small.png");
+  write_demo_file(path);
+  const char *pipe = in_folder(*state, "pipe");
+  assert_int_equal(mkfifo(pipe, 0666), 0);
+  char commands[3][512], *out, *errors;
+  snprintf(commands[0], sizeof commands[0], "inspect '%s' --picture '%s'", path, path);
+  snprintf(commands[1], sizeof commands[1], "frame '%s' --episode demo_0 --camera front_image --out '%s'", path, path);
+  snprintf(commands[2], sizeof commands[2], "inspect '%s' --picture '%s'", path, pipe);
+  for (size_t i = 0; i < 3; i++) {
+    int code = run_data(commands[i], &out, &errors);
+    if (code != 2 || !strstr(errors, i < 2 ? "is no PNG" : "not a regular file"))
+      fail_msg("%s: %d: %s", commands[i], code, errors);
+    free(out);
+    free(errors);
+  }
+  snprintf(commands[0], sizeof commands[0], "inspect '%s' --picture '%s'", path, picture);
+  for (int i = 0; i < 2; i++) {
+    assert_int_equal(run_data(commands[0], &out, &errors), 0);
+    free(out);
+    free(errors);
+  }
+}
+
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
@@ -414,6 +543,9 @@ int main(void) {
       cmocka_unit_test_setup_teardown(foreign_files_are_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(random_damage_never_crashes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_first_episode_is_one_of_many, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(names_of_any_bytes_are_told, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_picture_replaces_no_demonstrations, make_folder, remove_folder),
   };
   return cmocka_run_group_tests_name("damaged files", tests, NULL, NULL);
 }
