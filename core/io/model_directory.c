@@ -1,5 +1,6 @@
 #include "core/io/model_directory.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,8 @@ static hv_status check_directory(const char *path, const char *config) {
     return hv_error(HV_ERR_INPUT, "%s is no directory; a model is one that holds config.json and model.safetensors",
                     path);
   }
-  if (hv_file_exists(config)) return HV_OK;
+  if (stat(config, &info) == 0) return HV_OK;
+  if (errno != ENOENT) return hv_error_errno(errno, "cannot open %s", config);
   char *inside = hv_path_join(path, "model/config.json");
   if (!inside) return hv_error_memory(path);
   bool is_run = hv_file_exists(inside);

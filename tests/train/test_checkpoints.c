@@ -202,6 +202,10 @@ static void a_run_without_a_whole_checkpoint_is_not_begun_anew(void **state) {
   assert_int_equal(json_integer_value(json_object_get(last, "step")), 6);
   json_decref(last);
   assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints")));
+  expect_train(2, run_arguments(*state, "run", "--resume"), "holds a model and no checkpoint", NULL);
+  expect_train(2, run_arguments(*state, "run", ""), "holds a model and no checkpoint", NULL);
+  assert_true(same_bytes(in_run(*state, "run", model), in_run(*state, "same", model)));
+  assert_ok(hv_remove_tree(in_run(*state, "run", "model")));
   expect_train(0, run_arguments(*state, "run", "--resume"), "starting anew", NULL);
 }
 

@@ -124,28 +124,46 @@ static hv_status take_directory(run *self) {
                   self->config->output);
 }
 
-/* Where none of its checkpoints can be read, a run is not begun anew over what it had come to. */
+/* A run is not begun over what another has come to: where none of its checkpoints can be read, or where they are gone
+ * and the model is left, which may be the very one that this run is to start from. */
 static hv_status check_fresh(const run *self) {
+  const char *output = self->config->output;
   int64_t *steps;
   size_t count;
-  HV_TRY(hv_checkpoint_steps(self->config->output, &steps, &count));
+  HV_TRY(hv_checkpoint_steps(output, &steps, &count));
   free(steps);
-  if (count == 0) return HV_OK;
+  if (count > 0) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s: none of its checkpoints can be resumed from; to begin anew there, move %s/checkpoints and "
+                    "%s/model away",
+                    output, output, output);
+  }
+  char *model = hv_path_join(output, "model");
+  if (!model) return hv_error_memory("a path");
+  bool found = hv_file_exists(model);
+  free(model);
+  if (!found) return HV_OK;
   return hv_error(HV_ERR_INPUT,
-                  "%s: none of its checkpoints can be resumed from; to begin anew there, move %s/checkpoints away",
-                  self->config->output, self->config->output);
+                  "%s holds a model and no checkpoint: a run that begins there would replace it; move %s/model away, "
+                  "or choose another output",
+                  output, output);
 }
 
-/* The step of the newest whole checkpoint, -1 where a run begins. */
-static hv_status find_start(run *self, int64_t *step) {
-  *step = -1;
-  HV_TRY(hv_comm_agree(self->comm, "taking the run directory", self->leader ? take_directory(self) : HV_OK));
-  if (!self->options->resume) return HV_OK;
+/* The step of the newest whole checkpoint, -1: there is none. */
+static hv_status find_checkpoint(run *self, int64_t *step) {
   hv_text damaged = {0};
   hv_status status = hv_checkpoint_find(self->config->output, self->comm, step, &damaged);
   if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
   hv_text_free(&damaged);
-  if (status || *step >= 0) return status;
+  return status;
+}
+
+/* The step that the run goes on from, -1 where it begins. */
+static hv_status find_start(run *self, int64_t *step) {
+  *step = -1;
+  HV_TRY(hv_comm_agree(self->comm, "taking the run directory", self->leader ? take_directory(self) : HV_OK));
+  if (self->options->resume) HV_TRY(find_checkpoint(self, step));
+  if (*step >= 0) return HV_OK;
   return hv_comm_agree(self->comm, "looking for checkpoints", self->leader ? check_fresh(self) : HV_OK);
 }
 

@@ -268,7 +268,12 @@ hv_status hv_run_data_report_changes(const hv_run_data *data) {
   char *model = hv_path_join(data->config->output, "model"),
        *path = model ? hv_model_directory_statistics(model) : NULL;
   hv_status status = path ? HV_OK : hv_error_memory("a path");
-  if (status || !hv_file_exists(path)) goto done;
+  if (status) goto done;
+  if (!hv_file_exists(path)) {
+    hv_log_warning("%s is missing: whether these demonstrations are those that this run has trained on is not known",
+                   path);
+    goto done;
+  }
   hv_status unread = hv_json_load(path, &known);
   if (!unread) unread = compare_known_key(data, known, path, &same);
   /* The next checkpoint makes the model anew: what is wrong with it now ends no run. */

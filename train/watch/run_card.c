@@ -25,10 +25,13 @@ static hv_status refuse(const char *run, const char *path) {
   json_t *card = NULL;
   hv_status_free(hv_json_load(path, &card));
   const char *host = json_string_value(json_object_get(card, "host"));
-  hv_status status = hv_error(
-      HV_ERR_INPUT,
-      "%s: another run goes on there (process %lld on %s); wait for its end, stop it, or choose another output", run,
-      (long long)json_integer_value(json_object_get(card, "pid")), host ? host : "another machine");
+  char who[256] = "which is just beginning";
+  if (host) {
+    snprintf(who, sizeof who, "process %lld on %s", (long long)json_integer_value(json_object_get(card, "pid")), host);
+  }
+  hv_status status =
+      hv_error(HV_ERR_INPUT, "%s: another run goes on there (%s); wait for its end, stop it, or choose another output",
+               run, who);
   json_decref(card);
   return status;
 }
