@@ -225,7 +225,8 @@ done:
 hv_status hv_public_checkpoint_write(const hv_public_checkpoint *checkpoint, const char *out,
                                      hv_torch_progress *progress, void *context) {
   writing job = {.checkpoint = checkpoint, .progress = progress, .context = context};
-  return hv_error_context(hv_write_directory(out, write_folder, &job), "cannot write the checkpoint");
+  return hv_error_context(hv_write_directory(out, HV_LEFTOVER_REFUSE, write_folder, &job),
+                          "cannot write the checkpoint");
 }
 
 hv_status hv_public_checkpoint_verify(const hv_public_checkpoint *checkpoint, const char *out,

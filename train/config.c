@@ -83,7 +83,7 @@ hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ran
 
 hv_status hv_train_config_check_run(const hv_train_config *config) {
   const char *missing = NULL;
-  if (!config->output || !*config->output) missing = "output (the run directory)";
+  if (!config->output) missing = "output (the run directory)";
   if (config->data.files.count == 0) missing = "data.files (HDF5 files with demonstrations)";
   if (!config->tokenizer && !config->init_from) missing = "tokenizer (a SentencePiece model), or init_from";
   if (config->train.steps == 0 && config->train.epochs == 0) missing = "train.steps or train.epochs";

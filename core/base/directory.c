@@ -1,13 +1,16 @@
 #include "core/base/directory.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "core/base/file.h"
+#include "core/base/string_list.h"
 
 /* `path` without slashes at its end, with a suffix; on the heap, NULL without memory. */
 static char *with_suffix(const char *path, const char *suffix) {
@@ -52,18 +55,125 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
   return hv_error_errno(errno, "cannot rename %s to %s", fresh, path);
 }
 
-hv_status hv_write_directory(const char *path, hv_directory_writer *write, void *context) {
+static const char inner_name[] = ".partial";
+
+/* Calls `each` with the name of everything in the directory; what is moved or removed meanwhile is fine. */
+typedef hv_status entry_visitor(const char *name, void *context);
+static hv_status visit(const char *path, entry_visitor *each, void *context) {
+  DIR *folder = opendir(path);
+  if (!folder) return hv_error_errno(errno, "cannot open directory %s", path);
+  hv_status status = HV_OK;
+  for (const struct dirent *entry; !status && (entry = readdir(folder)) != NULL;) {
+    const char *name = entry->d_name;
+    if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0) status = each(name, context);
+  }
+  closedir(folder);
+  return status;
+}
+
+static hv_status note_content(const char *name, void *empty) {
+  (void)name;
+  *(bool *)empty = false;
+  return HV_OK;
+}
+
+hv_status hv_directory_is_empty(const char *path, bool *out) {
+  *out = true;
+  return visit(path, note_content, out);
+}
+
+typedef struct move {
+  const char *from, *to;
+  hv_string_list names; /* moved so far */
+} move;
+
+static hv_status move_entry(const char *name, void *context) {
+  move *m = context;
+  hv_status status = hv_string_list_append(&m->names, name);
+  if (status) return status;
+  char *from = hv_path_join(m->from, name), *to = hv_path_join(m->to, name);
+  if (!from || !to) {
+    status = hv_error_memory("a path");
+  } else if (rename(from, to) != 0) {
+    status = hv_error_errno(errno, "cannot rename %s to %s", from, to);
+  }
+  free(from);
+  free(to);
+  return status;
+}
+
+/* Whatever else has come into the directory meanwhile is not ours. */
+static hv_status remove_moved(const move *m) {
+  hv_status status = HV_OK;
+  for (size_t i = 0; i < m->names.count; i++) {
+    char *path = hv_path_join(m->to, m->names.items[i]);
+    status = hv_status_first(status, path ? hv_remove_tree(path) : hv_error_memory("a path"));
+    free(path);
+  }
+  return status;
+}
+
+/* An empty directory that no other process has; those above are made. */
+static hv_status make_partial(const char *partial, hv_leftover leftover) {
+  if (leftover == HV_LEFTOVER_REMOVE) HV_TRY(hv_remove_tree(partial));
+  char *copy = strdup(partial);
+  hv_status status = copy ? hv_make_directories(dirname(copy)) : hv_error_memory(partial);
+  free(copy);
+  if (status || mkdir(partial, 0777) == 0) return status;
+  if (errno != EEXIST) return hv_error_errno(errno, "cannot make directory %s", partial);
+  return hv_error(HV_ERR_INPUT,
+                  "%s is there already: another process is writing it, or one that was killed has left it; "
+                  "if neither needs it, remove it",
+                  partial);
+}
+
+static hv_status fill_empty(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
+  char *inner = hv_path_join(path, inner_name);
+  if (!inner) return hv_error_memory(path);
+  move moved = {.from = inner, .to = path};
+  hv_status status = make_partial(inner, leftover);
+  if (status) goto closed;
+  HV_CHECK(write(inner, context));
+  HV_CHECK(hv_sync_directory(inner));
+  HV_CHECK(visit(inner, move_entry, &moved));
+  HV_CHECK(hv_remove_tree(inner));
+  status = hv_sync_directory(path);
+done:
+  if (status) {
+    status = hv_status_first(status, remove_moved(&moved));
+    status = hv_status_first(status, hv_remove_tree(inner));
+  }
+closed:
+  hv_string_list_free(&moved.names);
+  free(inner);
+  return status;
+}
+
+static hv_status fill_beside(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
   char *partial = with_suffix(path, ".partial");
   if (!partial) return hv_error_memory(path);
-  hv_status status = HV_OK;
-  /* Left by a process that was killed while it wrote. */
-  HV_CHECK(hv_remove_tree(partial));
-  HV_CHECK(hv_make_directories(partial));
-  status = write(partial, context);
-  if (!status) status = hv_sync_directory(partial);
-  if (!status) status = hv_replace_directory(partial, path);
-  if (status) status = hv_status_first(status, hv_remove_tree(partial));
+  hv_status status = make_partial(partial, leftover);
+  if (status) goto closed;
+  HV_CHECK(write(partial, context));
+  HV_CHECK(hv_sync_directory(partial));
+  status = hv_replace_directory(partial, path);
 done:
+  if (status) status = hv_status_first(status, hv_remove_tree(partial));
+closed:
   free(partial);
+  return status;
+}
+
+hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
+  bool empty = false;
+  struct stat info;
+  char *target = realpath(path, NULL);
+  if (!target && errno != ENOENT) return hv_error_errno(errno, "cannot open %s", path);
+  hv_status status = HV_OK;
+  if (target && stat(target, &info) == 0 && S_ISDIR(info.st_mode)) HV_CHECK(hv_directory_is_empty(target, &empty));
+  status = empty ? fill_empty(target, leftover, write, context)
+                 : fill_beside(target ? target : path, leftover, write, context);
+done:
+  free(target);
   return status;
 }

@@ -2,6 +2,7 @@
 #ifndef HV_IO_MODEL_DIRECTORY_H
 #define HV_IO_MODEL_DIRECTORY_H
 
+#include "core/base/directory.h"
 #include "core/base/text.h"
 #include "core/io/model_config.h"
 #include "core/io/safetensors.h"
@@ -49,12 +50,13 @@ typedef struct hv_model_save {
   const char *tokenizer_path;                    /* copied as tokenizer.model; NULL: none */
   const json_t *statistics;                      /* the whole dataset_statistics.json; NULL: none */
   const char *card;                              /* the text of README.md; NULL: none */
+  hv_leftover leftover;                          /* what is done about a `path`.partial that is there */
   void (*progress)(void *context, size_t bytes); /* called as tensors are written; NULL: not */
   void *progress_context;
 } hv_model_save;
 
-/* Writes a complete model directory beside `path`, syncs it and puts it in place of what was there. Readers see the old
- * or the new; after an error the old stands. Waits for the stream. */
+/* Writes a complete model directory as hv_write_directory does: readers see the old or the new; after an error the old
+ * stands. Waits for the stream. */
 HV_NODISCARD hv_status hv_model_directory_save(const char *path, const hv_model_save *what, hv_stream *stream);
 
 #endif

@@ -1,7 +1,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/directory.h"
 #include "core/base/file.h"
 #include "core/io/json.h"
 #include "core/io/model_directory.h"
@@ -144,5 +143,5 @@ static hv_status write_files(const char *directory, void *context) {
 
 hv_status hv_model_directory_save(const char *path, const hv_model_save *what, hv_stream *stream) {
   saving job = {.what = what, .stream = stream};
-  return hv_error_context(hv_write_directory(path, write_files, &job), "cannot save the model");
+  return hv_error_context(hv_write_directory(path, what->leftover, write_files, &job), "cannot save the model");
 }

@@ -98,6 +98,9 @@ static bool read_integer(const hv_option *option, const json_t *value, int64_t *
 
 static hv_status set_string(const hv_option *option, const json_t *value, char **out) {
   if (!json_is_null(value) && !json_is_string(value)) return refuse(option, value);
+  if (option->type == HV_OPTION_PATH && json_is_string(value) && json_string_length(value) == 0) {
+    return hv_error(HV_ERR_INPUT, "must be a path, and is empty");
+  }
   char *copy = json_is_null(value) ? NULL : strdup(json_string_value(value));
   if (!copy && json_is_string(value)) return hv_error_memory(option->key);
   free(*out);

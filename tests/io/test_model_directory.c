@@ -244,7 +244,8 @@ static void a_saved_model_opens_the_same(void **state) {
 }
 
 static hv_status save_plain(store *s, const char *path) {
-  hv_model_save save = {.model = &s->directory.model, .params = s->params, .dtype = HV_F32};
+  hv_model_save save = {
+      .model = &s->directory.model, .params = s->params, .dtype = HV_F32, .leftover = HV_LEFTOVER_REMOVE};
   return hv_model_directory_save(path, &save, s->stream);
 }
 
@@ -331,6 +332,52 @@ static void a_directory_takes_anothers_place(void **state) {
   assert_error(hv_replace_directory(path, fresh), fresh, "is not a directory");
 }
 
+static hv_status write_two(const char *directory, void *fails) {
+  write_text(in_folder(directory, "a"), "new");
+  assert_ok(hv_make_directories(in_folder(directory, "b/c")));
+  return fails ? hv_error(HV_ERR_INPUT, "as was to be shown") : HV_OK;
+}
+
+/* It may be where a disk is mounted, or all that its user may write to. */
+static void an_empty_directory_stays_and_is_filled(void **state) {
+  char path[256], link[256];
+  struct stat before, after;
+  snprintf(path, sizeof path, "%s/empty", (const char *)*state);
+  snprintf(link, sizeof link, "%s/link", (const char *)*state);
+  assert_ok(hv_make_directories(path));
+  assert_int_equal(symlink("empty", link), 0);
+  assert_int_equal(stat(path, &before), 0);
+  assert_error(hv_write_directory(link, HV_LEFTOVER_REFUSE, write_two, path), "as was to be shown");
+  assert_int_equal(count_entries(path), 0);
+  assert_ok(hv_write_directory(link, HV_LEFTOVER_REFUSE, write_two, NULL));
+  assert_int_equal(stat(path, &after), 0);
+  assert_int_equal(before.st_ino, after.st_ino);
+  assert_int_equal(count_entries(path), 2);
+  assert_true(hv_file_exists(in_folder(path, "a")));
+  assert_true(hv_file_exists(in_folder(path, "b/c")));
+  /* What holds something is replaced as a whole, behind a link, too. */
+  write_text(in_folder(path, "d"), "old");
+  assert_error(hv_write_directory(link, HV_LEFTOVER_REFUSE, write_two, path), "as was to be shown");
+  assert_int_equal(count_entries(path), 3);
+  assert_ok(hv_write_directory(link, HV_LEFTOVER_REFUSE, write_two, NULL));
+  assert_int_equal(count_entries(path), 2);
+  assert_int_equal(lstat(link, &after), 0);
+  assert_true(S_ISLNK(after.st_mode));
+}
+
+static void what_others_keep_beside_it_stays(void **state) {
+  char path[256], kept[300];
+  snprintf(path, sizeof path, "%s/beside", (const char *)*state);
+  snprintf(kept, sizeof kept, "%s.partial", path);
+  assert_ok(hv_make_directories(kept));
+  write_text(in_folder(kept, "mine"), "x");
+  assert_error(hv_write_directory(path, HV_LEFTOVER_REFUSE, write_two, NULL), kept, "there already");
+  assert_true(hv_file_exists(in_folder(kept, "mine")));
+  assert_false(hv_file_exists(path));
+  assert_ok(hv_write_directory(path, HV_LEFTOVER_REMOVE, write_two, NULL));
+  assert_false(hv_file_exists(kept));
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) return save_for_ever(argv[1]);
   const struct CMUnitTest tests[] = {
@@ -339,6 +386,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_saved_model_opens_the_same),           cmocka_unit_test(a_full_disk_leaves_the_old_model),
       cmocka_unit_test(what_no_parameter_can_be_is_told),       cmocka_unit_test(what_is_carried_comes_whole),
       cmocka_unit_test(a_killed_save_leaves_a_whole_model),     cmocka_unit_test(a_directory_takes_anothers_place),
+      cmocka_unit_test(an_empty_directory_stays_and_is_filled), cmocka_unit_test(what_others_keep_beside_it_stays),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
