@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/file.h"
 #include "infer/hvla.h"
 
 enum { PIECE = 1 << 16, MAX_NAMED = 10, OBSERVATIONS = 3, WIDTH = 64, HEIGHT = 48, MAX_VIEWS = 8, MODES = 3 };
@@ -50,6 +51,21 @@ done:
   hv_text_free(&wrong);
   free(buffer);
   return status;
+}
+
+hv_status hv_verify_as_no(hv_status problem) {
+  if (!problem || hv_status_code(problem) != HV_ERR_INPUT) return problem;
+  hv_status no = hv_error(HV_ERR_NO, "%s", hv_status_message(problem));
+  hv_status_free(problem);
+  return no;
+}
+
+hv_status hv_verify_copy(const char *before, const char *after) {
+  hv_file_digest expected, found;
+  HV_TRY(hv_digest_file(before, &expected));
+  HV_TRY(hv_verify_as_no(hv_digest_file(after, &found)));
+  if (expected.size == found.size && expected.xxh3 == found.xxh3) return HV_OK;
+  return hv_error(HV_ERR_NO, "%s is not what %s is", after, before);
 }
 
 double hv_verify_tolerance(hv_dtype to) {
@@ -138,6 +154,7 @@ static hv_status ask(const hv_verification *what, const char *directory, hvla_mo
   hvla_request request = hvla_default_request();
   request.images = images;
   request.num_images = (size_t)hvla_num_cameras(model);
+  if (hvla_diffusion_steps(model) < request.ddim_steps) request.ddim_steps = hvla_diffusion_steps(model);
   request.unnorm_key = hvla_unnorm_key(model, 0);
   request.state_dim = (size_t)hvla_state_dim(model);
   request.state = request.state_dim > 0 ? state : NULL;
@@ -238,7 +255,7 @@ hv_status hv_verify_predictions(const hv_verification *what, hv_text *out) {
   answers before = {0}, after = {0};
   hv_status status;
   HV_CHECK(collect(what, what->before, &before));
-  HV_CHECK(collect(what, what->after, &after));
+  HV_CHECK(hv_verify_as_no(collect(what, what->after, &after)));
   if (before.values == after.values && before.num_modes == after.num_modes) {
     status = compare(what, &before, &after, out);
   } else {

@@ -9,6 +9,12 @@
  * export gives them (hv_export_dtype), to the bit. HV_ERR_NO names the first tensors that differ. */
 HV_NODISCARD hv_status hv_verify_tensors(const hv_safetensors *before, const hv_safetensors *after, const hv_dtype *to);
 
+/* A file that was copied has every byte. HV_ERR_NO: it has not. */
+HV_NODISCARD hv_status hv_verify_copy(const char *before, const char *after);
+
+/* What is wrong with a file of the export's own is the answer no, not wrong input. Takes the error. */
+hv_status hv_verify_as_no(hv_status problem);
+
 typedef struct hv_verification {
   const char *before, *after; /* model directories */
   const json_t *statistics;   /* of both */

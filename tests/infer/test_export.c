@@ -355,6 +355,18 @@ static void verification_sees_what_differs(void **state) {
   assert_error(hv_verify_predictions(&what, &said), "scaled predicts otherwise", "observation 0, mode ensemble");
   what.tolerance = 0.1;
   assert_ok(hv_verify_predictions(&what, &said));
+  must_shell("cd '%s' && cp -r model short && sed -i 's/\"steps\": *[0-9]*/\"steps\": 2/' short/config.json", folder);
+  what.before = what.after = in_folder(folder, "short"); /* fewer steps than are denoised by default */
+  assert_ok(hv_verify_predictions(&what, &said));
+  must_shell("cd '%s' && cp -r model broken && echo > broken/config.json", folder);
+  what.after = in_folder(folder, "broken");
+  hv_status broken = hv_verify_predictions(&what, &said);
+  assert_int_equal(hv_status_code(broken), HV_ERR_NO);
+  assert_error(broken, "broken cannot predict");
+  assert_ok(hv_verify_copy(in_folder(folder, "model/tokenizer.model"), in_folder(folder, "short/tokenizer.model")));
+  write_text(in_folder(folder, "short/tokenizer.model"), "x");
+  assert_error(hv_verify_copy(in_folder(folder, "model/tokenizer.model"), in_folder(folder, "short/tokenizer.model")),
+               "tokenizer.model is not what");
   assert_non_null(strstr(said.data, "allowed: 0.1"));
   hv_text_free(&said);
   json_decref(statistics);
@@ -425,8 +437,13 @@ static void what_cannot_be_exported_leaves_nothing(void **state) {
   write_text(in_folder(folder, "full/letter"), "x");
   infer_refuses(folder, "export --model model", "--out");
   infer_refuses(folder, "export --model nowhere --out never", "nowhere");
+  assert_ok(hv_make_directories(in_folder(folder, "kept.partial")));
+  infer_refuses(folder, "export --model model --out kept", "kept.partial is there already", "remove it");
+  assert_ok(hv_make_directories(in_folder(folder, "ready")));
+  export_quietly("export --model model --out ready --verify");
   infer_refuses(folder, "export --model model --out full", "full is not empty");
-  infer_refuses(folder, "export --model model --out file", "file exists and is no directory");
+  infer_refuses(folder, "export --model model --out file", "file: Not a directory");
+  infer_refuses(folder, "export --model model --out ''", "--out: must be a path, and is empty");
   infer_refuses(folder, "export --model model --out model", "not empty");
   infer_refuses(folder, "export --model model --out model/in/it", "in the model directory");
   infer_refuses(folder, "export --model model --out ./model/../model/x", "in the model directory");
