@@ -1,6 +1,7 @@
 /* Signals to a running hvla-train. */
 #include <signal.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "tests/check.h"
 #include "tests/train/program.h"
@@ -35,6 +36,47 @@ static void a_terminated_run_can_be_requeued(void **state) {
 
 static void an_interrupted_run_goes_on(void **state) {
   interrupt_and_resume(state, SIGINT, 0, 130, "stopped by Ctrl-C");
+}
+
+/* A terminal that is closed. */
+static void a_run_that_is_hung_up_can_be_requeued(void **state) {
+  interrupt_and_resume(state, SIGHUP, 0, 75, "stopped by SIGTERM");
+}
+
+/* The terminal's Ctrl-C ends what reads the log first (`2>&1 | tee log`): the run's last words find no reader, and its
+ * checkpoint is written all the same. */
+static void a_run_outlives_the_reader_of_its_log(void **state) {
+  enum { FAR_END = 9 };
+  char words[4096] = "";
+  size_t used = 0;
+  int ends[2];
+  assert_int_equal(pipe(ends), 0);
+  assert_int_equal(dup2(ends[1], FAR_END), FAR_END);
+  pid_t process = start_shell("exec '%s' %s 2>&%d", HVLA_BINARY_DIR "/train/hvla-train",
+                              run_arguments(*state, "run", schedule), FAR_END);
+  close(ends[1]);
+  close(FAR_END);
+  while (!strstr(words, "step 3/60")) {
+    ssize_t got = read(ends[0], words + used, sizeof words - 1 - used);
+    if (got <= 0) fail_msg("the run ended after: %s", words);
+    used += (size_t)got;
+    words[used] = '\0';
+  }
+  close(ends[0]);
+  assert_int_equal(kill(process, SIGINT), 0);
+  assert_int_equal(wait_for_exit(process), 130);
+  assert_true(hv_file_exists(in_run(*state, "run", "model/model.safetensors")));
+}
+
+/* nohup has SIGHUP ignored. */
+static void nohup_keeps_a_run_going(void **state) {
+  const char *log = in_folder(*state, "log");
+  pid_t process = start_shell("trap '' HUP; exec '%s' %s > '%s' 2>&1", HVLA_BINARY_DIR "/train/hvla-train",
+                              run_arguments(*state, "run", schedule), log);
+  wait_for_text(log, "step 3/60");
+  assert_int_equal(kill(process, SIGHUP), 0);
+  assert_int_equal(wait_for_exit(process), 0);
+  wait_for_text(log, "step 60/60");
 }
 
 /* A batch system's warning, while every step's checkpoint is being written: that one is finished, too. */
@@ -88,6 +130,7 @@ static void a_second_interrupt_ends_at_once(void **state) {
   wait_for_text(log, "steps of 4096 samples");
   assert_int_equal(kill(process, SIGINT), 0);
   wait_for_text(log, "finishing the step");
+  assert_int_equal(kill(process, SIGTERM), 0);
   assert_int_equal(kill(process, SIGINT), 0);
   assert_int_equal(wait_for_exit(process), 130);
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints")));
@@ -97,6 +140,9 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_terminated_run_can_be_requeued, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(an_interrupted_run_goes_on, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_that_is_hung_up_can_be_requeued, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_outlives_the_reader_of_its_log, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(nohup_keeps_a_run_going, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_preempted_run_finishes_what_it_writes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_signal_while_measuring_ends_the_run_there, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_is_written_on_demand, make_folder, remove_folder),

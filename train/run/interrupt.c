@@ -18,6 +18,7 @@ struct hv_interrupt {
 
 static void *wait_for_signals(void *argument) {
   hv_interrupt *interrupt = argument;
+  bool interrupted = false;
   for (;;) {
     int number;
     if (sigwait(&interrupt->signals, &number) != 0) continue;
@@ -25,17 +26,23 @@ static void *wait_for_signals(void *argument) {
       atomic_store(&interrupt->requested, true);
       continue;
     }
-    if (number == SIGUSR1) number = SIGTERM;
+    if (number == SIGUSR1 || number == SIGHUP) number = SIGTERM;
+    if (number == SIGINT && interrupted) _exit(130);
+    interrupted |= number == SIGINT;
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
       hv_log_info("%s%s: finishing the step or the measurement, then writing a checkpoint",
                   isatty(STDERR_FILENO) ? "\n" : "",
                   number == SIGINT ? "interrupted" : "terminated"); /* below the progress line of a terminal */
-    } else if (number == SIGINT) {
-      _exit(130);
     }
   }
   return NULL;
+}
+
+/* nohup has it ignored, and a run goes on then. */
+static bool is_ignored(int number) {
+  struct sigaction action;
+  return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
 hv_status hv_interrupt_open(hv_interrupt **out) {
@@ -47,6 +54,8 @@ hv_status hv_interrupt_open(hv_interrupt **out) {
   sigaddset(&interrupt->signals, SIGTERM);
   sigaddset(&interrupt->signals, SIGUSR1);
   sigaddset(&interrupt->signals, SIGUSR2);
+  if (!is_ignored(SIGHUP)) sigaddset(&interrupt->signals, SIGHUP);
+  signal(SIGPIPE, SIG_IGN);
   int problem = pthread_sigmask(SIG_BLOCK, &interrupt->signals, NULL);
   if (problem == 0) problem = pthread_create(&interrupt->thread, NULL, wait_for_signals, interrupt);
   if (problem != 0) {

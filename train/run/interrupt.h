@@ -1,6 +1,8 @@
-/* SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 as questions that the training loop asks between two steps. SIGUSR1 counts
- * as SIGTERM: it is what mpirun hands on to its ranks without ending them itself. SIGUSR2 ends nothing: it asks for a
- * checkpoint and the model now.
+/* SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 as questions that the training loop asks between two steps. SIGUSR1
+ * counts as SIGTERM: it is what mpirun hands on to its ranks without ending them itself. So does SIGHUP, of a terminal
+ * that is closed, unless it is ignored (nohup). SIGUSR2 ends nothing: it asks for a checkpoint and the model now.
+ * SIGPIPE is ignored: what reads the log (`2>&1 | tee`) gets the terminal's Ctrl-C, too, and is gone before the
+ * checkpoint is written.
  *
  * A thread waits for the signals, which every other thread blocks: nothing is interrupted and no handler runs. The
  * first one is remembered, a second SIGINT ends the process at once with exit code 130.
