@@ -161,6 +161,22 @@ static void the_same_demonstrations_keep_their_key(void **state) {
                          in_run(folder, "second", "model/dataset_statistics.json")));
 }
 
+/* No tensor shows them, and what was learnt with the old values is not what is computed with the new ones. */
+static void changes_without_a_shape_are_told(void **state) {
+  static const char said[] = "has learnt otherwise";
+  char *output;
+  expect_train(0, first_run(*state, "--set train.steps=1"), NULL);
+  assert_int_equal(run_train("", second_run(*state, ""), &output), 0);
+  assert_null(strstr(output, said));
+  free(output);
+  assert_ok(hv_remove_tree(in_folder(*state, "second")));
+  expect_train(0,
+               second_run(*state, "--set model.llm.rope_theta=100 --set model.llm.num_attention_heads=4 "
+                                  "--set model.llm.num_key_value_heads=2 --set model.image_resize=letterbox"),
+               said, "model.llm.rope_theta: 10000.0 -> 100.0", "model.llm.num_attention_heads: 2 -> 4",
+               "model.image_resize: ", NULL);
+}
+
 static void other_shapes_are_refused(void **state) {
   static const struct {
     const char *sets, *words[3];
@@ -193,6 +209,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(without_a_map_the_first_dimensions_go_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(missing_parts_begin_anew, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_same_demonstrations_keep_their_key, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(changes_without_a_shape_are_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(other_shapes_are_refused, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -64,3 +64,26 @@ done:
   free(path);
   return status;
 }
+
+hv_status hv_run_report_model_changes(const hv_model_config *before, const hv_model_config *now) {
+  static const char *const adapted[] = {"action_dim", "action_chunk", "state_dim", "cameras", "objective"};
+  json_t *old = NULL, *new = NULL;
+  hv_text changes = {0};
+  hv_status status = HV_OK;
+  HV_CHECK(hv_model_config_to_json(before, &old));
+  HV_CHECK(hv_model_config_to_json(now, &new));
+  for (size_t i = 0; i < sizeof adapted / sizeof *adapted; i++) {
+    json_object_del(old, adapted[i]);
+    json_object_del(new, adapted[i]);
+  }
+  add_changes(old, new, "model", &changes);
+  if (changes.length > 0) {
+    hv_log_warning("the model that this run starts from was another, which has learnt otherwise:%s",
+                   hv_text_string(&changes));
+  }
+done:
+  hv_text_free(&changes);
+  json_decref(old);
+  json_decref(new);
+  return status;
+}
