@@ -112,6 +112,17 @@ static void stops_when_nothing_becomes_better(void **state) {
   expect_train(0, run_of(*state, "run", rest), "stopped early after step 10", NULL);
 }
 
+/* What the run starts from is the first to be beaten: a model that only becomes worse is nobody's best. */
+static void a_start_that_is_never_beaten_is_told(void **state) {
+  static const char worse[] = "--set train.steps=50 --set optimizer.learning_rate=1 --set validation.interval=1 "
+                              "--set validation.patience=2 --set validation.metric=held_out_loss "
+                              "--set validation.at_start=true";
+  expect_train(0, run_of(*state, "run", worse), "stopped early after step 2", "at step 0 in 2 measurements",
+               "held_out_loss was best before the first step", NULL);
+  assert_false(hv_file_exists(in_run(*state, "run", "best")));
+  assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
+}
+
 static void refuses_to_wait_for_nothing(void **state) {
   expect_train(2, run_of(*state, "run", "--set validation.patience=3 --set data.valid_split=null"),
                "validation.patience", "data.valid_split", NULL);
@@ -177,6 +188,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(restores_the_best_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_keep_it_where_it_is_not_wanted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_start_that_is_never_beaten_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_to_wait_for_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(measures_the_start_of_a_new_run_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_resumed_measured_and_saved, make_folder, remove_folder),

@@ -365,11 +365,15 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
   return HV_OK;
 }
 
-/* What the model can do before the run: a line of metrics without a step's figures. */
+/* What the model can do before the run: a line of metrics without a step's figures, and what the run has to beat. There
+ * is no best/ of it, which would be a copy of what the run starts from. A signal is heard after the first step. */
 static hv_status measure_start(run *self) {
   hv_validation held_out;
+  bool better;
+  int came = 0;
   if (!self->data.valid || !self->config->validation.at_start || self->trainer->step > 0) return HV_OK;
   HV_TRY(validate(self, &held_out));
+  HV_TRY(judge(self, &held_out, &better, &came));
   hv_step_result none = {.loss = NAN, .loss_diffusion = NAN, .loss_ce = NAN, .grad_norm = NAN};
   return hv_run_watch_report(&self->watch, &none, NAN, &held_out);
 }
@@ -409,6 +413,15 @@ static hv_status measure_algorithms(run *self) {
   return measured ? hv_run_choices_share(self->comm, self->trainer->device) : HV_OK;
 }
 
+/* A run that only made its model worse says so. */
+static void report_no_better(const run *self) {
+  if (!self->leader || self->best.step != 0) return;
+  hv_log_warning(
+      "%s was best before the first step (%.4f): the model that the run started from is better than any that "
+      "it came to, and there is no best/",
+      self->best.metric, self->best.figure);
+}
+
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
   HV_TRY(measure_start(self));
@@ -430,6 +443,7 @@ static hv_status train(run *self, int *signal_number) {
       break;
     }
   }
+  if (!*signal_number) report_no_better(self);
   return hv_run_files_finish(self->files);
 }
 
