@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
+
 typedef struct opened_file {
   char *path;
   hv_hdf5 *hdf5;
@@ -229,11 +231,21 @@ done:
   return status;
 }
 
+/* It may be meant, to have some demonstrations weigh more; more often it is a pattern that names a file again. */
+static void warn_of_repeats(const hv_demonstrations *d, const opened_file *file) {
+  for (const opened_file *other = d->files; other < file; other++) {
+    if (!hv_hdf5_is_same(other->hdf5, file->hdf5)) continue;
+    hv_log_warning("%s and %s are one file: its episodes count twice", other->path, file->path);
+    return;
+  }
+}
+
 static hv_status add_file(hv_demonstrations *d, const hv_demonstrations_options *options, const char *path) {
   opened_file *file = &d->files[d->num_files++];
   *file = (opened_file){.path = strdup(path)};
   if (!file->path) return hv_error_memory(path);
   HV_TRY(hv_hdf5_open(path, &file->hdf5));
+  warn_of_repeats(d, file);
   HV_TRY(hv_layout_find(file->hdf5, &file->layout));
   hv_string_list names;
   HV_TRY(file->layout->list_episodes(file->hdf5, options->split, &names));

@@ -105,6 +105,12 @@ void hv_hdf5_close(hv_hdf5 *file) {
   free(file);
 }
 
+bool hv_hdf5_is_same(const hv_hdf5 *a, const hv_hdf5 *b) {
+  struct stat first, second;
+  return fstat(a->fd, &first) == 0 && fstat(b->fd, &second) == 0 && first.st_dev == second.st_dev &&
+         first.st_ino == second.st_ino;
+}
+
 const char *hv_hdf5_path(const hv_hdf5 *file) {
   return file->path;
 }

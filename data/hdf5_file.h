@@ -18,6 +18,7 @@ typedef struct hv_hdf5 hv_hdf5;
 HV_NODISCARD hv_status hv_hdf5_open(const char *path, hv_hdf5 **out);
 void hv_hdf5_close(hv_hdf5 *file); /* NULL is allowed; after everything opened from it is closed */
 const char *hv_hdf5_path(const hv_hdf5 *file);
+bool hv_hdf5_is_same(const hv_hdf5 *a, const hv_hdf5 *b); /* one file on the disk, whatever it was called */
 
 typedef enum hv_hdf5_kind { HV_HDF5_ABSENT, HV_HDF5_GROUP, HV_HDF5_DATASET, HV_HDF5_OTHER } hv_hdf5_kind;
 /* What lies at `object`. A dangling, cyclic or external link on the way is an error. */

@@ -28,8 +28,10 @@ static hv_status check_values(const hv_train_config *config) {
   if (config->optimizer.gradients != 0 && config->dtype == 0) {
     return hv_error(HV_ERR_INPUT, "%s: optimizer.gradients may be bf16 with dtype bf16 alone", config->source);
   }
-  if (config->validation.patience > 0 && !config->data.valid_split) {
-    return hv_error(HV_ERR_INPUT, "%s: validation.patience needs a held-out split, data.valid_split", config->source);
+  bool held_out = config->data.valid_split != NULL;
+  if (!held_out && (config->validation.patience > 0 || config->validation.at_start)) {
+    return hv_error(HV_ERR_INPUT, "%s: validation.%s needs a held-out split, data.valid_split", config->source,
+                    config->validation.at_start ? "at_start" : "patience");
   }
   if (!config->init_from && (config->init.action_dims.count > 0 || config->init.state_dims.count > 0)) {
     return hv_error(HV_ERR_INPUT, "%s: init.action_dims and init.state_dims are for a run with init_from",

@@ -99,6 +99,7 @@ static void statistics_to_a_file_keep_other_keys(void **state) {
   free(errors);
   snprintf(arguments, sizeof arguments, "stats --out '%s' --key both --gripper '[6]' " LIFT " " LIFT, path);
   assert_int_equal(run_data(arguments, &out, &errors), 0);
+  assert_non_null(strstr(errors, "lift.hdf5 are one file: its episodes count twice"));
   free(out);
   free(errors);
   json_t *found = json_load_file(path, 0, NULL);

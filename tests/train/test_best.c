@@ -126,6 +126,8 @@ static void a_start_that_is_never_beaten_is_told(void **state) {
 static void refuses_to_wait_for_nothing(void **state) {
   expect_train(2, run_of(*state, "run", "--set validation.patience=3 --set data.valid_split=null"),
                "validation.patience", "data.valid_split", NULL);
+  expect_train(2, run_of(*state, "run", "--set validation.at_start=true --set data.valid_split=null"),
+               "validation.at_start", "data.valid_split", NULL);
   expect_train(2, run_of(*state, "run", "--set validation.metric=error_ensemble --set model.objective=diffusion"),
                "validation.metric", "diffusion", NULL);
 }
