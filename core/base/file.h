@@ -10,6 +10,10 @@
 
 #include "core/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A file mapped read-only. `data` is NULL for an empty file. */
 typedef struct hv_mapping {
   const uint8_t *data;
@@ -59,5 +63,9 @@ HV_NODISCARD hv_status hv_check_download(const char *path, const char *wanted, c
 
 /* "a/b" on the heap, NULL without memory. */
 char *hv_path_join(const char *directory, const char *name);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

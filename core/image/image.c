@@ -87,6 +87,7 @@ static hv_status decode_jpeg_pixels(tjhandle jpeg, const void *data, size_t size
   if (tjDecompressHeader3(jpeg, data, size, &width, &height, &subsampling, &colours) != 0 && !is_harmless(jpeg)) {
     return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
   }
+  if (width == 0 || height == 0) return hv_error(HV_ERR_INPUT, "damaged JPEG: it ends in its header");
   if (colours == TJCS_CMYK || colours == TJCS_YCCK) {
     return hv_error(HV_ERR_INPUT, "a CMYK JPEG is not supported; save it as RGB");
   }

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "core/base/file.h"
+
 struct hv_tokenizer {
   sentencepiece::SentencePieceProcessor processor;
 };
@@ -24,8 +26,7 @@ template <class Function> static hv_status guarded(const char *what, Function fu
   }
 }
 
-hv_status hv_tokenizer_open(const char *path, hv_tokenizer **out) {
-  *out = nullptr;
+static hv_status load(const char *path, hv_tokenizer **out) {
   return guarded("a tokenizer", [&]() -> hv_status {
     hv_tokenizer *tokenizer = new hv_tokenizer;
     const sentencepiece::util::Status loaded = tokenizer->processor.Load(path);
@@ -37,6 +38,25 @@ hv_status hv_tokenizer_open(const char *path, hv_tokenizer **out) {
     *out = tokenizer;
     return HV_OK;
   });
+}
+
+// What the library does not say of a file that it cannot load: a directory, or what a download left in its place.
+static hv_status explain(const char *path) {
+  hv_mapping file;
+  HV_TRY(hv_map_file(path, &file));
+  hv_status status = hv_check_download(path, "SentencePiece", file.data, file.size);
+  hv_unmap(&file);
+  return status;
+}
+
+hv_status hv_tokenizer_open(const char *path, hv_tokenizer **out) {
+  *out = nullptr;
+  hv_status status = load(path, out);
+  if (!status) return HV_OK;
+  hv_status reason = explain(path);
+  if (!reason) return status;
+  hv_status_free(status);
+  return reason;
 }
 
 void hv_tokenizer_close(hv_tokenizer *tokenizer) {

@@ -142,7 +142,10 @@ static void other_files_are_no_tokenizer(void **state) {
   assert_error(hv_tokenizer_open("/nonexistent/tokenizer.model", &tokenizer), "/nonexistent/tokenizer.model");
   const char *path = in_folder(folder, "tokenizer.model");
   write_text(path, "version https://git-lfs.github.com/spec/v1\n");
-  assert_error(hv_tokenizer_open(path, &tokenizer), path, "SentencePiece");
+  assert_error(hv_tokenizer_open(path, &tokenizer), path, "Git LFS pointer, not the SentencePiece file");
+  write_text(path, "something else");
+  assert_error(hv_tokenizer_open(path, &tokenizer), path, "no SentencePiece model");
+  assert_error(hv_tokenizer_open(folder, &tokenizer), folder, "not a regular file");
   write_text(path, "");
   assert_error(hv_tokenizer_open(path, &tokenizer), path);
   assert_int_equal(remove_folder(&folder), 0);
