@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/io/json.h"
 #include "core/io/safetensors.h"
 #include "infer/commands.h"
@@ -203,6 +204,18 @@ static hv_status read_timestep(const hv_safetensors *file, inputs *in, hvla_requ
   return HV_OK;
 }
 
+/* A name that nothing reads may be a slip, and what was meant is drawn from the seed then. */
+static void warn_of_others(const hv_safetensors *file, const char *path) {
+  static const char *const known[] = {"noise", "ar_noise", "ar_timestep", "step_noise"};
+  for (int32_t i = 0; i < hv_safetensors_count(file); i++) {
+    const char *name = hv_safetensors_get(file, i)->name;
+    bool read = false;
+    for (size_t k = 0; k < sizeof known / sizeof *known && !read; k++) read = strcmp(name, known[k]) == 0;
+    if (!read)
+      hv_log_warning("%s: %s is none of noise, ar_noise, ar_timestep, step_noise, and is not read", path, name);
+  }
+}
+
 static hv_status read_draws(const char *path, inputs *in, hvla_request *request) {
   hv_safetensors *file;
   HV_TRY(hv_safetensors_open(path, &file));
@@ -217,6 +230,7 @@ static hv_status read_draws(const char *path, inputs *in, hvla_request *request)
   request->step_noise = in->step_noise;
   if (!in->noise && !in->ar_noise && !in->step_noise && !request->ar_timestep)
     status = hv_error(HV_ERR_INPUT, "%s holds none of noise, ar_noise, ar_timestep, step_noise", path);
+  if (!status) warn_of_others(file, path);
 done:
   hv_safetensors_close(file);
   return status;

@@ -116,6 +116,24 @@ static void leaves_out_what_a_mode_does_not_compute(void **state) {
   json_decref(found);
 }
 
+/* What was meant is drawn from the seed, and whoever misspelt it is told. */
+static void draws_that_nothing_reads_are_told(void **state) {
+  (void)state;
+  hv_safetensors_writer *writer;
+  float draws[2 * TINY_ACTIONS] = {0};
+  assert_ok(hv_safetensors_writer_open(in_folder(folder, "misspelt.safetensors"), &writer));
+  assert_ok(hv_safetensors_writer_declare(writer, "noise", HV_F32, 2, (int64_t[]){2, TINY_ACTIONS}));
+  assert_ok(hv_safetensors_writer_declare(writer, "ar_nose", HV_F32, 2, (int64_t[]){2, TINY_ACTIONS}));
+  for (int i = 0; i < 2; i++) assert_ok(hv_safetensors_writer_write(writer, draws, sizeof draws));
+  assert_ok(hv_safetensors_writer_commit(writer));
+  char *out, *errors;
+  assert_int_equal(run_infer(folder, GOOD "--unnorm-key lift --json --noise misspelt.safetensors", &out, &errors), 0);
+  assert_non_null(strstr(errors, "warning"));
+  assert_non_null(strstr(errors, "ar_nose is none of noise"));
+  free(out);
+  free(errors);
+}
+
 /* Each option changes what it should, and nothing else decides the answer. */
 static void options_reach_the_policy(void **state) {
   (void)state;
@@ -288,10 +306,15 @@ static void measures_loading(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(predicts_with_both_heads),  cmocka_unit_test(leaves_out_what_a_mode_does_not_compute),
-      cmocka_unit_test(options_reach_the_policy),  cmocka_unit_test(threads_do_not_change_the_answer),
-      cmocka_unit_test(prints_a_table_for_people), cmocka_unit_test(helps),
-      cmocka_unit_test(refuses_wrong_input),       cmocka_unit_test(measures),
+      cmocka_unit_test(predicts_with_both_heads),
+      cmocka_unit_test(leaves_out_what_a_mode_does_not_compute),
+      cmocka_unit_test(draws_that_nothing_reads_are_told),
+      cmocka_unit_test(options_reach_the_policy),
+      cmocka_unit_test(threads_do_not_change_the_answer),
+      cmocka_unit_test(prints_a_table_for_people),
+      cmocka_unit_test(helps),
+      cmocka_unit_test(refuses_wrong_input),
+      cmocka_unit_test(measures),
       cmocka_unit_test(measures_loading),
   };
   return cmocka_run_group_tests(tests, enter, remove_folder);
