@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/base/clock.h"
+#include "core/base/host_memory.h"
 #include "core/cpu/cpu.h"
 #include "core/cpu/instructions.h"
 #include "core/cpu/parallel.h"
@@ -62,9 +63,10 @@ static void release(hv_device *device, void *memory) {
 
 static hv_device_room room(hv_device *device) {
   (void)device;
-  size_t page = (size_t)sysconf(_SC_PAGESIZE);
-  return (hv_device_room){.available = (size_t)sysconf(_SC_AVPHYS_PAGES) * page,
-                          .all = (size_t)sysconf(_SC_PHYS_PAGES) * page};
+  size_t available = hv_host_memory_available();
+  if (available == SIZE_MAX) return (hv_device_room){0};
+  return (hv_device_room){.available = available,
+                          .all = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE)};
 }
 
 static hv_status stream_open(hv_device *device, hv_stream **out) {
@@ -236,6 +238,17 @@ static const hv_op_table *const operations[] = {
 static const hv_op_table *const operations[] = {[HV_CPU_BASELINE] = &baseline};
 #endif
 
+/* Where OpenBLAS gets no buffer for a thread that multiplies, it asks for one for ever. */
+static hv_status check_address_space(int threads) {
+  enum { BUFFER = 128 << 20 }; /* of its builds for x86-64 and ARM servers */
+  size_t needed = (size_t)threads * BUFFER, left = hv_host_address_space_left();
+  if (left >= needed) return HV_OK;
+  return hv_error(HV_ERR_MEMORY,
+                  "out of memory: %d threads of the CPU device need %zu MB of address space for matrix products, and "
+                  "the limit (ulimit -v) leaves %zu MB; fewer threads need less",
+                  threads, needed >> 20, left >> 20);
+}
+
 static hv_status open_device(const hv_device_options *options, hv_cpu_instructions instructions, hv_device **out) {
   *out = NULL;
   if (openblas_get_parallel() != OPENBLAS_PARALLEL_OPENMP) {
@@ -250,6 +263,7 @@ static hv_status open_device(const hv_device_options *options, hv_cpu_instructio
   if (threads < 0)
     return hv_error(HV_ERR_INPUT, "%d threads asked of the CPU device; 1 or more, or 0 for all", threads);
   if (threads == 0) threads = outside;
+  HV_TRY(check_address_space(threads));
   cpu_device *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return hv_error_memory("the CPU device");
   cpu->head = (hv_device){

@@ -3,7 +3,9 @@
 #include <dirent.h>
 #include <omp.h>
 #include <pthread.h>
+#include <sys/resource.h>
 
+#include "core/base/host_memory.h"
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
@@ -210,6 +212,23 @@ static void impossible_memory_is_refused(void **state) {
   assert_error(hv_cpu_device_open(&(hv_device_options){.threads = -1}, &device), "-1 threads");
 }
 
+/* OpenBLAS would ask for a buffer for ever. */
+static void a_small_address_space_is_told(void **state) {
+  (void)state;
+  struct rlimit old, tight;
+  hv_device *device;
+  hv_device_options options = {.threads = 4};
+  assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
+  tight = (struct rlimit){.rlim_cur = (rlim_t)1 << 46, .rlim_max = old.rlim_max};
+  assert_int_equal(setrlimit(RLIMIT_AS, &tight), 0);
+  tight.rlim_cur -= hv_host_address_space_left();
+  tight.rlim_cur += (rlim_t)256 << 20;
+  assert_int_equal(setrlimit(RLIMIT_AS, &tight), 0);
+  hv_status status = hv_cpu_device_open(&options, &device);
+  assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
+  assert_error(status, "4 threads", "512 MB of address space", "ulimit -v");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(threads_as_asked), /* first: others start threads */
@@ -218,6 +237,7 @@ int main(void) {
       cmocka_unit_test(environment_limits_instructions),
       cmocka_unit_test(wrong_operands_surface),
       cmocka_unit_test(impossible_memory_is_refused),
+      cmocka_unit_test(a_small_address_space_is_told),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,13 +5,13 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/host_memory.h"
 #include "core/base/log.h"
 #include "core/io/json.h"
 #include "train/checkpoint/background.h"
 #include "train/checkpoint/checkpoint_files.h"
 #include "train/checkpoint/checkpoint_model.h"
 #include "train/checkpoint/checkpoint_shard.h"
-#include "train/checkpoint/host_memory.h"
 #include "train/run/run_choices.h"
 
 typedef enum phase {

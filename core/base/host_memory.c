@@ -1,10 +1,12 @@
-#include "train/checkpoint/host_memory.h"
+#include "core/base/host_memory.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 enum { PATH_SIZE = 4096 };
 
@@ -44,8 +46,18 @@ static size_t group_available(const char *group) {
   return limit > used ? limit - used : 0;
 }
 
+size_t hv_host_address_space_left(void) {
+  struct rlimit limit;
+  size_t pages;
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return SIZE_MAX;
+  if (!read_number("/proc/self/statm", "", &pages)) return SIZE_MAX;
+  size_t used = pages * (size_t)sysconf(_SC_PAGESIZE);
+  return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
+}
+
 size_t hv_host_memory_available(void) {
   size_t kib, available = read_number("/proc/meminfo", "MemAvailable:", &kib) ? kib * 1024 : SIZE_MAX;
+  available = smaller(available, hv_host_address_space_left());
   char line[PATH_SIZE], *group = NULL;
   FILE *file = fopen("/proc/self/cgroup", "re");
   if (!file) return available;
