@@ -7,7 +7,7 @@
 #include "core/tensor/arena.h"
 #include "core/tensor/ops.h"
 
-enum { REPEATS = 3, MOST_QUEUED = 64, RANDOM_VALUES = 1 << 16 };
+enum { REPEATS = 3, MOST_QUEUED = 64, RANDOM_VALUES = 1 << 16, ENOUGH_ROWS = 256 };
 enum { LARGEST_CUBE = 8192, SMALLEST_CUBE = 256, READ_WIDTH = 4096, READ_BYTES = 512 << 20 };
 
 /* Below this, waiting for the device would count beside its work. */
@@ -108,12 +108,21 @@ static hv_status measure_cubes(hv_device *device, hv_dtype dtype, double patienc
   return HV_OK;
 }
 
+/* That of a step's own product, of as many of its rows as take no longer than `patience`, but enough of them to tell.
+ */
+static hv_status measure_rows(hv_device *device, hv_dtype dtype, int64_t rows, int64_t in, int64_t out, double patience,
+                              double *rate) {
+  double fitting = patience * *rate / (2.0 * (double)in * (double)out);
+  int64_t measured = fitting < ENOUGH_ROWS ? ENOUGH_ROWS : fitting < (double)rows ? (int64_t)fitting : rows;
+  return measure_product(device, dtype, measured < rows ? measured : rows, in, out, rate);
+}
+
 hv_status hv_measure_products(hv_device *device, hv_dtype dtype, int64_t rows, int64_t width, int64_t inner,
                               double patience, double *rate) {
   *rate = 0;
   HV_TRY(measure_cubes(device, dtype, patience, rate));
-  HV_TRY(measure_product(device, dtype, rows, width, 2 * inner, rate));
-  return measure_product(device, dtype, rows, inner, width, rate);
+  HV_TRY(measure_rows(device, dtype, rows, width, 2 * inner, patience, rate));
+  return measure_rows(device, dtype, rows, inner, width, patience, rate);
 }
 
 hv_status hv_measure_read(hv_device *device, hv_dtype dtype, double *rate) {
