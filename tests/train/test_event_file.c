@@ -62,8 +62,8 @@ static void frames_records_with_checksums(void **state) {
   assert_int_equal(crc32c((const uint8_t *)"123456789", 9), 0xe3069283u);
   hv_event_file *file;
   assert_ok(hv_event_file_open(*state, 6, &file));
-  const hv_scalar scalars[] = {{"train/loss", 0.25f}, {"held_out/error_diffusion", NAN}, {"", -1e30f}};
-  assert_ok(hv_event_file_write(file, 7, 1234.5, scalars, 3));
+  const hv_scalar scalars[] = {{"train/loss", 0.25f}, {"held_out/error_diffusion", NAN}, {"", -1e30f}, {"zero", 0}};
+  assert_ok(hv_event_file_write(file, 7, 1234.5, scalars, 4));
   assert_ok(hv_event_file_write(file, INT64_MAX, 1e9, scalars, 0));
   hv_event_file_close(file);
 
@@ -79,8 +79,11 @@ static void frames_records_with_checksums(void **state) {
   assert_int_equal(start->step, 7);
   assert_int_equal(values->step, 7);
   assert_true(values->wall_time == 1234.5);
-  assert_int_equal(values->summary->n_value, 3);
-  for (int i = 0; i < 3; i++) assert_string_equal(values->summary->value[i]->tag, scalars[i].tag);
+  assert_int_equal(values->summary->n_value, 4);
+  for (int i = 0; i < 4; i++) {
+    assert_string_equal(values->summary->value[i]->tag, scalars[i].tag);
+    assert_int_equal(values->summary->value[i]->value_case, HV__SCALAR__VALUE_SIMPLE_VALUE);
+  }
   assert_true(values->summary->value[0]->simple_value == 0.25f);
   assert_true(isnan(values->summary->value[1]->simple_value));
   assert_true(values->summary->value[2]->simple_value == -1e30f);
@@ -99,7 +102,8 @@ static const char *run_of(const char *folder, const char *rest) {
 
 /* A run with held-out figures whose last steps are done twice. */
 static void train_and_resume(const char *folder) {
-  const char *held_out = "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=3";
+  const char *held_out = "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=3 "
+                         "--set optimizer.schedule=cosine --set optimizer.final_ratio=0";
   char rest[256];
   expect_train(0, run_of(folder, held_out), NULL);
   assert_ok(hv_remove_tree(in_run(folder, "run", "checkpoints/step-6")));

@@ -134,6 +134,7 @@ hv_status hv_event_file_write(hv_event_file *file, int64_t step, double time, co
   for (size_t i = 0; i < count; i++) {
     hv__scalar__init(&values[i]);
     values[i].tag = (char *)(uintptr_t)scalars[i].tag; /* read only */
+    values[i].value_case = HV__SCALAR__VALUE_SIMPLE_VALUE;
     values[i].simple_value = scalars[i].value;
     pointers[i] = &values[i];
   }
