@@ -5,7 +5,11 @@
 #include "core/cpu/cpu.h"
 
 hv_status hv_infer_open_device(const char *name, int threads, hv_device **out) {
-  if (threads < 0) return hv_error(HV_ERR_INPUT, "%d threads: 0 (as many as there are processors) or more", threads);
+  enum { MOST_THREADS = 4096 };
+  if (threads < 0 || threads > MOST_THREADS) {
+    return hv_error(HV_ERR_INPUT, "%d threads: 0 (as many as there are processors) to %d are possible", threads,
+                    MOST_THREADS);
+  }
   hv_device_options options = {.threads = threads};
   if (!name || strcmp(name, "cpu") == 0) return hv_cpu_device_open(&options, out);
   return hv_device_load(name, &options, out);
