@@ -73,6 +73,8 @@ static void what_is_not_one_run_is_refused(void **state) {
     end_two(2, *state, "run", "", "", cases[i][0], cases[i][1]);
     assert_false(hv_file_exists(in_run(*state, "run", "config.yaml")));
   }
+  expect_ranks(2, 2, two_of(*state, "run", "", "", "device=emu"), "1 of the ranks would connect by NCCL and 1 by MPI",
+               "parallel.transport");
   static const char over_mpi[] = "--device emu --set dtype=fp32 --set parallel.transport=mpi";
   end_two(0, *state, "run", over_mpi, "", "threads=2", "emu (emulated card); connected by mpi");
   run_two(*state, "run", "--resume", "", "data.read_ahead=3");

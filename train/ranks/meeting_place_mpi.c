@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "train/ranks/meeting_place.h"
+#include "train/ranks/mpi_means.h"
 #include "train/ranks/rendezvous.h"
 
 /* What rank 0 tells; a port of 0: it cannot listen. */
@@ -36,7 +37,8 @@ hv_status hv_meeting_place_over_mpi(const hv_launch *launch, hv_meeting_place *o
   if (MPI_Init(NULL, NULL) != MPI_SUCCESS) {
     status = hv_status_first(status, hv_error(HV_ERR_DEVICE, "MPI does not start"));
   } else {
-    status = hv_status_first(status, broadcast(launch, &told));
+    hv_status agreed = hv_mpi_agree_on_means(true);
+    status = hv_status_first(status, agreed ? agreed : broadcast(launch, &told));
     (void)MPI_Finalize();
   }
   if (!status && told.port == 0) status = hv_error(HV_ERR_DEVICE, "rank 0 cannot listen for the others");

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "core/base/clock.h"
+#include "train/ranks/mpi_means.h"
 #include "train/ranks/rank_place.h"
 
 enum { DEFAULT_PIECE = 1 << 20, CHECK_EVERY_MS = 20 };
@@ -375,6 +376,7 @@ static hv_status open_world(hv_mpi_exchange *comm) {
   if (provided < MPI_THREAD_FUNNELED) {
     return hv_error(HV_ERR_DEVICE, "this MPI allows no other threads in a process (MPI_THREAD_FUNNELED)");
   }
+  HV_TRY(hv_mpi_agree_on_means(false));
   MPI_TRY(MPI_Comm_dup(MPI_COMM_WORLD, &comm->world), "MPI_Comm_dup");
   MPI_TRY(MPI_Comm_set_errhandler(comm->world, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   MPI_TRY(MPI_Comm_rank(comm->world, &comm->rank), "MPI_Comm_rank");
