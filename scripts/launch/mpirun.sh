@@ -14,9 +14,9 @@ of them, and `ssh` must reach them without a password. OMP_NUM_THREADS says how 
 processors of this machine are divided among the ranks that run on it). Other hosts get it, and every exported variable
 whose name begins with NCCL_ or HVLA_.
 
-SIGTERM and Ctrl-C let all ranks finish the step and write a checkpoint; the exit code is then 75, and the same command
-with --resume goes on, with this or any other number of ranks. If a rank dies, all end within a minute with a message
-that names it.
+SIGTERM, Ctrl-C and a closed terminal (not under nohup) let all ranks finish the step and write a checkpoint; the exit
+code is then 75, by Ctrl-C 130, and the same command with --resume goes on, with this or any other number of ranks. If a
+rank dies, all end within a minute with a message that names it.
 TEXT
 }
 
@@ -65,7 +65,9 @@ done
 set -m
 "${command[@]}" "$@" < /dev/null &
 pid=$!
-trap 'kill -USR1 "$pid" 2> /dev/null || true' TERM INT
+stopped=75 interrupted=''
+trap 'kill -USR1 "$pid" 2> /dev/null || true' TERM HUP
+trap 'interrupted=yes; kill -USR1 "$pid" 2> /dev/null || true' INT
 code=0
 wait "$pid" || code=$?
 # A signal ends the wait, not mpirun.
@@ -73,4 +75,5 @@ while kill -0 "$pid" 2> /dev/null; do
   code=0
   wait "$pid" || code=$?
 done
+if [[ -n $interrupted && $code == "$stopped" ]]; then code=130; fi
 exit "$code"

@@ -139,15 +139,20 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=1 --resume"), "resumed from");
 }
 
-/* The launcher that people use does so on SIGTERM, to which mpirun itself gives its ranks no time. */
+/* The launcher that people use does so on SIGTERM, to which mpirun itself gives its ranks no time, and where the
+ * terminal is closed, which mpirun does not hear of. */
 static void the_launcher_ends_with_a_checkpoint(void **state) {
-  char log[512];
-  snprintf(log, sizeof log, "%s/log", (const char *)*state);
-  pid_t process = start_launcher(2, run_of(*state, "shared", "--set train.steps=100000"), log);
-  wait_for_text(log, "step 2/");
-  assert_int_equal(kill(process, SIGTERM), 0);
-  assert_int_equal(wait_for_exit(process), 75);
-  expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=1 --resume"), "resumed from");
+  static const int signals[] = {SIGTERM, SIGHUP, SIGINT}, codes[] = {75, 75, 130};
+  static const char *const names[] = {"terminated", "hung-up", "interrupted"};
+  for (int i = 0; i < 3; i++) {
+    char log[512];
+    snprintf(log, sizeof log, "%s/%s.log", (const char *)*state, names[i]);
+    pid_t process = start_launcher(2, run_of(*state, names[i], "--set train.steps=100000"), log);
+    wait_for_text(log, "step 2/");
+    assert_int_equal(kill(process, signals[i]), 0);
+    assert_int_equal(wait_for_exit(process), codes[i]);
+    expect_ranks(0, 2, run_of(*state, names[i], "--set train.steps=1 --resume"), "resumed from");
+  }
 }
 
 static void a_checkpoint_that_lacks_a_part_is_passed_over(void **state) {
