@@ -109,6 +109,7 @@ static hv_status load(hvla_model *model, const char *directory, const hvla_optio
 
 hvla_code hvla_load(const char *directory, const hvla_options *options, hvla_model **out, hvla_error *error) {
   hvla_options defaults = hvla_default_options();
+  if (!out) return hv_infer_report(hv_error(HV_ERR_INPUT, "no place for the model is given"), error);
   *out = NULL;
   hvla_model *model = calloc(1, sizeof *model);
   hv_status status = model ? load(model, directory, options ? options : &defaults) : hv_error_memory("a model");

@@ -298,9 +298,22 @@ static hv_status predict(hvla_model *model, const hvla_request *request, hvla_re
   return HV_OK;
 }
 
+/* Slips that would end a robot's program. */
+static hv_status check_given(const hvla_model *model, const hvla_request *request) {
+  if (!model) return hv_error(HV_ERR_INPUT, "no model is given");
+  if (!request) return hv_error(HV_ERR_INPUT, "no request is given");
+  if (request->num_images > 0 && !request->images)
+    return hv_error(HV_ERR_INPUT, "num_images is %zu, and images is NULL", request->num_images);
+  if (request->state_dim > 0 && !request->state)
+    return hv_error(HV_ERR_INPUT, "state_dim is %zu, and state is NULL", request->state_dim);
+  return HV_OK;
+}
+
 hvla_code hvla_predict(hvla_model *model, const hvla_request *request, hvla_result *result, hvla_error *error) {
+  if (!result) return hv_infer_report(hv_error(HV_ERR_INPUT, "no place for the result is given"), error);
   *result = (hvla_result){0};
-  hv_status status = predict(model, request, result);
+  hv_status status = check_given(model, request);
+  if (!status) status = predict(model, request, result);
   if (status) *result = (hvla_result){0};
   return hv_infer_report(status, error);
 }

@@ -390,6 +390,16 @@ static void wrong_requests_are_refused(void **state) {
   refuse(model, &bad, HVLA_ERROR_INPUT, "wrist", "-4");
 
   bad = good;
+  bad.images = NULL;
+  refuse(model, &bad, HVLA_ERROR_INPUT, "num_images is 2", "images is NULL");
+  bad = good;
+  bad.state = NULL;
+  refuse(model, &bad, HVLA_ERROR_INPUT, "state_dim is 5", "state is NULL");
+  refuse(model, NULL, HVLA_ERROR_INPUT, "no request", "");
+  refuse(NULL, &good, HVLA_ERROR_INPUT, "no model", "");
+  assert_int_equal(hvla_predict(model, &good, NULL, &error), HVLA_ERROR_INPUT);
+
+  bad = good;
   bad.state_dim = 4;
   refuse(model, &bad, HVLA_ERROR_INPUT, "4 values", "takes 5");
   double infinite[TINY_STATE] = {0, 0, INFINITY};
@@ -459,6 +469,11 @@ static void wrong_directories_are_refused(void **state) {
   assert_non_null(strstr(error.message, "nothing"));
   assert_null(model);
   assert_int_equal(hvla_load(NULL, NULL, &model, &error), HVLA_ERROR_INPUT);
+  assert_int_equal(hvla_load(in_folder(folder, "hybrid"), NULL, NULL, &error), HVLA_ERROR_INPUT);
+  options.threads = 5000;
+  assert_int_equal(hvla_load(in_folder(folder, "hybrid"), &options, &model, &error), HVLA_ERROR_INPUT);
+  assert_non_null(strstr(error.message, "to 4096"));
+  options = hvla_default_options();
   options.dtype = "fp8";
   assert_int_equal(hvla_load(in_folder(folder, "hybrid"), &options, &model, &error), HVLA_ERROR_INPUT);
   assert_non_null(strstr(error.message, "fp8"));
