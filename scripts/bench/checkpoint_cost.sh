@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
-# What writing checkpoints in the background costs training, in processor time: the copy, the checksums, the writing, the
-# model made anew. Processor time is what other work on the machine disturbs least; on one thread nothing but the disk is
-# waited for beside it.
-#
-#   scripts/bench/checkpoint_cost.sh [ROUNDS]
-#
-# Each round trains configs/lift-tiny.yaml three times on one thread: 10 steps, 60 steps, and 60 steps with a checkpoint
-# after every tenth, five more than without. The differences give the cost of a step and of a checkpoint; the last line
-# has the medians over the rounds. BUILD names the build folder (build/release), RUNS where run directories go (a
-# temporary folder).
+# Measures what writing checkpoints in the background costs training, in processor time, which is what other work on the
+# machine disturbs least; on one thread nothing but the disk is waited for beside it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+usage() {
+  cat <<'TEXT'
+Usage: scripts/bench/checkpoint_cost.sh [ROUNDS]
+
+Measures what writing checkpoints in the background costs training, in processor time: the copy, the checksums, the
+writing, the model made anew. Each of ROUNDS rounds (5) trains configs/lift-tiny.yaml three times on one thread: 10
+steps, 60 steps, and 60 steps with a checkpoint after every tenth, five more than without. The differences give the cost
+of a step and of a checkpoint; the last line has the medians over the rounds. BUILD names the build folder
+(build/release), RUNS where run directories go (a temporary folder).
+TEXT
+}
+
 rounds=${1:-5}
+case $rounds in
+  -h | --help) usage && exit 0 ;;
+  *[!0-9]* | '') echo "checkpoint_cost.sh: unknown option '$rounds'; see --help" >&2 && exit 2 ;;
+esac
 build=${BUILD:-build/release}
 runs=${RUNS:-$(mktemp -d)}
 rows=$(mktemp)

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Training steps and predictions of one small model (configs/bench-cpu.yaml), here and in PyTorch as the public code runs
-# them, side by side, two threads each.
-#
-#   scripts/bench/cpu_train.sh [STEPS]
-#
-# BUILD names the build folder (build/release), PYTHON an interpreter with scripts/fixtures/requirements.txt installed
-# (.venv-fixtures/bin/python). Without PYTHON only this project's side is measured.
+# Measures training steps and predictions of one small model, here and in PyTorch, side by side.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+usage() {
+  cat <<'TEXT'
+Usage: scripts/bench/cpu_train.sh [STEPS]
+
+Measures STEPS (5) training steps and predictions of one small model (configs/bench-cpu.yaml), here and in PyTorch as the
+public code runs them, side by side, two threads each. BUILD names the build folder (build/release), PYTHON an interpreter
+with scripts/fixtures/requirements.txt installed (.venv-fixtures/bin/python). Without PYTHON only this project's side is
+measured.
+TEXT
+}
+
 steps=${1:-5}
+case $steps in
+  -h | --help) usage && exit 0 ;;
+  *[!0-9]* | '') echo "cpu_train.sh: unknown option '$steps'; see --help" >&2 && exit 2 ;;
+esac
 build=${BUILD:-build/release}
 python=${PYTHON:-.venv-fixtures/bin/python}
 threads=2
