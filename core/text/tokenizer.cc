@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
@@ -28,14 +29,13 @@ template <class Function> static hv_status guarded(const char *what, Function fu
 
 static hv_status load(const char *path, hv_tokenizer **out) {
   return guarded("a tokenizer", [&]() -> hv_status {
-    hv_tokenizer *tokenizer = new hv_tokenizer;
+    std::unique_ptr<hv_tokenizer> tokenizer(new hv_tokenizer);
     const sentencepiece::util::Status loaded = tokenizer->processor.Load(path);
     if (!loaded.ok()) {
-      delete tokenizer;
       return hv_error(HV_ERR_INPUT, "%s is no SentencePiece model that can be read: %s", path,
                       loaded.ToString().c_str());
     }
-    *out = tokenizer;
+    *out = tokenizer.release();
     return HV_OK;
   });
 }
