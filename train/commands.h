@@ -27,7 +27,7 @@ extern const hv_command hv_command_run, hv_command_check, hv_command_config, hv_
   }
 #define HV_TRACE_OPTION(type_)                                                                                         \
   {                                                                                                                    \
-    .key = "trace", .type = HV_OPTION_STRING, .offset = offsetof(type_, trace), .fallback = "null", .unit = "FILE",    \
+    .key = "trace", .type = HV_OPTION_PATH, .offset = offsetof(type_, trace), .fallback = "null", .unit = "FILE",      \
     .doc = "Write a timeline of the run to FILE, for chrome://tracing or Perfetto; ranks above 0 to FILE.RANK."        \
   }
 

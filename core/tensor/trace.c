@@ -32,28 +32,6 @@ struct hv_trace {
   int64_t count;
 };
 
-hv_status hv_trace_open(const char *path, int32_t rank, hv_trace **out) {
-  *out = NULL;
-  hv_trace *trace = calloc(1, sizeof *trace);
-  size_t size = strlen(path) + 16;
-  char *copy = malloc(size);
-  if (!trace || !copy) {
-    free(trace);
-    free(copy);
-    return hv_error_memory("the trace");
-  }
-  if (rank > 0) {
-    snprintf(copy, size, "%s.%d", path, rank);
-  } else {
-    snprintf(copy, size, "%s", path);
-  }
-  trace->path = copy;
-  trace->rank = rank;
-  pthread_mutex_init(&trace->mutex, NULL);
-  *out = trace;
-  return HV_OK;
-}
-
 /* The next span's place, under the mutex. */
 static hv_span *next_span(hv_trace *trace) {
   if (trace->count == MOST_SPANS) return NULL;
@@ -131,9 +109,7 @@ static hv_status write_trace(const hv_trace *trace) {
   return status;
 }
 
-hv_status hv_trace_close(hv_trace *trace) {
-  if (!trace) return HV_OK;
-  hv_status status = write_trace(trace);
+static void free_trace(hv_trace *trace) {
   while (trace->first) {
     block *next = trace->first->next;
     free(trace->first);
@@ -142,5 +118,38 @@ hv_status hv_trace_close(hv_trace *trace) {
   pthread_mutex_destroy(&trace->mutex);
   free(trace->path);
   free(trace);
+}
+
+hv_status hv_trace_open(const char *path, int32_t rank, hv_trace **out) {
+  *out = NULL;
+  hv_trace *trace = calloc(1, sizeof *trace);
+  size_t size = strlen(path) + 16;
+  char *copy = malloc(size);
+  if (!trace || !copy) {
+    free(trace);
+    free(copy);
+    return hv_error_memory("the trace");
+  }
+  if (rank > 0) {
+    snprintf(copy, size, "%s.%d", path, rank);
+  } else {
+    snprintf(copy, size, "%s", path);
+  }
+  trace->path = copy;
+  trace->rank = rank;
+  pthread_mutex_init(&trace->mutex, NULL);
+  hv_status status = write_trace(trace); /* where that cannot be done, nobody waits for a run's end to hear of it */
+  if (status) {
+    free_trace(trace);
+  } else {
+    *out = trace;
+  }
+  return status;
+}
+
+hv_status hv_trace_close(hv_trace *trace) {
+  if (!trace) return HV_OK;
+  hv_status status = write_trace(trace);
+  free_trace(trace);
   return status;
 }

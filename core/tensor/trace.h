@@ -26,7 +26,8 @@ typedef enum hv_trace_row {
 typedef struct hv_trace hv_trace;
 typedef struct hv_span hv_span;
 
-/* Writes to `path` when it is closed; ranks above 0 to "<path>.<rank>". The path is copied. */
+/* Writes to `path` when it is closed; ranks above 0 to "<path>.<rank>". Without spans the file is written at once: an
+ * error where it cannot be. The path is copied. */
 HV_NODISCARD hv_status hv_trace_open(const char *path, int32_t rank, hv_trace **out);
 
 /* Writes the file; streams of spans have been synchronised. NULL is allowed. */

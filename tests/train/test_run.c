@@ -161,6 +161,14 @@ static void ignores_half_written_checkpoints(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-9.tmp")));
 }
 
+/* Before the first step, not after the last. */
+static void a_trace_that_cannot_be_written_is_told_at_the_start(void **state) {
+  char rest[512];
+  snprintf(rest, sizeof rest, "--trace '%s/nowhere/trace.json'", (char *)*state);
+  expect_train(2, run_arguments(*state, "run", rest), "nowhere/trace.json", NULL);
+  assert_false(hv_file_exists(in_run(*state, "run", "metrics.jsonl")));
+}
+
 static void does_not_overwrite_a_run(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   expect_train(2, run_arguments(*state, "run", ""), "already holds checkpoints", "--resume", NULL);
@@ -346,6 +354,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(cuts_metrics_back_to_the_resumed_step, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_damaged_checkpoints, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ignores_half_written_checkpoints, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_trace_that_cannot_be_written_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_overwrite_a_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_has_changed, make_folder, remove_folder),
