@@ -73,6 +73,7 @@ static void what_is_not_one_run_is_refused(void **state) {
     end_two(2, *state, "run", "", "", cases[i][0], cases[i][1]);
     assert_false(hv_file_exists(in_run(*state, "run", "config.yaml")));
   }
+  end_two(2, *state, "run", "", "RESUME=yes", "", "`--resume` is not the same on rank 1 and on rank 0");
   expect_ranks(2, 2, two_of(*state, "run", "", "", "device=emu"), "1 of the ranks would connect by NCCL and 1 by MPI",
                "parallel.transport");
   static const char over_mpi[] = "--device emu --set dtype=fp32 --set parallel.transport=mpi";

@@ -96,7 +96,7 @@ static hv_status agree(const char *folder, int32_t rank, const char *file, const
   assert_ok(hv_train_config_load(write_tiny_config(folder, "unset"), sets, 3, &config));
   assert_ok(hv_train_config_model(&config, &model, &directory));
   assert_ok(hv_run_data_open(&config, &model.config, rank, 2, &data));
-  hv_status status = hv_run_check_agreement(&config, &data, &comm);
+  hv_status status = hv_run_check_agreement(&config, false, &data, &comm);
   hv_run_data_close(&data);
   hv_model_directory_close(&directory);
   hv_model_config_free(&model);

@@ -264,7 +264,7 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   HV_TRY(check_validation(self));
-  HV_TRY(hv_run_check_agreement(config, &self->data, self->comm));
+  HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->data, self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));

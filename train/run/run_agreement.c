@@ -81,7 +81,7 @@ static hv_status difference(const hv_train_config *config, const hv_run_data *da
       (long long)hv_demonstrations_frames(data->train));
 }
 
-hv_status hv_run_check_agreement(const hv_train_config *config, const hv_run_data *data, hv_comm *comm) {
+hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_run_data *data, hv_comm *comm) {
   fingerprints own = {0};
   double first[HV_COMM_MAX_SUM] = {0};
   json_t *resolved = NULL;
@@ -89,6 +89,10 @@ hv_status hv_run_check_agreement(const hv_train_config *config, const hv_run_dat
   hv_status status = HV_OK;
   HV_CHECK(hv_train_config_resolve(config, &resolved));
   forget_machine(resolved);
+  if (json_object_set_new(resolved, "--resume", json_boolean(resume)) != 0) {
+    status = hv_error_memory("the configuration");
+    goto done;
+  }
   HV_CHECK(add_configuration(&own, resolved));
   HV_CHECK(add_demonstrations(&own, data));
   if (comm->rank == 0) memcpy(first, own.values, sizeof first);

@@ -3,12 +3,15 @@
 #ifndef HV_TRAIN_RUN_RUN_AGREEMENT_H
 #define HV_TRAIN_RUN_RUN_AGREEMENT_H
 
+#include <stdbool.h>
+
 #include "core/tensor/comm.h"
 #include "train/run/run_data.h"
 
-/* Called by all ranks. HV_ERR_INPUT names the part of the configuration that is not rank 0's, or says that the
- * demonstrations are not, in anything but their pictures. Where files lie, threads, caches and devices may differ from
- * machine to machine. */
-HV_NODISCARD hv_status hv_run_check_agreement(const hv_train_config *config, const hv_run_data *data, hv_comm *comm);
+/* Called by all ranks. HV_ERR_INPUT names the part of the configuration that is not rank 0's, `resume` among them, or
+ * says that the demonstrations are not, in anything but their pictures. Where files lie, threads, caches and devices
+ * may differ from machine to machine. */
+HV_NODISCARD hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_run_data *data,
+                                              hv_comm *comm);
 
 #endif
