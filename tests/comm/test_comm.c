@@ -26,6 +26,8 @@ static void a_late_rank_is_named_with_the_operation(void **state) {
   (void)state;
   expect_ranks(2, 3, "tests/comm/comm_ranks late", "rank 2 (process ", "did not come for 1 s",
                "all_reduce of what is awaited cannot end on rank 0");
+  expect_ranks(2, 4, "tests/comm/comm_ranks late", "rank 2 (process ",
+               "did not come for 1 s, nor did rank 3: all_reduce");
 }
 
 static void a_rank_that_makes_other_calls_is_named(void **state) {

@@ -61,28 +61,35 @@ static hv_status lost_rank(const exchange *at, int32_t rank, const char *why) {
                   at->comm->rank);
 }
 
-/* The rank that an unfinished exchange waits for: the lowest whose part has not come, or that has not taken ours. */
-static hv_status awaited_rank(const exchange *at, int32_t *out) {
+/* The rank that an unfinished exchange waits for: the lowest whose part has not come, or that has not taken ours.
+ * Others whose part has not come are added to `others`: any of them may be the one that the rest waits for. */
+static hv_status awaited_ranks(const exchange *at, int32_t *first, char *others, size_t capacity) {
   int32_t size = at->comm->size;
+  size_t used = 0;
+  *first = -1;
+  *others = '\0';
   for (int32_t i = 0; i < 2 * size; i++) {
     int done = 1;
     MPI_TRY(MPI_Test(&at->comm->requests[i], &done, MPI_STATUS_IGNORE), at->call->what);
     if (done) continue;
-    *out = i % size;
-    return HV_OK;
+    if (*first < 0) {
+      *first = i % size;
+    } else if (i < size && used < capacity) {
+      used += (size_t)snprintf(others + used, capacity - used, ", nor did rank %d", i);
+    }
   }
-  *out = -1;
   return HV_OK;
 }
 
 static hv_status timed_out(const exchange *at) {
   int32_t rank;
-  HV_TRY(awaited_rank(at, &rank));
+  char others[128], why[256];
+  HV_TRY(awaited_ranks(at, &rank, others, sizeof others));
   if (rank < 0) return HV_OK;
   int waiting = 0;
   MPI_TRY(MPI_Iprobe(rank, MPI_ANY_TAG, at->comm->world, &waiting, MPI_STATUS_IGNORE), at->call->what);
-  char why[96];
-  snprintf(why, sizeof why, "%s for %.0f s", waiting ? "was in another operation" : "did not come", at->timeout);
+  snprintf(why, sizeof why, "%s for %.0f s%s", waiting ? "was in another operation" : "did not come", at->timeout,
+           waiting ? "" : others);
   return lost_rank(at, rank, why);
 }
 
