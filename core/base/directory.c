@@ -10,7 +10,6 @@
 #include <sys/stat.h>
 
 #include "core/base/file.h"
-#include "core/base/string_list.h"
 
 /* `path` without slashes at its end, with a suffix; on the heap, NULL without memory. */
 static char *with_suffix(const char *path, const char *suffix) {
@@ -55,61 +54,62 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
   return hv_error_errno(errno, "cannot rename %s to %s", fresh, path);
 }
 
-static const char inner_name[] = ".partial";
+/* Of a directory that is being filled, behind its name or, inside it, alone. */
+static const char partial_suffix[] = ".partial";
 
-/* Calls `each` with the name of everything in the directory; what is moved or removed meanwhile is fine. */
-typedef hv_status entry_visitor(const char *name, void *context);
-static hv_status visit(const char *path, entry_visitor *each, void *context) {
+hv_status hv_directory_list(const char *path, hv_string_list *out) {
+  *out = (hv_string_list){0};
   DIR *folder = opendir(path);
-  if (!folder) return hv_error_errno(errno, "cannot open directory %s", path);
+  if (!folder) return hv_error_errno(errno, "cannot read directory %s", path);
   hv_status status = HV_OK;
   for (const struct dirent *entry; !status && (entry = readdir(folder)) != NULL;) {
     const char *name = entry->d_name;
-    if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0) status = each(name, context);
+    if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0) status = hv_string_list_append(out, name);
   }
   closedir(folder);
+  if (status) hv_string_list_free(out);
   return status;
-}
-
-static hv_status note_content(const char *name, void *empty) {
-  (void)name;
-  *(bool *)empty = false;
-  return HV_OK;
 }
 
 hv_status hv_directory_is_empty(const char *path, bool *out) {
-  *out = true;
-  return visit(path, note_content, out);
+  hv_string_list names;
+  HV_TRY(hv_directory_list(path, &names));
+  *out = names.count == 0;
+  hv_string_list_free(&names);
+  return HV_OK;
 }
 
-typedef struct move {
-  const char *from, *to;
-  hv_string_list names; /* moved so far */
-} move;
-
-static hv_status move_entry(const char *name, void *context) {
-  move *m = context;
-  hv_status status = hv_string_list_append(&m->names, name);
-  if (status) return status;
-  char *from = hv_path_join(m->from, name), *to = hv_path_join(m->to, name);
-  if (!from || !to) {
+static hv_status move_entry(const char *name, const char *from, const char *to) {
+  hv_status status = HV_OK;
+  char *old = hv_path_join(from, name), *new = hv_path_join(to, name);
+  if (!old || !new) {
     status = hv_error_memory("a path");
-  } else if (rename(from, to) != 0) {
-    status = hv_error_errno(errno, "cannot rename %s to %s", from, to);
+  } else if (rename(old, new) != 0) {
+    status = hv_error_errno(errno, "cannot rename %s to %s", old, new);
   }
-  free(from);
-  free(to);
+  free(old);
+  free(new);
   return status;
 }
 
-/* Whatever else has come into the directory meanwhile is not ours. */
-static hv_status remove_moved(const move *m) {
+static hv_status remove_entry(const char *name, const char *directory) {
+  char *path = hv_path_join(directory, name);
+  hv_status status = path ? hv_remove_tree(path) : hv_error_memory("a path");
+  free(path);
+  return status;
+}
+
+/* All or nothing of what `from` holds; whatever else has come into `to` meanwhile stays there. */
+static hv_status move_entries(const char *from, const char *to) {
+  hv_string_list names;
+  HV_TRY(hv_directory_list(from, &names));
   hv_status status = HV_OK;
-  for (size_t i = 0; i < m->names.count; i++) {
-    char *path = hv_path_join(m->to, m->names.items[i]);
-    status = hv_status_first(status, path ? hv_remove_tree(path) : hv_error_memory("a path"));
-    free(path);
+  size_t moved = 0;
+  while (moved < names.count && !status) status = move_entry(names.items[moved++], from, to);
+  for (size_t i = 0; status && i + 1 < moved; i++) {
+    status = hv_status_first(status, remove_entry(names.items[i], to));
   }
+  hv_string_list_free(&names);
   return status;
 }
 
@@ -128,29 +128,23 @@ static hv_status make_partial(const char *partial, hv_leftover leftover) {
 }
 
 static hv_status fill_empty(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
-  char *inner = hv_path_join(path, inner_name);
+  char *inner = hv_path_join(path, partial_suffix);
   if (!inner) return hv_error_memory(path);
-  move moved = {.from = inner, .to = path};
   hv_status status = make_partial(inner, leftover);
   if (status) goto closed;
   HV_CHECK(write(inner, context));
   HV_CHECK(hv_sync_directory(inner));
-  HV_CHECK(visit(inner, move_entry, &moved));
-  HV_CHECK(hv_remove_tree(inner));
-  status = hv_sync_directory(path);
+  status = move_entries(inner, path);
 done:
-  if (status) {
-    status = hv_status_first(status, remove_moved(&moved));
-    status = hv_status_first(status, hv_remove_tree(inner));
-  }
+  status = hv_status_first(status, hv_remove_tree(inner));
+  if (!status) status = hv_sync_directory(path);
 closed:
-  hv_string_list_free(&moved.names);
   free(inner);
   return status;
 }
 
 static hv_status fill_beside(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
-  char *partial = with_suffix(path, ".partial");
+  char *partial = with_suffix(path, partial_suffix);
   if (!partial) return hv_error_memory(path);
   hv_status status = make_partial(partial, leftover);
   if (status) goto closed;

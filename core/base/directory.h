@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "core/base/status.h"
+#include "core/base/string_list.h"
 
 /* Puts the complete directory `fresh` in place of `path` (same file system): swapped in one atomic step where the file
  * system can, and what was there is removed. Where it cannot, `path` is gone for a moment and its old content lies in
@@ -14,7 +15,9 @@ HV_NODISCARD hv_status hv_replace_directory(const char *fresh, const char *path)
 /* Fills an empty directory; its files are synced, the directory itself need not be. */
 typedef hv_status hv_directory_writer(const char *directory, void *context);
 
-/* An error where it is no directory that can be read. */
+/* The names of everything in it, in no order; an error where it is no directory that can be read. *out is freed by the
+ * caller. */
+HV_NODISCARD hv_status hv_directory_list(const char *path, hv_string_list *out);
 HV_NODISCARD hv_status hv_directory_is_empty(const char *path, bool *out);
 
 /* What is done about a `path`.partial that is there: another process may be writing it, one that was killed have left

@@ -1,6 +1,5 @@
 #include "train/checkpoint/checkpoint_files.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -9,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/base/directory.h"
 #include "core/base/string_list.h"
@@ -359,18 +359,14 @@ static hv_status take_entry(found_checkpoints *found, const char *name) {
 
 static hv_status list_checkpoints(const char *run, found_checkpoints *out) {
   *out = (found_checkpoints){0};
+  hv_string_list names = {0};
   hv_status status = HV_OK;
   char *path = hv_path_join(run, "checkpoints");
   if (!path) return hv_error_memory("a path");
-  DIR *directory = opendir(path);
-  if (!directory) {
-    if (errno != ENOENT) status = hv_error_errno(errno, "cannot read directory %s", path);
-    free(path);
-    return status;
-  }
-  const struct dirent *entry;
-  while (!status && (entry = readdir(directory)) != NULL) status = take_entry(out, entry->d_name);
-  closedir(directory);
+  bool absent = access(path, F_OK) != 0 && errno == ENOENT;
+  if (!absent) status = hv_directory_list(path, &names);
+  for (size_t i = 0; i < names.count && !status; i++) status = take_entry(out, names.items[i]);
+  hv_string_list_free(&names);
   free(path);
   if (status) {
     free_found(out);
