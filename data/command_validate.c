@@ -44,22 +44,22 @@ static hv_status read_images(const hv_layout *layout, hv_hdf5 *file, const char 
 }
 
 /* A run reads the cameras and the state that it names from every episode. */
-static hv_status check_presence(const hv_layout *layout, const hv_hdf5 *file, const char *episode,
-                                const hv_episode_facts *facts, const hv_episode_facts *survey) {
+static hv_status check_presence(const hv_hdf5 *file, const char *episode, const hv_episode_facts *facts,
+                                const hv_episode_facts *survey, const hv_string_list *state) {
   for (size_t i = 0; i < survey->num_cameras; i++) {
     if (hv_episode_camera(facts, survey->cameras[i].name)) continue;
     return hv_error(HV_ERR_INPUT, "%s: %s: camera %s is missing; other episodes have it", hv_hdf5_path(file), episode,
                     survey->cameras[i].name);
   }
-  return hv_layout_compare(layout, file, episode, facts, survey);
+  return hv_layout_compare(file, episode, facts, survey, state);
 }
 
 static hv_status check_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
-                               const hv_episode_facts *survey) {
+                               const hv_episode_facts *survey, const hv_string_list *state) {
   hv_episode_facts facts;
   HV_TRY(layout->describe(file, episode, &facts));
   hv_status status = HV_OK;
-  HV_CHECK(check_presence(layout, file, episode, &facts, survey));
+  HV_CHECK(check_presence(file, episode, &facts, survey, state));
   HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, NULL));
   for (size_t i = 0; i < facts.num_cameras; i++) {
     HV_CHECK(read_images(layout, file, episode, &facts, &facts.cameras[i]));
@@ -87,19 +87,21 @@ static hv_status check_file(findings *found, const char *path) {
   hv_hdf5 *file;
   HV_TRY(hv_hdf5_open(path, &file));
   const hv_layout *layout;
-  hv_string_list names = {0};
+  hv_string_list names = {0}, state = {0};
   hv_episode_facts survey = {0};
   hv_status status = HV_OK;
   HV_CHECK(hv_layout_find(file, &layout));
   HV_CHECK(layout->list_episodes(file, NULL, &names));
   HV_CHECK(hv_layout_survey(layout, file, &names, &survey));
+  HV_CHECK(layout->default_state(&survey, &state));
   for (size_t i = 0; i < names.count; i++) {
-    HV_CHECK(note(found, path, names.items[i], check_episode(layout, file, names.items[i], &survey)));
+    HV_CHECK(note(found, path, names.items[i], check_episode(layout, file, names.items[i], &survey, &state)));
   }
   HV_CHECK(check_splits(found, layout, file));
   found->files++;
   found->episodes += names.count;
 done:
+  hv_string_list_free(&state);
   hv_episode_facts_free(&survey);
   hv_string_list_free(&names);
   hv_hdf5_close(file);

@@ -145,8 +145,12 @@ hv_status hv_layout_survey(const hv_layout *layout, hv_hdf5 *file, const hv_stri
   return HV_OK;
 }
 
-static hv_status compare_state(const hv_string_list *state, const hv_hdf5 *file, const char *episode,
-                               const hv_episode_facts *facts, const hv_episode_facts *survey) {
+hv_status hv_layout_compare(const hv_hdf5 *file, const char *episode, const hv_episode_facts *facts,
+                            const hv_episode_facts *survey, const hv_string_list *state) {
+  if (facts->action_dim != survey->action_dim) {
+    return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", hv_hdf5_path(file),
+                    episode, facts->action_dim, survey->action_dim);
+  }
   for (size_t i = 0; i < state->count; i++) {
     const char *name = state->items[i];
     const hv_signal *found = hv_episode_signal(facts, name), *expected = hv_episode_signal(survey, name);
@@ -159,17 +163,4 @@ static hv_status compare_state(const hv_string_list *state, const hv_hdf5 *file,
                     name, found->width, expected->width);
   }
   return HV_OK;
-}
-
-hv_status hv_layout_compare(const hv_layout *layout, const hv_hdf5 *file, const char *episode,
-                            const hv_episode_facts *facts, const hv_episode_facts *survey) {
-  if (facts->action_dim != survey->action_dim) {
-    return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", hv_hdf5_path(file),
-                    episode, facts->action_dim, survey->action_dim);
-  }
-  hv_string_list state = {0};
-  hv_status status = layout->default_state(survey, &state);
-  if (!status) status = compare_state(&state, file, episode, facts, survey);
-  hv_string_list_free(&state);
-  return status;
 }

@@ -80,7 +80,7 @@ static hv_status add_episode(const hv_layout *layout, hv_hdf5 *file, const char 
   HV_TRY(layout->describe(file, episode, &facts));
   hv_status status = HV_OK;
   HV_CHECK(compare_cameras(out, &facts, episode, warnings));
-  HV_CHECK(hv_layout_compare(layout, file, episode, &facts, survey));
+  HV_CHECK(hv_layout_compare(file, episode, &facts, survey, &out->state));
   HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, &out->state));
   if (out->episodes == 0 || facts.frames < out->shortest) out->shortest = facts.frames;
   if (facts.frames > out->longest) out->longest = facts.frames;
