@@ -110,6 +110,7 @@ static hv_status move_entries(const char *from, const char *to) {
     status = hv_status_first(status, remove_entry(names.items[i], to));
   }
   hv_string_list_free(&names);
+  if (!status) status = hv_sync_directory(to);
   return status;
 }
 
@@ -127,47 +128,27 @@ static hv_status make_partial(const char *partial, hv_leftover leftover) {
                   partial);
 }
 
-static hv_status fill_empty(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
-  char *inner = hv_path_join(path, partial_suffix);
-  if (!inner) return hv_error_memory(path);
-  hv_status status = make_partial(inner, leftover);
-  if (status) goto closed;
-  HV_CHECK(write(inner, context));
-  HV_CHECK(hv_sync_directory(inner));
-  status = move_entries(inner, path);
-done:
-  status = hv_status_first(status, hv_remove_tree(inner));
-  if (!status) status = hv_sync_directory(path);
-closed:
-  free(inner);
-  return status;
-}
-
-static hv_status fill_beside(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
-  char *partial = with_suffix(path, partial_suffix);
-  if (!partial) return hv_error_memory(path);
-  hv_status status = make_partial(partial, leftover);
-  if (status) goto closed;
-  HV_CHECK(write(partial, context));
-  HV_CHECK(hv_sync_directory(partial));
-  status = hv_replace_directory(partial, path);
-done:
-  if (status) status = hv_status_first(status, hv_remove_tree(partial));
-closed:
-  free(partial);
-  return status;
-}
-
 hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_directory_writer *write, void *context) {
   bool empty = false;
   struct stat info;
-  char *target = realpath(path, NULL);
+  char *partial = NULL, *target = realpath(path, NULL);
   if (!target && errno != ENOENT) return hv_error_errno(errno, "cannot open %s", path);
+  const char *to = target ? target : path;
   hv_status status = HV_OK;
   if (target && stat(target, &info) == 0 && S_ISDIR(info.st_mode)) HV_CHECK(hv_directory_is_empty(target, &empty));
-  status = empty ? fill_empty(target, leftover, write, context)
-                 : fill_beside(target ? target : path, leftover, write, context);
+  partial = empty ? hv_path_join(to, partial_suffix) : with_suffix(to, partial_suffix);
+  if (!partial) {
+    status = hv_error_memory(path);
+    goto done;
+  }
+  HV_CHECK(make_partial(partial, leftover));
+  status = write(partial, context);
+  if (!status) status = hv_sync_directory(partial);
+  if (!status) status = empty ? move_entries(partial, to) : hv_replace_directory(partial, to);
+  /* Once it has taken the place of `to`, the name may be another process's. */
+  if (status || empty) status = hv_status_first(status, hv_remove_tree(partial));
 done:
+  free(partial);
   free(target);
   return status;
 }
