@@ -247,8 +247,8 @@ static __global__ void adamw_coded_kernel(adamw_operands<T, G> a, moment_codes c
     hv_vec<uint8_t, N> code2;
     HV_UNROLL
     for (int j = 0; j < N; j++) {
-      float dither = hv_moment2_dither((uint32_t)a.dynamic[4], (uint32_t)(in_block + j));
-      code1.at[j] = hv_moment1_encode(m[i].at[j], scale1);
+      float dither = hv_moment_dither((uint32_t)a.dynamic[4], (uint32_t)(in_block + j));
+      code1.at[j] = hv_moment1_encode(m[i].at[j], scale1, dither);
       code2.at[j] = hv_moment2_encode(v[i].at[j], scale2, dither);
     }
     hv_store(codes.code1 + first + in_block, code1);

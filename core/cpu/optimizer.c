@@ -135,8 +135,9 @@ static void encode_moments(const adamw_context *c, int64_t block, const real *m,
   }
 #pragma omp simd
   for (int j = 0; j < HV_MOMENT_BLOCK; j++) {
-    code1[j] = hv_moment1_encode((float)m[j], scale1);
-    code2[j] = hv_moment2_encode(root_v[j], scale2, hv_moment2_dither(c->update, (uint32_t)j));
+    float dither = hv_moment_dither(c->update, (uint32_t)j);
+    code1[j] = hv_moment1_encode((float)m[j], scale1, dither);
+    code2[j] = hv_moment2_encode(root_v[j], scale2, dither);
   }
   ((float *)a->moment1_scale.data)[block] = scale1;
   ((float *)a->moment2_scale.data)[block] = scale2;

@@ -5,14 +5,16 @@
  *   m = scale₁ sign(c) (c / 127)²,  −127 <= c <= 127;   sqrt(v) = scale₂ (c / 255)²,  0 <= c <= 255
  *
  * with the largest |m| and the largest sqrt(v) of the block as scales. Squares stand for the paper's table of 256
- * values: they take a square root instead of a search. Two traps of v:
+ * values: they take a square root instead of a search. Two traps:
  * - A v that became 0 beside an m that did not would make a step of m / eps (Li et al., "Memory Efficient Optimizers
  * with 4-bit States", arXiv 2309.01507, section 4.1). Code 0 is kept for v = 0; a smaller v than code 1 is raised to
  * it.
- * - β2 = 0.999 moves sqrt(v) by less than a code's width in a step, which rounding to nearest would lose every time.
- *   So v is rounded up or down by turns, up as often as it lies near the upper code: by a Weyl sequence (multiples of
- *   the golden ratio modulo 1) of the number of the update, shifted for each element of the block. It depends on
- *   nothing else, so that a run repeats, and resumes, exactly.
+ * - An update that moves a moment by less than half a code's width is lost each time by rounding to nearest: that of v,
+ *   which β2 = 0.999 moves by a thousandth, and that of an m small in its block, which would never decay beside a v that
+ *   does (from code 9 down, at β1 = 0.9). So codes are rounded up or down by turns, up as often as the value lies near
+ *   the upper one: by a Weyl sequence (multiples of the golden ratio modulo 1) of the number of the update, shifted for
+ *   each element of the block. It depends on nothing else, so that a run repeats, and resumes, exactly. An element's m
+ *   and v take one turn, since what is rounded the same way disturbs their ratio least.
  * C and CUDA include this header. */
 #ifndef HV_TENSOR_MOMENTS_H
 #define HV_TENSOR_MOMENTS_H
@@ -24,15 +26,23 @@
 
 enum { HV_MOMENT_BLOCK = 256 };
 
+/* What the codes of an element are rounded with, from 0 to below 1; `element` counts from the block's start. */
+HV_HOST_DEVICE static inline float hv_moment_dither(uint32_t update, uint32_t element) {
+  uint32_t turn = update * 0x9E3779B9u + element * 0x85EBCA6Bu;
+  return (float)(turn >> 8) * 0x1p-24f;
+}
+
 HV_HOST_DEVICE static inline float hv_moment1_decode(int8_t code, float scale) {
   float root = (float)code * (1.0f / 127);
   return scale * (root * fabsf(root));
 }
 
-HV_HOST_DEVICE static inline int8_t hv_moment1_encode(float m, float scale) {
+HV_HOST_DEVICE static inline int8_t hv_moment1_encode(float m, float scale, float dither) {
   if (scale == 0.0f) return 0;
-  const float half = 0.5f; /* a square root is not negative: this rounds to nearest */
-  int code = (int)(127.0f * sqrtf(fabsf(m) / scale) + half);
+  float square = 127.0f * 127.0f * (fabsf(m) / scale);
+  int code = (int)sqrtf(square);
+  float width = (float)(2 * code + 1), above = square - (float)(code * code);
+  if (above + dither * width >= width) code++;
   if (code > 127) code = 127;
   return (int8_t)(m < 0.0f ? -code : code);
 }
@@ -41,12 +51,6 @@ HV_HOST_DEVICE static inline int8_t hv_moment1_encode(float m, float scale) {
 HV_HOST_DEVICE static inline float hv_moment2_decode(uint8_t code, float scale) {
   float root = (float)code * (1.0f / 255);
   return scale * (root * root);
-}
-
-/* What v's code is rounded with, from 0 to below 1; `element` counts from the block's start. */
-HV_HOST_DEVICE static inline float hv_moment2_dither(uint32_t update, uint32_t element) {
-  uint32_t turn = update * 0x9E3779B9u + element * 0x85EBCA6Bu;
-  return (float)(turn >> 8) * 0x1p-24f;
 }
 
 HV_HOST_DEVICE static inline uint8_t hv_moment2_encode(float root_v, float scale, float dither) {

@@ -238,15 +238,17 @@ static random_ranges ranges_over(op_env *env, int64_t n) {
 
 /* The third update of a run; the gradient's factor is 0.5, below 0 where the update is to be skipped. An epsilon is
  * taken that shows. */
+static const int adamw_update = 3;
 static const double adamw_lr = 0.01, adamw_beta1 = 0.9, adamw_beta2 = 0.999, adamw_eps = 0.5, adamw_decay = 0.1;
 
 static op_operand adamw_dynamic(op_env *env, bool skip) {
-  double values[5] = {adamw_lr, 1 - pow(adamw_beta1, 3), 1 - pow(adamw_beta2, 3), skip ? -1 : 0.5, 3};
+  double values[5] = {adamw_lr, 1 - pow(adamw_beta1, adamw_update), 1 - pow(adamw_beta2, adamw_update), skip ? -1 : 0.5,
+                      adamw_update};
   return op_values(env, OP_S, 1, 5, values);
 }
 
 static void adamw_in_double(const random_ranges *ranges, const double *grad, double *p, double *m, double *v) {
-  double correction1 = 1 - pow(adamw_beta1, 3), correction2 = 1 - pow(adamw_beta2, 3);
+  double correction1 = 1 - pow(adamw_beta1, adamw_update), correction2 = 1 - pow(adamw_beta2, adamw_update);
   for (int64_t r = 0; r < ranges->count; r++) {
     double lr = adamw_lr * ranges->rates[r], keep = ranges->decays[r] ? 1 - lr * adamw_decay : 1;
     for (int64_t i = ranges->rows[r][0]; i < ranges->rows[r][1]; i++) {
@@ -393,6 +395,13 @@ static void check_untouched(const coded_moments *c, int64_t block, const double 
   }
 }
 
+/* The whole number that `at` is rounded to, up where `share` of the way and the dither make 1; which of two, is open
+ * where they nearly do. */
+static void check_rounded(double code, double at, double share, double dither) {
+  double expected = floor(at) + (share + dither >= 1), near = fabs(share + dither - 1) < 1e-3;
+  assert_true(fabs(code - expected) <= near);
+}
+
 /* What one block's codes must be, given its moments after the update. */
 static void check_codes(const coded_moments *c, int64_t block, const double *code1, const double *code2, double scale1,
                         double scale2) {
@@ -407,9 +416,12 @@ static void check_codes(const coded_moments *c, int64_t block, const double *cod
   for (int64_t i = first; i < end; i++) {
     double x1 = largest1 > 0 ? 127 * sqrt(fabs(c->m[i]) / largest1) : 0;
     double x2 = largest2 > 0 ? 255 * sqrt(sqrt(c->v[i]) / largest2) : 0;
-    assert_true(fabs(fabs(code1[i]) - x1) <= 0.501 && code1[i] * c->m[i] >= 0);
-    assert_true(fabs(code2[i] - x2) <= 1.001);
+    double dither = (double)hv_moment_dither(adamw_update, (uint32_t)(i - first));
+    assert_true(code1[i] * c->m[i] >= 0);
+    check_rounded(fabs(code1[i]), x1, (x1 * x1 - floor(x1) * floor(x1)) / (2 * floor(x1) + 1), dither);
     assert_true((code2[i] > 0) == (c->v[i] > 0));
+    if (code2[i] > 1) check_rounded(code2[i], x2, x2 - floor(x2), dither);
+    assert_true(code2[i] > 1 || x2 + dither < 2.001);
     assert_true(c->inside[i] || (code1[i] == 0 && code2[i] == 0));
   }
 }
