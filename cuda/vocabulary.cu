@@ -147,7 +147,7 @@ static __global__ void best_of_range_kernel(hv_rows<const L> logits, int first, 
   if (lane < warps) best = {values[lane], found[lane]};
   best = best_of_warp(best);
   if (lane == 0) {
-    ids[blockIdx.x] = best.id;
+    ids[blockIdx.x] = best.id < first + count ? best.id : first; /* NaN is larger than nothing */
     probability[blockIdx.x] = expf(best.value - s.top) / s.sum;
   }
 }

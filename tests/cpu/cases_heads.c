@@ -133,6 +133,20 @@ static void best_of_range(op_env *env) {
   op_compare_within(env, "probability", &probability, expected, 1e-5); /* F32 whatever T is */
 }
 
+/* An id leads to a row of another table: it is one of the range whatever the logits are. */
+static void best_of_nan(op_env *env) {
+  int64_t n = op_size(env), vocabulary = vocabulary_size(env);
+  int32_t first = (int32_t)op_below(env, vocabulary), count = (int32_t)(1 + op_below(env, vocabulary - first));
+  double *values = op_array(env, n * vocabulary), *expected = op_array(env, n);
+  for (int64_t i = 0; i < n * vocabulary; i++) values[i] = NAN;
+  for (int64_t i = 0; i < n; i++) expected[i] = first;
+  op_operand logits = op_values(env, OP_T_OR_F32, n, vocabulary, values);
+  op_operand ids = op_int_result(env, 1, n), probability = op_result(env, OP_F32, 1, n);
+  OP_RUN(env, best_of_range, .logits = logits.at[side], .first = first, .count = count, .ids = ids.at[side],
+         .probability = probability.at[side]);
+  op_compare_within(env, "ids", &ids, expected, 0);
+}
+
 typedef struct drawing {
   int64_t seed_step[2], samples[64];
   int64_t count, branches, rows;
@@ -509,6 +523,7 @@ const op_case op_head_cases[] = {
     {"diffusion_loss", diffusion_loss},
     {"cross_entropy", cross_entropy},
     {"best_of_range", best_of_range},
+    {"best_of_range (NaN)", best_of_nan},
     {"draw_normal", draw_normal},
     {"draw_below", draw_below},
     {"sum_squares", sum_squares},
