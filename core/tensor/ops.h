@@ -8,8 +8,8 @@
  * - What changes between two calls of one shape (timesteps, table entries, counters, learning rate, clip factor) is in
  *   device memory, so that a recorded sequence of calls can be replayed.
  * - Sums run in an order that the shapes alone determine: the same call gives the same bytes on the same device.
- * - Operations return nothing. Operands are checked (hv_check_…) by the plan device and the CPU device, where the first
- *   wrong one is what the next synchronisation returns; what lists in device memory hold is trusted.
+ * - Operations return nothing. Every device checks the operands of every call (hv_check_…): the first wrong one is what
+ *   the next synchronisation returns, and what it was for is not done. What lists in device memory hold is trusted.
  */
 #ifndef HV_TENSOR_OPS_H
 #define HV_TENSOR_OPS_H
@@ -445,7 +445,7 @@ HV_OPS(HV_OP_CALL)
 #undef HV_OP_CALL
 
 /* Checks the operands of one operation: presence, dtypes, shapes, aliasing that is not allowed. HV_ERR_INTERNAL names
- * the operation and the operand. The plan device and the CPU device check every call. */
+ * the operation and the operand. For devices, which check every call. */
 #define HV_OP_CHECK(name) HV_NODISCARD hv_status hv_check_##name(const hv_##name##_args *args);
 HV_OPS(HV_OP_CHECK)
 #undef HV_OP_CHECK
