@@ -266,12 +266,12 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dk_blocks<T, D>) 
   hv_load_tile<D, HV_ATTENTION_ROWS>(k, p.k, key_col, p.head_dim, p.wide, key_of);
   hv_load_tile<D, HV_ATTENTION_ROWS>(v, p.v, key_col, p.head_dim, p.wide, key_of);
   query_walk walk = {tile.first_segment, 0};
-  auto look_up = [&](int step) { /* in order of steps, for the step's row that is this thread's */
-                                 if (thread >= QUERIES || step >= steps) return;
-                                 if (step % head_steps == 0) walk = {tile.first_segment, 0};
-                                 int number = range.first + step % head_steps * QUERIES + thread;
-                                 table.put(table.place(step, thread),
-                                           next_query(p, tile, walk, number, first_head + step / head_steps));
+  /* In order of steps: the step's row that is this thread's. */
+  auto look_up = [&](int step) {
+    if (thread >= QUERIES || step >= steps) return;
+    if (step % head_steps == 0) walk = {tile.first_segment, 0};
+    int number = range.first + step % head_steps * QUERIES + thread;
+    table.put(table.place(step, thread), next_query(p, tile, walk, number, first_head + step / head_steps));
   };
   auto load_step = [&](int step) {
     int64_t col = (int64_t)(first_head + step / head_steps) * p.head_dim;
