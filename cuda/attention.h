@@ -19,6 +19,11 @@ struct hv_attention_tile {
   int32_t row, rows;
 };
 
+static __device__ __forceinline__ hv_segment hv_segment_at(hv_rows<const int32_t> segments, int i) {
+  const int32_t *s = segments.at(i, 0);
+  return {s[0], s[1], s[2], s[3], s[4], s[5]};
+}
+
 /* How many tiles `runs` segments or groups of at most max_rows rows, `rows` in all, may need. */
 int64_t hv_attention_tile_count(int64_t runs, int64_t rows, int64_t max_rows);
 

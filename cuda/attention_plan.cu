@@ -7,16 +7,12 @@
  * one behind the other: then a tile's keys are two runs of rows. */
 struct query_runs {
   hv_rows<const int32_t> table;
-  __device__ __forceinline__ hv_segment segment(int i) const {
-    const int32_t *s = table.at(i, 0);
-    return {s[0], s[1], s[2], s[3], s[4], s[5]};
-  }
   __device__ __forceinline__ hv_attention_tile at(int i) const {
-    hv_segment s = segment(i);
+    hv_segment s = hv_segment_at(table, i);
     return {i, 1, s.q_start, s.q_rows};
   }
   __device__ __forceinline__ bool follows(int i) const {
-    hv_segment last = segment(i - 1), s = segment(i);
+    hv_segment last = hv_segment_at(table, i - 1), s = hv_segment_at(table, i);
     return s.prefix_rows > 0 && s.prefix_start == last.prefix_start && s.prefix_rows == last.prefix_rows &&
            s.q_start == last.q_start + last.q_rows && s.own_start == last.own_start + last.own_rows;
   }

@@ -167,11 +167,6 @@ struct hv_row_view {
   int low, high;
 };
 
-static __device__ __forceinline__ hv_segment hv_segment_at(hv_rows<const int32_t> segments, int i) {
-  const int32_t *s = segments.at(i, 0);
-  return {s[0], s[1], s[2], s[3], s[4], s[5]};
-}
-
 /* How many of its segment's own rows query row `row` of q sees. */
 static __device__ __forceinline__ int hv_own_seen(const hv_segment &s, bool causal, int row) {
   return causal ? s.own_rows - s.q_rows + row - s.q_start + 1 : s.own_rows;
