@@ -125,7 +125,8 @@ static void look(nccl_comm *self, hv_ticket *done, double *since) {
   hv_ticket queued = self->queued;
   if (*done < queued - RING + 1) *done = queued - RING + 1;
   hv_ticket before = *done;
-  const hv_queue *lane = hv_stream_queue(self->lane);
+  /* hv_stream_queue notes that something is queued, which is for the thread that does. */
+  const hv_queue *lane = ((const hv_cuda_stream *)self->lane)->queue;
   while (*done < queued && hv_mark_passed(lane, self->calls[(*done + 1) % RING].over)) ++*done;
   double now = hv_clock_seconds();
   if (*done == queued || *done > before) *since = now;
