@@ -6,8 +6,8 @@
  * - 64 rows, each of the four warps 16 of them and all keys: training, vision towers, prefill. Short branches of one
  *   prefix share a tile.
  * - 16 rows, each warp a quarter of each step's keys, merged in shared memory at the end: few queries over many keys,
- * as in decoding. The keys may moreover be split over blocks, whose parts a second kernel merges. Merging goes in the
- * order of keys; how keys are split depends on shapes alone.
+ *   as in decoding. The keys may moreover be split over blocks, whose parts a second kernel merges. Merging goes in the
+ *   order of keys; how keys are split depends on shapes alone.
  *
  * Shared memory at 128 columns: 87,040 bytes for 64 rows of bf16 and 64 keys, 73,984 for 16 rows (101,376 are allowed).
  */

@@ -15,7 +15,7 @@ template <typename T, int D> static constexpr size_t hv_tile_bytes(int rows) {
   return (size_t)rows * hv_tile_stride<T, D> * sizeof(T);
 }
 
-/* The 16 rows of a lane's sums are g and g + 8, the columns of each 8 are 2t and 2t + 1. */
+/* g and 2t: a lane has the sums of rows g and g + 8 of 16, and of columns 2t and 2t + 1 of each 8. */
 static __device__ __forceinline__ int hv_lane_row() {
   return (int)threadIdx.x % HV_WARP / 4;
 }

@@ -13,7 +13,7 @@
 #include "cuda/kernels.h"
 #include "cuda/matmul.h"
 
-/* Queues a product; `kept` is scratch beside the library's own. */
+/* A product's scratch: the library's own, and `kept` beside it. NULL without memory. */
 struct linear_scratch {
   void *workspace, *kept;
 };
