@@ -69,9 +69,9 @@ static __device__ __forceinline__ uint32_t hv_shared_address(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
 }
 
-/* Four (two) 8 × 8 matrices of bf16 from shared memory: lane l passes the address of row l % 8 of matrix l / 8, 16
- * aligned bytes (x2: lanes 16 … 31 pass any valid address). Lane l gets of matrix i in r[i] elements 2 (l % 4) and
- * 2 (l % 4) + 1 of row l / 4; transposed: of column l / 4. */
+/* Four 8 × 8 matrices of bf16 from shared memory: lane l passes the address of row l % 8 of matrix l / 8, 16 aligned
+ * bytes. Lane l gets of matrix i in r[i] elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4; transposed: of column
+ * l / 4. */
 static __device__ __forceinline__ void hv_ldmatrix_x4(uint32_t (&r)[4], hv_shared<hv_bf16> row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -81,18 +81,6 @@ static __device__ __forceinline__ void hv_ldmatrix_x4(uint32_t (&r)[4], hv_share
 static __device__ __forceinline__ void hv_ldmatrix_x4_trans(uint32_t (&r)[4], hv_shared<hv_bf16> row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(hv_shared_address(row))
-               : "memory");
-}
-static __device__ __forceinline__ void hv_ldmatrix_x2(uint32_t (&r)[2], hv_shared<hv_bf16> row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(hv_shared_address(row))
-               : "memory");
-}
-static __device__ __forceinline__ void hv_ldmatrix_x2_trans(uint32_t (&r)[2], hv_shared<hv_bf16> row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
                : "r"(hv_shared_address(row))
                : "memory");
 }

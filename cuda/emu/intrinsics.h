@@ -248,31 +248,23 @@ struct hv_emu_ldmatrix {
   uint32_t *r;
   const uint16_t *row;
 };
-void hv_emu_combine_ldmatrix_x4(void *const *operands, uint32_t mask);
-void hv_emu_combine_ldmatrix_x4_trans(void *const *operands, uint32_t mask);
-void hv_emu_combine_ldmatrix_x2(void *const *operands, uint32_t mask);
-void hv_emu_combine_ldmatrix_x2_trans(void *const *operands, uint32_t mask);
+void hv_emu_combine_ldmatrix(void *const *operands, uint32_t mask);
+void hv_emu_combine_ldmatrix_trans(void *const *operands, uint32_t mask);
 
 /* The registers are written through `own`. */
 // NOLINTNEXTLINE(readability-non-const-parameter)
-static inline void hv_emu_ldmatrix_rows(uint32_t *r, hv_shared<hv_bf16> row, bool reads, hv_emu_combine combine) {
+static inline void hv_emu_ldmatrix_rows(uint32_t *r, hv_shared<hv_bf16> row, hv_emu_combine combine) {
   static const uint16_t nothing[8] = {};
   const void *p = row.unchecked();
-  bool valid = !reads || (hv_emu_aligned(p, 16) && hv_emu_shared_read(p, 16));
-  hv_emu_ldmatrix own = {r, valid && reads ? (const uint16_t *)p : nothing};
+  bool valid = hv_emu_aligned(p, 16) && hv_emu_shared_read(p, 16);
+  hv_emu_ldmatrix own = {r, valid ? (const uint16_t *)p : nothing};
   hv_emu_meet(0xffffffffu, combine, &own, false);
 }
 static inline void hv_ldmatrix_x4(uint32_t (&r)[4], hv_shared<hv_bf16> row) {
-  hv_emu_ldmatrix_rows(r, row, true, hv_emu_combine_ldmatrix_x4);
+  hv_emu_ldmatrix_rows(r, row, hv_emu_combine_ldmatrix);
 }
 static inline void hv_ldmatrix_x4_trans(uint32_t (&r)[4], hv_shared<hv_bf16> row) {
-  hv_emu_ldmatrix_rows(r, row, true, hv_emu_combine_ldmatrix_x4_trans);
-}
-static inline void hv_ldmatrix_x2(uint32_t (&r)[2], hv_shared<hv_bf16> row) {
-  hv_emu_ldmatrix_rows(r, row, hv_emu_lane() < 16, hv_emu_combine_ldmatrix_x2);
-}
-static inline void hv_ldmatrix_x2_trans(uint32_t (&r)[2], hv_shared<hv_bf16> row) {
-  hv_emu_ldmatrix_rows(r, row, hv_emu_lane() < 16, hv_emu_combine_ldmatrix_x2_trans);
+  hv_emu_ldmatrix_rows(r, row, hv_emu_combine_ldmatrix_trans);
 }
 
 static inline void hv_copy_async(hv_shared<hv_bf16> to, const hv_bf16 *from, bool valid) {

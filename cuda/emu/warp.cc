@@ -29,11 +29,11 @@ void hv_emu_combine_mma(void *const *operands, uint32_t) {
   }
 }
 
-static void load_matrices(void *const *operands, int count, bool transposed) {
+static void load_matrices(void *const *operands, bool transposed) {
   for (int lane = 0; lane < HV_EMU_WARP; lane++) {
     const hv_emu_ldmatrix *own = (const hv_emu_ldmatrix *)operands[lane];
     int row = lane / 4, pair = lane % 4 * 2;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < 4; i++) {
       uint32_t halves[2];
       for (int half = 0; half < 2; half++) {
         int from_row = transposed ? pair + half : row, from_col = transposed ? row : pair + half;
@@ -44,15 +44,9 @@ static void load_matrices(void *const *operands, int count, bool transposed) {
   }
 }
 
-void hv_emu_combine_ldmatrix_x4(void *const *operands, uint32_t) {
-  load_matrices(operands, 4, false);
+void hv_emu_combine_ldmatrix(void *const *operands, uint32_t) {
+  load_matrices(operands, false);
 }
-void hv_emu_combine_ldmatrix_x4_trans(void *const *operands, uint32_t) {
-  load_matrices(operands, 4, true);
-}
-void hv_emu_combine_ldmatrix_x2(void *const *operands, uint32_t) {
-  load_matrices(operands, 2, false);
-}
-void hv_emu_combine_ldmatrix_x2_trans(void *const *operands, uint32_t) {
-  load_matrices(operands, 2, true);
+void hv_emu_combine_ldmatrix_trans(void *const *operands, uint32_t) {
+  load_matrices(operands, true);
 }
