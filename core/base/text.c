@@ -21,16 +21,21 @@ static bool reserve(hv_text *text, size_t more) {
   return true;
 }
 
+void hv_text_add_list(hv_text *text, const char *format, va_list args) {
+  va_list measure;
+  va_copy(measure, args);
+  int length = vsnprintf(NULL, 0, format, measure);
+  va_end(measure);
+  if (length < 0 || !reserve(text, (size_t)length)) return;
+  vsnprintf(text->data + text->length, (size_t)length + 1, format, args);
+  text->length += (size_t)length;
+}
+
 void hv_text_add(hv_text *text, const char *format, ...) {
   va_list args;
   va_start(args, format);
-  int length = vsnprintf(NULL, 0, format, args);
+  hv_text_add_list(text, format, args);
   va_end(args);
-  if (length < 0 || !reserve(text, (size_t)length)) return;
-  va_start(args, format);
-  vsnprintf(text->data + text->length, (size_t)length + 1, format, args);
-  va_end(args);
-  text->length += (size_t)length;
 }
 
 void hv_text_add_bytes(hv_text *text, const char *bytes, size_t size) {

@@ -20,6 +20,7 @@ typedef struct hv_text {
 } hv_text;
 
 void hv_text_add(hv_text *text, const char *format, ...) HV_PRINTF(2, 3);
+void hv_text_add_list(hv_text *text, const char *format, va_list args) HV_PRINTF(2, 0); /* as vprintf to printf */
 void hv_text_add_bytes(hv_text *text, const char *bytes, size_t size);
 void hv_text_free(hv_text *text); /* leaves it empty and usable */
 
