@@ -82,6 +82,18 @@ static bool is_harmless(tjhandle jpeg) {
   return tjGetErrorCode(jpeg) == TJERR_WARNING && strstr(tjGetErrorStr2(jpeg), "extraneous bytes") != NULL;
 }
 
+/* Whether the last scan begun has an end: neither marker occurs within a scan. The library does not tell once it has
+ * told of stray bytes, for it tells of its first warning alone. */
+static bool has_end(const uint8_t *data, size_t size) {
+  enum { MARKER = 0xff, START_OF_SCAN = 0xda, END_OF_IMAGE = 0xd9 };
+  for (size_t at = size; at >= 2; at--) {
+    if (data[at - 2] != MARKER) continue;
+    if (data[at - 1] == END_OF_IMAGE) return true;
+    if (data[at - 1] == START_OF_SCAN) return false;
+  }
+  return false;
+}
+
 static hv_status decode_jpeg_pixels(tjhandle jpeg, const void *data, size_t size, hv_image *out) {
   int width, height, subsampling, colours;
   if (tjDecompressHeader3(jpeg, data, size, &width, &height, &subsampling, &colours) != 0 && !is_harmless(jpeg)) {
@@ -92,9 +104,9 @@ static hv_status decode_jpeg_pixels(tjhandle jpeg, const void *data, size_t size
     return hv_error(HV_ERR_INPUT, "a CMYK JPEG is not supported; save it as RGB");
   }
   HV_TRY(hv_image_allocate(width, height, out));
-  if (tjDecompress2(jpeg, data, size, out->rgb, width, 0, height, TJPF_RGB, 0) != 0 && !is_harmless(jpeg)) {
-    return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
-  }
+  if (tjDecompress2(jpeg, data, size, out->rgb, width, 0, height, TJPF_RGB, 0) == 0) return HV_OK;
+  if (!is_harmless(jpeg)) return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
+  if (!has_end(data, size)) return hv_error(HV_ERR_INPUT, "damaged JPEG: it ends before the picture does");
   return HV_OK;
 }
 

@@ -3,6 +3,7 @@
 
 #include <turbojpeg.h>
 
+#include "core/base/text.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 
@@ -57,6 +58,30 @@ static void truncated_files_are_refused(void **state) {
       assert_null(image.rgb);
     }
   }
+}
+
+/* In front of a segment and of the end, as some cameras leave them; a decoder warns of them, and of nothing after. */
+static void stray_bytes_in_a_jpeg_hide_no_truncation(void **state) {
+  const hv_file_tensor *encoded = fixture(*state, "file", "yuv420_q75.jpg");
+  const hv_file_tensor *expected = fixture(*state, "rgb", "yuv420_q75.jpg");
+  const char *whole = encoded->data;
+  size_t second = 4 + (size_t)((uint8_t)whole[4] << 8 | (uint8_t)whole[5]); /* where the second segment begins */
+  hv_text stray = {0};
+  hv_text_add_bytes(&stray, whole, second);
+  hv_text_add_bytes(&stray, "\0\x11", 2);
+  hv_text_add_bytes(&stray, whole + second, encoded->size - second - 2);
+  hv_text_add_bytes(&stray, "\0", 1);
+  hv_text_add_bytes(&stray, whole + encoded->size - 2, 2);
+  assert_false(stray.failed);
+  hv_image image;
+  assert_ok(hv_image_decode(stray.data, stray.length, "camera.jpg", &image));
+  assert_memory_equal(image.rgb, expected->data, expected->size);
+  hv_image_free(&image);
+  for (size_t size = stray.length - 4; size > 64; size -= 7) {
+    assert_error(hv_image_decode(stray.data, size, "cut.jpg", &image), "cut.jpg", "damaged JPEG");
+    assert_null(image.rgb);
+  }
+  hv_text_free(&stray);
 }
 
 static void put_big_endian(uint8_t *at, uint32_t value) {
@@ -136,6 +161,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_kind_decodes_as_in_pillow),
       cmocka_unit_test(truncated_files_are_refused),
+      cmocka_unit_test(stray_bytes_in_a_jpeg_hide_no_truncation),
       cmocka_unit_test(a_picture_that_claims_to_be_huge_is_refused),
       cmocka_unit_test(other_files_are_named_for_what_they_are_not),
       cmocka_unit_test(a_jpeg_of_four_inks_is_refused),
