@@ -12,7 +12,7 @@
 #include "core/base/text.h"
 #include "data/hdf5_internal.h"
 
-enum { CACHE_BYTES = 256 << 20, MAX_ELEMENTS = INT32_MAX };
+enum { CACHE_BYTES = 256 << 20 };
 
 /* Opens the file and refuses what is plainly something else, before the library sees it. */
 static hv_status open_descriptor(hv_hdf5 *file) {
@@ -366,7 +366,7 @@ hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, fl
   for (int i = 0; i < info.rank; i++) {
     if (__builtin_mul_overflow(elements, info.shape[i], &elements)) elements = INT64_MAX;
   }
-  if (info.type != HV_HDF5_FLOAT || elements != count || count > MAX_ELEMENTS) {
+  if (info.type != HV_HDF5_FLOAT || elements != count || count > HV_HDF5_MAX_ELEMENTS) {
     hv_hdf5_info_text(&info, found, sizeof found);
     status = hv_hdf5_bad(file, dataset, "is %s; %lld floating-point numbers are expected", found, (long long)count);
     goto done;

@@ -27,7 +27,7 @@ HV_NODISCARD hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_k
 HV_NODISCARD hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_string_list *out);
 
 typedef enum hv_hdf5_class { HV_HDF5_FLOAT, HV_HDF5_INTEGER, HV_HDF5_STRING, HV_HDF5_OTHER_CLASS } hv_hdf5_class;
-enum { HV_HDF5_MAX_RANK = 8 };
+enum { HV_HDF5_MAX_RANK = 8, HV_HDF5_MAX_ELEMENTS = INT32_MAX /* of an array that is read as a whole */ };
 typedef struct hv_hdf5_info {
   hv_hdf5_class type;
   size_t size; /* bytes an element */
@@ -41,7 +41,8 @@ HV_NODISCARD hv_status hv_hdf5_describe(hv_hdf5 *file, const char *dataset, hv_h
 /* "f64 (43, 7)" into text[size]. */
 void hv_hdf5_info_text(const hv_hdf5_info *info, char *text, size_t size);
 
-/* A whole floating-point data set as f32, row-major; `count` is the number of elements that the caller knows it has. */
+/* A whole floating-point data set as f32, row-major; `count` is the number of elements that the caller knows it has, at
+ * most HV_HDF5_MAX_ELEMENTS. */
 HV_NODISCARD hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, float *out);
 /* A 1-D data set of strings, fixed (NUL- or space-padded) or of variable length. */
 HV_NODISCARD hv_status hv_hdf5_read_strings(hv_hdf5 *file, const char *dataset, hv_string_list *out);

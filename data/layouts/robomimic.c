@@ -153,6 +153,13 @@ static hv_status check_rows(hv_hdf5 *file, const char *path, const hv_hdf5_info 
                   path, (long long)rows, (long long)frames);
 }
 
+/* A damaged array may claim any number of rows, and memory is asked for by it. */
+static hv_status check_count(hv_hdf5 *file, const char *path, int64_t rows, int64_t width) {
+  if (rows <= HV_HDF5_MAX_ELEMENTS / width) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s: %s: has %lld rows of %lld numbers; %d numbers at most are expected",
+                  hv_hdf5_path(file), path, (long long)rows, (long long)width, HV_HDF5_MAX_ELEMENTS);
+}
+
 static hv_status describe_actions(hv_hdf5 *file, const char *episode, hv_episode_facts *facts) {
   char path[PATH_SIZE], found[128];
   HV_TRY(join(file, path, "data", episode, "actions"));
@@ -164,6 +171,7 @@ static hv_status describe_actions(hv_hdf5 *file, const char *episode, hv_episode
                     hv_hdf5_path(file), path, found);
   }
   if (info.shape[0] == 0) return hv_error(HV_ERR_INPUT, "%s: %s: the episode is empty", hv_hdf5_path(file), path);
+  HV_TRY(check_count(file, path, info.shape[0], info.shape[1]));
   facts->frames = info.shape[0];
   facts->action_dim = (int32_t)info.shape[1];
 
@@ -219,6 +227,7 @@ static hv_status add_signal(hv_hdf5 *file, const char *path, const char *name, c
   HV_TRY(check_name(file, path, name));
   int64_t width = info->rank == 2 ? info->shape[1] : 1;
   if (width < 1 || width > 4096) return HV_OK;
+  HV_TRY(check_count(file, path, info->shape[0], width));
   hv_signal signal = {.width = (int32_t)width};
   snprintf(signal.name, sizeof signal.name, "%s", name);
   hv_signal *signals = realloc(facts->signals, (facts->num_signals + 1) * sizeof *signals);

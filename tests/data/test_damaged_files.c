@@ -111,6 +111,30 @@ static void unwritten_actions(hid_t file) {
   remove_object(file, ACTIONS);
   put_f64(file, ACTIONS, 2, (hsize_t[]){6, 7}, NULL);
 }
+/* Far more rows than memory has room for, in a small file where nothing contradicts them. */
+static void vast(hid_t file, hsize_t rows) {
+  remove_object(file, ACTIONS);
+  H5Adelete_by_name(file, "/data/demo_1", "num_samples", H5P_DEFAULT);
+  for (int i = 0; i < DEMO_COUNT; i++) {
+    char path[32];
+    snprintf(path, sizeof path, "/data/demo_%d/obs", i);
+    remove_object(file, path);
+  }
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(2, (hsize_t[]){rows, 7}, NULL);
+  H5Pset_chunk(properties, 2, (hsize_t[]){1024, 7});
+  hid_t set = H5Dcreate2(file, ACTIONS, H5T_NATIVE_FLOAT, space, H5P_DEFAULT, properties, H5P_DEFAULT);
+  assert_true(set >= 0);
+  H5Dclose(set);
+  H5Sclose(space);
+  H5Pclose(properties);
+}
+static void vast_actions(hid_t file) {
+  vast(file, (hsize_t)1 << 40);
+}
+static void vaster_actions(hid_t file) {
+  vast(file, (hsize_t)1 << 62);
+}
+
 /* The first rows of a chunked data set, in chunks of `rows`; the others are never written. */
 static void put_beginning(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape, hsize_t rows) {
   static const double zeros[6 * DEMO_FRAME];
@@ -252,6 +276,8 @@ static const damage damages[] = {
     {"four channels", four_channels, INSPECT, 2, IMAGE, {"(6, 8, 10, 4)", "(frames, height, width, 3)"}, "demo_1"},
     {"encoded images", encoded_images, INSPECT, 2, IMAGE, {"u8 (6, 100)", "(frames, height, width, 3)"}, "demo_1"},
     {"unwritten actions", unwritten_actions, STATS, 2, ACTIONS, {"never written"}, "demo_1"},
+    {"vast actions", vast_actions, STATS, 2, ACTIONS, {"1099511627776 rows of 7 numbers"}, "demo_1"},
+    {"vaster actions", vaster_actions, INSPECT, 2, ACTIONS, {"4611686018427387904 rows of 7"}, "demo_1"},
     {"actions written in part", half_written_actions, STATS, 2, ACTIONS, {"only 1 of its 2 chunks"}, "demo_1"},
     {"a state written in part", half_written_state, INSPECT, 2, POSITION, {"only 1 of its 2 chunks"}, "demo_1"},
     {"images written in part", half_written_images, INSPECT, 2, IMAGE, {"only 1 of its 3 chunks"}, "demo_1"},
