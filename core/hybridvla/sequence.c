@@ -137,6 +137,16 @@ static void *host_of(const hv_sequence *sequence, hv_tensor table) {
   return sequence->host + ((char *)table.data - sequence->memory);
 }
 
+/* Counts of tokens have 32 bits. */
+static hv_status check_limits(const lengths *parts, const hv_sequence_limits *limits) {
+  int64_t longest = prefix_length(parts, limits->prompt) + (int64_t)limits->branches * parts->branch;
+  if (longest * limits->samples <= INT32_MAX) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "a batch of %d samples with up to %lld tokens each has more than the %d that are possible; smaller "
+                  "micro-batches add up to the same",
+                  limits->samples, (long long)longest, INT32_MAX);
+}
+
 hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_sequence_limits *limits,
                            hv_sequence **out) {
   *out = NULL;
@@ -148,6 +158,7 @@ hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_
   sequence->limits = *limits;
   if (config->objective == HV_AUTOREGRESSIVE) sequence->limits.branches = 1;
   sequence->parts = part_lengths(config);
+  HV_CHECK(check_limits(&sequence->parts, &sequence->limits));
   sequence->counts = hv_sequence_largest(config, &sequence->limits);
   lay_tables(sequence);
   sequence->id_count = calloc((size_t)config->llm.vocab_size + 1, sizeof *sequence->id_count);

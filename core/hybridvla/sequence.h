@@ -81,8 +81,8 @@ typedef struct hv_sequence_tables {
 
 typedef struct hv_sequence hv_sequence;
 
-/* Allocates host staging and device memory for batches within the limits. One open sequence holds one batch: for
- * uploading one while another is used, open two. */
+/* Allocates host staging and device memory for batches within the limits; HV_ERR_INPUT where they allow more tokens
+ * than 32 bits count. One open sequence holds one batch: for uploading one while another is used, open two. */
 HV_NODISCARD hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_sequence_limits *limits,
                                         hv_sequence **out);
 void hv_sequence_close(hv_sequence *sequence);

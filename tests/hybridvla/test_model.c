@@ -281,6 +281,15 @@ static void assert_refused(tiny_run *run, const hv_batch *batch, const char *par
   hv_status_free(status);
 }
 
+static void batches_that_cannot_be_counted_are_refused(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  config.action_chunk = config.action_dim = 1024;
+  hv_model_step step = {.config = &config, .limits = {.samples = 1024, .branches = 4, .prompt = 8}};
+  size_t arena_bytes = 0;
+  assert_error(hv_model_plan_step(&step, &arena_bytes, NULL), "1024 samples", "micro-batches");
+}
+
 static void wrong_batches_are_refused(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -318,6 +327,7 @@ int main(void) {
       cmocka_unit_test(plan_is_what_a_step_takes),
       cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
+      cmocka_unit_test(batches_that_cannot_be_counted_are_refused),
       cmocka_unit_test(wrong_batches_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
