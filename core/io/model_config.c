@@ -182,10 +182,17 @@ static void read_cameras(reader *r, const json_t *document, hv_config *config) {
   config->num_cameras = (int32_t)count;
 }
 
+static void check_head_dim(reader *r, const char *key, int32_t head_dim) {
+  if (head_dim > HV_MAX_HEAD_DIM) {
+    problem(r, key, "gives heads of %d; %d is the most that they may have", head_dim, HV_MAX_HEAD_DIM);
+  }
+}
+
 static void check_tower(reader *r, const hv_vision_config *tower, const hv_vision_config *first) {
   if (tower->num_heads > 0 && tower->width % tower->num_heads != 0) {
     problem(r, "num_heads", "must divide the width %d, unlike %d", tower->width, tower->num_heads);
   }
+  check_head_dim(r, "num_heads", tower->width / tower->num_heads);
   if (tower->patch_size > 0 && tower->image_size % tower->patch_size != 0) {
     problem(r, "image_size", "must be a multiple of patch_size %d, unlike %d", tower->patch_size, tower->image_size);
   }
@@ -254,6 +261,7 @@ static void read_llm(reader *r, const json_t *document, hv_llm_config *llm) {
     problem(r, "num_attention_heads", "gives heads of %d; rotary positions need an even size",
             llm->hidden_size / heads);
   }
+  check_head_dim(r, "num_attention_heads", llm->hidden_size / heads);
   if (heads % kv_heads != 0) {
     problem(r, "num_key_value_heads", "must divide num_attention_heads %d, unlike %d", heads, kv_heads);
   }

@@ -5,8 +5,6 @@
 
 #include "core/tensor/moments.h"
 
-enum { MAX_HEAD_DIM = 256 };
-
 /* Sets of dtypes. */
 enum {
   F32 = 1 << HV_F32,
@@ -279,7 +277,8 @@ static void examine_swiglu_backward(exam *e, const hv_swiglu_backward_args *a) {
 }
 
 static void check_head_dim(exam *e, int32_t head_dim) {
-  if (head_dim < 1 || head_dim > MAX_HEAD_DIM) fail(e, "head_dim is %d; 1 to %d are expected", head_dim, MAX_HEAD_DIM);
+  if (head_dim < 1 || head_dim > HV_MAX_HEAD_DIM)
+    fail(e, "head_dim is %d; 1 to %d are expected", head_dim, HV_MAX_HEAD_DIM);
 }
 
 static void examine_rotary(exam *e, const hv_rotary_args *a) {

@@ -170,8 +170,11 @@ typedef struct hv_key_group {
   int32_t first_segment, segment_count;
 } hv_key_group;
 
-/* out = softmax(scale · q kᵀ) v for each head; query head h reads key head h / (num_heads / num_kv_heads).
- * Query rows in no segment are left untouched. A segment without queries (q_rows 0) is skipped. */
+enum { HV_MAX_HEAD_DIM = 256 };
+
+/* out = softmax(scale · q kᵀ) v for each head of 1 to HV_MAX_HEAD_DIM elements; query head h reads key head h /
+ * (num_heads / num_kv_heads). Query rows in no segment are left untouched. A segment without queries (q_rows 0) is
+ * skipped. */
 typedef struct hv_attention_args {
   hv_tensor q;        /* T [nq, num_heads head_dim] */
   hv_tensor k, v;     /* T [nk, num_kv_heads head_dim] */
