@@ -127,13 +127,17 @@ static const json_t *look_up(const json_t *document, const char *key) {
   return document;
 }
 
+/* A list's index as a word of a key. */
+static bool read_index(const char *word, size_t *out) {
+  char *end;
+  *out = strtoul(word, &end, 10);
+  return *word >= '0' && *word <= '9' && *end == '\0';
+}
+
 /* The member `word` of a mapping, or item `word` of a list, made a mapping where it is none (or absent). */
 static json_t *descend(json_t *parent, const char *word) {
-  if (json_is_array(parent)) {
-    char *end;
-    unsigned long index = strtoul(word, &end, 10);
-    return *end ? NULL : json_array_get(parent, index);
-  }
+  size_t index;
+  if (json_is_array(parent)) return read_index(word, &index) ? json_array_get(parent, index) : NULL;
   json_t *member = json_object_get(parent, word);
   if (json_is_object(member) || json_is_array(member)) return member;
   if (json_object_set_new(parent, word, json_object()) != 0) return NULL;
@@ -148,11 +152,8 @@ static bool put(json_t *document, const char *key, json_t *value) {
   json_t *at = document;
   const char *word = strsep(&rest, ".");
   for (; rest && at; word = strsep(&rest, ".")) at = descend(at, word);
-  if (json_is_array(at)) {
-    char *end;
-    unsigned long index = strtoul(word, &end, 10);
-    if (!*end) return json_array_set_new(at, index, value) == 0;
-  }
+  size_t index;
+  if (json_is_array(at) && read_index(word, &index)) return json_array_set_new(at, index, value) == 0;
   if (json_is_object(at)) return json_object_set_new(at, word, value) == 0;
   json_decref(value);
   return false;

@@ -211,6 +211,8 @@ static void wrong_sets_are_refused(void **state) {
       {"model=3", "a mapping"},
       {"model.vision.7.width=3", "no place"},
       {"model.vision.x=3", "no place"},
+      {"model.vision..width=3", "no place"},
+      {"model.vision.=3", "no place"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     settings s;
