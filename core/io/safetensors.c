@@ -96,15 +96,14 @@ static hv_status read_offsets(const json_t *offsets, const uint8_t *data, size_t
   tensor->size = (size_t)(end - begin);
   if (!tensor->known) return HV_OK;
   int64_t expected;
-  if (__builtin_mul_overflow(tensor->count, (int64_t)hv_dtype_size(tensor->dtype), &expected) ||
-      expected != end - begin) {
-    char shape[160];
-    hv_format_shape(tensor->dtype_name, tensor->shape, tensor->rank, shape, sizeof shape);
-    return hv_error(HV_ERR_INPUT,
-                    "\"data_offsets\" [%" PRId64 ", %" PRId64 "] hold %" PRId64 " bytes, but %s needs %" PRId64, begin,
-                    end, end - begin, shape, expected);
-  }
-  return HV_OK;
+  bool overflow = __builtin_mul_overflow(tensor->count, (int64_t)hv_dtype_size(tensor->dtype), &expected);
+  if (!overflow && expected == end - begin) return HV_OK;
+  char shape[160];
+  hv_format_shape(tensor->dtype_name, tensor->shape, tensor->rank, shape, sizeof shape);
+  if (overflow) return hv_error(HV_ERR_INPUT, "%s needs more bytes than 64 bits can count", shape);
+  return hv_error(HV_ERR_INPUT,
+                  "\"data_offsets\" [%" PRId64 ", %" PRId64 "] hold %" PRId64 " bytes, but %s needs %" PRId64, begin,
+                  end, end - begin, shape, expected);
 }
 
 static hv_status read_entry(const char *name, const json_t *entry, const uint8_t *data, size_t data_size,
