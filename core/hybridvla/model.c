@@ -72,10 +72,6 @@ hv_device *hv_model_device(const hv_model *model) {
   return model->parts.device;
 }
 
-hv_dtype hv_model_dtype(const hv_model *model) {
-  return model->parts.dtype;
-}
-
 hv_model_parts *hv_model_get_parts(hv_model *model) {
   return &model->parts;
 }

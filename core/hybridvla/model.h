@@ -21,7 +21,6 @@ void hv_model_close(hv_model *model);
 const hv_config *hv_model_get_config(const hv_model *model);
 hv_params *hv_model_params(hv_model *model);
 hv_device *hv_model_device(const hv_model *model);
-hv_dtype hv_model_dtype(const hv_model *model);
 
 /* Puts the model's constants (rotary table for `max_positions`, alpha_bar, vision segments for `max_images`) on the
  * device. Called once after allocation, before the first pass; waits for the stream. */
