@@ -18,8 +18,8 @@ static const hv_option options[] = {
      .offset = offsetof(inspect_options, picture),
      .fallback = "null",
      .unit = "FILE.png",
-     .doc = "Write a picture with frames of the first episode, a row a camera: are they upright, are the colours "
-            "right?"},
+     .doc = "Write a picture, a row a camera, with frames of the first episode that has it: are they upright, are the "
+            "colours right?"},
 };
 
 static json_t *cameras_to_json(const hv_file_summary *summary) {

@@ -220,7 +220,7 @@ static hv_status check_frames(hv_hdf5 *file, const char *object, const hv_hdf5_i
   return HV_OK;
 }
 
-/* Chunks of exactly one frame under filters that are undone here: deflate, and shuffle, which leaves bytes alone. */
+/* Chunks of exactly one frame, stored as they are or under the one filter that is undone here, deflate. */
 static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *deflated) {
   hsize_t chunk[4];
   if (H5Pget_chunk(properties, 4, chunk) != 4) return false;

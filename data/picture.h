@@ -1,4 +1,5 @@
-/* A contact sheet: frames of a file's first episode, evenly spaced from the first to the last, a row a camera. */
+/* A contact sheet: a row a camera, with frames of the first episode that has it, evenly spaced from the first to the
+ * last. */
 #ifndef HV_DATA_PICTURE_H
 #define HV_DATA_PICTURE_H
 

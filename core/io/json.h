@@ -40,7 +40,7 @@ json_t *hv_json_text(const char *text);
 /* An array of such strings; NULL without memory. */
 json_t *hv_json_strings(const hv_string_list *list);
 
-/* "an object", "a string", "an integer", … for messages. */
+/* "a mapping", "a string", "an integer", … for messages. */
 const char *hv_json_kind(const json_t *value);
 
 /* The shortest decimal form that reads back as `value` (finite), with a point, without which readers of YAML 1.1 take
