@@ -12,7 +12,7 @@ enum { CHANNELS = 3 };
 
 static const uint8_t png_start[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
 
-static hv_status check_size(int64_t width, int64_t height) {
+hv_status hv_image_check_size(int64_t width, int64_t height) {
   if (width < 1 || height < 1 || width > HV_IMAGE_MAX_SIDE || height > HV_IMAGE_MAX_SIDE ||
       width * height > HV_IMAGE_MAX_PIXELS) {
     return hv_error(HV_ERR_INPUT,
@@ -24,7 +24,7 @@ static hv_status check_size(int64_t width, int64_t height) {
 
 hv_status hv_image_allocate(int32_t width, int32_t height, hv_image *out) {
   *out = (hv_image){0};
-  HV_TRY(check_size(width, height));
+  HV_TRY(hv_image_check_size(width, height));
   uint8_t *rgb = malloc((size_t)width * (size_t)height * CHANNELS);
   if (!rgb) return hv_error_memory("a picture");
   *out = (hv_image){.width = width, .height = height, .rgb = rgb};
@@ -58,7 +58,7 @@ static hv_status decode_png_pixels(spng_ctx *png, hv_image *out) {
   struct spng_ihdr header;
   int code = spng_get_ihdr(png, &header);
   if (code) return png_error(code);
-  HV_TRY(check_size(header.width, header.height));
+  HV_TRY(hv_image_check_size(header.width, header.height));
   HV_TRY(hv_image_allocate((int32_t)header.width, (int32_t)header.height, out));
   if (header.bit_depth == 16 && header.color_type == SPNG_COLOR_TYPE_GRAYSCALE) return decode_gray16(png, out);
   size_t size = (size_t)out->width * (size_t)out->height * CHANNELS;

@@ -14,6 +14,9 @@ typedef struct hv_image {
   uint8_t *rgb; /* owned: [height, width, 3] */
 } hv_image;
 
+/* HV_ERR_INPUT for a picture without pixels or beyond the limits. */
+HV_NODISCARD hv_status hv_image_check_size(int64_t width, int64_t height);
+
 HV_NODISCARD hv_status hv_image_allocate(int32_t width, int32_t height, hv_image *out); /* contents undefined */
 void hv_image_free(hv_image *image);                                                    /* leaves it empty */
 

@@ -79,19 +79,10 @@ static void close_axis(axis *a) {
   free(a->weights);
 }
 
-static hv_status check_size(const char *what, int32_t width, int32_t height) {
-  if (width >= 1 && height >= 1 && width <= HV_IMAGE_MAX_SIDE && height <= HV_IMAGE_MAX_SIDE &&
-      (int64_t)width * height <= HV_IMAGE_MAX_PIXELS) {
-    return HV_OK;
-  }
-  return hv_error(HV_ERR_INPUT, "%s of %d × %d pixels cannot be resized; each side must be 1 to %d", what, width,
-                  height, HV_IMAGE_MAX_SIDE);
-}
-
 hv_status hv_resizer_open(int32_t width, int32_t height, int32_t out_width, int32_t out_height, hv_resizer **out) {
   *out = NULL;
-  HV_TRY(check_size("a picture", width, height));
-  HV_TRY(check_size("a result", out_width, out_height));
+  HV_TRY(hv_error_context(hv_image_check_size(width, height), "a picture to resize"));
+  HV_TRY(hv_error_context(hv_image_check_size(out_width, out_height), "a resized picture"));
   hv_resizer *resizer = calloc(1, sizeof *resizer);
   if (!resizer) return hv_error_memory("a resize");
   hv_status status = HV_OK;
