@@ -170,9 +170,10 @@ static uint16_t half_ones[300];
 static double wide[6] = {1, -2, 0.1, 1e10, -0.0, 4};
 static int64_t counts[2] = {-5, (int64_t)1 << 40};
 static uint8_t flags[3] = {1, 0, 1};
+static int8_t codes[3] = {-128, 0, 127};
 static float scalar = 0.5f;
 
-/* Every kind of tensor that a model may hold, in two modules; `stored` is the dtype of the file. */
+/* Every kind of tensor that a model may hold, three to a module; `stored` is the dtype of the file. */
 static const struct made_up {
   const char *name;
   hv_file_tensor tensor;
@@ -210,6 +211,11 @@ static const struct made_up {
      HV_F32,
      "FloatStorage",
      {350000000000000, 5000000000, 1}},
+    {"c.codes",
+     {.name = "codes", .dtype = HV_I8, .rank = 1, .shape = {3}, .count = 3, .data = codes, .size = 3},
+     HV_I8,
+     "CharStorage",
+     {1}},
 };
 enum { COUNT = sizeof made_up / sizeof *made_up };
 
@@ -269,14 +275,15 @@ static void the_archive_is_what_torch_reads(void **state) {
   assert_int_equal(top->count, 2);
   assert_text(item(&m, top, 0), STRING, "model");
   const value *model = item(&m, top, 1);
-  assert_int_equal(model->count, 4);
+  assert_int_equal(model->count, 6);
   assert_text(item(&m, model, 0), STRING, "a");
   assert_text(item(&m, model, 2), STRING, "b");
+  assert_text(item(&m, model, 4), STRING, "c");
   assert_memory_equal(entry(&file, archive, 1, "archive/byteorder", &size), "little", 6);
   assert_int_equal(size, 6);
   for (int i = 0; i < COUNT; i++) {
     const struct made_up *t = &made_up[i];
-    const value *module = item(&m, model, i < 3 ? 1 : 3);
+    const value *module = item(&m, model, 2 * (i / 3) + 1);
     assert_text(item(&m, module, 2 * (i % 3)), STRING, t->name + 2);
     assert_tensor(&m, item(&m, module, 2 * (i % 3) + 1), &t->tensor, t->storage_class, i, t->strides);
     char name[32], expected[1024];
