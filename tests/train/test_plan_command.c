@@ -215,6 +215,21 @@ static void the_tiny_configuration_is_measured(const char *device) {
   free(output);
 }
 
+/* Of a vocabulary with no words below the action tokens, or one. */
+static void a_model_without_words_is_planned_and_measured(void **state) {
+  (void)state;
+  static const char *const bases[] = {"256", "259", "260"};
+  for (int i = 0; i < 3; i++) {
+    char call[512];
+    snprintf(call, sizeof call, "plan " CONFIG("tiny.yaml") "--device cpu --set model.action_tokens.base=%s", bases[i]);
+    expect_train(0, call, "fits", NULL);
+    snprintf(call, sizeof call,
+             "bench " CONFIG("tiny.yaml") "--random-weights --batch 2 --steps 1 --set model.action_tokens.base=%s",
+             bases[i]);
+    expect_train(0, call, "samples/s", NULL);
+  }
+}
+
 static void benches_run_on_the_cpu(void **state) {
   (void)state;
   the_tiny_configuration_is_measured("cpu");
@@ -235,6 +250,7 @@ int main(void) {
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
+      cmocka_unit_test(a_model_without_words_is_planned_and_measured),
       cmocka_unit_test(benches_run_on_the_cpu),
       cmocka_unit_test(benches_run_on_the_emulator),
   };

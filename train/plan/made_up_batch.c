@@ -8,10 +8,18 @@ static float uniform(uint64_t element) {
   return 2.0f * hv_random_uniform(0, HV_RANDOM_INIT, 0, element >> 32, 0, (uint32_t)element) - 1.0f;
 }
 
+/* One of the ids between the first three, which are special, and the action tokens; where none are, any. */
+static int32_t word(const hv_config *config, int64_t i) {
+  enum { FIRST = 3 };
+  int64_t count = config->action_base - config->action_bins - FIRST;
+  if (count < 1) return (int32_t)(i * 7919 % config->llm.vocab_size);
+  return FIRST + (int32_t)(i * 7919 % count);
+}
+
 hv_status hv_made_up_batch_open(const hv_config *config, int32_t samples, int32_t prompt, hv_made_up_batch *out) {
   int64_t side = config->vision[0].image_size, b = samples;
   int64_t pixels = b * config->num_cameras * side * side * 3, actions = b * config->action_chunk * config->action_dim;
-  int64_t state = b * config->state_dim, words = config->action_base - config->action_bins - 3;
+  int64_t state = b * config->state_dim;
   *out = (hv_made_up_batch){.images = malloc((size_t)pixels),
                             .prompts = malloc((size_t)(b * prompt) * sizeof *out->prompts),
                             .state = malloc((size_t)(state + 1) * sizeof *out->state),
@@ -22,7 +30,7 @@ hv_status hv_made_up_batch_open(const hv_config *config, int32_t samples, int32_
     return hv_error_memory("a batch");
   }
   for (int64_t i = 0; i < pixels; i++) out->images[i] = (uint8_t)(i * 2654435761u >> 24);
-  for (int64_t i = 0; i < b * prompt; i++) out->prompts[i] = 3 + (int32_t)((uint64_t)i * 7919u % (uint64_t)words);
+  for (int64_t i = 0; i < b * prompt; i++) out->prompts[i] = word(config, i);
   for (int64_t i = 0; i < b; i++) {
     out->prompts[i * prompt] = config->token_bos;
     if (config->token_empty >= 0) out->prompts[(i + 1) * prompt - 1] = config->token_empty;
