@@ -354,6 +354,27 @@ static void a_slow_rank_is_told(void **state) {
   json_decref(line);
 }
 
+/* One of two ranks is stopped while both measure, for longer than a rank may be late within a step. */
+static void a_rank_may_measure_more_slowly(void **state) {
+  char log[512];
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  pid_t process = start_ranks(2,
+                              run_of(*state, "run",
+                                     "--set data.valid_split=valid --set validation.at_start=true --set train.steps=1 "
+                                     "--set validation.ddim_steps=100 --set parallel.timeout=3"),
+                              log);
+  wait_for_text(log, "training frames");
+  pid_t slow = process_of_a_rank(process, 1);
+  assert_true(slow > 0);
+  assert_int_equal(kill(slow, SIGSTOP), 0);
+  nanosleep(&(struct timespec){.tv_sec = 10}, NULL);
+  assert_int_equal(kill(slow, SIGCONT), 0);
+  int code = wait_for_exit(process);
+  char *text = read_file(log);
+  if (code != 0) fail_msg("two ranks, one slow to measure, ended with %d:\n%s", code, text);
+  free(text);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_run_goes_on_with_other_numbers_of_ranks, make_folder, remove_folder),
@@ -368,6 +389,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_rank_and_mpirun_killed_together_end_the_others, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_skip_the_same_steps, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_rank_may_measure_more_slowly, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_keep_the_best_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_end_early_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_cannot_share_the_batch_are_refused, make_folder, remove_folder),

@@ -348,18 +348,25 @@ static hv_status judge(run *self, const hv_validation *held_out, bool *better, i
   return HV_OK;
 }
 
+/* Every rank measures all by itself, and not every rank reads and predicts as fast: the others wait for it longer than
+ * within a step. */
+static hv_status measure(run *self, hv_validation *out, bool *better, int *signal_number) {
+  hv_comm_set_timeout(self->comm, HV_FILE_TIMEOUT);
+  hv_status status = validate(self, out);
+  if (!status) status = judge(self, out, better, signal_number);
+  hv_comm_set_timeout(self->comm, self->config->parallel.timeout);
+  return status;
+}
+
 /* Whatever follows a step: validation, figures, checkpoint. */
 static hv_status after_step(run *self, const hv_step_result *result, double learning_rate, int *signal_number) {
   const hv_train_config *config = self->config;
   int64_t step = self->trainer->step;
   bool last = step == self->total_steps, better = false;
   hv_validation held_out;
-  bool measure = self->data.valid && (due(step, config->validation.interval) || last);
-  if (measure) {
-    HV_TRY(validate(self, &held_out));
-    HV_TRY(judge(self, &held_out, &better, signal_number));
-  }
-  HV_TRY(hv_run_watch_report(&self->watch, result, learning_rate, measure ? &held_out : NULL));
+  bool measured = self->data.valid && (due(step, config->validation.interval) || last);
+  if (measured) HV_TRY(measure(self, &held_out, &better, signal_number));
+  HV_TRY(hv_run_watch_report(&self->watch, result, learning_rate, measured ? &held_out : NULL));
   bool keep = (better && config->validation.keep_best) || due(step, config->checkpoint.interval);
   if (!last && keep) HV_TRY(hv_run_files_save(self->files));
   return HV_OK;
@@ -372,8 +379,7 @@ static hv_status measure_start(run *self) {
   bool better;
   int came = 0;
   if (!self->data.valid || !self->config->validation.at_start || self->trainer->step > 0) return HV_OK;
-  HV_TRY(validate(self, &held_out));
-  HV_TRY(judge(self, &held_out, &better, &came));
+  HV_TRY(measure(self, &held_out, &better, &came));
   hv_step_result none = {.loss = NAN, .loss_diffusion = NAN, .loss_ce = NAN, .grad_norm = NAN};
   return hv_run_watch_report(&self->watch, &none, NAN, &held_out);
 }

@@ -18,7 +18,8 @@
 #include "train/run/best.h"
 #include "train/run/run_data.h"
 
-enum { HV_FILE_TIMEOUT = 1800 /* seconds that ranks wait for one another while files are read or written */ };
+/* Seconds that ranks wait for one another while files are read or written, or the held-out split is measured. */
+enum { HV_FILE_TIMEOUT = 1800 };
 
 typedef struct hv_run_files_options {
   const hv_train_config *config;
