@@ -124,6 +124,26 @@ static void the_nearest_that_runs_is_planned(void **state) {
   json_decref(result);
 }
 
+/* Shares of moments in 8 bits are whole blocks, which more than 32 GPUs cannot have of every group. */
+static void many_gpus_are_planned_with_8_bit_moments(void **state) {
+  (void)state;
+  const char *many =
+      CONFIG("tiny.yaml") "--device cpu --gpus 64 --set train.batch_size=64 --set optimizer.moments=int8 ";
+  char shared[512];
+  json_t *result = plan(0, many);
+  assert_int_equal(json_array_size(json_object_get(result, "table")), 3);
+  assert_string_equal(json_string_value(json_object_get(json_object_get(result, "configured"), "moments")), "int8");
+  json_decref(result);
+  snprintf(shared, sizeof shared, "%s --set parallel.sharding=optimizer", many);
+  result = plan(1, shared);
+  const json_t *configured = json_object_get(result, "configured");
+  assert_true(advises(result, "64 GPUs cannot keep parts of moments in 8 bits"));
+  assert_true(advises(result, "optimizer.moments=fp32"));
+  assert_string_equal(json_string_value(json_object_get(configured, "moments")), "fp32");
+  assert_string_equal(json_string_value(json_object_get(configured, "sharding")), "optimizer");
+  json_decref(result);
+}
+
 /* Two micro-batches on each of two GPUs: gradients that are kept in shares are summed in each of them. */
 static void sums_of_gradients_are_counted(void **state) {
   (void)state;
@@ -246,6 +266,7 @@ int main(void) {
       cmocka_unit_test(fewer_bits_are_told_of_where_nothing_else_fits),
       cmocka_unit_test(the_largest_micro_batch_that_fits_is_found),
       cmocka_unit_test(the_nearest_that_runs_is_planned),
+      cmocka_unit_test(many_gpus_are_planned_with_8_bit_moments),
       cmocka_unit_test(sums_of_gradients_are_counted),
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),

@@ -1,6 +1,7 @@
 #include "train/plan/plan.h"
 
 #include "core/io/json.h"
+#include "train/optimizer.h"
 #include "train/plan/plan_search.h"
 
 static const double giga = 1e-9;
@@ -41,8 +42,8 @@ static void note_change(planner *self, const char *format, ...) {
   hv_text_add(&self->changes, "%s%s", self->changes.length > 0 ? " " : "", text);
 }
 
-/* Says what so many ranks cannot run, and changes it into what they can. */
-static void make_runnable(planner *self) {
+/* A batch that so many ranks share. */
+static void make_batch_runnable(planner *self) {
   int64_t ranks = self->options->ranks, batch = self->config.train.batch_size, micro = self->config.train.micro_batch;
   if (batch % ranks != 0) {
     int64_t nearest = (batch + ranks - 1) / ranks * ranks;
@@ -59,13 +60,31 @@ static void make_runnable(planner *self) {
     self->config.train.micro_batch = micro;
     note_change(self, "train.micro_batch=%lld", (long long)micro);
   }
-  if (ranks > 1 && self->config.parallel.sharding != HV_SHARD_NOTHING &&
-      !hv_plan_ranks_can_share(self->options->ranks)) {
-    advise(self, "%lld GPUs cannot keep parts of the state (parallel.sharding=%s): 2, 4, 8, … can; else replicate.",
-           (long long)ranks, hv_train_config_sharding_name(self->config.parallel.sharding));
-    self->config.parallel.sharding = HV_SHARD_NOTHING;
-    note_change(self, "parallel.sharding=%s", hv_train_config_sharding_name(HV_SHARD_NOTHING));
+}
+
+/* State of which so many ranks can keep parts, where they are to. */
+static void make_sharding_runnable(planner *self) {
+  int32_t ranks = self->options->ranks, moments = self->config.optimizer.moments;
+  if (ranks == 1 || self->config.parallel.sharding == HV_SHARD_NOTHING || hv_plan_ranks_can_share(ranks, moments)) {
+    return;
   }
+  if (hv_plan_ranks_can_share(ranks, HV_MOMENTS_F32)) {
+    advise(self, "%d GPUs cannot keep parts of moments in 8 bits, which are too small: with so many, fp32 fits.",
+           ranks);
+    self->config.optimizer.moments = HV_MOMENTS_F32;
+    note_change(self, "optimizer.moments=%s", hv_train_config_moments_name(HV_MOMENTS_F32));
+    return;
+  }
+  advise(self, "%d GPUs cannot keep parts of the state (parallel.sharding=%s): 2, 4, 8, … can; else replicate.", ranks,
+         hv_train_config_sharding_name(self->config.parallel.sharding));
+  self->config.parallel.sharding = HV_SHARD_NOTHING;
+  note_change(self, "parallel.sharding=%s", hv_train_config_sharding_name(HV_SHARD_NOTHING));
+}
+
+/* Says what so many ranks cannot run, and changes it into what they can. */
+static void make_runnable(planner *self) {
+  make_batch_runnable(self);
+  make_sharding_runnable(self);
 }
 
 static void advise_memory(planner *self) {

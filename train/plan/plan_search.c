@@ -12,7 +12,13 @@ typedef struct searcher {
   size_t memory_bytes;
 } searcher;
 
-bool hv_plan_ranks_can_share(int32_t ranks) {
+/* Of the smallest group: moments in 8 bits are shared in whole blocks. */
+static bool shares_are_whole_blocks(int32_t ranks) {
+  return ranks <= HV_GROUP_ALIGNMENT / HV_MOMENT_BLOCK;
+}
+
+bool hv_plan_ranks_can_share(int32_t ranks, int32_t moments) {
+  if (moments == HV_MOMENTS_INT8 && !shares_are_whole_blocks(ranks)) return false;
   return ranks > 1 && HV_GROUP_ALIGNMENT % ranks == 0;
 }
 
@@ -70,8 +76,7 @@ static void take_coarser(const hv_plan_candidate *candidate, hv_plan_search *out
 /* Fewer bits where nothing else fits, step by step. */
 static hv_status search_coarser(const searcher *self, hv_plan_search *out) {
   const hv_optimizer_options *optimizer = &self->config->optimizer;
-  bool whole_blocks = self->options->ranks <= HV_GROUP_ALIGNMENT / HV_MOMENT_BLOCK;
-  int32_t moments = whole_blocks ? HV_MOMENTS_INT8 : optimizer->moments;
+  int32_t moments = shares_are_whole_blocks(self->options->ranks) ? HV_MOMENTS_INT8 : optimizer->moments;
   int32_t gradients = hv_train_config_dtype(self->config) == HV_BF16 ? 1 : optimizer->gradients;
   if (moments != optimizer->moments) HV_TRY(try_all(self, moments, optimizer->gradients, out, take_coarser));
   if (out->coarser.fits || gradients == optimizer->gradients) return HV_OK;
@@ -82,7 +87,7 @@ hv_status hv_plan_search_make(const hv_train_config *config, const hv_config *mo
                               size_t memory_bytes, hv_plan_search *out) {
   searcher self = {.config = config, .model = model, .options = options, .memory_bytes = memory_bytes};
   int32_t moments = config->optimizer.moments, gradients = config->optimizer.gradients;
-  *out = (hv_plan_search){.shardings = hv_plan_ranks_can_share(options->ranks) ? HV_SHARDINGS : 1};
+  *out = (hv_plan_search){.shardings = hv_plan_ranks_can_share(options->ranks, moments) ? HV_SHARDINGS : 1};
   out->given = (hv_plan_candidate){.sharding = (hv_sharding)config->parallel.sharding,
                                    .recompute = (hv_recompute)config->train.recompute,
                                    .micro_batch = hv_train_config_micro_batch(config, options->ranks),

@@ -34,8 +34,8 @@ HV_NODISCARD hv_status hv_plan_search_make(const hv_train_config *config, const 
                                            const hv_forecast_options *options, size_t memory_bytes,
                                            hv_plan_search *out);
 
-/* Whether so many ranks can keep parts of the model's state. */
-bool hv_plan_ranks_can_share(int32_t ranks);
+/* Whether so many ranks can keep parts of the model's state, with `moments` as optimizer.moments names them. */
+bool hv_plan_ranks_can_share(int32_t ranks, int32_t moments);
 
 /* "parallel.sharding=gradients train.recompute=block": what differs from the configuration; "the configuration as it
  * is" where nothing does. */
