@@ -1,6 +1,7 @@
 #include <stddef.h>
 
 #include "core/io/json.h"
+#include "train/checkpoint/checkpoint_files.h"
 #include "train/commands.h"
 #include "train/plan/plan.h"
 
@@ -20,7 +21,7 @@ static const hv_option options[] = {
      .offset = offsetof(plan_options, gpus),
      .fallback = "1",
      .min = 1,
-     .max = 1 << 16,
+     .max = HV_CHECKPOINT_RANKS,
      .unit = "N",
      .doc = "How many GPUs train together: ranks, one GPU each."},
     {.key = "gpu-memory",

@@ -179,6 +179,7 @@ static void what_cannot_run_is_told(void **state) {
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 1 --gpu-memory 24", "does not fit", "most of it",
                "Nothing fits that leaves the results as they are", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 0", "gpus", NULL);
+  expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 2048", "gpus", "1024", NULL); /* no run has so many ranks */
   expect_train(0, "plan " CONFIG("tiny.yaml") "--gpus 2", "fits", "samples/s", NULL);
 }
 
