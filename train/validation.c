@@ -183,14 +183,17 @@ double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metr
   return held_out->present[predictor] ? held_out->error[predictor] : NAN;
 }
 
+hv_status hv_validation_check(const hv_config *model) {
+  if (model->action_dim <= HV_MAX_ERROR_DIMS) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "validation measures at most %d action dimensions, the model has %d", HV_MAX_ERROR_DIMS,
+                  model->action_dim);
+}
+
 hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress *progress, hv_validation *out) {
   hv_status status = HV_OK;
   measurement m = {.trainer = trainer, .data = data, .model = &data->model, .progress = progress};
   *out = (hv_validation){.action_dim = data->model.action_dim};
-  if (data->model.action_dim > HV_MAX_ERROR_DIMS) {
-    return hv_error(HV_ERR_INPUT, "validation measures at most %d action dimensions, the model has %d",
-                    HV_MAX_ERROR_DIMS, data->model.action_dim);
-  }
+  HV_TRY(hv_validation_check(&data->model));
   HV_CHECK(open_measurement(&m));
   HV_CHECK(measure_batches(&m, out));
   finish(&m, out);

@@ -44,6 +44,9 @@ typedef enum hv_held_out_metric {
 /* The figure; NaN where a model without that head has none. */
 double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metric);
 
+/* HV_ERR_INPUT where a model has too many action dimensions to be measured. */
+HV_NODISCARD hv_status hv_validation_check(const hv_config *model);
+
 /* Measures the held-out split of `data`, which must have one; `progress` (NULL: nobody) shows how far it is. */
 HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress *progress,
                                    hv_validation *out);

@@ -170,6 +170,8 @@ static void a_prediction_that_cannot_be_is_told_at_the_start(void **state) {
   expect_train(2, run_arguments(*state, "run", rest), "validation.ddim_steps: DDIM with 11 of 100", "10 and 12", NULL);
   snprintf(rest, sizeof rest, "%s%s", held_out, "4 --set model.diffusion.steps=3");
   expect_train(2, run_arguments(*state, "run", rest), "validation.ddim_steps: DDIM with 4 of 3", NULL);
+  snprintf(rest, sizeof rest, "%s%s", held_out, "4 --set model.action_dim=65");
+  expect_train(2, run_arguments(*state, "run", rest), "data.valid_split: validation measures at most 64", NULL);
   assert_false(hv_file_exists(in_folder(*state, "run")));
 }
 

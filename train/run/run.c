@@ -241,6 +241,9 @@ static hv_status open_files(run *self) {
  * it. */
 static hv_status check_validation(const run *self) {
   const hv_config *model = &self->model.config;
+  if (self->config->data.valid_split) {
+    HV_TRY(hv_error_context(hv_validation_check(model), "%s: data.valid_split", self->config->source));
+  }
   if (self->config->data.valid_split && hv_config_has_diffusion(model)) {
     HV_TRY(
         hv_error_context(hv_schedule_check_ddim(model->diffusion_steps, (int32_t)self->config->validation.ddim_steps),
@@ -262,8 +265,8 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_check_run(config));
   HV_TRY(hv_train_config_check_ranks(config, self->comm->size));
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
-  HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   HV_TRY(check_validation(self));
+  HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->data, self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
