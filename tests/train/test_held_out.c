@@ -161,7 +161,6 @@ static void errors_are_those_of_the_models_actions(void **state) {
   json_decref(found);
 }
 
-/* A device with streams changes averages and parameters in one, and predicts in another. */
 /* Before the first step, not at the first measurement. */
 static void a_prediction_that_cannot_be_is_told_at_the_start(void **state) {
   const char *held_out = "--set data.valid_split=valid --set validation.ddim_steps=";
@@ -175,6 +174,7 @@ static void a_prediction_that_cannot_be_is_told_at_the_start(void **state) {
   assert_false(hv_file_exists(in_folder(*state, "run")));
 }
 
+/* A device with streams changes averages and parameters in one, and predicts in another. */
 static void averages_are_in_place_before_they_predict(void **state) {
   static const char *const devices[] = {"cpu", "emu"};
   double error_of[2];
