@@ -1,8 +1,12 @@
 /* What validation decides, from outside: the best model that is kept, the early end, and the moving average that is
  * measured and saved. */
+#include <fcntl.h>
 #include <math.h>
+#include <unistd.h>
 
+#include "core/base/file.h"
 #include "core/io/json.h"
+#include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
 
@@ -123,6 +127,36 @@ static void a_start_that_is_never_beaten_is_told(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
 }
 
+/* Gives the noise head of a model a bias whose square is more than FP32 holds. */
+static void spoil(const char *model) {
+  hv_safetensors *file;
+  const hv_file_tensor *bias;
+  hv_mapping bytes;
+  float huge = 1e30f;
+  assert_ok(hv_safetensors_open(model, &file));
+  assert_ok(hv_safetensors_require(file, "final_layer.mlp.fc2.bias", &bias));
+  assert_ok(hv_map_file(model, &bytes));
+  const uint8_t *at = memmem(bytes.data, bytes.size, bias->data, bias->size);
+  assert_non_null(at);
+  int fd = open(model, O_WRONLY);
+  assert_int_equal(pwrite(fd, &huge, sizeof huge, at - bytes.data), sizeof huge);
+  close(fd);
+  hv_unmap(&bytes);
+  hv_safetensors_close(file);
+}
+
+static void a_figure_that_never_is_finite_is_told(void **state) {
+  char rest[1024];
+  expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
+  spoil(in_run(*state, "first", "model/model.safetensors"));
+  snprintf(rest, sizeof rest,
+           "--set train.steps=50 --set init_from='%s' --set 'model={}' --set validation.interval=1 "
+           "--set validation.patience=2 --set validation.at_start=true",
+           in_run(*state, "first", "model"));
+  expect_train(0, run_of(*state, "run", rest), "stopped early after step 1",
+               "held_out_loss was not finite in 2 measurements", NULL);
+}
+
 static void refuses_to_wait_for_nothing(void **state) {
   expect_train(2, run_of(*state, "run", "--set validation.patience=3 --set data.valid_split=null"),
                "validation.patience", "data.valid_split", NULL);
@@ -191,6 +225,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(does_not_keep_it_where_it_is_not_wanted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_start_that_is_never_beaten_is_told, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_figure_that_never_is_finite_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_to_wait_for_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(measures_the_start_of_a_new_run_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_resumed_measured_and_saved, make_folder, remove_folder),

@@ -389,11 +389,16 @@ static hv_status measure_start(run *self) {
 
 /* Whether the run ends before its last step. */
 static bool is_stale(const run *self) {
-  if (!hv_best_is_stale(&self->best, self->config->validation.patience)) return false;
-  if (self->leader) {
+  const hv_best *best = &self->best;
+  if (!hv_best_is_stale(best, self->config->validation.patience)) return false;
+  if (!self->leader) return true;
+  if (best->step < 0) {
+    hv_log_info("stopped early after step %lld: %s was not finite in %lld measurements", (long long)self->trainer->step,
+                best->metric, (long long)best->since);
+  } else {
     hv_log_info("stopped early after step %lld: %s has not become better than %.4f at step %lld in %lld measurements",
-                (long long)self->trainer->step, self->best.metric, self->best.figure, (long long)self->best.step,
-                (long long)self->best.since);
+                (long long)self->trainer->step, best->metric, best->figure, (long long)best->step,
+                (long long)best->since);
   }
   return true;
 }
