@@ -293,6 +293,20 @@ static void ranks_end_early_together(void **state) {
   expect_ranks(0, 2, run_of(*state, "run", rest), "resumed from", "stopped early after step 8");
 }
 
+/* What is to be said of the model that a run starts from is said once, not by every rank. */
+static void one_rank_tells_of_the_start(void **state) {
+  static const char said[] = "has learnt otherwise";
+  char rest[512], *output;
+  run_alone(*state, "first", 1, "");
+  snprintf(rest, sizeof rest,
+           "--set train.steps=1 --set init_from='%s/first/model' --set 'model={\"llm\": {\"rope_theta\": 20000}}'",
+           (const char *)*state);
+  int code = run_ranks(2, run_of(*state, "run", rest), &output, NULL);
+  const char *once = strstr(output, said);
+  if (code != 0 || !once || strstr(once + 1, said)) fail_msg("two ranks ended with %d:\n%s", code, output);
+  free(output);
+}
+
 static void ranks_that_cannot_share_the_batch_are_refused(void **state) {
   expect_ranks(2, 3, run_of(*state, "run", ""), "train.batch_size (8) is not divided by the 3 ranks");
   expect_ranks(2, 2, run_of(*state, "run", "--set train.micro_batch=8"), "train.micro_batch (8) must divide");
@@ -392,6 +406,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_rank_may_measure_more_slowly, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_keep_the_best_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_end_early_together, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(one_rank_tells_of_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_cannot_share_the_batch_are_refused, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

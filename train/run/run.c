@@ -75,13 +75,13 @@ static hv_status start_from_directory(run *self) {
   hv_text report = {0}, unexpected = {0};
   hv_adaptation adaptation = {
       .action_dims = &config->init.action_dims, .state_dims = &config->init.state_dims, .seed = (uint64_t)config->seed};
-  hv_status status = hv_run_report_model_changes(&self->directory.model, &self->model);
+  hv_status status = self->leader ? hv_run_report_model_changes(&self->directory.model, &self->model) : HV_OK;
   if (!status) {
     status = hv_adapt_model(&self->directory, &self->model.config, &adaptation, self->trainer->params,
                             self->trainer->stream, &report, &unexpected);
   }
   if (!status && report.length > 0) hv_log_info("started from %s:\n%s", config->init_from, hv_text_string(&report));
-  if (!status && unexpected.length > 0) {
+  if (!status && unexpected.length > 0 && self->leader) {
     hv_log_warning("%s holds tensors that this model does not know:\n%s", config->init_from,
                    hv_text_string(&unexpected));
   }
