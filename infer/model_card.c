@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/base/build_commit.h"
+#include "infer/export.h"
 
 /* From here to the end, a card tells of training: what an export of an export keeps. */
 static const char training_heading[] = "\n## Training\n";
@@ -39,15 +40,10 @@ static void add_model(const hv_model_card *card, hv_text *out) {
               family ? family : "?", config->llm.hidden_size, config->llm.num_hidden_layers, config->llm.vocab_size);
 }
 
-/* The key that an example names: the first. */
-static const char *first_key(const json_t *statistics) {
-  return json_object_iter_key(json_object_iter((json_t *)(uintptr_t)statistics));
-}
-
 /* A call that can be tried as it stands, but for the pictures: the state is the mean of the data. */
 static void add_example(const hv_model_card *card, hv_text *out) {
   const hv_config *config = &card->directory->model.config;
-  const char *key = first_key(card->statistics);
+  const char *key = hv_export_key(card->statistics, config->action_dim, config->state_dim);
   const char *told = json_string_value(json_object_get(json_object_get(card->run->config, "data"), "instruction"));
   bool plain = told && !strpbrk(told, "\"\\$`!\n");
   hv_text_add(out, "```sh\nhvla-infer predict --model .");

@@ -155,7 +155,7 @@ static hv_status ask(const hv_verification *what, const char *directory, hvla_mo
   request.images = images;
   request.num_images = (size_t)hvla_num_cameras(model);
   if (hvla_diffusion_steps(model) < request.ddim_steps) request.ddim_steps = hvla_diffusion_steps(model);
-  request.unnorm_key = hvla_unnorm_key(model, 0);
+  request.unnorm_key = hv_export_key(what->statistics, hvla_action_dim(model), hvla_state_dim(model));
   request.state_dim = (size_t)hvla_state_dim(model);
   request.state = request.state_dim > 0 ? state : NULL;
   out->values = hvla_action_chunk(model) * hvla_action_dim(model);

@@ -324,6 +324,31 @@ static void verification_predicts_with_both(void **state) {
   infer_refuses(folder, "export --verify --model model --out v9 --device abacus", "abacus");
 }
 
+/* Puts the statistics of a robot with two dimensions in front of a model's own. */
+static void put_another_robot_first(const char *path) {
+  static const char *const members[] = {"mean", "std", "min", "max", "q01", "q99", "mask"};
+  json_t *own, *all = json_object();
+  assert_ok(hv_json_load(path, &own));
+  json_t *other = json_deep_copy(json_object_get(own, "lift"));
+  for (size_t i = 0; i < sizeof members / sizeof *members; i++) {
+    json_t *values = json_object_get(json_object_get(other, "action"), members[i]);
+    while (json_array_size(values) > 2) assert_int_equal(json_array_remove(values, 2), 0);
+  }
+  assert_int_equal(json_object_set_new(all, "other", other), 0);
+  assert_int_equal(json_object_update(all, own), 0);
+  assert_ok(hv_json_save(path, all));
+  json_decref(own);
+  json_decref(all);
+}
+
+static void the_models_own_robot_is_predicted_for(void **state) {
+  (void)state;
+  write_tiny_directory(in_folder(folder, "second"), &(tiny_directory_options){.keys = 1});
+  put_another_robot_first(in_folder(folder, "second/dataset_statistics.json"));
+  assert_verified("export --verify --model second --out own", "9 predictions in 3 modes are equal to the bit");
+  assert_card("own/README.md", WORDS("| `other` |", "--unnorm-key lift"), NULL);
+}
+
 static void verification_sees_what_differs(void **state) {
   (void)state;
   hv_safetensors *model, *other, *same;
@@ -478,6 +503,7 @@ int main(void) {
       cmocka_unit_test(the_card_tells_what_is_known),
       cmocka_unit_test(values_that_do_not_fit_are_named),
       cmocka_unit_test(verification_predicts_with_both),
+      cmocka_unit_test(the_models_own_robot_is_predicted_for),
       cmocka_unit_test(verification_sees_what_differs),
       cmocka_unit_test(the_public_folder_is_the_public_codes),
       cmocka_unit_test(integers_stay_as_they_are),
