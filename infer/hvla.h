@@ -21,8 +21,8 @@
  * Processors that work inside a call are the `threads` of hvla_options.
  * Errors: functions that can fail return an hvla_code and describe a failure in *error, which may be NULL. After a
  * failed prediction the model is as good as before.
- * The first prediction of a kind (mode, sampler, number of steps, condition) allocates memory; those after it allocate
- * none on the device. On a card, see also measure_algorithms.
+ * A prediction of another kind (mode, sampler, number of steps, condition, timing) than the one before allocates memory
+ * anew; all others allocate none on the device. On a card, see also measure_algorithms.
  */
 #ifndef HVLA_H
 #define HVLA_H
