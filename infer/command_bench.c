@@ -153,7 +153,7 @@ static hv_status make_observation(bench *self, hv_observation *out) {
   return HV_OK;
 }
 
-static hv_status choose_policy(bench *self) {
+static void choose_policy(bench *self) {
   static const hv_mode modes[] = {[HVLA_MODE_ENSEMBLE] = HV_MODE_ENSEMBLE,
                                   [HVLA_MODE_DIFFUSION] = HV_MODE_DIFFUSION,
                                   [HVLA_MODE_AUTOREGRESSIVE] = HV_MODE_AUTOREGRESSIVE};
@@ -166,7 +166,6 @@ static hv_status choose_policy(bench *self) {
   policy->measure_algorithms = !given->no_measuring;
   if (given->mode != HVLA_MODE_DEFAULT) policy->mode = modes[given->mode];
   if (given->ar_condition != HVLA_AR_DEFAULT) policy->ar_condition = (hv_ar_condition)(given->ar_condition - 1);
-  return HV_OK;
 }
 
 /* Times `repeat` predictions, as a whole or by stages. */
@@ -284,7 +283,7 @@ static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
   HV_TRY(hv_infer_parse_dtype(hv_dtype_choices[given->dtype], self->device, &self->dtype));
   HV_TRY(hv_stream_open(self->device, stream));
   HV_TRY(load_model(self, *stream));
-  HV_TRY(choose_policy(self));
+  choose_policy(self);
   HV_TRY(make_observation(self, &observation));
   HV_TRY(time_predictions(self, &observation, false));
   HV_TRY(time_predictions(self, &observation, true));

@@ -76,7 +76,7 @@ static const hv_option options[] = {
     HV_THREADS_OPTION(export_options),
 };
 
-enum { PUBLIC_PT = 1 }; /* of the formats below */
+enum { PUBLIC_PT = 1 }; /* of format_choices */
 
 static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
 

@@ -1,5 +1,4 @@
 /* hvla-infer predict: a thin client of the library (hvla.h). */
-#include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -160,7 +159,6 @@ static hv_status read_state(const char *text, inputs *in, size_t *count) {
   const char *at = text;
   for (size_t i = 0; i < values; i++) {
     char *end;
-    errno = 0;
     in->state[i] = strtod(at, &end);
     bool read = end != at && isfinite(in->state[i]);
     end += strspn(end, " \t");

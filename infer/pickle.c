@@ -88,10 +88,6 @@ hv_status hv_pickle_read(hv_pickle_reader *reader, hv_pickle_op op) {
   return found == op ? HV_OK : unexpected(reader, (int)found, wanted);
 }
 
-bool hv_pickle_next_is(const hv_pickle_reader *reader, hv_pickle_op op) {
-  return reader->at < reader->size && reader->data[reader->at] == op;
-}
-
 hv_status hv_pickle_read_string(hv_pickle_reader *reader, char **out) {
   uint64_t found, length;
   *out = NULL;
@@ -153,19 +149,13 @@ static hv_status read_line(hv_pickle_reader *reader, char **out) {
   return *out ? HV_OK : hv_error_memory("a name");
 }
 
-hv_status hv_pickle_read_global(hv_pickle_reader *reader, const char *module, char **name) {
+hv_status hv_pickle_expect_global(hv_pickle_reader *reader, const char *module, const char *name) {
   uint64_t found;
   char *line;
-  *name = NULL;
   HV_TRY(read_number(reader, 1, &found));
   if (found != GLOBAL) return unexpected(reader, (int)found, module);
   HV_TRY(read_line(reader, &line));
   HV_TRY(take_expected(line, module));
-  return read_line(reader, name);
-}
-
-hv_status hv_pickle_expect_global(hv_pickle_reader *reader, const char *module, const char *name) {
-  char *found;
-  HV_TRY(hv_pickle_read_global(reader, module, &found));
-  return take_expected(found, name);
+  HV_TRY(read_line(reader, &line));
+  return take_expected(line, name);
 }

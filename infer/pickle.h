@@ -54,13 +54,10 @@ typedef struct hv_pickle_reader {
 
 HV_NODISCARD hv_status hv_pickle_read_begin(hv_pickle_reader *reader);
 HV_NODISCARD hv_status hv_pickle_read(hv_pickle_reader *reader, hv_pickle_op op);
-bool hv_pickle_next_is(const hv_pickle_reader *reader, hv_pickle_op op);
 /* *out, on the heap, is the caller's. A string with a NUL in it is refused. */
 HV_NODISCARD hv_status hv_pickle_read_string(hv_pickle_reader *reader, char **out);
 HV_NODISCARD hv_status hv_pickle_expect_string(hv_pickle_reader *reader, const char *string);
 HV_NODISCARD hv_status hv_pickle_read_integer(hv_pickle_reader *reader, int64_t *out);
-/* The name of a global of this module: on the heap, the caller's. */
-HV_NODISCARD hv_status hv_pickle_read_global(hv_pickle_reader *reader, const char *module, char **name);
 HV_NODISCARD hv_status hv_pickle_expect_global(hv_pickle_reader *reader, const char *module, const char *name);
 
 #endif

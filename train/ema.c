@@ -116,7 +116,3 @@ void hv_ema_exchange(hv_ema *ema, hv_stream *stream) {
 hv_tensor hv_ema_group(const hv_ema *ema, hv_group_id group) {
   return ema ? ema->averages[group] : (hv_tensor){0};
 }
-
-size_t hv_ema_bytes(const hv_ema *ema) {
-  return ema ? ema->bytes : 0;
-}

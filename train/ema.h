@@ -29,7 +29,4 @@ void hv_ema_exchange(hv_ema *ema, hv_stream *stream);
 /* F32 [1, owned count] of a trainable group, for checkpoints; absent where it is frozen. */
 hv_tensor hv_ema_group(const hv_ema *ema, hv_group_id group);
 
-/* Device bytes that it holds. */
-size_t hv_ema_bytes(const hv_ema *ema);
-
 #endif
