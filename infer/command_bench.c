@@ -96,7 +96,7 @@ typedef struct bench {
   float *state;
   double *ms, *stages[STAGES]; /* [repeat] */
   double bytes, flops, product_rate, read_rate, light_seconds;
-  size_t policy_memory;
+  size_t memory; /* of the device, at most while predictions run */
 } bench;
 
 /* Fills in the parameters: a model directory's, or random ones. */
@@ -187,7 +187,6 @@ static hv_status time_predictions(bench *self, const hv_observation *observation
     const double parts[STAGES] = {result.vision_ms, result.prefill_ms, result.denoise_ms, result.decode_ms};
     for (int s = 0; s < STAGES; s++) self->stages[s][i] = parts[s];
   }
-  self->policy_memory = hv_policy_memory(policy);
 done:
   hv_policy_close(policy);
   return status;
@@ -228,8 +227,6 @@ static double median(double *values, int64_t count) {
 static hv_status report(bench *self, hv_text *out) {
   int64_t count = self->given->repeat;
   double middle = median(self->ms, count), light = 1e3 * self->light_seconds / middle;
-  size_t memory = (size_t)hv_params_total(hv_model_params(self->model)) * hv_dtype_size(self->dtype);
-  memory += self->policy_memory;
   json_t *stages = json_object();
   for (int s = 0; s < STAGES; s++)
     json_object_set_new(stages, stage_names[s], json_real(median(self->stages[s], count)));
@@ -242,14 +239,14 @@ static hv_status report(bench *self, hv_text *out) {
       hv_text_add(out, "    %-9s      %.2f ms\n", stage_names[s], median(self->stages[s], count));
     hv_text_add(out, "  weights read     %.1f MB at %.1f GB/s; %.2f GFLOP at %.1f GFLOP/s: speed of light %.2f\n",
                 1e-6 * self->bytes, 1e-9 * self->read_rate, 1e-9 * self->flops, 1e-9 * self->product_rate, light);
-    hv_text_add(out, "  device memory    %.1f MB\n", 1e-6 * (double)memory);
+    hv_text_add(out, "  device memory    %.1f MB\n", 1e-6 * (double)self->memory);
     json_decref(stages);
     return HV_OK;
   }
   json_t *object =
       json_pack("{s:{s:f, s:f, s:f}, s:f, s:I, s:f, s:I, s:o, s:s, s:s, s:s, s:f, s:f, s:f}", "ms", "min", self->ms[0],
                 "median", middle, "max", self->ms[count - 1], "hz", 1e3 / middle, "bytes_read", (json_int_t)self->bytes,
-                "speed_of_light", light, "peak_memory_bytes", (json_int_t)memory, "stages", stages, "mode",
+                "speed_of_light", light, "peak_memory_bytes", (json_int_t)self->memory, "stages", stages, "mode",
                 hv_mode_choices[self->policy_options.mode + 1], "device", self->device->name, "dtype",
                 hv_dtype_name(self->dtype), "matrix_gflop", 1e-9 * self->flops, "matrix_product_gflops",
                 1e-9 * self->product_rate, "read_gb_per_s", 1e-9 * self->read_rate);
@@ -285,7 +282,9 @@ static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
   HV_TRY(load_model(self, *stream));
   choose_policy(self);
   HV_TRY(make_observation(self, &observation));
+  hv_memory_reset_peak(&self->device->memory);
   HV_TRY(time_predictions(self, &observation, false));
+  self->memory = self->device->memory.peak.total;
   HV_TRY(time_predictions(self, &observation, true));
   HV_TRY(measure_light(self));
   return report(self, out);

@@ -290,7 +290,3 @@ const hv_policy_work *hv_policy_get_work(const hv_policy *policy, int32_t *count
   *count = 1 + policy->num_passes;
   return policy->work;
 }
-
-size_t hv_policy_memory(const hv_policy *policy) {
-  return policy->memory.capacity + policy->scratch.capacity + policy->side_scratch.capacity;
-}

@@ -77,9 +77,6 @@ typedef struct hv_policy_work {
 /* Entry 0 is vision with the projector, the others are the passes through the decoder. Owned by the policy. */
 const hv_policy_work *hv_policy_get_work(const hv_policy *policy, int32_t *count);
 
-/* Device memory of the policy: cache, tables, scratch. The parameters are the model's. */
-size_t hv_policy_memory(const hv_policy *policy);
-
 HV_NODISCARD hv_status hv_policy_predict(hv_policy *policy, const hv_observation *observation,
                                          const hv_policy_draws *draws, hv_policy_result *out);
 

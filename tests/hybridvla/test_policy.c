@@ -473,7 +473,7 @@ static void the_work_of_each_step_is_known(void **state) {
   /* The first one: prefix, t | x and the branch's first rows through all layers but the last. */
   double rows = (PROMPT + 8 + 2) + 3 + 5;
   assert_true(work[1].matrix_flops >= 2 * (rows * (decoder - layer) + choice));
-  assert_true(work[0].matrix_flops > 0 && hv_policy_memory(policy) > 0);
+  assert_true(work[0].matrix_flops > 0);
   hv_policy_close(policy);
   scene_close(&s);
 }
