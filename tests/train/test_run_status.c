@@ -1,10 +1,16 @@
 /* `hvla-train status` from outside, on runs that go on, end, are stopped and are killed; and that no second run begins
  * where one goes on. */
+#include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "core/io/json.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
+#include "train/watch/run_card.h"
 #include "train/watch/run_status.h"
 
 static const char *run_of(const char *folder, const char *rest) {
@@ -131,8 +137,30 @@ static void formats_durations(void **state) {
   }
 }
 
+static void *let_go(void *file) {
+  nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+  close(*(int *)file);
+  return NULL;
+}
+
+/* `status` holds the lock for as long as it takes to see that nobody else does. */
+static void a_look_keeps_no_run_from_beginning(void **state) {
+  pthread_t thread;
+  hv_run_card *card;
+  int file = open(in_folder(*state, "run.json"), O_RDONLY | O_CREAT, 0666);
+  assert_true(file >= 0);
+  assert_int_equal(flock(file, LOCK_SH), 0);
+  assert_int_equal(pthread_create(&thread, NULL, let_go, &file), 0);
+  assert_ok(hv_run_card_open(*state, &card));
+  assert_int_equal(pthread_join(thread, NULL), 0);
+  assert_true(hv_run_card_held(*state));
+  hv_run_card_close(card);
+  assert_false(hv_run_card_held(*state));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_look_keeps_no_run_from_beginning, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_a_finished_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(knows_the_living_from_the_dead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_why_a_run_failed, make_folder, remove_folder),

@@ -36,6 +36,17 @@ static hv_status refuse(const char *run, const char *path) {
   return status;
 }
 
+/* hv_run_card_held has the lock for a moment, too: whoever looks at a run just then keeps none from beginning. errno
+ * tells why it cannot be had. */
+static bool take_lock(int file) {
+  enum { TRIES = 20, PAUSE_US = 10000 };
+  for (int tries = 1; flock(file, LOCK_EX | LOCK_NB) != 0; tries++) {
+    if (errno != EWOULDBLOCK || tries == TRIES) return false;
+    usleep(PAUSE_US);
+  }
+  return true;
+}
+
 hv_status hv_run_card_open(const char *run, hv_run_card **out) {
   hv_status status = HV_OK;
   *out = NULL;
@@ -53,7 +64,7 @@ hv_status hv_run_card_open(const char *run, hv_run_card **out) {
     status = hv_error_errno(errno, "cannot open %s", card->path);
     goto done;
   }
-  if (flock(card->file, LOCK_EX | LOCK_NB) != 0) {
+  if (!take_lock(card->file)) {
     if (errno == EWOULDBLOCK) {
       status = refuse(run, card->path);
       goto done;
