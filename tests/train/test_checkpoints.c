@@ -243,6 +243,8 @@ static void epochs_count_samples_whatever_the_batches(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=4"), NULL);
   const char *rest = "--set train.steps=0 --set train.epochs=0.11 --set train.batch_size=8 --resume";
   expect_train(0, run_arguments(*state, "run", rest), "8 steps of 8 samples", NULL);
+  rest = "--set train.steps=0 --set train.epochs=2.2 --set train.batch_size=29"; /* 33 batches, 957.0000000000001 */
+  expect_train(0, run_arguments(*state, "exact", rest), "33 steps of 29 samples", NULL);
 }
 
 /* Whether a line ended, saying this, because there are no user namespaces to mount in. */
