@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/file.h"
+#include "core/base/median.h"
 #include "core/base/string_list.h"
 #include "core/io/json.h"
 #include "core/io/safetensors.h"
@@ -124,15 +125,9 @@ static hv_status time_touch(loading *self, double *seconds) {
   return HV_OK;
 }
 
-static int compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static json_t *summary(double *values, size_t count) {
-  qsort(values, count, sizeof *values, compare);
-  return json_pack("{s:f, s:f, s:f}", "min", values[0], "median", (values[(count - 1) / 2] + values[count / 2]) / 2,
-                   "max", values[count - 1]);
+  double middle = hv_median(values, count);
+  return json_pack("{s:f, s:f, s:f}", "min", values[0], "median", middle, "max", values[count - 1]);
 }
 
 static hv_status report(loading *self, hv_text *out) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/base/clock.h"
+#include "core/base/median.h"
 #include "core/hybridvla/policy.h"
 #include "core/io/json.h"
 #include "core/io/model_directory.h"
@@ -213,30 +214,19 @@ static hv_status measure_light(bench *self) {
   return HV_OK;
 }
 
-static int compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-/* Sorts; the median of an even count is the mean of the middle two. */
-static double median(double *values, int64_t count) {
-  qsort(values, (size_t)count, sizeof *values, compare);
-  return (values[(count - 1) / 2] + values[count / 2]) / 2;
-}
-
 static hv_status report(bench *self, hv_text *out) {
-  int64_t count = self->given->repeat;
-  double middle = median(self->ms, count), light = 1e3 * self->light_seconds / middle;
+  size_t count = (size_t)self->given->repeat;
+  double middle = hv_median(self->ms, count), light = 1e3 * self->light_seconds / middle;
   json_t *stages = json_object();
   for (int s = 0; s < STAGES; s++)
-    json_object_set_new(stages, stage_names[s], json_real(median(self->stages[s], count)));
+    json_object_set_new(stages, stage_names[s], json_real(hv_median(self->stages[s], count)));
   if (!self->given->json) {
     hv_text_add(out, "%s on %s, %s\n", hv_mode_choices[self->policy_options.mode + 1], self->device->name,
                 hv_dtype_name(self->dtype));
     hv_text_add(out, "  ms a prediction  %.2f (min %.2f, max %.2f), %.2f Hz\n", middle, self->ms[0],
                 self->ms[count - 1], 1e3 / middle);
     for (int s = 0; s < STAGES; s++)
-      hv_text_add(out, "    %-9s      %.2f ms\n", stage_names[s], median(self->stages[s], count));
+      hv_text_add(out, "    %-9s      %.2f ms\n", stage_names[s], hv_median(self->stages[s], count));
     hv_text_add(out, "  weights read     %.1f MB at %.1f GB/s; %.2f GFLOP at %.1f GFLOP/s: speed of light %.2f\n",
                 1e-6 * self->bytes, 1e-9 * self->read_rate, 1e-9 * self->flops, 1e-9 * self->product_rate, light);
     hv_text_add(out, "  device memory    %.1f MB\n", 1e-6 * (double)self->memory);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "core/base/clock.h"
+#include "core/base/median.h"
 #include "train/plan/best_rate.h"
 #include "train/plan/made_up_batch.h"
 #include "train/plan/plan.h"
@@ -102,25 +103,14 @@ static hv_status time_steps(bench *self) {
   return HV_OK;
 }
 
-static int compare_doubles(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-/* Sorts the times; the median of an even number is the mean of the middle two. */
-static double median_ms(double *seconds, size_t count) {
-  qsort(seconds, count, sizeof *seconds, compare_doubles);
-  return 500.0 * (seconds[(count - 1) / 2] + seconds[count / 2]);
-}
-
 static hv_status report(bench *self, const hv_sequence_counts *counts, json_t **out) {
   const hv_trainer *trainer = self->trainer;
   size_t steps = (size_t)self->options->steps;
-  double *total = self->times[STAGES], median = median_ms(total, steps);
+  double *total = self->times[STAGES], median = 1e3 * hv_median(total, steps);
   json_t *stages = json_object();
   for (int i = 0; i < STAGES; i++) {
     if (i == STAGE_OPTIMIZER && !self->options->optimizer) continue;
-    json_object_set_new(stages, stage_names[i], json_real(median_ms(self->times[i], steps)));
+    json_object_set_new(stages, stage_names[i], json_real(1e3 * hv_median(self->times[i], steps)));
   }
   double flops = trainer->matrix_flops;
   *out = json_pack("{s:f, s:{s:f, s:f, s:f}, s:f, s:f, s:f, s:I, s:o, s:s, s:s, s:i, s:i, s:f}", "samples_per_s",

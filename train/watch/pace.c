@@ -3,15 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/median.h"
 #include "train/watch/rank_figures.h"
 
-static int compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static double lower_median(double *values, int32_t count) {
-  qsort(values, (size_t)count, sizeof *values, compare);
+  hv_sort_values(values, (size_t)count);
   return values[(count - 1) / 2];
 }
 

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/median.h"
+
 /* The drawing's own units. */
 static const double width = 560, height = 270, left = 52, right = 22, top = 10, bottom = 40;
 
@@ -50,17 +52,12 @@ static axis make_axis(double low, double high, double from, double to) {
   return (axis){.low = low, .high = high, .tick = round_tick(high - low), .from = from, .to = to};
 }
 
-static int compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* The value below which so much of a series lies. */
 static double quantile(const hv_series *series, double part) {
   double *sorted = malloc(series->count * sizeof *sorted);
   if (!sorted) return series->y[series->count - 1];
   for (size_t i = 0; i < series->count; i++) sorted[i] = series->y[i];
-  qsort(sorted, series->count, sizeof *sorted, compare);
+  hv_sort_values(sorted, series->count);
   double value = sorted[(size_t)(part * (double)(series->count - 1))];
   free(sorted);
   return value;
