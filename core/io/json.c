@@ -1,5 +1,6 @@
 #include "core/io/json.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,6 +139,10 @@ json_t *hv_json_strings(const hv_string_list *list) {
     return NULL;
   }
   return array;
+}
+
+json_t *hv_json_number(double value) {
+  return isfinite(value) ? json_real(value) : json_null();
 }
 
 const char *hv_json_kind(const json_t *value) {

@@ -40,6 +40,9 @@ json_t *hv_json_text(const char *text);
 /* An array of such strings; NULL without memory. */
 json_t *hv_json_strings(const hv_string_list *list);
 
+/* The number, null where it is not finite; NULL without memory. */
+json_t *hv_json_number(double value);
+
 /* "a mapping", "a string", "an integer", … for messages. */
 const char *hv_json_kind(const json_t *value);
 

@@ -76,36 +76,33 @@ void hv_metrics_close(hv_metrics *metrics) {
   free(metrics);
 }
 
-static json_t *number(double value) {
-  return isfinite(value) ? json_real(value) : json_null();
-}
-
 static void add_held_out(json_t *object, const hv_validation *held_out) {
-  json_object_set_new(object, "held_out_loss", number(held_out->loss));
-  json_object_set_new(object, "held_out_loss_diffusion", number(held_out->loss_diffusion));
-  json_object_set_new(object, "held_out_loss_ce", number(held_out->loss_ce));
+  json_object_set_new(object, "held_out_loss", hv_json_number(held_out->loss));
+  json_object_set_new(object, "held_out_loss_diffusion", hv_json_number(held_out->loss_diffusion));
+  json_object_set_new(object, "held_out_loss_ce", hv_json_number(held_out->loss_ce));
   for (int p = 0; p < HV_PREDICTORS; p++) {
     char key[64];
     if (!held_out->present[p]) continue;
     snprintf(key, sizeof key, "error_%s", hv_predictor_name(p));
-    json_object_set_new(object, key, number(held_out->error[p]));
+    json_object_set_new(object, key, hv_json_number(held_out->error[p]));
     json_t *dims = json_array();
-    for (int32_t d = 0; d < held_out->action_dim; d++) json_array_append_new(dims, number(held_out->dims[p][d]));
+    for (int32_t d = 0; d < held_out->action_dim; d++)
+      json_array_append_new(dims, hv_json_number(held_out->dims[p][d]));
     snprintf(key, sizeof key, "error_%s_dims", hv_predictor_name(p));
     json_object_set_new(object, key, dims);
   }
   if (held_out->present[HV_PREDICT_ENSEMBLE]) {
-    json_object_set_new(object, "ensemble_rate", number(held_out->ensemble_rate));
+    json_object_set_new(object, "ensemble_rate", hv_json_number(held_out->ensemble_rate));
   }
 }
 
 static void add_pace(json_t *object, const hv_pace *pace) {
-  json_object_set_new(object, "step_s", number(pace->step));
-  json_object_set_new(object, "data_wait_s", number(pace->wait));
-  json_object_set_new(object, "data_wait_s_max", number(pace->wait_max));
+  json_object_set_new(object, "step_s", hv_json_number(pace->step));
+  json_object_set_new(object, "data_wait_s", hv_json_number(pace->wait));
+  json_object_set_new(object, "data_wait_s_max", hv_json_number(pace->wait_max));
   if (pace->ranks == 1) return;
-  json_object_set_new(object, "rank_s", number(pace->own));
-  json_object_set_new(object, "rank_s_max", number(pace->own_max));
+  json_object_set_new(object, "rank_s", hv_json_number(pace->own));
+  json_object_set_new(object, "rank_s_max", hv_json_number(pace->own_max));
   json_object_set_new(object, "slowest_rank", json_integer(pace->slowest));
   json_object_set_new(object, "slowest_by", json_string(pace->slow_data ? "data" : "compute"));
 }
@@ -113,19 +110,19 @@ static void add_pace(json_t *object, const hv_pace *pace) {
 static json_t *make_object(const hv_metrics_line *line) {
   json_t *object = json_object();
   json_object_set_new(object, "step", json_integer((json_int_t)line->step));
-  json_object_set_new(object, "epoch", number(line->epoch));
-  json_object_set_new(object, "loss", number(line->result.loss));
-  json_object_set_new(object, "loss_diffusion", number(line->result.loss_diffusion));
-  json_object_set_new(object, "loss_ce", number(line->result.loss_ce));
-  json_object_set_new(object, "learning_rate", number(line->learning_rate));
-  json_object_set_new(object, "grad_norm", number(line->result.grad_norm));
-  json_object_set_new(object, "samples_per_s", number(line->samples_per_s));
+  json_object_set_new(object, "epoch", hv_json_number(line->epoch));
+  json_object_set_new(object, "loss", hv_json_number(line->result.loss));
+  json_object_set_new(object, "loss_diffusion", hv_json_number(line->result.loss_diffusion));
+  json_object_set_new(object, "loss_ce", hv_json_number(line->result.loss_ce));
+  json_object_set_new(object, "learning_rate", hv_json_number(line->learning_rate));
+  json_object_set_new(object, "grad_norm", hv_json_number(line->result.grad_norm));
+  json_object_set_new(object, "samples_per_s", hv_json_number(line->samples_per_s));
   if (line->model_flops > 0) {
-    json_object_set_new(object, "model_tflops", number(1e-12 * line->model_flops));
-    json_object_set_new(object, "speed_of_light", number(line->speed_of_light));
+    json_object_set_new(object, "model_tflops", hv_json_number(1e-12 * line->model_flops));
+    json_object_set_new(object, "speed_of_light", hv_json_number(line->speed_of_light));
   }
-  json_object_set_new(object, "memory_bytes", number(line->memory_bytes));
-  json_object_set_new(object, "time", number(hv_wall_seconds()));
+  json_object_set_new(object, "memory_bytes", hv_json_number(line->memory_bytes));
+  json_object_set_new(object, "time", hv_json_number(hv_wall_seconds()));
   if (line->pace) add_pace(object, line->pace);
   if (line->result.skipped) {
     json_object_set_new(object, "skipped", json_true());

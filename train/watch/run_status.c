@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/base/clock.h"
+#include "core/io/json.h"
 #include "train/validation.h"
 
 void hv_format_duration(double seconds, char *out, size_t size) {
@@ -22,10 +23,6 @@ void hv_format_duration(double seconds, char *out, size_t size) {
   } else {
     snprintf(out, size, "%lld s", whole);
   }
-}
-
-static json_t *number(double value) {
-  return isfinite(value) ? json_real(value) : json_null();
 }
 
 /* Newest and lowest value of a key over all lines. */
@@ -68,13 +65,14 @@ hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
   static const char *const of_the_card[] = {"host", "pid", "ranks", "device", "start", "message"};
   const json_t *last = hv_run_history_last(history, "step");
   int64_t steps = hv_run_history_steps(history);
-  *out = json_pack(
-      "{s:s, s:s, s:I, s:o, s:o, s:o, s:I, s:o, s:o}", "run", history->run, "state", history->state, "step",
-      (json_int_t)hv_run_history_step(history), "steps", steps > 0 ? json_integer((json_int_t)steps) : json_null(),
-      "seconds_left", number(hv_run_history_seconds_left(history)), "seconds_since",
-      number(hv_wall_seconds() - hv_line_number(last, "time")), "skipped", (json_int_t)hv_run_history_skipped(history),
-      "checkpoint", history->checkpoint >= 0 ? json_integer((json_int_t)history->checkpoint) : json_null(), "held_out",
-      held_out(history));
+  *out = json_pack("{s:s, s:s, s:I, s:o, s:o, s:o, s:I, s:o, s:o}", "run", history->run, "state", history->state,
+                   "step", (json_int_t)hv_run_history_step(history), "steps",
+                   steps > 0 ? json_integer((json_int_t)steps) : json_null(), "seconds_left",
+                   hv_json_number(hv_run_history_seconds_left(history)), "seconds_since",
+                   hv_json_number(hv_wall_seconds() - hv_line_number(last, "time")), "skipped",
+                   (json_int_t)hv_run_history_skipped(history), "checkpoint",
+                   history->checkpoint >= 0 ? json_integer((json_int_t)history->checkpoint) : json_null(), "held_out",
+                   held_out(history));
   if (!*out) return hv_error_memory("the status");
   for (size_t i = 0; i < sizeof of_the_last_line / sizeof of_the_last_line[0]; i++) {
     json_t *value = json_object_get(last, of_the_last_line[i]);
