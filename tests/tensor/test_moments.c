@@ -39,6 +39,21 @@ static void keeps_v_above_0(void **state) {
   assert_int_equal(hv_moment1_encode(0.0f, 0.0f, 0.5f), 0);
 }
 
+/* An element's codes are rounded differently from one update to the next, and those of an update from one element to
+ * the next: what is rounded up and down then evens out over both. */
+static void dither_differs(void **state) {
+  (void)state;
+  double over_updates = 0, over_elements = 0;
+  for (uint32_t i = 0; i < HV_MOMENT_BLOCK; i++) {
+    float of_update = hv_moment_dither(i + 1, 77), of_element = hv_moment_dither(77, i);
+    assert_true(of_update >= 0 && of_update < 1 && of_element >= 0 && of_element < 1);
+    over_updates += (double)of_update / HV_MOMENT_BLOCK;
+    over_elements += (double)of_element / HV_MOMENT_BLOCK;
+  }
+  assert_true(fabs(over_updates - 0.5) < 0.02);
+  assert_true(fabs(over_elements - 0.5) < 0.02);
+}
+
 /* v of a steady gradient, from far above or below it, beside a larger neighbour that does not move. */
 static double settled(double start, double gradient_squared) {
   const double beta2 = 0.999;
@@ -91,9 +106,13 @@ static void m_dies_away(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(keeps_values_to_a_code), cmocka_unit_test(repeats_codes),
-      cmocka_unit_test(keeps_v_above_0),        cmocka_unit_test(v_follows_small_changes),
-      cmocka_unit_test(m_is_kept_in_the_mean),  cmocka_unit_test(m_dies_away),
+      cmocka_unit_test(keeps_values_to_a_code),
+      cmocka_unit_test(repeats_codes),
+      cmocka_unit_test(keeps_v_above_0),
+      cmocka_unit_test(dither_differs),
+      cmocka_unit_test(v_follows_small_changes),
+      cmocka_unit_test(m_is_kept_in_the_mean),
+      cmocka_unit_test(m_dies_away),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
