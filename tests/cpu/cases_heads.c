@@ -235,11 +235,12 @@ typedef struct random_ranges {
   double rates[MOST_RANGES];
 } random_ranges;
 
-/* Ranges over n elements: gaps before, between and behind. */
+/* Ranges over n elements: gaps before, between and behind. Some end with a block of moments, or one element short. */
 static random_ranges ranges_over(op_env *env, int64_t n) {
   random_ranges r = {.count = 0};
   for (int64_t at = op_below(env, 3); at < n && r.count < MOST_RANGES; r.count++) {
     int64_t end = at + 1 + op_below(env, n), *row = r.rows[r.count];
+    if (op_coin(env)) end = (end + 1) / HV_MOMENT_BLOCK * HV_MOMENT_BLOCK + HV_MOMENT_BLOCK - op_below(env, 2);
     row[0] = at;
     row[1] = end < n ? end : n;
     r.decays[r.count] = op_coin(env);
