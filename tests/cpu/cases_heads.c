@@ -202,6 +202,20 @@ static void sum_squares(op_env *env) {
   op_compare(env, "y", &y, &expected);
 }
 
+/* As many elements as a layer's gradients have: more than a device sums in a thousand blocks. Once is enough. */
+static void sum_squares_many(op_env *env) {
+  enum { MANY = 4400000 };
+  if (env->dtype != HV_BF16 || env->seed != 1) return;
+  double *values = op_array(env, MANY), expected = 0;
+  for (int64_t i = 0; i < MANY; i++) {
+    values[i] = (double)(i % 9 - 4) / 4;
+    expected += values[i] * values[i];
+  }
+  op_operand x = op_values(env, OP_T, 1, MANY, values), y = scalar(env, OP_S, 0);
+  OP_RUN(env, sum_squares, .x = x.at[side], .y = y.at[side]);
+  op_compare_within(env, "y", &y, &expected, 1e-4);
+}
+
 static void clip_factor(op_env *env) {
   static const double limits[] = {0, 1, 100};
   double values[] = {op_uniform(env, 0.01, 400), INFINITY, NAN, 4e-12};
@@ -528,6 +542,7 @@ const op_case op_head_cases[] = {
     {"draw_normal", draw_normal},
     {"draw_below", draw_below},
     {"sum_squares", sum_squares},
+    {"sum_squares (many)", sum_squares_many},
     {"clip_factor", clip_factor},
     {"adamw", adamw},
     {"adamw (masters)", adamw_masters},
