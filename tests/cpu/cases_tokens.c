@@ -87,7 +87,7 @@ static tokens random_tokens(op_env *env) {
   tokens t = {.images = 1 + op_below(env, 3), .patches = 1 + op_below(env, 40)};
   t.d = op_width(env, t.patches);
   t.registers = op_coin(env) ? 1 + op_below(env, 4) : 0;
-  t.cls = op_below(env, 2);
+  t.cls = op_below(env, 4) > 0;
   t.cls_position = t.cls ? op_below(env, 2) : 0;
   return t;
 }
@@ -124,7 +124,7 @@ static void vit_embed_backward(op_env *env) {
   op_operand dpatches = op_result(env, OP_T, t.images * t.patches, d);
   op_operand dcls = t.cls ? op_random(env, OP_T_OR_F32, 1, d, 1, 0) : op_absent();
   op_operand dregisters = t.registers ? op_random(env, OP_T_OR_F32, t.registers, d, 1, 0) : op_absent();
-  op_operand dposition = op_coin(env) ? op_random(env, OP_T_OR_F32, positions, d, 1, 0) : op_absent();
+  op_operand dposition = op_below(env, 4) > 0 ? op_random(env, OP_T_OR_F32, positions, d, 1, 0) : op_absent();
   double *patch_sum = op_array(env, t.images * t.patches * d), *cls_sum = op_array(env, d);
   double *register_sum = op_array(env, t.registers * d), *position_sum = op_array(env, positions * d);
   if (dcls.host) memcpy(cls_sum, dcls.host, (size_t)d * sizeof *cls_sum);
