@@ -118,12 +118,17 @@ static void gradients_equal_differences(void **state) {
 /* What is frozen gets no gradient; what is not gets the same as before. */
 static void frozen_parts_change_nothing_else(void **state) {
   (void)state;
-  static const char *const patterns[][3] = {
+  static const char *const patterns[][6] = {
       {"vision_backbone.*", NULL},
       {"vision_backbone.*", "projector.*", NULL},
       {"vision_backbone.dino_featurizer.*", "llm_backbone.llm.model.embed_tokens.*", NULL},
       {"llm_backbone.*", "*embedder.*", NULL},
       {"vision_backbone.siglip_featurizer.blocks.0.*", "llm_backbone.llm.model.layers.0.*", NULL},
+      /* One part in front of the decoder, for which alone the backward pass goes through all of it. */
+      {"vision_backbone.*", "llm_backbone.*", "*embedder.*", "final_layer.*", NULL},
+      {"vision_backbone.*", "llm_backbone.*", "projector.*", "final_layer.*", NULL},
+      {"vision_backbone.*.blocks.*", "llm_backbone.*", "projector.*", "*embedder.*", "final_layer.*", NULL},
+      {"vision_backbone.*r.[!b]*", "llm_backbone.*", "projector.*", "*embedder.*", "final_layer.*", NULL},
   };
   hv_config config = tiny_config(HV_HYBRID, false);
   tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 21);
