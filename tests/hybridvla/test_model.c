@@ -231,6 +231,35 @@ static void plan_is_what_a_step_takes(void **state) {
   tiny_batch_free(&b);
 }
 
+/* A batch that takes all that its limits allow has the tables that were measured for them, and kernels are told of its
+ * longest stretches: the prefix, or a branch that is longer. */
+static void counts_are_those_of_the_tables(void **state) {
+  (void)state;
+  for (int32_t chunk = 2; chunk <= 24; chunk += 22) {
+    hv_config config = tiny_config(HV_HYBRID, false);
+    config.action_chunk = chunk;
+    hv_sequence_limits limits = {.samples = 1, .branches = BRANCHES, .prompt = 6};
+    tiny_batch b = tiny_batch_make(&config, 1, BRANCHES, 52);
+    tiny_run run = tiny_run_open(&config, HV_F32, 1, BRANCHES, NULL, 0);
+    tiny_run_step(&run, &b.batch, false, false);
+    hv_sequence_counts counts = *hv_sequence_get_counts(run.sequence), largest = hv_sequence_largest(&config, &limits);
+    assert_int_equal(counts.rows, largest.rows);
+    assert_int_equal(counts.text_rows, largest.text_rows);
+    const hv_segment *segments = hv_sequence_get_tables(run.sequence)->segments.data;
+    int32_t longest = 0, most_keys = 0;
+    for (int32_t i = 0; i < counts.segments; i++) {
+      int32_t keys = segments[i].prefix_rows + segments[i].own_rows;
+      if (segments[i].q_rows > longest) longest = segments[i].q_rows;
+      if (keys > most_keys) most_keys = keys;
+    }
+    assert_true(chunk == 2 ? longest == segments[0].q_rows : longest > segments[0].q_rows);
+    assert_int_equal(counts.max_segment_rows, longest);
+    assert_int_equal(counts.max_key_rows, most_keys);
+    tiny_run_close(&run);
+    tiny_batch_free(&b);
+  }
+}
+
 /* Working activations out again gives the same bytes with less memory. */
 static void recomputation_changes_nothing(void **state) {
   (void)state;
@@ -330,6 +359,7 @@ int main(void) {
       cmocka_unit_test(draws_depend_on_the_sample_alone),
       cmocka_unit_test(draws_are_those_of_seed_and_step),
       cmocka_unit_test(plan_is_what_a_step_takes),
+      cmocka_unit_test(counts_are_those_of_the_tables),
       cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
       cmocka_unit_test(batches_that_cannot_be_counted_are_refused),
