@@ -260,6 +260,26 @@ static void counts_are_those_of_the_tables(void **state) {
   }
 }
 
+/* Nothing is learnt of steps behind an episode's end, and their loss is 0, not 0 / 0. */
+static void a_batch_of_masked_steps_has_no_loss(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_DIFFUSION, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 53);
+  memset(b.mask, 0, (size_t)SAMPLES * (size_t)config.action_chunk);
+  tiny_run run = tiny_run_open(&config, HV_F32, SAMPLES, BRANCHES, NULL, 0);
+  assert_true(tiny_run_step(&run, &b.batch, true, false) == 0);
+  hv_params *params = hv_model_params(run.model);
+  for (hv_param_id id = 0; id < hv_params_count(params); id++) {
+    const hv_param *param = hv_params_get(params, id);
+    if (!param->trainable) continue;
+    double *gradient = tiny_run_gradient(&run, id);
+    for (int64_t i = 0; i < param->rows * param->cols; i++) assert_true(gradient[i] == 0);
+    free(gradient);
+  }
+  tiny_run_close(&run);
+  tiny_batch_free(&b);
+}
+
 /* Working activations out again gives the same bytes with less memory. */
 static void recomputation_changes_nothing(void **state) {
   (void)state;
@@ -360,6 +380,7 @@ int main(void) {
       cmocka_unit_test(draws_are_those_of_seed_and_step),
       cmocka_unit_test(plan_is_what_a_step_takes),
       cmocka_unit_test(counts_are_those_of_the_tables),
+      cmocka_unit_test(a_batch_of_masked_steps_has_no_loss),
       cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
       cmocka_unit_test(batches_that_cannot_be_counted_are_refused),
