@@ -375,6 +375,48 @@ static void letterbox_pads_in_the_mean_colour(void **state) {
   fixture_close(&f);
 }
 
+/* Episodes of one width, one of them taller, and of unlike instructions: each frame is resized from its own size, and
+ * comes with its episode's prompt. */
+static void episodes_have_their_own_size_and_prompt(void **state) {
+  enum { TALL = 2 * DEMO_HEIGHT, INPUT = 14, TALL_BYTES = TALL * DEMO_WIDTH * 3 };
+  static const int32_t two[2][PROMPT] = {{1, 10, -1, -1, -1, -1}, {1, 20, 21, -1, -1, -1}};
+  const char *path = in_folder(*state, "small.hdf5"), *images = "/data/demo_1/obs/front_image";
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  hsize_t shape[] = {(hsize_t)demo_frames(1), TALL, DEMO_WIDTH, 3};
+  uint8_t *tall = malloc(shape[0] * TALL_BYTES), stored[TALL_BYTES], expected[INPUT * INPUT * 3];
+  for (size_t i = 0; i < shape[0] * TALL_BYTES; i++) tall[i] = (uint8_t)(i * 7 % 251);
+  remove_object(file, images);
+  put_u8(file, images, 4, shape, tall, H5P_DEFAULT);
+  put_text_attribute(file, "/data/demo_1", "ep_meta", "{\"lang\": \"Put it down\"}");
+  H5Fclose(file);
+  fixture f = open_small(path, (hv_vision_config){.image_size = INPUT, .image_mean = {0.5, 0.5, 0.5}});
+  hv_loader_options options = options_of(&f);
+  options.sequential = true;
+  options.prompts = two[0];
+  hv_resizer *resizers[2];
+  for (int i = 0; i < 2; i++) {
+    assert_ok(hv_resizer_open(DEMO_WIDTH, i ? TALL : DEMO_HEIGHT, INPUT, INPUT, &resizers[i]));
+  }
+  hv_loader *loader;
+  assert_ok(hv_loader_open(f.demonstrations, &options, &loader));
+  for (const hv_loader_batch *batch; (batch = next_batch(loader)); hv_loader_release(loader, batch)) {
+    for (int32_t s = 0; s < batch->batch.samples; s++) {
+      const hv_episode *episode = hv_demonstrations_episode_of(f.demonstrations, batch->frames[s]);
+      int other = strcmp(episode->name, "demo_1") == 0;
+      assert_ok(episode->cameras[0]->read(episode->cameras[0], batch->frames[s] - episode->first, stored));
+      hv_resizer_run(resizers[other], stored, expected);
+      assert_memory_equal(batch->batch.images + (size_t)s * sizeof expected, expected, sizeof expected);
+      assert_memory_equal(batch->batch.prompt_ids + s * PROMPT, two[other], sizeof two[other]);
+      assert_int_equal(batch->instructions[s], other);
+    }
+  }
+  for (int i = 0; i < 2; i++) hv_resizer_close(resizers[i]);
+  free(tall);
+  hv_loader_close(loader);
+  fixture_close(&f);
+}
+
 /* A frame that cannot be inflated ends the run with its name, whenever it is asked again. */
 static void unreadable_frames_are_named(void **state) {
   const char *path = in_folder(*state, "small.hdf5");
@@ -441,6 +483,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(chunks_are_filled_past_the_end, enter, leave),
       cmocka_unit_test_setup_teardown(sequential_ranks_end_together, enter, leave),
       cmocka_unit_test_setup_teardown(letterbox_pads_in_the_mean_colour, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(episodes_have_their_own_size_and_prompt, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(unreadable_frames_are_named, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_does_not_fit_the_model_is_refused, enter, leave),
   };
