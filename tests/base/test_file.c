@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "core/base/directory.h"
 #include "tests/check.h"
 
 /* In the place of the system's, which it calls: the paths that were synced, in order, between spaces. */
@@ -217,6 +218,41 @@ static void directories_are_made_to_stay(void **state) {
   assert_string_equal(synced, expected);
 }
 
+/* Nor what a file held or holds: its bytes are on the disk before it takes the other's place, its name thereafter. */
+static void files_are_written_to_stay(void **state) {
+  char own[512], expected[2048];
+  assert_non_null(realpath(*state, own));
+  const char *path = in_folder(*state, "a.txt");
+  for (int i = 0; i < 2; i++) {
+    synced[1] = '\0';
+    assert_ok(hv_write_file_atomic(path, "one", 3));
+    snprintf(expected, sizeof expected, " %s/a.txt.%ld.tmp %s ", own, (long)getpid(), own);
+    assert_string_equal(synced, expected);
+  }
+}
+
+static hv_status write_one(const char *directory, void *context) {
+  (void)context;
+  write_text(in_folder(directory, "file"), "x");
+  synced[1] = '\0'; /* the file is synced by who writes it */
+  return HV_OK;
+}
+
+/* The same of directories, whether new, in another's place or filled where they are. */
+static void folders_are_replaced_to_stay(void **state) {
+  char own[512], expected[2048];
+  assert_non_null(realpath(*state, own));
+  for (int i = 0; i < 2; i++) {
+    assert_ok(hv_write_directory(in_folder(*state, "model"), HV_LEFTOVER_REMOVE, write_one, NULL));
+    snprintf(expected, sizeof expected, " %s/model.partial %s ", own, own);
+    assert_string_equal(synced, expected);
+  }
+  assert_int_equal(mkdir(in_folder(*state, "empty"), 0777), 0);
+  assert_ok(hv_write_directory(in_folder(*state, "empty"), HV_LEFTOVER_REMOVE, write_one, NULL));
+  snprintf(expected, sizeof expected, " %s/empty/.partial %s/empty ", own, own);
+  assert_string_equal(synced, expected);
+}
+
 /* As someone without the rights of root: the top of a shared disk that may be written and not listed. */
 static void a_folder_nobody_may_list_takes_new_ones(void **state) {
   enum { NOBODY = 65534 };
@@ -270,6 +306,8 @@ int main(void) {
       TEST(reads_are_limited),
       TEST(directories_are_made_and_removed),
       TEST(directories_are_made_to_stay),
+      TEST(files_are_written_to_stay),
+      TEST(folders_are_replaced_to_stay),
       TEST(a_folder_nobody_may_list_takes_new_ones),
       TEST(removal_does_not_follow_links),
       cmocka_unit_test(paths_join),
