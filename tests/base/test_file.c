@@ -163,6 +163,37 @@ static void a_full_disk_leaves_the_old_file(void **state) {
   assert_int_equal(count_entries(*state), 1);
 }
 
+/* Something else has come to the name meanwhile: that stays, and nothing is left beside it. */
+static void what_cannot_take_its_place_leaves_nothing(void **state) {
+  const char *path = in_folder(*state, "a.bin");
+  hv_file_writer *writer;
+  assert_ok(hv_file_writer_open(path, &writer));
+  assert_ok(hv_file_writer_write(writer, "new", 3));
+  assert_int_equal(mkdir(path, 0777), 0);
+  assert_error(hv_file_writer_commit(writer), "cannot rename", path);
+  assert_int_equal(count_entries(*state), 1);
+}
+
+/* Writes ten files; a folder that holds something comes to the name of one in the directory to be filled. */
+static hv_status write_ten(const char *directory, void *context) {
+  char name[16];
+  for (int i = 0; i < 10; i++) {
+    snprintf(name, sizeof name, "%d", i);
+    write_text(in_folder(directory, name), "x");
+  }
+  return hv_make_directories(in_folder(context, "5/other"));
+}
+
+/* All or nothing: what was moved before one that could not be is taken back. */
+static void a_folder_is_filled_whole_or_not(void **state) {
+  char path[512];
+  snprintf(path, sizeof path, "%s", in_folder(*state, "empty"));
+  assert_int_equal(mkdir(path, 0777), 0);
+  assert_error(hv_write_directory(path, HV_LEFTOVER_REMOVE, write_ten, path), "cannot rename");
+  assert_int_equal(count_entries(path), 1);
+  assert_true(hv_file_exists(in_folder(path, "5/other")));
+}
+
 static void maps_read_whole_files(void **state) {
   const char *path = in_folder(*state, "a.bin");
   hv_mapping mapping;
@@ -302,6 +333,8 @@ int main(void) {
       TEST(a_digest_tells_files_apart),
       TEST(a_killed_writer_leaves_the_old_file),
       TEST(a_full_disk_leaves_the_old_file),
+      TEST(what_cannot_take_its_place_leaves_nothing),
+      TEST(a_folder_is_filled_whole_or_not),
       TEST(maps_read_whole_files),
       TEST(reads_are_limited),
       TEST(directories_are_made_and_removed),
