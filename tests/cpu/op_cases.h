@@ -19,9 +19,10 @@ extern const op_case op_head_cases[];      /* diffusion, losses, decoding, rando
 /* Every list. */
 extern const op_case *const op_case_lists[4];
 
-/* Runs every case whose name contains `filter` (NULL: all) `repeats` times, those of attention, which cost more than
- * all others together, `attention_repeats` times; with seeds that start at `seed`, and every second time with operands
- * that kernels may move in wide vectors. */
-void op_run_cases(op_env *env, const char *filter, int attention_repeats, int repeats, uint64_t seed);
+/* Runs a case `repeats` times, with seeds that start at `seed`, and every second time with operands that kernels may
+ * move in wide vectors. */
+void op_run_case(op_env *env, const op_case *c, int repeats, uint64_t seed);
+/* All of them. */
+void op_run_cases(op_env *env, int repeats, uint64_t seed);
 
 #endif

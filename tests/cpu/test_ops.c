@@ -1,5 +1,6 @@
-/* The op table of one device: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 8 300; what is cheaper than
- * attention is repeated three times as often. The devices cpu-avx512 and cpu-baseline are the CPU without its matrix
+/* The op table of one device, a test for each operation and dtype: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default
+ * cpu 8 300; what is cheaper than attention is repeated three times as often. HVLA_OP in the environment: only those
+ * whose name has that in it. The devices cpu-avx512 and cpu-baseline are the CPU without its matrix
  * unit, and without wider vectors besides. */
 #include "tests/cpu/op_cases.h"
 #include "tests/device.h"
@@ -22,31 +23,69 @@ static hv_device *must_device(const char *name) {
   return device;
 }
 
-static void run(hv_dtype dtype) {
-  hv_device *device = must_device(settings.device), *cpu = must_device("cpu");
+/* What the tests of a dtype share; opened anew after one that failed, which may have left anything. */
+static struct {
+  hv_device *device, *cpu;
   op_env env;
-  op_env_open(&env, device, cpu, dtype, 1);
-  env.max_size = settings.max_size;
-  op_run_cases(&env, getenv("HVLA_OP"), settings.repeats, 3 * settings.repeats, 1);
-  op_env_close(&env);
-  hv_device_close(device);
-  hv_device_close(cpu);
+  bool usable;
+} shared;
+
+static void close_shared(void) {
+  if (!shared.device) return;
+  op_env_close(&shared.env);
+  hv_device_close(shared.device);
+  hv_device_close(shared.cpu);
+  shared.device = NULL;
 }
 
-static void fp32(void **state) {
-  (void)state;
-  run(HV_F32);
+static void open_shared(hv_dtype dtype) {
+  close_shared();
+  shared.device = must_device(settings.device);
+  shared.cpu = must_device("cpu");
+  op_env_open(&shared.env, shared.device, shared.cpu, dtype, 1);
+  shared.env.max_size = settings.max_size;
 }
 
-static void bf16(void **state) {
-  (void)state;
-  run(HV_BF16);
+typedef struct op_test {
+  const op_case *operation;
+  hv_dtype dtype;
+  int repeats;
+  char name[64];
+} op_test;
+
+static void run(void **state) {
+  const op_test *test = *state;
+  if (!shared.usable || shared.env.dtype != test->dtype) open_shared(test->dtype);
+  shared.usable = false;
+  op_run_case(&shared.env, test->operation, test->repeats, 1);
+  shared.usable = true;
 }
 
-static void fp64(void **state) {
-  (void)state;
-  if (strncmp(settings.device, "cpu", 3) != 0) skip();
-  run(HV_F64);
+enum { MOST_TESTS = 256 };
+static op_test tests[MOST_TESTS];
+static size_t test_count;
+
+static void add_tests(hv_dtype dtype, const char *filter) {
+  for (size_t list = 0; list < sizeof op_case_lists / sizeof op_case_lists[0]; list++) {
+    int times = op_case_lists[list] == op_attention_cases ? 1 : 3;
+    for (const op_case *c = op_case_lists[list]; c->name; c++) {
+      if (filter && !strstr(c->name, filter)) continue;
+      assert_true(test_count < MOST_TESTS);
+      op_test *test = &tests[test_count++];
+      *test = (op_test){.operation = c, .dtype = dtype, .repeats = times * settings.repeats};
+      snprintf(test->name, sizeof test->name, "%s, %s", c->name, hv_dtype_name(dtype));
+    }
+  }
+}
+
+static int run_all(void) {
+  struct CMUnitTest units[MOST_TESTS];
+  for (size_t i = 0; i < test_count; i++) {
+    units[i] = (struct CMUnitTest){.name = tests[i].name, .test_func = run, .initial_state = &tests[i]};
+  }
+  int failed = _cmocka_run_group_tests("operations", units, test_count, NULL, NULL);
+  close_shared();
+  return failed;
 }
 
 /* A card, or instructions of the processor, that the device needs and this machine lacks. */
@@ -69,10 +108,9 @@ int main(int argc, char **argv) {
   if (lacks_hardware()) return SKIPPED;
   if (argc > 2) settings.repeats = (int)strtol(argv[2], NULL, 10);
   if (argc > 3) settings.max_size = strtol(argv[3], NULL, 10);
-  const struct CMUnitTest tests[] = {
-      cmocka_unit_test(fp64),
-      cmocka_unit_test(fp32),
-      cmocka_unit_test(bf16),
-  };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  const char *filter = getenv("HVLA_OP");
+  if (strncmp(settings.device, "cpu", 3) == 0) add_tests(HV_F64, filter);
+  add_tests(HV_F32, filter);
+  add_tests(HV_BF16, filter);
+  return run_all();
 }
