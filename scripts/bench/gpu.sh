@@ -8,14 +8,14 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/bench/gpu.sh [--config FILE] [--batch N] [--repeats N] [--device NAME] [--out DIR]
 
-Measures `hvla-train bench` and `hvla-infer bench` with made-up weights (default configs/7b.yaml, batch 32, K = 4, a
-prompt of 26 tokens, bf16) and scripts/bench/torch_gpu.py on the same card in the same run, and prints both with their
+Measures `hvla-train bench` and `hvla-infer bench` with made-up weights (the model of configs/7b.yaml, batch 32; always
+K = 4, a prompt of 26 tokens, bf16) and scripts/bench/torch_gpu.py on the same card in the same run, and prints both with their
 ratio: training without the optimizer, with every block recomputed (PyTorch: activation checkpointing) and with norms,
 SwiGLU and rotary alone recomputed (PyTorch: no checkpointing), with the optimizer, and predictions of each mode; on cuda
 also without launches that begin early and without cuDNN (docs/performance.md).
 DIR (default bench-gpu) keeps every JSON object and the card's and driver's names.
 
-A part that fails is told and left out; the others go on. BUILD names the build folder (build/release), PYTHON an
+A part that fails is told and left out; the others go on, and the exit code is 1. BUILD names the build folder (build/release), PYTHON an
 interpreter with torch (python3). --device cpu --config configs/bench-cpu.yaml --batch 4 shows that the script works.
 TEXT
 }
@@ -32,7 +32,10 @@ while (($#)); do
     *) echo "gpu.sh: unknown option '$1'; see scripts/bench/gpu.sh --help" >&2 && exit 2 ;;
   esac
 done
-build=${BUILD:-build/release} python=${PYTHON:-python3}
+for count in "$batch" "$repeats"; do
+  [[ $count =~ ^[1-9][0-9]*$ ]] || { echo "gpu.sh: --batch and --repeats are numbers from 1 on, not '$count'" >&2 && exit 2; }
+done
+build=${BUILD:-build/release} python=${PYTHON:-python3} failed=0
 mkdir -p "$out"
 
 number() { # KEY FILE: the number under the last KEY
@@ -45,6 +48,7 @@ measure() { # NAME COMMAND…: its JSON goes to $out/NAME.json
   if ! "$@" >"$out/$name.json" 2>"$out/$name.log"; then
     echo "$name failed: $(tail -n 1 "$out/$name.log")" >&2
     rm -f "$out/$name.json"
+    failed=1
   fi
 }
 
@@ -52,7 +56,8 @@ ours() { # NAME RECOMPUTE ARGUMENTS…
   local name=$1 recompute=$2
   shift 2
   measure "$name" "$build/train/hvla-train" bench --config "$config" --random-weights --batch "$batch" \
-    --steps "$repeats" --device "$device" --json --set "train.recompute=$recompute" "$@"
+    --steps "$repeats" --device "$device" --json --set "train.recompute=$recompute" \
+    --set dtype=bf16 --set train.branches=4 --set bench.prompt_tokens=26 "$@"
 }
 
 theirs() { # NAME ARGUMENTS…
@@ -106,3 +111,4 @@ if [[ $device == cuda ]]; then
   row "  ensemble, HVLA_EARLY=0" ms median predict-late torch-ensemble 0
   row "  ensemble, HVLA_CUDNN=0" ms median predict-own-attention torch-ensemble 0
 fi
+exit "$failed"

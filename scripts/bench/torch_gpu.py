@@ -391,11 +391,11 @@ def run_parts(model, batch, part, recompute):
 
 
 def largest_part(model, batch, recompute):
-    """How many samples fit at a time: all of them, or the largest half, quarter, … that does."""
+    """How many samples fit at a time: all of them, or the largest half, quarter, … that does beside gradients."""
     part = len(batch["images"])
     while True:
         try:
-            run_parts(model, {name: value[:part] for name, value in batch.items()}, part, recompute)
+            run_parts(model, {name: value[: 2 * part] for name, value in batch.items()}, part, recompute)
             return part
         except torch.cuda.OutOfMemoryError:
             if part == 1:
@@ -490,6 +490,8 @@ def main():
     else:
         out["part"] = part = largest_part(model, batch, arguments.checkpointing)
         out["checkpointing"] = arguments.checkpointing
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # parts that did not fit filled the card
         recompute = arguments.checkpointing
         out["ms"] = measure(lambda: run_parts(model, batch, part, recompute), arguments.warmup, arguments.repeats, wait)
     out["samples_per_s"] = 1000 * samples / out["ms"]["median"]

@@ -84,6 +84,7 @@ static double measure(bench *b, call run, const void *work) {
 static void print(const char *what, double seconds, double flops, double bytes) {
   printf("%-52s %9.1f us %8.1f TFLOP/s %8.1f GB/s\n", what, 1e6 * seconds, 1e-12 * flops / seconds,
          1e-9 * bytes / seconds);
+  fflush(stdout); /* what is measured is told, also where a time limit ends the rest */
 }
 
 /* Work is an operation's arguments. */
