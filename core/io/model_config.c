@@ -212,7 +212,9 @@ static void read_vision(reader *r, const json_t *document, hv_config *config) {
     problem(r, "vision", "is missing");
     return;
   }
-  if (count == 0 || count > HV_MAX_TOWERS) {
+  size_t mappings = 0;
+  while (mappings < count && json_is_object(json_array_get(towers, mappings))) mappings++;
+  if (count == 0 || count > HV_MAX_TOWERS || mappings < count) {
     problem(r, "vision", "must be a list of 1 to %d mappings", HV_MAX_TOWERS);
     return;
   }

@@ -173,6 +173,7 @@ static void values_that_do_not_fit_are_refused(void **state) {
       {"vision.0.layer_norm_eps", "0", "vision[0].layer_norm_eps", "above 0"},
       {"llm.model_type", "phi", "llm.model_type", "\"phi\" is not supported by this version; supported is \"llama\""},
       {"llm.hidden_act", "gelu", "llm.hidden_act", "supported is \"silu\""},
+      {"vision", "[1]", "vision", "must be a list of 1 to 2 mappings"},
       {"vision.0.width", "2048", "vision[0].num_heads", "gives heads of 512; 256 is the most"},
       {"llm.hidden_size", "2048", "llm.num_attention_heads", "gives heads of 512; 256 is the most"},
       {"llm.num_attention_heads", "3", "llm.num_attention_heads", "must divide hidden_size 64"},
