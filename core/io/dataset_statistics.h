@@ -10,7 +10,6 @@
 #include <stdint.h>
 
 #include "core/base/status.h"
-#include "core/io/options.h"
 
 /* Statistics of one vector-valued quantity, each array [dims]; dims == 0: there is none. `mask` false marks a gripper
  * dimension (0 closed, 1 open), which is not scaled. */
