@@ -125,7 +125,7 @@ hv_status hv_make_directories(const char *path) {
   char *copy = strdup(path);
   if (!copy) return hv_error_memory("a directory name");
   hv_status status = HV_OK;
-  for (char *at = copy + 1;; at++) {
+  for (char *at = copy + (*copy == '/');; at++) {
     bool last = *at == '\0';
     if (!last && *at != '/') continue;
     *at = '\0';

@@ -230,6 +230,7 @@ static void directories_are_made_and_removed(void **state) {
   assert_true(hv_file_exists(deep));
   write_text(in_folder(*state, "a/b/file"), "x");
   assert_error(hv_make_directories(in_folder(*state, "a/b/file/d")), "a/b/file");
+  assert_error(hv_make_directories(""), "cannot make directory");
   assert_ok(hv_sync_directory(deep));
   assert_ok(hv_remove_tree(top));
   assert_false(hv_file_exists(top));
