@@ -13,7 +13,7 @@ enum { MAX_DEPTH = 64 };
 
 typedef struct reader {
   yaml_parser_t parser;
-  const char *where;
+  const char *where, *text;
 } reader;
 
 static bool is_one_of(const char *text, const char *const *words) {
@@ -70,10 +70,23 @@ static hv_status error_at(const reader *r, yaml_mark_t mark, const char *problem
                   text ? text : "");
 }
 
+/* Line and column of a byte; a character counts once. */
+static yaml_mark_t mark_at(const char *text, size_t offset) {
+  yaml_mark_t mark = {.index = offset};
+  for (size_t i = 0; i < offset; i++) {
+    mark.column += (text[i] & 0xc0) != 0x80;
+    if (text[i] == '\n') mark = (yaml_mark_t){.index = offset, .line = mark.line + 1};
+  }
+  return mark;
+}
+
 static hv_status parser_error(const reader *r) {
   const yaml_parser_t *parser = &r->parser;
   if (parser->error == YAML_MEMORY_ERROR) return hv_error_memory(r->where);
-  return error_at(r, parser->problem_mark, parser->problem ? parser->problem : "not valid YAML", NULL);
+  /* Of bytes that are no text the library tells the offset alone. */
+  bool no_text = parser->error == YAML_READER_ERROR;
+  yaml_mark_t mark = no_text ? mark_at(r->text, parser->problem_offset) : parser->problem_mark;
+  return error_at(r, mark, parser->problem ? parser->problem : "not valid YAML", NULL);
 }
 
 static hv_status next(reader *r, yaml_event_t *event) {
@@ -219,7 +232,7 @@ static hv_status read_stream(reader *r, json_t **out) {
 
 static hv_status parse(const char *text, size_t size, const char *where, json_t **out) {
   *out = NULL;
-  reader r = {.where = where};
+  reader r = {.where = where, .text = text};
   if (!yaml_parser_initialize(&r.parser)) return hv_error_memory(where);
   yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, size);
   hv_status status = read_stream(&r, out);

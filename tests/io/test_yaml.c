@@ -82,6 +82,8 @@ static void errors_name_the_place(void **state) {
       {"a: 99999999999999999999\n", "line 1, column 4", "64 bits"},
       {"a: \"x\\0y\"\n", "line 1, column 4", "\\0"},
       {"a: 1\n---\nb: 2\n", "line 2", "one document"},
+      {"a: 1\nb: h\xc3\xbc\xfct\n", "line 2, column 6", "UTF-8"},
+      {"a: 1\nb: \x01\n", "line 2, column 4", "control characters"},
       {"? [a, b]\n: 1\n", "line 1", "key"},
       {"a: \xff\n", "run.yaml", ""},
       {"a:\tb\n\t- c", "line 2", ""},
