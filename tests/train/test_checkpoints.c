@@ -154,6 +154,11 @@ static void the_model_of_any_checkpoint_can_be_had(void **state) {
     if (!same_bytes(in_run(folder, "copy", files[i]), in_run(folder, "short", of_run))) fail_msg("%s", files[i]);
   }
   expect_train(2, rest, "copy is there already", NULL);
+  /* A folder with the name of a model that is half written may be anyone's. */
+  assert_ok(hv_make_directories(in_folder(folder, "kept.partial")));
+  snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/kept'", folder, folder);
+  expect_train(2, rest, "kept.partial is there already", NULL);
+  assert_true(hv_file_exists(in_folder(folder, "kept.partial")));
   flip_a_bit(in_run(folder, "run", "checkpoints/step-3/training.safetensors"));
   snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/other'", folder, folder);
   expect_train(2, rest, "step-3/training.safetensors", "checksum", NULL);

@@ -81,7 +81,7 @@ hv_status hv_checkpoint_model_save(const hv_checkpoint_model *what, const char *
                         .dtype = source.content.manifest.dtype,
                         .tokenizer_path = what->tokenizer_path,
                         .statistics = what->statistics,
-                        .leftover = HV_LEFTOVER_REMOVE};
+                        .leftover = what->leftover};
   if (!status) status = hv_model_directory_save(path, &save, NULL);
   hv_checkpoint_close(&source.content);
   return status;

@@ -15,6 +15,7 @@ typedef struct hv_checkpoint_model {
   const hv_safetensors *carry; /* tensors that are no parameters are taken from it; NULL: none */
   const char *tokenizer_path;
   const json_t *statistics;
+  hv_leftover leftover;    /* what is done about a `path`.partial that is there */
   const atomic_bool *stop; /* gives up with an error when it turns true; NULL: never */
 } hv_checkpoint_model;
 

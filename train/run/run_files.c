@@ -93,6 +93,7 @@ static hv_status write_model(const hv_run_files *files, const char *name, const 
                               .carry = with->carry,
                               .tokenizer_path = with->data->tokenizer_path,
                               .statistics = with->data->statistics_document,
+                              .leftover = HV_LEFTOVER_REMOVE,
                               .stop = stop};
   hv_status status = hv_checkpoint_model_save(&what, path);
   free(path);

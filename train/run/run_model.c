@@ -124,7 +124,8 @@ hv_status hv_run_model_save(const char *run, int64_t *step, const char *path) {
                               .model = &frame.directory.model,
                               .carry = frame.directory.tensors,
                               .tokenizer_path = frame.tokenizer,
-                              .statistics = frame.statistics};
+                              .statistics = frame.statistics,
+                              .leftover = HV_LEFTOVER_REFUSE};
   status = hv_checkpoint_model_save(&what, path);
 done:
   close_frame(&frame);
