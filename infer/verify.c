@@ -7,7 +7,7 @@
 #include "core/base/file.h"
 #include "infer/hvla.h"
 
-enum { PIECE = 1 << 16, MAX_NAMED = 10, OBSERVATIONS = 3, WIDTH = 64, HEIGHT = 48, MAX_VIEWS = 8, MODES = 3 };
+enum { PIECE = 1 << 16, MAX_NAMED = 10, OBSERVATIONS = 3, WIDTH = 64, HEIGHT = 48, MODES = 3 };
 
 /* Whether the values are those of an export; *buffer holds PIECE elements. */
 static hv_status same_values(const hv_file_tensor *before, const hv_file_tensor *after, void *buffer, bool *same) {
@@ -150,7 +150,7 @@ static hv_status ask(const hv_verification *what, const char *directory, hvla_mo
   static const char *const instructions[OBSERVATIONS] = {"pick up the red block", "Open the top drawer.", "go"};
   hvla_error error;
   hvla_result result;
-  hvla_image images[MAX_VIEWS];
+  hvla_image images[HV_MAX_CAMERAS];
   hvla_request request = hvla_default_request();
   request.images = images;
   request.num_images = (size_t)hvla_num_cameras(model);
@@ -186,7 +186,7 @@ static hv_status collect(const hv_verification *what, const char *directory, ans
   options.threads = what->threads;
   options.measure_algorithms = 0; /* both models multiply alike */
   HV_TRY(from_library(hvla_load(directory, &options, &model, &error), directory, &error));
-  uint8_t *rgb = malloc((size_t)MAX_VIEWS * WIDTH * HEIGHT * 3);
+  uint8_t *rgb = malloc((size_t)HV_MAX_CAMERAS * WIDTH * HEIGHT * 3);
   double *state = calloc((size_t)hvla_state_dim(model) + 1, sizeof *state);
   hv_status status = rgb && state ? ask(what, directory, model, rgb, state, out) : hv_error_memory("an observation");
   free(rgb);
