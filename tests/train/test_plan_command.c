@@ -221,6 +221,18 @@ static void a_card_that_others_fill_is_told(void **state) {
   assert_too_small(*state, "HVLA_EMU_MEMORY=500000000 HVLA_EMU_TAKEN=400000000", words, sizeof words / sizeof words[0]);
 }
 
+/* What would have fitted is told of the samples that were asked for, not of those that are configured. */
+static void a_benchmark_that_does_not_fit_is_explained(void **state) {
+  (void)state;
+  char *output;
+  int code =
+      run_train("HVLA_EMU_MEMORY=100000000 LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'",
+                "bench " CONFIG("tiny.yaml") "--random-weights --optimizer --batch 64 --steps 1 --device emu", &output);
+  bool told = strstr(output, "settings that would fit the 0.100 GB") && strstr(output, "train.micro_batch=");
+  if (code != 2 || !told || strstr(output, "GB: the configuration as it is")) fail_msg("%d:\n%s", code, output);
+  free(output);
+}
+
 static void the_tiny_configuration_is_measured(const char *device) {
   char call[1024], *output;
   json_error_t problem;
@@ -272,6 +284,7 @@ int main(void) {
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
+      cmocka_unit_test(a_benchmark_that_does_not_fit_is_explained),
       cmocka_unit_test(a_model_without_words_is_planned_and_measured),
       cmocka_unit_test(benches_run_on_the_cpu),
       cmocka_unit_test(benches_run_on_the_emulator),

@@ -37,7 +37,9 @@ static hv_trainer_options make_options(const bench *self, int32_t samples) {
 
 static hv_status open_trainer(bench *self, hv_device *device, const hv_trainer_options *options) {
   hv_status status = hv_trainer_open(device, options, &self->trainer);
-  HV_TRY(hv_plan_explain(status, self->config, &self->model.config, device, 1, options->limits.prompt));
+  hv_train_config asked = *self->config; /* whose batch may be another */
+  asked.train.batch_size = asked.train.micro_batch = options->limits.samples;
+  HV_TRY(hv_plan_explain(status, &asked, &self->model.config, device, 1, options->limits.prompt));
   return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
 
