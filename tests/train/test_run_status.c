@@ -137,6 +137,18 @@ static void formats_durations(void **state) {
   }
 }
 
+/* Its name need not be UTF-8: older file systems have others. */
+static void a_directory_of_any_name_is_looked_at(void **state) {
+  char arguments[1024], *output;
+  const char *run = in_folder(*state, "caf\xe9");
+  assert_ok(hv_make_directories(run));
+  write_text(in_folder(run, "metrics.jsonl"), "{\"step\": 7, \"loss\": 2.5, \"time\": 1.5}\n");
+  snprintf(arguments, sizeof arguments, "status '%s' --json", run);
+  int code = run_train("", arguments, &output);
+  if (code != 0 || !strstr(output, "\"step\": 7")) fail_msg("status ended with %d: %s", code, output);
+  free(output);
+}
+
 static void *let_go(void *file) {
   nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
   close(*(int *)file);
@@ -160,6 +172,7 @@ static void a_look_keeps_no_run_from_beginning(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_directory_of_any_name_is_looked_at, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_look_keeps_no_run_from_beginning, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_a_finished_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(knows_the_living_from_the_dead, make_folder, remove_folder),

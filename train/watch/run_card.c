@@ -111,7 +111,7 @@ static json_t *describe_data(const hv_run_data *data) {
   json_t *instructions = json_array(), *cameras = json_array();
   int32_t count = hv_demonstrations_instructions(data->train);
   for (int32_t i = 0; i < count && i < MOST_INSTRUCTIONS; i++) {
-    json_array_append_new(instructions, json_string(hv_demonstrations_instruction(data->train, i)));
+    json_array_append_new(instructions, hv_json_text(hv_demonstrations_instruction(data->train, i)));
   }
   for (int32_t c = 0; c < data->model.num_cameras; c++) {
     json_array_append_new(cameras, json_string(data->model.cameras[c]));
@@ -164,7 +164,7 @@ hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *mess
   if (!card->object) return HV_OK;
   json_object_set_new(card->object, "state", json_string(state));
   json_object_set_new(card->object, "end", json_real(hv_wall_seconds()));
-  if (message) json_object_set_new(card->object, "message", json_string(message));
+  if (message) json_object_set_new(card->object, "message", hv_json_text(message));
   return write_card(card);
 }
 

@@ -65,8 +65,8 @@ hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
   static const char *const of_the_card[] = {"host", "pid", "ranks", "device", "start", "message"};
   const json_t *last = hv_run_history_last(history, "step");
   int64_t steps = hv_run_history_steps(history);
-  *out = json_pack("{s:s, s:s, s:I, s:o, s:o, s:o, s:I, s:o, s:o}", "run", history->run, "state", history->state,
-                   "step", (json_int_t)hv_run_history_step(history), "steps",
+  *out = json_pack("{s:o, s:s, s:I, s:o, s:o, s:o, s:I, s:o, s:o}", "run", hv_json_text(history->run), "state",
+                   history->state, "step", (json_int_t)hv_run_history_step(history), "steps",
                    steps > 0 ? json_integer((json_int_t)steps) : json_null(), "seconds_left",
                    hv_json_number(hv_run_history_seconds_left(history)), "seconds_since",
                    hv_json_number(hv_wall_seconds() - hv_line_number(last, "time")), "skipped",
