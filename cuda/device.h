@@ -91,14 +91,6 @@ static __device__ __forceinline__ float hv_block_sum(float x, hv_shared<float> s
   __syncthreads();
   return hv_warp_sum(lane < warps ? (float)scratch[lane] : 0.0f);
 }
-static __device__ __forceinline__ float hv_block_max(float x, hv_shared<float> scratch) {
-  int lane = (int)threadIdx.x % HV_WARP, warp = (int)threadIdx.x / HV_WARP, warps = (int)blockDim.x / HV_WARP;
-  x = hv_warp_max(x);
-  __syncthreads();
-  if (lane == 0) scratch[warp] = x;
-  __syncthreads();
-  return hv_warp_max(lane < warps ? (float)scratch[lane] : -INFINITY);
-}
 
 /* How many blocks of `size` cover `count`. */
 static inline unsigned hv_blocks(int64_t count, int64_t size) {
