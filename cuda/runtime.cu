@@ -202,10 +202,6 @@ hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t byte
   return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)queue), "copying");
 }
 
-hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
-  return check(cudaMemsetAsync(to, byte, bytes, (cudaStream_t)queue), "setting memory");
-}
-
 static void CUDART_CB write_clock(void *out) {
   *(double *)out = hv_clock_seconds();
 }

@@ -65,7 +65,6 @@ HV_NODISCARD hv_status hv_queue_open(hv_runtime *runtime, hv_queue **out);
 void hv_queue_close(hv_runtime *runtime, hv_queue *queue); /* finishes its work first */
 HV_NODISCARD hv_status hv_queue_synchronize(hv_queue *queue);
 HV_NODISCARD hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t bytes);
-HV_NODISCARD hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes);
 /* *out = the host's clock when the queue comes here. */
 HV_NODISCARD hv_status hv_queue_stamp(hv_queue *queue, double *out);
 /* Says that the contents no longer matter: the emulator makes them NaN, CUDA does nothing. */

@@ -435,21 +435,20 @@ hv_status hv_queue_copy(hv_queue *queue, void *to, const void *from, size_t byte
   return hv_emu_enqueue(queue, run_copy, &c, sizeof c);
 }
 
-struct set_payload {
-  void *to;
-  int byte;
+struct spoil_payload {
+  void *memory;
   size_t bytes;
 };
 
-static hv_status run_set(hv_runtime *, const void *payload) {
-  const set_payload *s = (const set_payload *)payload;
-  memset(s->to, s->byte, s->bytes);
+static hv_status run_spoil(hv_runtime *, const void *payload) {
+  const spoil_payload *s = (const spoil_payload *)payload;
+  memset(s->memory, POISON, s->bytes);
   return HV_OK;
 }
 
-hv_status hv_queue_set(hv_queue *queue, void *to, int byte, size_t bytes) {
-  set_payload s = {to, byte, bytes};
-  return hv_emu_enqueue(queue, run_set, &s, sizeof s);
+hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes) {
+  spoil_payload s = {memory, bytes};
+  return hv_emu_enqueue(queue, run_spoil, &s, sizeof s);
 }
 
 static hv_status run_stamp(hv_runtime *, const void *payload) {
@@ -460,10 +459,6 @@ static hv_status run_stamp(hv_runtime *, const void *payload) {
 
 hv_status hv_queue_stamp(hv_queue *queue, double *out) {
   return hv_emu_enqueue(queue, run_stamp, &out, sizeof out);
-}
-
-hv_status hv_queue_spoil(hv_queue *queue, void *memory, size_t bytes) {
-  return hv_queue_set(queue, memory, POISON, bytes);
 }
 
 hv_status hv_mark_open(hv_runtime *runtime, hv_mark **out) {

@@ -155,7 +155,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) {
   }
 ABSENT(cudaStreamWaitEvent, cudaStream_t, cudaEvent_t, unsigned)
 ABSENT(cudaMemcpyAsync, void *, const void *, size_t, cudaMemcpyKind, cudaStream_t)
-ABSENT(cudaMemsetAsync, void *, int, size_t, cudaStream_t)
 ABSENT(cudaLaunchHostFunc, cudaStream_t, cudaHostFn_t, void *)
 ABSENT(cudaGraphLaunch, cudaGraphExec_t, cudaStream_t)
 ABSENT(cudaEventCreate, cudaEvent_t *)
