@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
+#include "cuda/attention.h"
 #include "cuda/attention_library.h"
 
 #define TEXT_OF(x) #x
@@ -275,13 +276,9 @@ static bool find_plan(hv_attention_library *library, const shape *key, plan **ou
   return true;
 }
 
-static bool is_aligned(hv_tensor t) {
-  return (uintptr_t)t.data % 16 == 0 && t.row_stride % 8 == 0;
-}
-
 static bool fits(const hv_attention_args *a) {
-  return a->uniform && !a->causal && !hv_present(a->lse) && a->q.dtype == HV_BF16 && a->head_dim % 8 == 0 &&
-         is_aligned(a->q) && is_aligned(a->k) && is_aligned(a->v) && is_aligned(a->out);
+  return a->uniform && !a->causal && !hv_present(a->lse) && a->q.dtype == HV_BF16 &&
+         hv_attention_is_wide(a->head_dim, a->q, a->k, a->v, a->out);
 }
 
 static shape shape_of(const hv_attention_args *a) {
