@@ -32,23 +32,14 @@ template <typename Y> struct few_params {
   hv_activation activation;
 };
 
-/* 8 neighbouring elements, zeros where there are none. */
-struct eight {
-  uint32_t pair[4];
-};
-static __device__ __forceinline__ eight load_eight(const hv_bf16 *p, bool valid) {
-  eight e = {};
-  if (valid) {
-    hv_vec<uint32_t, 4> v = hv_load<4>(reinterpret_cast<const uint32_t *>(p));
-    HV_UNROLL
-    for (int i = 0; i < 4; i++) e.pair[i] = v.at[i];
-  }
-  return e;
+/* 8 neighbouring elements as pairs, zeros where there are none. */
+static __device__ __forceinline__ hv_vec<uint32_t, 4> load_pairs(const hv_bf16 *p, bool valid) {
+  return valid ? hv_load<4>(reinterpret_cast<const uint32_t *>(p)) : hv_vec<uint32_t, 4>{};
 }
 
 /* What a lane multiplies weights with in a turn. */
 struct two_rows {
-  eight top, bottom;
+  hv_vec<uint32_t, 4> top, bottom;
 };
 
 template <typename Y>
@@ -81,8 +72,8 @@ template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_
   };
   auto load_x = [&](int turn) {
     int64_t k = first_k + (int64_t)turn * WARPS * CHUNK;
-    return two_rows{load_eight(p.x.at(group, k), k < p.in && group < p.rows),
-                    load_eight(p.x.at(group + 8, k), k < p.in && group + 8 < p.rows)};
+    return two_rows{load_pairs(p.x.at(group, k), k < p.in && group < p.rows),
+                    load_pairs(p.x.at(group + 8, k), k < p.in && group + 8 < p.rows)};
   };
   float sum[C][4] = {};
   hv_let_next_begin();
@@ -99,7 +90,7 @@ template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_
       hv_vec<uint32_t, 4> weight = hv_load<4>(hv_shared_cast<uint32_t>(slot(turn, c)));
       HV_UNROLL
       for (int half = 0; half < 4; half += 2) {
-        const uint32_t left[4] = {x.top.pair[half], x.bottom.pair[half], x.top.pair[half + 1], x.bottom.pair[half + 1]};
+        const uint32_t left[4] = {x.top.at[half], x.bottom.at[half], x.top.at[half + 1], x.bottom.at[half + 1]};
         hv_mma(sum[c], left, {weight.at[half], weight.at[half + 1]});
       }
     }
