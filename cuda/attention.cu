@@ -200,7 +200,8 @@ static __device__ __forceinline__ merged merge_column(const merge_factors<MOST> 
   return m;
 }
 
-/* Where the warps of a block leave their rows in shared memory. Eight rows at one column lie in different banks. */
+/* Where the warps of a block leave their rows in shared memory. Half a warp's pairs, of four rows, lie in different
+ * banks. */
 template <int D> struct parts_layout {
   static constexpr int ROWS = WARPS * DECODE_ROWS, STRIDE = D + 8, MAXIMA = ROWS * STRIDE, TOTALS = MAXIMA + ROWS;
 };

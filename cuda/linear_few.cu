@@ -51,11 +51,36 @@ static __device__ __forceinline__ void finish(const few_params<Y> &p, int row, i
   *p.y.at(row, col) = hv_from_float<Y>(sum);
 }
 
+/* Adds the eight warps' sums in order and finishes the rows. All threads take part, when their copies are over. */
+template <typename Y, int C>
+static __device__ __forceinline__ void add_warps(const few_params<Y> &p, int64_t first_col, const float (&sum)[C][4]) {
+  constexpr int COLS = 8 * C, STRIDE = COLS + 8;  /* pairs of half a warp, of four rows, lie in different banks */
+  hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][STRIDE], where the ring was */
+  int lane = (int)threadIdx.x % HV_WARP, warp = (int)threadIdx.x / HV_WARP;
+  __syncthreads();
+  HV_UNROLL
+  for (int c = 0; c < C; c++) {
+    HV_UNROLL
+    for (int half = 0; half < 2; half++) {
+      int row = warp * MOST_ROWS + lane / 4 + half * 8, col = c * 8 + lane % 4 * 2;
+      hv_store(sums + (row * STRIDE + col), hv_vec<float, 2>{{sum[c][2 * half], sum[c][2 * half + 1]}});
+    }
+  }
+  __syncthreads();
+  for (int i = (int)threadIdx.x; i < p.rows * COLS; i += WARPS * HV_WARP) {
+    int row = i / COLS;
+    int64_t col = first_col + i % COLS;
+    if (col >= p.out) continue;
+    float total = 0.0f;
+    for (int w = 0; w < WARPS; w++) total += sums[(w * MOST_ROWS + row) * STRIDE + i % COLS];
+    finish(p, row, col, total);
+  }
+}
+
 template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_WARP) few_rows_kernel(few_params<Y> p) {
-  constexpr int COLS = 8 * C, STRIDE = COLS + 8;      /* of sums: eight rows at one column lie in different banks */
   hv_shared<hv_bf16> ring = hv_shared_at<hv_bf16>(0); /* [stage][c][thread][8] */
   int lane = (int)threadIdx.x % HV_WARP, warp = (int)threadIdx.x / HV_WARP, group = lane / 4;
-  int64_t first_col = (int64_t)blockIdx.x * COLS, first_k = warp * CHUNK + lane % 4 * 8;
+  int64_t first_col = (int64_t)blockIdx.x * 8 * C, first_k = warp * CHUNK + lane % 4 * 8;
   int turns = (int)((p.in + WARPS * CHUNK - 1) / (WARPS * CHUNK));
   auto slot = [&](int turn, int c) {
     return ring + ((turn % STAGES * C + c) * WARPS * HV_WARP + (int)threadIdx.x) * 8;
@@ -96,24 +121,7 @@ template <typename Y, int C> static __global__ void __launch_bounds__(WARPS *HV_
     }
   }
   hv_copy_wait<0>();
-  __syncthreads();
-  hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][STRIDE], where the ring was */
-  HV_UNROLL
-  for (int c = 0; c < C; c++) {
-    HV_UNROLL
-    for (int i = 0; i < 4; i++) {
-      sums[(warp * MOST_ROWS + group + i / 2 * 8) * STRIDE + c * 8 + lane % 4 * 2 + i % 2] = sum[c][i];
-    }
-  }
-  __syncthreads();
-  for (int i = (int)threadIdx.x; i < p.rows * COLS; i += WARPS * HV_WARP) {
-    int row = i / COLS;
-    int64_t col = first_col + i % COLS;
-    if (col >= p.out) continue;
-    float total = 0.0f;
-    for (int w = 0; w < WARPS; w++) total += sums[(w * MOST_ROWS + row) * STRIDE + i % COLS];
-    finish(p, row, col, total);
-  }
+  add_warps(p, first_col, sum);
 }
 
 bool hv_linear_is_few(const hv_linear_args *args) {
