@@ -237,6 +237,20 @@ template <int QUERIES> struct query_table {
   }
 };
 
+/* The products of a warp's 16 keys from first_key on with a step's queries become weights and gradients of scores. */
+template <int QUERIES, int N>
+static __device__ __forceinline__ void score_keys(const query_table<QUERIES> &table, int step, int first_key,
+                                                  float scale, float (&weight)[N][4], float (&slope)[N][4]) {
+  HV_UNROLL
+  for (int n = 0; n < N; n++) {
+    HV_UNROLL
+    for (int i = 0; i < 4; i++) {
+      int at = table.place(step, n * 8 + hv_lane_col() + i % 2), key = first_key + hv_lane_row() + i / 2 * 8;
+      score_gradient(table.sees(at, key), scale, table.state(at), weight[n][i], slope[n][i]);
+    }
+  }
+}
+
 /* Offsets in shared memory. */
 template <typename T, int D> struct dk_layout {
   static constexpr int STAGE = dk_queries<T> * hv_tile_stride<T, D>;
@@ -297,14 +311,7 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dk_blocks<T, D>) 
     float weight[N][4] = {}, slope[N][4] = {};
     hv_multiply_rows<D>(weight, k + first_row * STRIDE, q + stage);
     hv_multiply_rows<D>(slope, v + first_row * STRIDE, dout + stage);
-    HV_UNROLL
-    for (int n = 0; n < N; n++) {
-      HV_UNROLL
-      for (int i = 0; i < 4; i++) {
-        int at = table.place(step, n * 8 + hv_lane_col() + i % 2), row = first_row + hv_lane_row() + i / 2 * 8;
-        score_gradient(table.sees(at, tile.row + row), p.scale, table.state(at), weight[n][i], slope[n][i]);
-      }
-    }
+    score_keys(table, step, tile.row + first_row, p.scale, weight, slope);
     hv_multiply_weights<D>(dv, weight, dout + stage);
     hv_multiply_weights<D>(dk, slope, q + stage);
     __syncthreads();
