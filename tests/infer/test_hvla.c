@@ -432,6 +432,41 @@ static void wrong_requests_are_refused(void **state) {
   view_close(&v);
 }
 
+/* What a request leaves out or says is not what the one before it did. */
+static void each_request_stands_for_itself(void **state) {
+  (void)state;
+  view v = view_open();
+  hvla_request request = make_request(&v);
+  hvla_model *model = load("autoregressive"), *fresh;
+  request.unnorm_key = "lift";
+  predict(model, &request);
+  request.unnorm_key = NULL;
+  refuse(model, &request, HVLA_ERROR_INPUT, "lift", "drawer");
+  hvla_free(model);
+
+  model = load("hybrid");
+  request = make_request(&v);
+  request.ar_condition = HVLA_AR_NOISE;
+  double confidence = predict(model, &request).confidence;
+  request.ar_condition = HVLA_AR_DENOISED;
+  assert_true(predict(model, &request).confidence != confidence);
+  request.timing = 1;
+  assert_true(predict(model, &request).decode_ms > 0);
+  request.timing = 0;
+  assert_true(predict(model, &request).decode_ms == 0);
+  hv_image taller = picture(v.pictures[0].width, 2 * v.pictures[0].height, 0.5);
+  v.images[0].data = taller.rgb;
+  v.images[0].height = taller.height;
+  double action[TINY_VALUES];
+  memcpy(action, predict(model, &request).action, sizeof action);
+  fresh = load("hybrid");
+  assert_memory_equal(predict(fresh, &request).action, action, sizeof action);
+  hv_image_free(&taller);
+  hvla_free(fresh);
+  hvla_free(model);
+  view_close(&v);
+}
+
 static void what_a_model_lacks_is_refused(void **state) {
   (void)state;
   view v = view_open();
@@ -542,6 +577,7 @@ int main(void) {
       cmocka_unit_test(draws_follow_seed_and_step_or_the_caller),
       cmocka_unit_test(models_with_one_head_predict_with_it),
       cmocka_unit_test(wrong_requests_are_refused),
+      cmocka_unit_test(each_request_stands_for_itself),
       cmocka_unit_test(what_a_model_lacks_is_refused),
       cmocka_unit_test(wrong_directories_are_refused),
       cmocka_unit_test(models_work_side_by_side),
