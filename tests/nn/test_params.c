@@ -175,6 +175,28 @@ static void what_nothing_touches_is_zero(void **state) {
 
 enum { WIDE = 96, VALUES = WIDE * WIDE };
 
+/* A parameter that is larger than what is converted at once. */
+static void large_values_are_converted_whole(void **state) {
+  (void)state;
+  enum { SIDE = 800, COUNT = SIDE * SIDE };
+  const hv_param_spec spec = {.name = "large", .rank = 2, .shape = {SIDE, SIDE}};
+  store s;
+  float *values = malloc(COUNT * sizeof *values), *found = malloc(COUNT * sizeof *found);
+  assert_ok(hv_cpu_device_open(NULL, &s.device));
+  assert_ok(hv_stream_open(s.device, &s.stream));
+  assert_ok(hv_params_open(s.device, HV_BF16, &s.params));
+  hv_params_begin_group(s.params, "a");
+  hv_param_id id = hv_params_declare(s.params, &spec);
+  assert_ok(hv_params_allocate(s.params));
+  for (int i = 0; i < COUNT; i++) values[i] = (float)(i % 251);
+  assert_ok(hv_param_write(s.params, id, HV_F32, values, s.stream));
+  assert_ok(hv_param_read(s.params, id, HV_F32, found, s.stream));
+  assert_memory_equal(found, values, COUNT * sizeof *values);
+  free(values);
+  free(found);
+  close_store(&s);
+}
+
 /* Parameters of one shape in the order of `names`, initialised; values of the parameter `asked`. */
 static void initial_values(const char *const names[4], uint64_t seed, const char *asked, float *values) {
   static const hv_init inits[] = {HV_INIT_NORMAL, HV_INIT_XAVIER, HV_INIT_ZERO, HV_INIT_ONE};
@@ -242,6 +264,7 @@ int main(void) {
       cmocka_unit_test(later_products_add),
       cmocka_unit_test(stacks_may_begin_in_parts),
       cmocka_unit_test(what_nothing_touches_is_zero),
+      cmocka_unit_test(large_values_are_converted_whole),
       cmocka_unit_test(initial_values_are_a_names_own),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
