@@ -301,6 +301,42 @@ static void averages_follow_the_parameters(void **state) {
   check_average(HV_BF16);
 }
 
+/* Parameters that lie one behind the other without a gap between them, as those of real models do, are decayed each by
+ * its own settings; with gradients of 0 nothing else changes them. */
+static void neighbours_keep_their_own_settings(void **state) {
+  (void)state;
+  enum { COUNT = 64, NEIGHBOURS = 4 };
+  const char *const names[NEIGHBOURS] = {"a", "b", "c", "slow"}, *const pattern[] = {"slow"};
+  const bool decays[NEIGHBOURS] = {true, false, true, true};
+  const double factor = 0.25, learning_rate = 0.5;
+  toy t;
+  assert_ok(hv_cpu_device_open(NULL, &t.device));
+  assert_ok(hv_stream_open(t.device, &t.stream));
+  assert_ok(hv_params_open(t.device, HV_F32, &t.params));
+  hv_params_begin_group(t.params, "group");
+  for (int p = 0; p < NEIGHBOURS; p++) declare(t.params, names[p], 1, 1, COUNT, decays[p]);
+  assert_ok(hv_params_scale_rates(t.params, pattern, &factor, 1));
+  assert_ok(hv_params_allocate(t.params));
+  assert_ok(hv_params_allocate_gradients(t.params, HV_F32));
+  float values[COUNT];
+  for (int i = 0; i < COUNT; i++) values[i] = 1;
+  for (int p = 0; p < NEIGHBOURS; p++) {
+    assert_int_equal(hv_params_get(t.params, p)->offset, p * COUNT);
+    assert_ok(hv_param_write(t.params, p, HV_F32, values, t.stream));
+  }
+  assert_ok(hv_optimizer_open(t.params, &settings, t.stream, &t.optimizer));
+  double norm;
+  bool skipped;
+  step(&t, learning_rate, &norm, &skipped);
+  for (int p = 0; p < NEIGHBOURS; p++) {
+    double rate = p == 3 ? learning_rate * factor : learning_rate;
+    double expected = decays[p] ? 1 - rate * settings.weight_decay : 1;
+    read_value(&t, p, values);
+    for (int i = 0; i < COUNT; i++) assert_true(fabs((double)values[i] - expected) < 1e-6);
+  }
+  close_toy(&t);
+}
+
 static void refuses_rates_without_effect(void **state) {
   (void)state;
   const double factors[] = {2, 3};
@@ -344,6 +380,7 @@ int main(void) {
       cmocka_unit_test(skips_gradients_that_are_not_finite),
       cmocka_unit_test(leaves_frozen_parameters_alone),
       cmocka_unit_test(averages_follow_the_parameters),
+      cmocka_unit_test(neighbours_keep_their_own_settings),
       cmocka_unit_test(refuses_rates_without_effect),
       cmocka_unit_test(needs_something_to_train),
   };
