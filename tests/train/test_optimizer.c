@@ -337,6 +337,30 @@ static void neighbours_keep_their_own_settings(void **state) {
   close_toy(&t);
 }
 
+/* Moments in 8 bits leave those of a table of embeddings in fp32: most of its rows have none. */
+static void tables_keep_whole_moments(void **state) {
+  (void)state;
+  hv_optimizer_settings coded = settings;
+  coded.moments = HV_MOMENTS_INT8;
+  const hv_param_spec table = {.name = "table", .rank = 2, .shape = {9, 5}, .lookup = true};
+  toy t;
+  assert_ok(hv_cpu_device_open(NULL, &t.device));
+  assert_ok(hv_stream_open(t.device, &t.stream));
+  assert_ok(hv_params_open(t.device, HV_F32, &t.params));
+  hv_group_id words = hv_params_begin_group(t.params, "words");
+  hv_params_declare(t.params, &table);
+  hv_group_id layer = hv_params_begin_group(t.params, "layer");
+  declare(t.params, "weight", 2, 9, 5, true);
+  assert_ok(hv_params_allocate(t.params));
+  assert_ok(hv_params_allocate_gradients(t.params, HV_F32));
+  assert_ok(hv_optimizer_open(t.params, &coded, t.stream, &t.optimizer));
+  assert_int_equal(hv_optimizer_group_state(t.optimizer, words).moment1.dtype, HV_F32);
+  assert_int_equal(hv_optimizer_group_state(t.optimizer, words).moment2.dtype, HV_F32);
+  assert_int_equal(hv_optimizer_group_state(t.optimizer, layer).moment1.dtype, HV_I8);
+  assert_int_equal(hv_optimizer_group_state(t.optimizer, layer).moment2.dtype, HV_U8);
+  close_toy(&t);
+}
+
 static void refuses_rates_without_effect(void **state) {
   (void)state;
   const double factors[] = {2, 3};
@@ -381,6 +405,7 @@ int main(void) {
       cmocka_unit_test(leaves_frozen_parameters_alone),
       cmocka_unit_test(averages_follow_the_parameters),
       cmocka_unit_test(neighbours_keep_their_own_settings),
+      cmocka_unit_test(tables_keep_whole_moments),
       cmocka_unit_test(refuses_rates_without_effect),
       cmocka_unit_test(needs_something_to_train),
   };
