@@ -260,6 +260,21 @@ static void counts_are_those_of_the_tables(void **state) {
   }
 }
 
+/* Branches would differ in noise alone, which a model of action tokens does not see: it has one, whatever is asked. */
+static void action_tokens_have_one_branch(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_AUTOREGRESSIVE, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 54);
+  tiny_run one = tiny_run_open(&config, HV_F64, SAMPLES, 1, NULL, 0);
+  tiny_run asked = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  assert_true(tiny_run_step(&asked, &b.batch, true, false) == tiny_run_step(&one, &b.batch, true, false));
+  assert_same_gradients(&asked, &one, 0);
+  assert_int_equal(asked.arena.peak, one.arena.peak);
+  tiny_run_close(&one);
+  tiny_run_close(&asked);
+  tiny_batch_free(&b);
+}
+
 /* Nothing is learnt of steps behind an episode's end, and their loss is 0, not 0 / 0. */
 static void a_batch_of_masked_steps_has_no_loss(void **state) {
   (void)state;
@@ -380,6 +395,7 @@ int main(void) {
       cmocka_unit_test(draws_are_those_of_seed_and_step),
       cmocka_unit_test(plan_is_what_a_step_takes),
       cmocka_unit_test(counts_are_those_of_the_tables),
+      cmocka_unit_test(action_tokens_have_one_branch),
       cmocka_unit_test(a_batch_of_masked_steps_has_no_loss),
       cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
