@@ -1,6 +1,7 @@
 /* Demonstrations as training opens them: natural order, splits, state, instructions, and what is refused. */
 
 #include "data/demonstrations.h"
+#include "data/statistics.h"
 #include "tests/check.h"
 #include "tests/data/demo_file.h"
 
@@ -130,6 +131,46 @@ static void instructions_come_from_file_or_configuration(void **state) {
   d = open_all(&options);
   assert_int_equal(hv_demonstrations_instructions(d), 1);
   hv_demonstrations_close(d);
+}
+
+/* Two arms: columns 6 and 13 are grippers where 0 and 1 occur in them and nothing else, in whatever order they are
+ * chosen; another column of such numbers is none, nor one that is always open. */
+static void grippers_are_columns_of_the_file(void **state) {
+  enum { COLUMNS = 14, MOST = 8 };
+  static const int32_t chosen[] = {13, 5, 6};
+  const char *path = in_folder(*state, "small.hdf5");
+  for (int always_open = 0; always_open < 2; always_open++) {
+    write_demo_file(path);
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    for (int demo = 0; demo < DEMO_COUNT; demo++) {
+      double values[MOST * COLUMNS];
+      for (int64_t i = 0; i < demo_frames(demo) * COLUMNS; i++) {
+        int64_t column = i % COLUMNS, step = i / COLUMNS;
+        bool binary = column == 5 || column == 6 || column == 13;
+        values[i] = binary ? (double)(step % 2) : 0.1 * (double)(i + demo);
+        if (always_open && column == 6) values[i] = 1;
+      }
+      char name[64];
+      snprintf(name, sizeof name, "/data/demo_%d/actions", demo);
+      remove_object(file, name);
+      put_f64(file, name, 2, (hsize_t[]){(hsize_t)demo_frames(demo), COLUMNS}, values);
+    }
+    H5Fclose(file);
+    hv_demonstrations_options options = {.files = &path, .num_files = 1, .action_dim = -1, .state_dim = -1};
+    for (int all = 0; all < 2; all++) {
+      options.action_columns = all ? NULL : chosen;
+      options.num_action_columns = all ? 0 : 3;
+      hv_demonstrations *d = open_all(&options);
+      hv_dataset_statistics statistics;
+      assert_ok(hv_statistics_compute(d, "small", NULL, -1, &statistics));
+      for (int32_t dim = 0; dim < statistics.action.dims; dim++) {
+        int32_t column = all ? dim : chosen[dim];
+        assert_int_equal(!statistics.action.mask[dim], column == 13 || (column == 6 && !always_open));
+      }
+      hv_dataset_statistics_free(&statistics);
+      hv_demonstrations_close(d);
+    }
+  }
 }
 
 /* Replaces /mask/train by the names of one type of string. */
@@ -278,6 +319,7 @@ int main(void) {
       cmocka_unit_test(splits_keep_natural_order),
       cmocka_unit_test(state_is_concatenated),
       cmocka_unit_test_setup_teardown(instructions_come_from_file_or_configuration, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(grippers_are_columns_of_the_file, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(strings_of_any_kind_are_read, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(damaged_heaps_are_refused, make_folder, remove_folder),
       cmocka_unit_test(chooses_among_the_columns_of_actions),
