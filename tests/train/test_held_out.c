@@ -193,10 +193,30 @@ static void averages_are_in_place_before_they_predict(void **state) {
   if (!(fabs(error_of[1] - error_of[0]) < 1e-6)) fail_msg("cpu %.9g, emu %.9g", error_of[0], error_of[1]);
 }
 
+/* Frames near an episode's end have fewer steps, and the last batch fewer frames: the loss is the mean over steps. */
+static void the_loss_is_a_mean_whatever_the_batches(void **state) {
+  static const char *const runs[] = {"6", "1"};
+  double loss[2];
+  for (int i = 0; i < 2; i++) {
+    char settings[512];
+    snprintf(settings, sizeof settings,
+             "--set train.steps=1 --set train.batch_size=6 --set train.micro_batch=%s --set data.valid_split=valid "
+             "--set optimizer.learning_rate=1e-9 --set validation.samples=1",
+             runs[i]);
+    expect_train(0, run_arguments(*state, runs[i], settings), "held out", NULL);
+    json_t *found = last_metrics(in_folder(*state, runs[i]), "held_out_loss");
+    assert_non_null(found);
+    loss[i] = number_in(found, "held_out_loss");
+    json_decref(found);
+  }
+  if (!(fabs(loss[1] - loss[0]) < 1e-5 * loss[0])) fail_msg("of one at a time %.9g, of six %.9g", loss[1], loss[0]);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_prediction_that_cannot_be_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(errors_are_those_of_the_models_actions, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_loss_is_a_mean_whatever_the_batches, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_in_place_before_they_predict, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
