@@ -489,6 +489,18 @@ static void what_a_model_lacks_is_refused(void **state) {
   refuse(model, &request, HVLA_ERROR_INPUT, "diffusion", "no action tokens");
   hvla_free(model);
 
+  setup_directory("stateless", (tiny_directory_options){.keys = 1});
+  const char *statistics = in_folder(folder, "stateless/dataset_statistics.json");
+  json_t *document;
+  assert_ok(hv_json_load(statistics, &document));
+  json_object_del(json_object_get(document, "lift"), "proprio");
+  assert_ok(hv_json_save(statistics, document));
+  json_decref(document);
+  model = load("stateless");
+  request = make_request(&v);
+  refuse(model, &request, HVLA_ERROR_INPUT, "lift: proprio has 0 dimensions", "a state of 5");
+  hvla_free(model);
+
   model = load("broken");
   request = make_request(&v);
   refuse(model, &request, HVLA_ERROR_INPUT, "diffusion head", "not finite");
