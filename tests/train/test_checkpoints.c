@@ -183,14 +183,17 @@ static void set_in_manifest(const char *folder, const char *name, int step, cons
 }
 
 static void passes_over_a_manifest_that_cannot_be(void **state) {
-  expect_train(0, run_arguments(*state, "run", "--set checkpoint.interval=1 --set checkpoint.keep=6"), NULL);
+  expect_train(
+      0, run_arguments(*state, "run", "--set train.steps=7 --set checkpoint.interval=1 --set checkpoint.keep=7"), NULL);
+  set_in_manifest(*state, "run", 7, "step", 8);
   set_in_manifest(*state, "run", 6, "samples", -4);
   set_in_manifest(*state, "run", 5, "samples", INT64_MAX);
   set_in_manifest(*state, "run", 4, "updates", -1);
   set_in_manifest(*state, "run", 3, "updates", 4);
   set_in_manifest(*state, "run", 2, "parameters", 0);
-  expect_train(0, run_arguments(*state, "run", "--resume"), "step-6/state.json: no run stands at", "step-5/state.json",
-               "step-4/state.json", "step-3/state.json", "step-2/state.json", "resumed from", "step-1", NULL);
+  expect_train(0, run_arguments(*state, "run", "--resume"), "step-7/state.json is of step 8",
+               "step-6/state.json: no run stands at", "step-5/state.json", "step-4/state.json", "step-3/state.json",
+               "step-2/state.json", "resumed from", "step-1", NULL);
 }
 
 /* Of a newer version, or on a disk that is failing: what the run has come to stays as it is. */
