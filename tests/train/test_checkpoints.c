@@ -75,6 +75,9 @@ static void keeps_the_last_and_every_so_many(void **state) {
                              "--set checkpoint.keep_every=3"),
                NULL);
   expect_checkpoints(*state, "run", "step-3 step-6 step-8 step-9 ");
+  /* What a run that was killed left half-written or half-removed goes, too. */
+  assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-10.tmp")));
+  assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-5.old/model")));
   expect_train(
       0,
       run_arguments(*state, "run", "--set train.steps=11 --set checkpoint.interval=1 --set checkpoint.keep=1 --resume"),
