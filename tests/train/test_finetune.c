@@ -1,4 +1,5 @@
 /* Fine-tuning from outside: what a model of another shape takes over, and what is refused. */
+#include "core/io/json.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
@@ -103,6 +104,16 @@ static void assert_rest_is_kept(const char *folder) {
   hv_safetensors_close(second);
 }
 
+/* The model can still be asked for actions in the units of what it began with. */
+static void assert_both_keys(const char *folder) {
+  json_t *known;
+  assert_ok(hv_json_load(in_run(folder, "second", "model/dataset_statistics.json"), &known));
+  assert_int_equal(json_object_size(known), 2);
+  assert_non_null(json_object_get(known, "lift"));
+  assert_non_null(json_object_get(known, "wrist"));
+  json_decref(known);
+}
+
 static void dimensions_are_continued_by_their_meaning(void **state) {
   static const int chosen[] = {0, 1, 2, 6}, state_dims[] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
   expect_train(0, first_run(*state, "--set train.steps=3"), NULL);
@@ -114,6 +125,7 @@ static void dimensions_are_continued_by_their_meaning(void **state) {
   assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 9, 9, state_dims);
   assert_head(*state, 7, 4, chosen);
   assert_rest_is_kept(*state);
+  assert_both_keys(*state);
 }
 
 static void dimensions_may_be_new(void **state) {
