@@ -143,10 +143,13 @@ static void dimensions_may_be_new(void **state) {
 }
 
 static void without_a_map_the_first_dimensions_go_on(void **state) {
-  static const int first_ones[] = {0, 1, 2, 3};
-  expect_train(0, first_run(*state, "--set train.steps=3"), NULL);
-  expect_train(0, second_run(*state, "--set 'init.action_dims=[]'"), "3 continues 3; not continued: 4, 5, 6", NULL);
+  static const int first_ones[] = {0, 1, 2, 3}, position[] = {0, 1, 2, -1, -1, -1, -1, -1, -1};
+  expect_train(0, first_run(*state, "--set train.steps=3 --set model.state_dim=3 --set data.state_keys=robot0_eef_pos"),
+               NULL);
+  expect_train(0, second_run(*state, "--set model.state_dim=9 --set 'init.action_dims=[]'"),
+               "3 continues 3; not continued: 4, 5, 6", "2 continues 2, 3 is new", NULL);
   assert_head(*state, 7, 4, first_ones);
+  assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 3, 9, position);
 }
 
 /* A model without a state, and one without a noise head, gain them. */
