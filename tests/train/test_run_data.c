@@ -72,6 +72,38 @@ static void divisors_are_of_the_whole_batch(void **state) {
   }
 }
 
+/* What the configuration calls absolute holds its last value past an episode's end. */
+static void absolute_dimensions_hold_past_the_end(void **state) {
+  enum { ABSOLUTE = 1, ENDS = 5, MOST_BATCHES = 500 };
+  static const char *const sets[] = {"model.action_chunk=5", "data.absolute_dims=[1]"};
+  hv_train_config config;
+  hv_model_config model;
+  hv_model_directory directory;
+  part one;
+  assert_ok(hv_train_config_load(write_tiny_config(*state, "unset"), sets, sizeof sets / sizeof sets[0], &config));
+  assert_ok(hv_train_config_model(&config, &model, &directory));
+  open_part(&config, &model.config, 0, 1, &one);
+  hv_batch_source *source = &one.source.source;
+  int32_t chunk = model.config.action_chunk, dims = model.config.action_dim;
+  for (int ends = 0, batches = 0; ends < ENDS; batches++) {
+    const hv_batch *batch;
+    assert_true(batches < MOST_BATCHES);
+    assert_ok(source->next(source, &batch));
+    for (int32_t i = 0; i < batch->samples * chunk; i++) {
+      if (batch->action_mask[i]) continue; /* never a chunk's first step */
+      const float *actions = batch->actions + (ptrdiff_t)i * dims;
+      assert_true(actions[ABSOLUTE] == actions[ABSOLUTE - dims]);
+      ends += batch->action_mask[i - 1];
+    }
+    source->release(source, batch);
+  }
+  hv_loader_close(one.loader);
+  hv_run_data_close(&one.data);
+  hv_model_directory_close(&directory);
+  hv_model_config_free(&model);
+  hv_train_config_free(&config);
+}
+
 /* Two ranks that come one after the other: the second hears what the first gave. */
 static hv_status run_in_turn(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
   static double given[HV_COMM_MAX_SUM];
@@ -183,6 +215,7 @@ static void a_resumed_run_tells_of_other_demonstrations(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(divisors_are_of_the_whole_batch, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(absolute_dimensions_hold_past_the_end, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_must_have_the_same_demonstrations, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_resumed_run_tells_of_other_demonstrations, make_folder, remove_folder)};
   return cmocka_run_group_tests(tests, NULL, NULL);
