@@ -146,6 +146,45 @@ static void a_broken_gradient_changes_nothing(void **state) {
   tiny_batch_free(&batch);
 }
 
+/* The first step moves the averages by 9/11 of what it changes. */
+static void a_step_moves_the_averages(void **state) {
+  (void)state;
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch batch = tiny_batch_make(&config, 2, 2, 3);
+  hv_device *device;
+  hv_trainer *trainer;
+  assert_ok(hv_cpu_device_open(NULL, &device));
+  hv_trainer_options options = {.config = &config,
+                                .dtype = HV_F32,
+                                .limits = {.samples = 2, .branches = 2, .prompt = batch.batch.prompt_stride},
+                                .parts = 1,
+                                .weights = {1, 1},
+                                .optimizer = adamw,
+                                .ema_decay = 0.99,
+                                .seed = 7};
+  assert_ok(hv_trainer_open(device, &options, &trainer));
+  assert_ok(hv_trainer_initialize(trainer, NULL, NULL));
+  assert_ok(hv_ema_reset(trainer->ema, trainer->stream));
+  hv_param_id id = hv_params_find(trainer->params, "x_embedder.mlp.fc1.weight");
+  hv_fixed_source source = hv_fixed_source_make(&batch.batch);
+  hv_step_result result;
+  float *before = read_param(trainer, id);
+  assert_ok(hv_trainer_step(trainer, &source.source, 1e-2, &result));
+  float *after = read_param(trainer, id);
+  hv_ema_exchange(trainer->ema, trainer->stream);
+  float *average = read_param(trainer, id);
+  for (int64_t i = 0; i < hv_params_get(trainer->params, id)->rows; i++) {
+    assert_true(after[i] != before[i]);
+    assert_true(fabs((double)(average[i] - before[i]) - 9.0 / 11 * (double)(after[i] - before[i])) < 1e-6);
+  }
+  free(before);
+  free(after);
+  free(average);
+  hv_trainer_close(trainer);
+  hv_device_close(device);
+  tiny_batch_free(&batch);
+}
+
 /* A device that does not do one of the copies to it, and says so where a device says such things. */
 static struct broken_link {
   hv_device_methods methods;
@@ -272,6 +311,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(parts_add_up_to_the_batch),
       cmocka_unit_test(a_broken_gradient_changes_nothing),
+      cmocka_unit_test(a_step_moves_the_averages),
       cmocka_unit_test(a_batch_that_does_not_arrive_ends_its_step),
       cmocka_unit_test_setup_teardown(more_ranks_than_a_checkpoint_takes_are_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_step_after_the_first_allocates_nothing, make_folder, remove_folder),
