@@ -18,13 +18,15 @@ typedef struct span {
 
 static const double ROUNDING = 0.01; /* of times in the file */
 
-/* Runs the steps on a machine whose link moves a batch in a part of the time that its layers take. */
-static void trace_steps(const char *path, int32_t parts) {
+/* To move a batch in a part of the time that its layers take, and in longer. */
+static const double fast_link = 1e8, slow_link = 1e5;
+
+static void trace_steps(const char *path, int32_t parts, double upload_bytes_per_s) {
   hv_device *device;
   hv_trace *trace;
   hv_trainer *trainer;
   hv_step_result result;
-  hv_plan_machine machine = {.flops_per_s = 1e9, .bytes_per_s = 1e9, .upload_bytes_per_s = 1e8};
+  hv_plan_machine machine = {.flops_per_s = 1e9, .bytes_per_s = 1e9, .upload_bytes_per_s = upload_bytes_per_s};
   hv_config config = tiny_config(HV_HYBRID, false);
   tiny_batch batch = tiny_batch_make(&config, SAMPLES, BRANCHES, 5);
   hv_trainer_options options = {
@@ -66,7 +68,7 @@ static void expect_copies_beside_computing(const char *folder, int32_t parts) {
   enum { MOST = STEPS * MOST_PARTS + 1 };
   span uploads[MOST] = {{0}}, first[MOST] = {{0}}, last[MOST] = {{0}};
   const char *path = in_folder(folder, "trace.json");
-  trace_steps(path, parts);
+  trace_steps(path, parts, fast_link);
   json_t *trace = json_load_file(path, 0, NULL);
   assert_non_null(trace);
   int passes = STEPS * parts;
@@ -88,9 +90,28 @@ static void the_next_batch_comes_beside_computing(void **state) {
   expect_copies_beside_computing(*state, MOST_PARTS);
 }
 
+/* A pass begins when its batch is there, however long that takes. */
+static void a_slow_link_is_waited_for(void **state) {
+  enum { MOST = STEPS + 1 };
+  span uploads[MOST] = {{0}}, first[MOST] = {{0}}, last[MOST] = {{0}};
+  const char *path = in_folder(*state, "trace.json");
+  trace_steps(path, 1, slow_link);
+  json_t *trace = json_load_file(path, 0, NULL);
+  assert_non_null(trace);
+  assert_int_equal(find_spans(trace, UPLOAD, "upload a batch", MOST, uploads), STEPS + 1);
+  assert_int_equal(find_spans(trace, COMPUTE, "forward vision_backbone.dino_featurizer", MOST, first), STEPS);
+  assert_int_equal(find_spans(trace, COMPUTE, "backward vision_backbone.siglip_featurizer", MOST, last), STEPS);
+  for (int n = 0; n < STEPS; n++) {
+    if (n > 0) assert_true(uploads[n].end > last[n - 1].end);
+    assert_true(first[n].begin >= uploads[n].end - ROUNDING);
+  }
+  json_decref(trace);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(the_next_batch_comes_beside_computing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_slow_link_is_waited_for, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
