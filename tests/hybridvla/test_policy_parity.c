@@ -240,6 +240,33 @@ static void a_lost_recording_costs_no_prediction(void **state) {
   assert_int_equal(recordings_after(6, "3"), 0); /* it has given up */
 }
 
+/* A recording is of prompts of one length: among others, each prompt gives what it gives by itself. */
+static void each_length_of_a_prompt_is_its_own_prediction(void **state) {
+  (void)state;
+  static const int cuts[] = {0, 0, 1, 1, 0, 2};
+  enum { PREDICTIONS = sizeof cuts / sizeof cuts[0], LENGTHS = 3 };
+  float alone[LENGTHS][64];
+  parity p = parity_open("one_arm");
+  hv_policy_options options = hv_policy_default_options(&p.config);
+  hv_policy *policy;
+  size_t bytes = (size_t)p.values * sizeof(float);
+  assert_true(p.values <= 64);
+  for (int i = -LENGTHS; i < PREDICTIONS; i++) {
+    int cut = i < 0 ? i + LENGTHS : cuts[i];
+    hv_policy_result result;
+    hv_observation observation = p.observation;
+    observation.prompt_count -= cut;
+    if (i <= 0) assert_ok(hv_policy_open(p.model, &options, &policy));
+    assert_ok(hv_policy_predict(policy, &observation, &p.draws, &result));
+    if (i < 0) memcpy(alone[cut], result.diffusion, bytes);
+    assert_memory_equal(alone[cut], result.diffusion, bytes);
+    if (cut > 0) assert_memory_not_equal(alone[0], result.diffusion, bytes);
+    if (i < 0) hv_policy_close(policy);
+  }
+  hv_policy_close(policy);
+  parity_close(&p);
+}
+
 /* How many products of the emulated card take this algorithm; *all: how many there are. */
 static int products_that_take(const parity *p, int algorithm, int *all) {
   hv_text text = {0};
@@ -313,6 +340,7 @@ int main(int argc, char **argv) {
       CASE(diffusion),
       CASE(autoregressive),
       cmocka_unit_test(a_lost_recording_costs_no_prediction),
+      cmocka_unit_test(each_length_of_a_prompt_is_its_own_prediction),
       cmocka_unit_test(measuring_costs_no_prediction),
       cmocka_unit_test(each_length_of_a_prompt_is_measured),
   };
