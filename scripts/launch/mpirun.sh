@@ -14,9 +14,9 @@ of them, and `ssh` must reach them without a password. OMP_NUM_THREADS says how 
 processors of this machine are divided among the ranks that run on it). Other hosts get it, and every exported variable
 whose name begins with NCCL_ or HVLA_.
 
-SIGTERM, Ctrl-C and a closed terminal (not under nohup) let all ranks finish the step and write a checkpoint; the exit
-code is then 75, by Ctrl-C 130, and the same command with --resume goes on, with this or any other number of ranks. If a
-rank dies, all end within a minute with a message that names it.
+SIGTERM, SIGUSR1, Ctrl-C and a closed terminal (not under nohup) let all ranks finish the step and write a checkpoint;
+the exit code is then 75, by Ctrl-C 130, and the same command with --resume goes on, with this or any other number of
+ranks. SIGUSR2 has the model written. If a rank dies, all end within a minute with a message that names it.
 TEXT
 }
 
@@ -28,8 +28,11 @@ fail() {
 ranks='' hosts=''
 while (($# > 0)); do
   case $1 in
-    -n) ranks=${2:?-n needs a number} && shift 2 ;;
-    -H) hosts=${2:?-H needs a list of hosts} && shift 2 ;;
+    -n | -H)
+      (($# > 1)) || fail "$1 needs a value"
+      if [[ $1 == -n ]]; then ranks=$2; else hosts=$2; fi
+      shift 2
+      ;;
     -h | --help) usage && exit 0 ;;
     --) shift && break ;;
     -*) fail "unknown option '$1'" ;;
@@ -62,18 +65,24 @@ done
 
 # mpirun answers SIGTERM and Ctrl-C by ending its ranks with too little time for a checkpoint, but hands SIGUSR1 on to
 # them. In a process group of its own it does not get the terminal's Ctrl-C.
+stopped=75 asked='' interrupted='' pid=''
+trap 'asked=yes' TERM HUP USR1
+trap 'asked=yes interrupted=yes' INT
+trap '[[ -z $pid ]] || kill -USR2 "$pid" 2> /dev/null || true' USR2
 set -m
 "${command[@]}" "$@" < /dev/null &
 pid=$!
-stopped=75 interrupted=''
-trap 'kill -USR1 "$pid" 2> /dev/null || true' TERM HUP
-trap 'interrupted=yes; kill -USR1 "$pid" 2> /dev/null || true' INT
+# The signal is lost, or kills ranks, while they are being started: so it is sent until mpirun has ended.
+while kill -0 "$pid" 2> /dev/null; do
+  if [[ -z $asked ]]; then
+    wait "$pid" || true
+  else
+    kill -USR1 "$pid" 2> /dev/null || true
+    sleep 1
+  fi
+done
 code=0
 wait "$pid" || code=$?
-# A signal ends the wait, not mpirun.
-while kill -0 "$pid" 2> /dev/null; do
-  code=0
-  wait "$pid" || code=$?
-done
+if [[ -n $asked ]] && ((code == 128 + $(kill -l USR1))); then code=$stopped; fi
 if [[ -n $interrupted && $code == "$stopped" ]]; then code=130; fi
 exit "$code"

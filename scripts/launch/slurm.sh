@@ -15,27 +15,40 @@
 # Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a
 # checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. `scancel JOB`
 # writes a checkpoint as well and ends the job, `scancel --batch --signal=USR1 JOB` sends it back. A job that fails
-# stays ended. Run directory and data must be on a file system that all nodes share.
+# stays ended; so does one that has lost a node, unless SLURM notices that (SlurmdTimeout) before the other ranks do,
+# which takes them about a minute. Run directory and data must be on a file system that all nodes share.
 set -euo pipefail
 
 # What the program says after a signal: the checkpoint is written.
 readonly stopped=75
 
+asked=''
+trap 'asked=yes' USR1 TERM
+
 (($# > 0)) || { echo "slurm.sh: the command is missing: sbatch … slurm.sh hvla-train run --config FILE" >&2 && exit 2; }
 [[ -n ${SLURM_JOB_ID:-} ]] || { echo "slurm.sh: submit this with sbatch" >&2 && exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS ranks, $OMP_NUM_THREADS threads each"
+echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: ${SLURM_NTASKS:-$SLURM_NNODES} ranks, $OMP_NUM_THREADS threads each"
 
-# Without a checkpoint, --resume starts anew. Each rank gets the signal from srun.
-srun --mpi="${HVLA_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 "$@" --resume &
+# Without a checkpoint, --resume starts anew. srun does not take processors a task from the job, nor what was set here
+# where the job was to begin without the caller's environment.
+[[ " $* " == *" --resume "* ]] || set -- "$@" --resume
+srun --export=ALL --mpi="${HVLA_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 \
+  ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" &
 pid=$!
-trap 'kill -USR1 "$pid" 2> /dev/null || true' USR1 TERM
+# Each rank gets the signal from srun. It is lost, or kills ranks, while they are being started: so it is sent until srun
+# has ended, and a job whose ranks it killed goes back as well.
+while kill -0 "$pid" 2> /dev/null; do
+  if [[ -z $asked ]]; then
+    wait "$pid" || true
+  else
+    kill -USR1 "$pid" 2> /dev/null || true
+    sleep 1
+  fi
+done
 code=0
 wait "$pid" || code=$?
-while kill -0 "$pid" 2> /dev/null; do
-  code=0
-  wait "$pid" || code=$?
-done
+if [[ -n $asked ]] && ((code > 128)); then code=$stopped; fi
 if ((code == stopped)); then
   # scancel, too, makes ranks write a checkpoint, but who cancels a job does not want it back; and without a grace time
   # SLURM puts a pre-empted job back by itself.

@@ -155,6 +155,19 @@ static void the_launcher_ends_with_a_checkpoint(void **state) {
   }
 }
 
+/* Signals before there are ranks, or before these listen, which would be lost or leave ranks behind. */
+static void the_launcher_can_be_stopped_at_once(void **state) {
+  char log[512];
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  for (int i = 0; i < 3; i++) {
+    pid_t process = start_launcher(2, run_of(*state, "early", "--set train.steps=100000 --resume"), log);
+    nanosleep(&(struct timespec){.tv_nsec = (i * 300 + 100) * 1000000}, NULL);
+    assert_int_equal(kill(process, SIGUSR1), 0);
+    int code = wait_for_exit(process);
+    if (code != 75) fail_msg("the launcher ended with %d:\n%s", code, read_file(log));
+  }
+}
+
 static void a_checkpoint_that_lacks_a_part_is_passed_over(void **state) {
   static const stretch stretches[] = {{2, 6, "optimizer"}};
   run_alone(*state, "alone", STEPS, "");
@@ -397,6 +410,7 @@ int main(void) {
                                       remove_folder),
       cmocka_unit_test_setup_teardown(a_signal_ends_all_ranks_with_a_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_launcher_ends_with_a_checkpoint, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_launcher_can_be_stopped_at_once, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_that_lacks_a_part_is_passed_over, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_comes_from_the_parts_of_all_ranks, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_killed_rank_leaves_a_run_that_goes_on, make_folder, remove_folder),
