@@ -136,8 +136,8 @@ static void instructions_come_from_file_or_configuration(void **state) {
 /* Two arms: columns 6 and 13 are grippers where 0 and 1 occur in them and nothing else, in whatever order they are
  * chosen; another column of such numbers is none, nor one that is always open. */
 static void grippers_are_columns_of_the_file(void **state) {
-  enum { COLUMNS = 14, MOST = 8 };
-  static const int32_t chosen[] = {13, 5, 6};
+  enum { COLUMNS = 14, MOST = 8, CHOSEN = 3 };
+  static const int32_t chosen[CHOSEN] = {13, 5, 6};
   const char *path = in_folder(*state, "small.hdf5");
   for (int always_open = 0; always_open < 2; always_open++) {
     write_demo_file(path);
@@ -159,11 +159,13 @@ static void grippers_are_columns_of_the_file(void **state) {
     hv_demonstrations_options options = {.files = &path, .num_files = 1, .action_dim = -1, .state_dim = -1};
     for (int all = 0; all < 2; all++) {
       options.action_columns = all ? NULL : chosen;
-      options.num_action_columns = all ? 0 : 3;
+      options.num_action_columns = all ? 0 : CHOSEN;
       hv_demonstrations *d = open_all(&options);
       hv_dataset_statistics statistics;
       assert_ok(hv_statistics_compute(d, "small", NULL, -1, &statistics));
-      for (int32_t dim = 0; dim < statistics.action.dims; dim++) {
+      int32_t dims = all ? COLUMNS : CHOSEN;
+      assert_int_equal(statistics.action.dims, dims);
+      for (int32_t dim = 0; dim < dims; dim++) {
         int32_t column = all ? dim : chosen[dim];
         assert_int_equal(!statistics.action.mask[dim], column == 13 || (column == 6 && !always_open));
       }
