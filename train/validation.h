@@ -13,7 +13,7 @@ typedef enum hv_predictor {
   HV_PREDICT_DIFFUSION,
   HV_PREDICT_AUTOREGRESSIVE,
   HV_PREDICT_ENSEMBLE,
-  HV_PREDICT_MEAN_ACTION, /* always the mean action of the training split */
+  HV_PREDICT_MEAN_ACTION, /* always the mean action of the training split, whose grippers are not snapped */
   HV_PREDICTORS,
 } hv_predictor;
 
