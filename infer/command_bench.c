@@ -199,8 +199,11 @@ static hv_status measure_light(bench *self) {
   hv_policy *policy;
   int32_t count;
   int64_t rows = hv_policy_positions(&self->config, (int32_t)self->given->prompt + 1);
-  HV_TRY(hv_measure_products(self->device, self->dtype, rows, llm->hidden_size, llm->intermediate_size, PATIENCE,
-                             &self->product_rate));
+  (void)hv_device_measure_choices(self->device, !self->given->no_measuring);
+  hv_status status = hv_measure_products(self->device, self->dtype, rows, llm->hidden_size, llm->intermediate_size,
+                                         PATIENCE, &self->product_rate);
+  (void)hv_device_measure_choices(self->device, false);
+  HV_TRY(status);
   HV_TRY(hv_measure_read(self->device, self->dtype, &self->read_rate));
   HV_TRY(hv_policy_open(self->model, &self->policy_options, &policy));
   const hv_policy_work *work = hv_policy_get_work(policy, &count);
