@@ -1,6 +1,8 @@
 /* `hvla-train run` from outside: what a run leaves, resuming to the same bytes, a full disk, and wrong input. */
+#include <fcntl.h>
 #include <math.h>
 
+#include "core/base/directory.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
@@ -173,6 +175,36 @@ static void does_not_overwrite_a_run(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   expect_train(2, run_arguments(*state, "run", ""), "already holds checkpoints", "--resume", NULL);
   expect_train(0, run_arguments(*state, "fresh", "--resume --set train.steps=3"), "starting anew", NULL);
+}
+
+/* Whatever is due first, a line of metrics or a checkpoint, finds that the directory is another one, and lets it be. */
+static void a_run_whose_directory_was_moved_ends(void **state) {
+  static const char *const due[] = {"--set checkpoint.interval=0", "--set log_interval=100000"};
+  char log[512];
+  snprintf(log, sizeof log, "%s", in_folder(*state, "log"));
+  for (int d = 0; d < 2; d++) {
+    char rest[256], name[16];
+    bool empty;
+    snprintf(name, sizeof name, "run-%d", d);
+    snprintf(rest, sizeof rest, "--set train.steps=4000 %s", due[d]);
+    pid_t process = start_train(run_arguments(*state, name, rest), log);
+    assert_ok(hv_make_directories(in_folder(*state, "other")));
+    write_text(in_run(*state, "other", "run.json"), "{}");
+    wait_for_text(log, " parameters, ");
+    /* At once: a look in between would find nothing there. */
+    assert_int_equal(
+        renameat2(AT_FDCWD, in_run(*state, name, ""), AT_FDCWD, in_run(*state, "other", ""), RENAME_EXCHANGE), 0);
+    assert_int_equal(wait_for_exit(process), 2);
+    wait_for_text(log, "run.json is another file than the one this run began with");
+    char *card = read_file(in_run(*state, "other", "run.json"));
+    assert_non_null(strstr(card, "\"failed\""));
+    free(card);
+    assert_int_equal(unlink(in_run(*state, name, "run.json")), 0);
+    assert_ok(hv_directory_is_empty(in_folder(*state, name), &empty));
+    assert_true(empty);
+    assert_ok(hv_remove_tree(in_folder(*state, "other")));
+    assert_int_equal(unlink(log), 0);
+  }
 }
 
 static void resumes_only_what_fits(void **state) {
@@ -356,6 +388,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(ignores_half_written_checkpoints, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_trace_that_cannot_be_written_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_overwrite_a_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_whose_directory_was_moved_ends, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_has_changed, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_that_nothing_is_held_out, make_folder, remove_folder),

@@ -223,8 +223,8 @@ static hv_status open_outputs(const run *self) {
 static hv_status open_watch(run *self) {
   hv_status status = self->leader ? open_outputs(self) : HV_OK;
   if (!status) {
-    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->total_steps, self->device_flops,
-                               &self->watch);
+    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->card, self->total_steps,
+                               self->device_flops, &self->watch);
   }
   return hv_comm_agree(self->comm, "opening the run directory", status);
 }
@@ -235,6 +235,7 @@ static hv_status open_files(run *self) {
                                   .carry = self->directory.tensors,
                                   .data = &self->data,
                                   .trainer = self->trainer,
+                                  .card = self->card,
                                   .best = &self->best};
   return hv_run_files_open(&options, &self->files);
 }
@@ -307,6 +308,14 @@ static void close_run(run *self) {
   hv_model_directory_close(&self->directory);
   hv_model_config_free(&self->model);
   hv_run_card_close(self->card);
+}
+
+/* What is to be told of a run in its directory is of this one, which is still there. */
+static bool may_report(const run *self) {
+  hv_status moved = hv_run_card_check(self->card);
+  bool there = !moved;
+  hv_status_free(moved);
+  return self->began && self->leader && there;
 }
 
 /* When all is closed, so that the report tells of a run that has ended. No reason to call the run failed. */
@@ -473,7 +482,8 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   hv_comm_set_timeout(self.comm, config->parallel.timeout);
   if (!status) status = train(&self, signal_number);
   status = end_run(&self, status, *signal_number);
+  bool report = may_report(&self);
   close_run(&self);
-  if (self.began && self.leader) write_report(config->output);
+  if (report) write_report(config->output);
   return status;
 }

@@ -84,6 +84,7 @@ static hv_status write_shard(void *context, const atomic_bool *stop) {
 /* The model of the checkpoint as RUN/<name>. */
 static hv_status write_model(const hv_run_files *files, const char *name, const atomic_bool *stop) {
   const hv_run_files_options *with = &files->with;
+  HV_TRY(hv_run_card_check(with->card));
   char *path = hv_path_join(with->config->output, name);
   if (!path) return hv_error_memory("a path");
   hv_checkpoint_model what = {.run = with->config->output,
@@ -144,6 +145,7 @@ static hv_status complete(void *context, const atomic_bool *stop) {
   const hv_checkpoint_settings *settings = &files->with.config->checkpoint;
   const char *run = files->with.config->output;
   hv_retention retention = {.keep = settings->keep, .every = settings->keep_every};
+  HV_TRY(hv_run_card_check(files->with.card));
   HV_TRY(hv_checkpoint_publish(run, &files->manifest));
   /* One that a reader holds on a network's file system, say. It is tried again after the next checkpoint. */
   hv_status kept = hv_checkpoint_prune(run, files->manifest.position.step, retention);
@@ -223,6 +225,15 @@ static hv_status begin_completing(hv_run_files *files) {
   return HV_OK;
 }
 
+/* A checkpoint or a model could not be written, which may be because the place is another run's by now. Else removes
+ * what there is of a checkpoint that has no name yet. */
+static hv_status give_up(const hv_run_files *files, bool unnamed, hv_status status) {
+  hv_status moved = hv_run_card_check(files->with.card);
+  if (moved) return hv_status_first(moved, status);
+  if (!unnamed) return status;
+  return hv_status_first(status, hv_checkpoint_abandon(files->with.config->output, files->manifest.position.step));
+}
+
 /* Takes note of what a phase came to, waiting for its end, and begins the next. */
 static hv_status end_phase(hv_run_files *files) {
   int64_t step = files->manifest.position.step;
@@ -235,8 +246,8 @@ static hv_status end_phase(hv_run_files *files) {
   if (!status) {
     files->saved_step = step;
     if (files->with_model) files->model_step = step;
-  } else if (writing && files->comm->rank == 0) {
-    status = hv_status_first(status, hv_checkpoint_abandon(files->with.config->output, step));
+  } else if (files->comm->rank == 0) {
+    status = give_up(files, writing, status);
   }
   return hv_error_context(status, "checkpoint of step %lld", (long long)step);
 }
@@ -268,6 +279,7 @@ static bool model_is_due(const hv_run_files *files) {
 
 /* What the first rank does before any writes. */
 static hv_status prepare(const hv_run_files *files) {
+  HV_TRY(hv_run_card_check(files->with.card));
   HV_TRY(hv_run_choices_save(files->with.config->output, files->with.trainer->device));
   return hv_checkpoint_begin(files->with.config->output, files->manifest.position.step);
 }

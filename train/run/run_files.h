@@ -17,6 +17,7 @@
 
 #include "train/run/best.h"
 #include "train/run/run_data.h"
+#include "train/watch/run_card.h"
 
 /* Seconds that ranks wait for one another while files are read or written, or the held-out split is measured. */
 enum { HV_FILE_TIMEOUT = 1800 };
@@ -27,7 +28,8 @@ typedef struct hv_run_files_options {
   const hv_safetensors *carry; /* tensors of init_from, those that are no parameters go into the model; NULL: none */
   const hv_run_data *data;
   const hv_trainer *trainer;
-  const hv_best *best; /* of the run, up to date at every call; kept with checkpoints */
+  const hv_run_card *card; /* of the first rank: nothing is written or removed once it is not in its place */
+  const hv_best *best;     /* of the run, up to date at every call; kept with checkpoints */
 } hv_run_files_options;
 
 typedef struct hv_run_files hv_run_files;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -166,6 +167,19 @@ hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *mess
   json_object_set_new(card->object, "end", json_real(hv_wall_seconds()));
   if (message) json_object_set_new(card->object, "message", hv_json_text(message));
   return write_card(card);
+}
+
+hv_status hv_run_card_check(const hv_run_card *card) {
+  struct stat own, found;
+  if (!card || fstat(card->file, &own) != 0) return HV_OK;
+  bool there = stat(card->path, &found) == 0;
+  /* A disk that does not answer says nothing of where the directory is; whatever is written there fails by itself. */
+  if (!there && errno != ENOENT && errno != ENOTDIR) return HV_OK;
+  if (there && found.st_dev == own.st_dev && found.st_ino == own.st_ino) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s is %s: the run's directory was moved, removed or replaced while it went on; nothing more is "
+                  "written there",
+                  card->path, there ? "another file than the one this run began with" : "gone");
 }
 
 bool hv_run_card_held(const char *run) {

@@ -34,6 +34,10 @@ HV_NODISCARD hv_status hv_run_card_begin(hv_run_card *card, const hv_run_facts *
 /* Writes how it ended; `message` may be NULL. Does nothing on a card that was not begun. */
 HV_NODISCARD hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *message);
 
+/* HV_ERR_INPUT where the directory was moved, removed or replaced since the card was opened: another run may have begun
+ * there, which the lock keeps from nothing. NULL, of the ranks that have no card, is in its place. */
+HV_NODISCARD hv_status hv_run_card_check(const hv_run_card *card);
+
 /* Whether a process leads a run in the directory now. */
 bool hv_run_card_held(const char *run);
 

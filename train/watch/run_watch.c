@@ -4,10 +4,10 @@
 #include "train/watch/skipped_step.h"
 
 hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data, const hv_trainer *trainer,
-                            int64_t total_steps, double device_flops, hv_run_watch *out) {
+                            const hv_run_card *card, int64_t total_steps, double device_flops, hv_run_watch *out) {
   bool leader = data->rank == 0;
-  *out =
-      (hv_run_watch){.config = config, .data = data, .trainer = trainer, .leader = leader, .total_steps = total_steps};
+  *out = (hv_run_watch){
+      .config = config, .data = data, .trainer = trainer, .card = card, .leader = leader, .total_steps = total_steps};
   out->progress = hv_progress_make(&(hv_progress_options){.total_steps = total_steps,
                                                           .log_interval = config->log_interval,
                                                           .batch_size = (int32_t)config->train.batch_size,
@@ -98,6 +98,7 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
   if (paced) HV_TRY(hv_pace_measure(watch->trainer->comm, &watch->pace, &pace));
   watch->pace = (hv_pace_sums){0};
   if (!watch->leader) return HV_OK;
+  HV_TRY(hv_run_card_check(watch->card));
   if (held_out) tell_held_out(watch, held_out);
   if (paced) tell_straggler(watch, &pace);
   double flops = hv_progress_flops(&watch->progress), best = watch->progress.options.device_flops;

@@ -6,11 +6,13 @@
 
 #include "train/watch/metrics.h"
 #include "train/watch/progress.h"
+#include "train/watch/run_card.h"
 
 typedef struct hv_run_watch {
   const hv_train_config *config;
   const hv_run_data *data;
   const hv_trainer *trainer;
+  const hv_run_card *card;
   bool leader; /* the rank that writes and tells */
   int64_t total_steps;
   hv_metrics *metrics; /* of the leader; owned */
@@ -22,10 +24,11 @@ typedef struct hv_run_watch {
 } hv_run_watch;
 
 /* Watches a run from the trainer's step on; what is given outlives the watch. `device_flops`: hv_best_rate_measure, 0
- * where it was not measured. The run directory is there. After an error *out is empty. */
+ * where it was not measured; `card`: the leader's, of the run directory, which is there. After an error *out is empty.
+ */
 HV_NODISCARD hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data,
-                                         const hv_trainer *trainer, int64_t total_steps, double device_flops,
-                                         hv_run_watch *out);
+                                         const hv_trainer *trainer, const hv_run_card *card, int64_t total_steps,
+                                         double device_flops, hv_run_watch *out);
 void hv_run_watch_close(hv_run_watch *watch); /* leaves it empty */
 
 /* Takes note of the trainer's newest step, which took `seconds`, `waited` of them for data: progress, where it went
