@@ -6,6 +6,7 @@
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
+#include "train/checkpoint/checkpoint_files.h"
 
 static void leaves_a_run_directory(void **state) {
   static const char *const keys[] = {"step",
@@ -368,12 +369,46 @@ static void warns_of_a_gripper_that_prediction_cannot_give(void **state) {
   free(output);
 }
 
+/* The last step has its line, and no checkpoint of lost parameters has pushed out those from before. */
 static void gives_up_on_gradients_that_are_not_finite(void **state) {
+  int64_t *steps, last;
+  size_t count;
   expect_train(2,
                run_arguments(*state, "run",
                              "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
-                             "--set train.diffusion_weight=1000000 --set train.steps=60"),
-               "not finite", NULL);
+                             "--set train.diffusion_weight=1000000 --set train.steps=60 --set checkpoint.interval=1"),
+               "10 steps in a row", "not finite", NULL);
+  json_t *line = last_metrics(in_folder(*state, "run"), "skip_reason");
+  last = (int64_t)number_in(line, "step");
+  json_decref(line);
+  assert_ok(hv_checkpoint_steps(in_folder(*state, "run"), &steps, &count));
+  assert_int_equal(count, 2);
+  assert_int_equal(steps[0], last - 11);
+  assert_int_equal(steps[1], last - 10);
+  free(steps);
+}
+
+/* A checkpoint that is due after a step that changed nothing is of the next one that changes something. */
+static void puts_checkpoints_off_while_steps_are_skipped(void **state) {
+  bool owed = false, put_off = false;
+  expect_train(0,
+               run_arguments(*state, "run",
+                             "--set watch.spike_factor=1 --set watch.spike_window=2 --set train.steps=20 "
+                             "--set checkpoint.interval=2 --set checkpoint.keep=20"),
+               NULL);
+  json_t *lines = read_metrics(in_folder(*state, "run"));
+  assert_int_equal(json_array_size(lines), 20);
+  for (int step = 1; step < 20; step++) {
+    char name[64];
+    bool skipped = json_object_get(json_array_get(lines, (size_t)step - 1), "skipped");
+    owed |= step % 2 == 0;
+    snprintf(name, sizeof name, "checkpoints/step-%d/state.json", step);
+    if (hv_file_exists(in_run(*state, "run", name)) != (owed && !skipped)) fail_msg("step %d", step);
+    put_off |= owed && skipped;
+    owed &= skipped;
+  }
+  json_decref(lines);
+  assert_true(put_off);
 }
 
 int main(void) {
@@ -397,6 +432,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(refuses_bad_input, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(warns_of_a_gripper_that_prediction_cannot_give, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(gives_up_on_gradients_that_are_not_finite, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(puts_checkpoints_off_while_steps_are_skipped, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,6 +45,7 @@ typedef struct run {
   hv_learning_rate learning_rate;
   hv_run_files *files;
   hv_best best;
+  bool owed; /* a checkpoint that was due after a step that changed nothing */
   int64_t total_steps;
   double device_flops; /* a second at best, of the leader's device */
 } run;
@@ -372,6 +373,15 @@ static hv_status measure(run *self, hv_validation *out, bool *better, int *signa
   return status;
 }
 
+/* Saves what is due. Parameters whose gradients are lost push out none that are sound: while steps are skipped their
+ * checkpoint is put off, to the next step that changes something. What was measured as the best yet is not lost. */
+static hv_status save_due(run *self, const hv_step_result *result, bool best) {
+  self->owed |= due(self->trainer->step, self->config->checkpoint.interval);
+  if (!best && (!self->owed || result->skipped)) return HV_OK;
+  self->owed = false;
+  return hv_run_files_save(self->files);
+}
+
 /* Whatever follows a step: validation, figures, checkpoint. */
 static hv_status after_step(run *self, const hv_step_result *result, double learning_rate, int *signal_number) {
   const hv_train_config *config = self->config;
@@ -381,9 +391,7 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
   bool measured = self->data.valid && (due(step, config->validation.interval) || last);
   if (measured) HV_TRY(measure(self, &held_out, &better, signal_number));
   HV_TRY(hv_run_watch_report(&self->watch, result, learning_rate, measured ? &held_out : NULL));
-  bool keep = (better && config->validation.keep_best) || due(step, config->checkpoint.interval);
-  if (!last && keep) HV_TRY(hv_run_files_save(self->files));
-  return HV_OK;
+  return last ? HV_OK : save_due(self, result, better && config->validation.keep_best);
 }
 
 /* What the model can do before the run: a line of metrics without a step's figures, and what the run has to beat. There
@@ -459,7 +467,7 @@ static hv_status train(run *self, int *signal_number) {
     bool save;
     self->source.waited = 0;
     HV_TRY(hv_trainer_step(trainer, &self->source.source, learning_rate, &result));
-    HV_TRY(hv_run_watch_step(&self->watch, &result, hv_clock_seconds() - start, self->source.waited));
+    HV_TRY(hv_run_watch_step(&self->watch, &result, learning_rate, hv_clock_seconds() - start, self->source.waited));
     HV_TRY(hear(self, &came, &save));
     HV_TRY(after_step(self, &result, learning_rate, &came));
     if (save) HV_TRY(hv_run_files_save_all(self->files));

@@ -39,30 +39,6 @@ static hv_status examine(hv_run_watch *watch, hv_skip_reason reason) {
   return HV_OK;
 }
 
-/* A step skipped now and then does no harm; one after the other means that the run is lost. */
-static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result) {
-  json_decref(watch->suspects);
-  watch->suspects = NULL;
-  watch->skipped_in_row = result->skipped ? watch->skipped_in_row + 1 : 0;
-  if (!result->skipped) return HV_OK;
-  HV_TRY(examine(watch, result->skipped));
-  if (watch->skipped_in_row < watch->config->watch.max_skipped) return HV_OK;
-  return hv_error(HV_ERR_INPUT,
-                  "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
-                  "finite, or spikes; a lower optimizer.learning_rate may help, and the last checkpoint is from before",
-                  (long long)watch->skipped_in_row, (long long)watch->trainer->step);
-}
-
-hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double seconds, double waited) {
-  bool alone = watch->data->ranks == 1;
-  watch->pace.steps++;
-  watch->pace.step += seconds;
-  watch->pace.own += alone ? seconds : result->own_seconds;
-  watch->pace.wait += waited;
-  if (watch->leader) hv_progress_step(&watch->progress, watch->trainer->step, result, seconds);
-  return check_skipped(watch, result);
-}
-
 static void tell_held_out(hv_run_watch *watch, const hv_validation *held_out) {
   hv_text text = {0};
   hv_text_add(&text, "step %lld  held out: loss %.4f, mean absolute error", (long long)watch->trainer->step,
@@ -114,4 +90,31 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
                           .held_out = held_out,
                           .suspects = watch->suspects};
   return hv_metrics_write(watch->metrics, &line);
+}
+
+/* A step skipped now and then does no harm; one after the other means that the run is lost. */
+static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result, double learning_rate) {
+  json_decref(watch->suspects);
+  watch->suspects = NULL;
+  watch->skipped_in_row = result->skipped ? watch->skipped_in_row + 1 : 0;
+  if (!result->skipped) return HV_OK;
+  HV_TRY(examine(watch, result->skipped));
+  if (watch->skipped_in_row < watch->config->watch.max_skipped) return HV_OK;
+  HV_TRY(hv_run_watch_report(watch, result, learning_rate, NULL));
+  return hv_error(HV_ERR_INPUT,
+                  "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
+                  "finite, or spikes; a lower optimizer.learning_rate may help; checkpoints that were due meanwhile "
+                  "have not been written",
+                  (long long)watch->skipped_in_row, (long long)watch->trainer->step);
+}
+
+hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double learning_rate, double seconds,
+                            double waited) {
+  bool alone = watch->data->ranks == 1;
+  watch->pace.steps++;
+  watch->pace.step += seconds;
+  watch->pace.own += alone ? seconds : result->own_seconds;
+  watch->pace.wait += waited;
+  if (watch->leader) hv_progress_step(&watch->progress, watch->trainer->step, result, seconds);
+  return check_skipped(watch, result, learning_rate);
 }

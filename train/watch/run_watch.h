@@ -32,9 +32,10 @@ HV_NODISCARD hv_status hv_run_watch_open(const hv_train_config *config, const hv
 void hv_run_watch_close(hv_run_watch *watch); /* leaves it empty */
 
 /* Takes note of the trainer's newest step, which took `seconds`, `waited` of them for data: progress, where it went
- * wrong if it was skipped, and an error when too many in a row were. */
-HV_NODISCARD hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double seconds,
-                                         double waited);
+ * wrong if it was skipped, and an error when too many in a row were, with that step's figures written: no report
+ * follows. */
+HV_NODISCARD hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
+                                         double seconds, double waited);
 
 /* Writes that step's figures where it is time to; `held_out`: what was measured after it, NULL for nothing. */
 HV_NODISCARD hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
