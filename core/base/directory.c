@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 
 /* `path` without slashes at its end, with a suffix; on the heap, NULL without memory. */
 static char *with_suffix(const char *path, const char *suffix) {
@@ -18,6 +19,14 @@ static char *with_suffix(const char *path, const char *suffix) {
   char *name = malloc(length + strlen(suffix) + 1);
   if (name) sprintf(name, "%.*s%s", (int)length, path, suffix);
   return name;
+}
+
+/* The new `path` is in its place; what it was before, in `old`, is no longer needed. It may be in the way of nothing
+ * but room: a network's file system does not let go of a file that somebody reads. */
+static void remove_former(const char *old, const char *path) {
+  hv_status status = hv_remove_tree(old);
+  if (status) hv_log_warning("%s is replaced, but of what it was something stays: %s", path, hv_status_message(status));
+  hv_status_free(status);
 }
 
 /* For file systems without an atomic swap. */
@@ -33,7 +42,7 @@ static hv_status move_aside(const char *fresh, const char *path) {
     if (rename(old, path) != 0) status = hv_error_context(status, "%s now lies in %s", path, old);
   } else {
     status = hv_sync_parent(path);
-    if (!status) status = hv_remove_tree(old);
+    if (!status) remove_former(old, path);
   }
 done:
   free(old);
@@ -47,7 +56,8 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
   }
   if (renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
     HV_TRY(hv_sync_parent(path));
-    return hv_remove_tree(fresh);
+    remove_former(fresh, path);
+    return HV_OK;
   }
   if (errno == EINVAL || errno == ENOSYS) return move_aside(fresh, path);
   if (errno == ENOENT && rename(fresh, path) == 0) return hv_sync_parent(path);
@@ -114,9 +124,40 @@ static hv_status move_entries(const char *from, const char *to) {
   return status;
 }
 
+static char *name_partial(const char *to, bool inside, int number) {
+  char suffix[sizeof partial_suffix + 16];
+  snprintf(suffix, sizeof suffix, "%s-%d", partial_suffix, number);
+  if (number == 1) suffix[sizeof partial_suffix - 1] = '\0';
+  return inside ? hv_path_join(to, suffix) : with_suffix(to, suffix);
+}
+
+/* The first of the names that nothing has, after leftovers have been removed from all of them: one that cannot be
+ * removed today, since somebody reads it, may be another day. */
+static hv_status clear_partials(const char *to, bool inside, char **out) {
+  enum { NAMES = 8 };
+  hv_status status = HV_OK;
+  *out = NULL;
+  for (int number = 1; number <= NAMES; number++) {
+    char *name = name_partial(to, inside, number);
+    hv_status stuck = name ? hv_remove_tree(name) : hv_error_memory(to);
+    bool taken = !stuck && !*out;
+    if (taken) *out = name;
+    if (!taken) free(name);
+    status = hv_status_first(status, stuck);
+  }
+  if (!*out) return status;
+  hv_status_free(status);
+  return HV_OK;
+}
+
+static hv_status choose_partial(const char *to, bool inside, hv_leftover leftover, char **out) {
+  if (leftover == HV_LEFTOVER_REMOVE) return clear_partials(to, inside, out);
+  *out = name_partial(to, inside, 1);
+  return *out ? HV_OK : hv_error_memory(to);
+}
+
 /* An empty directory that no other process has; those above are made. */
-static hv_status make_partial(const char *partial, hv_leftover leftover) {
-  if (leftover == HV_LEFTOVER_REMOVE) HV_TRY(hv_remove_tree(partial));
+static hv_status make_partial(const char *partial) {
   char *copy = strdup(partial);
   hv_status status = copy ? hv_make_directories(dirname(copy)) : hv_error_memory(partial);
   free(copy);
@@ -136,17 +177,14 @@ hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_director
   const char *to = target ? target : path;
   hv_status status = HV_OK;
   if (target && stat(target, &info) == 0 && S_ISDIR(info.st_mode)) HV_CHECK(hv_directory_is_empty(target, &empty));
-  partial = empty ? hv_path_join(to, partial_suffix) : with_suffix(to, partial_suffix);
-  if (!partial) {
-    status = hv_error_memory(path);
-    goto done;
-  }
-  HV_CHECK(make_partial(partial, leftover));
+  HV_CHECK(choose_partial(to, empty, leftover, &partial));
+  HV_CHECK(make_partial(partial));
   status = write(partial, context);
   if (!status) status = hv_sync_directory(partial);
   if (!status) status = empty ? move_entries(partial, to) : hv_replace_directory(partial, to);
   /* Once it has taken the place of `to`, the name may be another process's. */
-  if (status || empty) status = hv_status_first(status, hv_remove_tree(partial));
+  if (status) status = hv_status_first(status, hv_remove_tree(partial));
+  if (!status && empty) remove_former(partial, to);
 done:
   free(partial);
   free(target);

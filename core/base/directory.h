@@ -8,8 +8,9 @@
 #include "core/base/string_list.h"
 
 /* Puts the complete directory `fresh` in place of `path` (same file system): swapped in one atomic step where the file
- * system can, and what was there is removed. Where it cannot, `path` is gone for a moment and its old content lies in
- * `path`.old meanwhile. `fresh` is gone afterwards. */
+ * system can, and what was there is removed; a warning names what cannot be, which lies in `fresh` then. Where it
+ * cannot, `path` is gone for a moment and its old content lies in `path`.old meanwhile. Otherwise `fresh` is gone
+ * afterwards. */
 HV_NODISCARD hv_status hv_replace_directory(const char *fresh, const char *path);
 
 /* Fills an empty directory; its files are synced, the directory itself need not be. */
@@ -24,7 +25,8 @@ HV_NODISCARD hv_status hv_directory_is_empty(const char *path, bool *out);
  * it, or a person keep it. Only who shuts others out of the place, as a run does, can say that it is a leftover. */
 typedef enum hv_leftover { HV_LEFTOVER_REFUSE, HV_LEFTOVER_REMOVE } hv_leftover;
 
-/* Has `write` fill `path`.partial, syncs it and puts it in place of what `path` was. A directory that is there and
+/* Has `write` fill `path`.partial (or .partial-2, …, where a leftover cannot be removed), syncs it and puts it in place
+ * of what `path` was. A directory that is there and
  * empty stays, which may be a disk's top or lie where nothing may be written: it gets the content from a folder
  * .partial of its own, all but at once. A link is followed. After an error the old stands and nothing else is left.
  * Missing directories above are made. */

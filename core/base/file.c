@@ -2,7 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
+#include <fts.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -184,18 +184,20 @@ hv_status hv_sync_file(const char *path) {
   return status;
 }
 
-static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *walk) {
-  (void)info;
-  (void)type;
-  (void)walk;
-  return remove(path);
-}
-
+/* Whatever can be removed is; the error names the first entry that cannot. */
 hv_status hv_remove_tree(const char *path) {
-  if (nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS) != 0 && errno != ENOENT) {
-    return hv_error_errno(errno, "cannot remove %s", path);
+  char *const roots[] = {(char *)(uintptr_t)path, NULL};
+  FTS *walk = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
+  if (!walk && errno == ENOENT) return HV_OK;
+  if (!walk) return hv_error_errno(errno, "cannot remove %s", path);
+  hv_status status = HV_OK;
+  for (FTSENT *entry; (entry = fts_read(walk)) != NULL;) {
+    if (entry->fts_info == FTS_D || remove(entry->fts_path) == 0 || errno == ENOENT) continue;
+    int reason = entry->fts_info == FTS_DNR ? entry->fts_errno : errno;
+    status = hv_status_first(status, hv_error_errno(reason, "cannot remove %s", entry->fts_path));
   }
-  return HV_OK;
+  fts_close(walk);
+  return status;
 }
 
 bool hv_file_exists(const char *path) {
