@@ -353,6 +353,21 @@ static void ranks_skip_the_same_steps(void **state) {
   json_decref(shared);
 }
 
+/* An end that all come to at once, over gradients that are lost, costs none the checkpoint that they are writing. */
+static void ranks_that_end_together_complete_their_checkpoint(void **state) {
+  char name[64];
+  expect_ranks(2, 2,
+               run_of(*state, "shared",
+                      "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
+                      "--set train.diffusion_weight=1000000 --set train.steps=60 --set checkpoint.interval=1 "
+                      "--set watch.max_skipped=1"),
+               "1 steps in a row");
+  json_t *line = last_metrics(in_folder(*state, "shared"), "skipped");
+  snprintf(name, sizeof name, "checkpoints/step-%d/state.json", (int)number_in(line, "step") - 1);
+  assert_true(hv_file_exists(in_run(*state, "shared", name)));
+  json_decref(line);
+}
+
 /* One of two ranks is stopped three quarters of the time: more than the other can lose to whatever else the machine is
  * busy with. */
 static void a_slow_rank_is_told(void **state) {
@@ -416,6 +431,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_killed_rank_leaves_a_run_that_goes_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_rank_and_mpirun_killed_together_end_the_others, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_skip_the_same_steps, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(ranks_that_end_together_complete_their_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_rank_may_measure_more_slowly, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_keep_the_best_model, make_folder, remove_folder),

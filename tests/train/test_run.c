@@ -388,6 +388,28 @@ static void gives_up_on_gradients_that_are_not_finite(void **state) {
   free(steps);
 }
 
+/* The checkpoint that is still being written when the run ends over something else is there afterwards. */
+static void an_error_waits_for_the_checkpoint_under_way(void **state) {
+  int64_t *steps, last;
+  size_t count;
+  char *output;
+  int code = run_train("",
+                       run_arguments(*state, "run",
+                                     "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
+                                     "--set train.diffusion_weight=1000000 --set train.steps=60 "
+                                     "--set checkpoint.interval=1 --set watch.max_skipped=1"),
+                       &output);
+  assert_int_equal(code, 2);
+  json_t *line = last_metrics(in_folder(*state, "run"), "skip_reason");
+  last = (int64_t)number_in(line, "step");
+  json_decref(line);
+  assert_ok(hv_checkpoint_steps(in_folder(*state, "run"), &steps, &count));
+  assert_int_equal(count, 2);
+  if (steps[1] != last - 1) fail_msg("the newest is of step %d:\n%s", (int)steps[1], output);
+  free(steps);
+  free(output);
+}
+
 /* A checkpoint that is due after a step that changed nothing is of the next one that changes something. */
 static void puts_checkpoints_off_while_steps_are_skipped(void **state) {
   bool owed = false, put_off = false;
@@ -432,6 +454,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(refuses_bad_input, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(warns_of_a_gripper_that_prediction_cannot_give, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(gives_up_on_gradients_that_are_not_finite, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(an_error_waits_for_the_checkpoint_under_way, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(puts_checkpoints_off_while_steps_are_skipped, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

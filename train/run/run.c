@@ -311,12 +311,11 @@ static void close_run(run *self) {
   hv_run_card_close(self->card);
 }
 
-/* What is to be told of a run in its directory is of this one, which is still there. */
-static bool may_report(const run *self) {
+static bool is_in_place(const run *self) {
   hv_status moved = hv_run_card_check(self->card);
   bool there = !moved;
   hv_status_free(moved);
-  return self->began && self->leader && there;
+  return there;
 }
 
 /* When all is closed, so that the report tells of a run that has ended. No reason to call the run failed. */
@@ -480,6 +479,15 @@ static hv_status train(run *self, int *signal_number) {
   return hv_run_files_finish(self->files);
 }
 
+/* After an error: the checkpoint that is being written meanwhile is of sound steps. Ranks wait for it together, which
+ * they can where all know of the error; else the one that has it ends the others (hv_comm_abort). */
+static void keep_checkpoint(const run *self) {
+  if ((self->comm->size > 1 && !self->watch.lost) || !is_in_place(self)) return;
+  hv_status late = hv_run_files_settle(self->files);
+  if (late) hv_log_warning("%s", hv_status_message(late));
+  hv_status_free(late);
+}
+
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
   run self = {.config = config, .options = options, .comm = options->comm, .leader = options->comm->rank == 0};
   *signal_number = 0;
@@ -488,9 +496,12 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   hv_status status = open_run(&self, device);
   if (!status) status = measure_algorithms(&self);
   hv_comm_set_timeout(self.comm, config->parallel.timeout);
-  if (!status) status = train(&self, signal_number);
+  if (!status) {
+    status = train(&self, signal_number);
+    if (status) keep_checkpoint(&self);
+  }
   status = end_run(&self, status, *signal_number);
-  bool report = may_report(&self);
+  bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
   if (report) write_report(config->output);
   return status;

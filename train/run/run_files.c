@@ -351,6 +351,13 @@ hv_status hv_run_files_save_all(hv_run_files *files) {
   return patiently(files, save_all);
 }
 
+hv_status hv_run_files_settle(hv_run_files *files) {
+  if (files->phase != IDLE && files->comm->rank == 0) {
+    hv_log_info("the run ends when the checkpoint of step %lld is written", (long long)files->manifest.position.step);
+  }
+  return patiently(files, settle);
+}
+
 static hv_status finish(hv_run_files *files) {
   HV_TRY(settle(files));
   HV_TRY(save_all(files));

@@ -50,6 +50,10 @@ HV_NODISCARD hv_status hv_run_files_save_all(hv_run_files *files);
 double hv_run_files_report(const hv_run_files *files);
 HV_NODISCARD hv_status hv_run_files_advance(hv_run_files *files, double sum);
 
+/* Waits for what is being written, on all ranks: for a run that ends with an error which is not the checkpoint's, and
+ * which all ranks have come to. After an error of a checkpoint nothing is. */
+HV_NODISCARD hv_status hv_run_files_settle(hv_run_files *files);
+
 /* Waits for what is being written, and writes a checkpoint and the model of the trainer's step if that is not on disk.
  */
 HV_NODISCARD hv_status hv_run_files_finish(hv_run_files *files);

@@ -101,6 +101,7 @@ static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result
   HV_TRY(examine(watch, result->skipped));
   if (watch->skipped_in_row < watch->config->watch.max_skipped) return HV_OK;
   HV_TRY(hv_run_watch_report(watch, result, learning_rate, NULL));
+  watch->lost = true;
   return hv_error(HV_ERR_INPUT,
                   "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
                   "finite, or spikes; a lower optimizer.learning_rate may help; checkpoints that were due meanwhile "
