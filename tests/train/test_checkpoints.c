@@ -26,6 +26,23 @@ static void passes_over_a_checkpoint_without_its_parts(void **state) {
                "step-4/training.safetensors", "resumed from", "step-3", NULL);
 }
 
+/* What the system does not let be read, here for links that lead nowhere, may be whole the next time. */
+static void does_not_pass_over_what_cannot_be_read(void **state) {
+  static const char *const files[] = {"training.safetensors", "state.json"};
+  expect_train(0, run_arguments(*state, "run", ""), NULL);
+  for (int f = 0; f < 2; f++) {
+    char name[64];
+    snprintf(name, sizeof name, "checkpoints/step-6/%s", files[f]);
+    const char *path = in_run(*state, "run", name), *aside = in_folder(*state, "aside");
+    assert_int_equal(rename(path, aside), 0);
+    assert_int_equal(symlink(files[f], path), 0);
+    expect_train(2, run_arguments(*state, "run", "--resume --set train.steps=7"), "step 6 may be whole", files[f],
+                 "Too many levels of symbolic links", NULL);
+    assert_int_equal(rename(aside, path), 0);
+  }
+  expect_train(0, run_arguments(*state, "run", "--resume --set train.steps=7"), "resumed from", "step-6", NULL);
+}
+
 /* What versions before checksums wrote. */
 static void resumes_from_the_first_format(void **state) {
   expect_train(0, run_arguments(*state, "whole", ""), NULL);
@@ -48,7 +65,7 @@ static void resumes_from_the_first_format(void **state) {
   json_object_set_new(next, "format", json_integer(9));
   assert_ok(hv_json_save(in_run(*state, "run", "checkpoints/step-6/state.json"), next));
   json_decref(next);
-  expect_train(0, run_arguments(*state, "run", "--resume"), "format 9", "resumed from", "step-3", NULL);
+  expect_train(2, run_arguments(*state, "run", "--resume"), "the checkpoint of step 6 may be whole", "format 9", NULL);
 }
 
 /* The names of all that lies in a run's folder of checkpoints, in order. */
@@ -199,14 +216,14 @@ static void passes_over_a_manifest_that_cannot_be(void **state) {
                "step-2/state.json", "resumed from", "step-1", NULL);
 }
 
-/* Of a newer version, or on a disk that is failing: what the run has come to stays as it is. */
+/* On a disk that is failing: what the run has come to stays as it is. */
 static void a_run_without_a_whole_checkpoint_is_not_begun_anew(void **state) {
   static const char model[] = "model/model.safetensors";
   expect_train(0, run_arguments(*state, "run", ""), NULL);
   expect_train(0, run_arguments(*state, "same", ""), NULL);
-  set_in_manifest(*state, "run", 6, "format", 3);
+  set_in_manifest(*state, "run", 6, "format", 0);
   flip_a_bit(in_run(*state, "run", "checkpoints/step-3/training.safetensors"));
-  expect_train(2, run_arguments(*state, "run", "--resume --set train.steps=7"), "format 3",
+  expect_train(2, run_arguments(*state, "run", "--resume --set train.steps=7"), "format 0",
                "step-3/training.safetensors", "none of its checkpoints can be resumed from", NULL);
   assert_true(same_bytes(in_run(*state, "run", model), in_run(*state, "same", model)));
   json_t *last = last_metrics(in_folder(*state, "run"), "step");
@@ -366,6 +383,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(passes_over_a_changed_bit, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_a_checkpoint_without_its_parts, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_pass_over_what_cannot_be_read, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_a_manifest_that_cannot_be, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_run_without_a_whole_checkpoint_is_not_begun_anew, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(other_folders_are_let_alone, make_folder, remove_folder),

@@ -5,15 +5,24 @@
 
 #include "train/checkpoint/checkpoint_parts.h"
 
-/* Whether the checkpoint is whole, on all ranks; what this one finds is noted. */
+/* Whether the checkpoint is whole, on all ranks; what this one finds is noted. A run that went back over one that only
+ * could not be read would write over it later. */
 static hv_status examine(const char *run, hv_comm *comm, int64_t step, bool *whole, hv_text *damaged) {
   hv_manifest manifest;
   hv_status problem = hv_manifest_read(run, step, &manifest);
   if (!problem) problem = hv_checkpoint_verify(run, &manifest, comm->rank, comm->size);
+  double damages = problem && hv_status_code(problem) == HV_ERR_INPUT && manifest.format <= HV_CHECKPOINT_FORMAT;
   hv_manifest_free(&manifest);
-  double damages = problem ? 1 : 0;
-  if (problem) hv_text_add(damaged, "%s\n", hv_status_message(problem));
-  hv_status_free(problem);
+  if (damages > 0) {
+    hv_text_add(damaged, "%s\n", hv_status_message(problem));
+    hv_status_free(problem);
+    problem = HV_OK;
+  }
+  problem = hv_error_context(problem,
+                             "the checkpoint of step %lld may be whole and is not passed over (to go on from an older "
+                             "one, move it away)",
+                             (long long)step);
+  HV_TRY(hv_comm_agree(comm, "reading a checkpoint", problem));
   HV_TRY(hv_comm_sum(comm, "damaged checkpoints", &damages, 1));
   *whole = damages == 0;
   return HV_OK;

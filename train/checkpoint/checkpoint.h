@@ -12,7 +12,7 @@
 
 /* The newest checkpoint that is whole, *step = -1 where there is none: its files are read and held against their
  * checksums, each rank a part of them. Newer ones in which this rank found damage are named in `damaged`, one a line.
- */
+ * One that cannot be read, or is of a newer format, may be whole: that is an error. */
 HV_NODISCARD hv_status hv_checkpoint_find(const char *run, hv_comm *comm, int64_t *step, hv_text *damaged);
 
 /* Reads it into parameters, optimizer and averages. One that belongs to another model or dtype is HV_ERR_INPUT. */

@@ -17,7 +17,7 @@
 /* Ranks tell one another numbers as doubles. */
 static const int64_t MOST_COUNTED = (int64_t)1 << 53;
 
-enum { FORMAT = 2, FORMAT_WITHOUT_DIGESTS = 1, FILE_PATH = HV_CHECKPOINT_PATH + HV_CHECKPOINT_NAME + 1 };
+enum { FORMAT_WITHOUT_DIGESTS = 1, FILE_PATH = HV_CHECKPOINT_PATH + HV_CHECKPOINT_NAME + 1 };
 
 hv_status hv_checkpoint_path(const char *run, int64_t step, const char *suffix, char path[HV_CHECKPOINT_PATH]) {
   int length = snprintf(path, HV_CHECKPOINT_PATH, "%s/checkpoints/step-%" PRId64 "%s", run, step, suffix);
@@ -111,8 +111,8 @@ static hv_status write_manifest(const char *directory, const hv_manifest *manife
   snprintf(path, sizeof path, "%s/state.json", directory);
   const hv_run_position *position = &manifest->position;
   json_t *state = json_pack(
-      "{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o, s:o}", "format", FORMAT, "version", HVLA_VERSION,
-      "step", (json_int_t)position->step, "updates", (json_int_t)position->updates, "samples",
+      "{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o, s:o}", "format", HV_CHECKPOINT_FORMAT, "version",
+      HVLA_VERSION, "step", (json_int_t)position->step, "updates", (json_int_t)position->updates, "samples",
       (json_int_t)position->samples, "seed", (json_int_t)position->seed, "ranks", manifest->ranks, "sharding",
       manifest->sharding, "dtype", hv_dtype_name(manifest->dtype), "parameters", (json_int_t)manifest->parameters,
       "means", format_means(&position->means), "best", format_best(&position->best), "files", format_files(manifest));
@@ -174,9 +174,16 @@ static hv_status parse_files(const char *path, const json_t *files, hv_manifest 
   return HV_OK;
 }
 
+static hv_status refuse_format(const char *path, int64_t format) {
+  return hv_error(HV_ERR_INPUT, "%s: format %lld; this program reads formats 1 to %d", path, (long long)format,
+                  HV_CHECKPOINT_FORMAT);
+}
+
 static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *out) {
   json_int_t format, step, updates, samples, seed, parameters, ranks = 1;
   const char *dtype, *sharding = "";
+  out->format = json_integer_value(json_object_get(state, "format"));
+  if (out->format > HV_CHECKPOINT_FORMAT) return refuse_format(path, out->format);
   if (json_unpack(state, "{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s?I, s?s}", "format", &format, "step", &step, "updates",
                   &updates, "samples", &samples, "seed", &seed, "dtype", &dtype, "parameters", &parameters, "ranks",
                   &ranks, "sharding", &sharding) != 0) {
@@ -184,10 +191,7 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
                     "%s: not the state of a run: format, step, updates, samples, seed, dtype and parameters are needed",
                     path);
   }
-  if (format != FORMAT && format != FORMAT_WITHOUT_DIGESTS) {
-    return hv_error(HV_ERR_INPUT, "%s: format %lld; this program reads formats 1 to %d", path, (long long)format,
-                    FORMAT);
-  }
+  if (format != HV_CHECKPOINT_FORMAT && format != FORMAT_WITHOUT_DIGESTS) return refuse_format(path, format);
   if (ranks < 1 || ranks > HV_CHECKPOINT_RANKS) {
     return hv_error(HV_ERR_INPUT, "%s: ranks is not a number from 1 to %d", path, HV_CHECKPOINT_RANKS);
   }
@@ -196,7 +200,6 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
                     "%s: no run stands at step %lld after %lld updates and %lld samples, with %lld parameters", path,
                     (long long)step, (long long)updates, (long long)samples, (long long)parameters);
   }
-  out->format = format;
   out->position = (hv_run_position){.step = step, .updates = updates, .samples = samples, .seed = seed};
   HV_TRY(parse_best(path, json_object_get(state, "best"), &out->position.best));
   HV_TRY(parse_means(path, json_object_get(state, "means"), &out->position.means));
@@ -204,7 +207,13 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   out->parameters = parameters;
   snprintf(out->sharding, sizeof out->sharding, "%s", sharding);
   if (!read_dtype(dtype, &out->dtype)) return hv_error(HV_ERR_INPUT, "%s: dtype %s is unknown", path, dtype);
-  return format == FORMAT ? parse_files(path, json_object_get(state, "files"), out) : HV_OK;
+  return format == HV_CHECKPOINT_FORMAT ? parse_files(path, json_object_get(state, "files"), out) : HV_OK;
+}
+
+/* HV_ERR_INPUT where a file is missing, which a file that the system refuses to read is not. */
+static hv_status require_file(const char *path) {
+  if (access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR)) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s is missing", path);
 }
 
 hv_status hv_manifest_read(const char *run, int64_t step, hv_manifest *out) {
@@ -213,6 +222,7 @@ hv_status hv_manifest_read(const char *run, int64_t step, hv_manifest *out) {
   *out = (hv_manifest){0};
   HV_TRY(hv_checkpoint_path(run, step, "", directory));
   snprintf(path, sizeof path, "%s/state.json", directory);
+  HV_TRY(require_file(path));
   HV_TRY(hv_json_load(path, &state));
   hv_status status = parse_manifest(path, state, out);
   json_decref(state);
@@ -247,6 +257,7 @@ hv_status hv_checkpoint_verify(const char *run, const hv_manifest *manifest, int
   for (int32_t r = part; r < manifest->ranks; r += parts) {
     hv_checkpoint_file_name(r, manifest->ranks, name);
     snprintf(path, sizeof path, "%s/%s", directory, name);
+    HV_TRY(require_file(path));
     if (manifest->digests) {
       HV_TRY(verify_file(path, &manifest->digests[r]));
     } else {

@@ -16,6 +16,7 @@
 #include "train/run/best.h"
 #include "train/spike_rule.h"
 
+enum { HV_CHECKPOINT_FORMAT = 2 /* that is written; older ones are read */ };
 enum { HV_CHECKPOINT_PATH = 4096, HV_CHECKPOINT_NAME = 64, HV_CHECKPOINT_RANKS = 1024 /* most that write one */ };
 
 /* Where a run stands. */
@@ -29,7 +30,7 @@ typedef struct hv_run_position {
 } hv_run_position;
 
 typedef struct hv_manifest {
-  int64_t format; /* set by hv_manifest_read */
+  int64_t format; /* set by hv_manifest_read, after an error too where it could be told */
   hv_run_position position;
   int32_t ranks;           /* that wrote it, a file each */
   hv_dtype dtype;          /* of the parameters */
@@ -54,11 +55,13 @@ HV_NODISCARD hv_status hv_checkpoint_publish(const char *run, const hv_manifest 
 /* Removes what hv_checkpoint_begin began. */
 HV_NODISCARD hv_status hv_checkpoint_abandon(const char *run, int64_t step);
 
-/* The manifest of step-N; freed by the caller, after an error too. */
+/* The manifest of step-N; freed by the caller, after an error too. HV_ERR_INPUT: it is missing or broken, or of a newer
+ * format. */
 HV_NODISCARD hv_status hv_manifest_read(const char *run, int64_t step, hv_manifest *out);
 void hv_manifest_free(hv_manifest *manifest); /* leaves it empty */
 
-/* Holds the files part, part + parts, … against the manifest: they are there, complete and unchanged. */
+/* Holds the files part, part + parts, … against the manifest: they are there, complete and unchanged, else it is
+ * HV_ERR_INPUT. */
 HV_NODISCARD hv_status hv_checkpoint_verify(const char *run, const hv_manifest *manifest, int32_t part, int32_t parts);
 
 /* A checkpoint that is open for reading. */
