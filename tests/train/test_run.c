@@ -178,6 +178,27 @@ static void does_not_overwrite_a_run(void **state) {
   expect_train(0, run_arguments(*state, "fresh", "--resume --set train.steps=3"), "starting anew", NULL);
 }
 
+/* Before the first step, not at the first checkpoint; an empty directory, or a link to one, is taken. */
+static void a_place_that_takes_no_model_is_told_at_the_start(void **state) {
+  static const char *const names[] = {"model", "best"};
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  assert_ok(hv_make_directories(in_folder(*state, "disk")));
+  for (int n = 0; n < 2; n++) {
+    const char *path = in_run(*state, "run", names[n]);
+    write_text(path, "mine");
+    expect_train(2, run_arguments(*state, "run", "--set data.valid_split=valid"), names[n], "is no directory", NULL);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(symlink("nowhere", path), 0);
+    expect_train(2, run_arguments(*state, "run", "--set data.valid_split=valid --resume"), names[n], "is no directory",
+                 NULL);
+    assert_int_equal(unlink(path), 0);
+  }
+  assert_false(hv_file_exists(in_run(*state, "run", "metrics.jsonl")));
+  assert_int_equal(symlink("../disk", in_run(*state, "run", "model")), 0);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  assert_true(hv_file_exists(in_run(*state, "disk", "model.safetensors")));
+}
+
 /* Whatever is due first, a line of metrics or a checkpoint, finds that the directory is another one, and lets it be. */
 static void a_run_whose_directory_was_moved_ends(void **state) {
   static const char *const due[] = {"--set checkpoint.interval=0", "--set log_interval=100000"};
@@ -445,6 +466,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(ignores_half_written_checkpoints, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_trace_that_cannot_be_written_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_overwrite_a_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_place_that_takes_no_model_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_run_whose_directory_was_moved_ends, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_has_changed, make_folder, remove_folder),

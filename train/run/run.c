@@ -5,9 +5,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/base/build_commit.h"
 #include "core/base/clock.h"
+#include "core/base/directory.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/hybridvla/schedule.h"
@@ -116,11 +118,29 @@ done:
   return status;
 }
 
+/* What would fail at the first checkpoint only, after many steps: what lies there, if anything, must be a directory. */
+static hv_status check_place(const char *output, const char *name) {
+  char *path = hv_path_join(output, name);
+  struct stat link, target;
+  if (!path) return hv_error_memory("a path");
+  bool wrong = lstat(path, &link) == 0 && (stat(path, &target) != 0 || !S_ISDIR(target.st_mode));
+  hv_status status = HV_OK;
+  if (wrong) {
+    status =
+        hv_error(HV_ERR_INPUT, "%s is no directory, and the run's %s is to be written there; move it away", path, name);
+  }
+  free(path);
+  return status;
+}
+
 /* No other run begins in this directory from here on, and one that is not resumed finds no checkpoints. */
 static hv_status take_directory(run *self) {
   int64_t *steps;
   size_t count;
   HV_TRY(hv_run_card_open(self->config->output, &self->card));
+  HV_TRY(check_place(self->config->output, "model"));
+  bool keeps_best = self->config->data.valid_split && self->config->validation.keep_best;
+  if (keeps_best) HV_TRY(check_place(self->config->output, "best"));
   if (self->options->resume) return HV_OK;
   HV_TRY(hv_checkpoint_steps(self->config->output, &steps, &count));
   free(steps);
@@ -146,9 +166,10 @@ static hv_status check_fresh(const run *self) {
   }
   char *model = hv_path_join(output, "model");
   if (!model) return hv_error_memory("a path");
-  bool found = hv_file_exists(model);
+  bool empty = true; /* as the top of a disk is that the model is to lie on */
+  hv_status status = hv_file_exists(model) ? hv_directory_is_empty(model, &empty) : HV_OK;
   free(model);
-  if (!found) return HV_OK;
+  if (status || empty) return status;
   return hv_error(HV_ERR_INPUT,
                   "%s holds a model and no checkpoint: a run that begins there would replace it; move %s/model away, "
                   "or choose another output",
