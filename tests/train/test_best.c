@@ -83,7 +83,9 @@ static void keeps_the_best_model(void **state) {
   }
 }
 
-/* A run that was killed after the checkpoint and before the copy makes up for it. */
+/* A run that was killed after the checkpoint and before the copy makes up for it; so does one whose best.json is
+ * broken.
+ */
 static void restores_the_best_model(void **state) {
   char rest[512];
   snprintf(rest, sizeof rest, "%s --set train.steps=2", measured);
@@ -92,6 +94,9 @@ static void restores_the_best_model(void **state) {
   assert_int_equal(unlink(in_run(*state, "run", "best.json")), 0);
   snprintf(rest, sizeof rest, "%s --set train.steps=2 --resume", measured);
   expect_train(0, run_of(*state, "run", rest), NULL);
+  assert_best(*state, "run", 2);
+  write_text(in_run(*state, "run", "best.json"), "{\"step\": ");
+  expect_train(0, run_of(*state, "run", rest), "written anew", "best.json is not valid JSON", NULL);
   assert_best(*state, "run", 2);
   assert_true(
       same_bytes(in_run(*state, "run", "best/model.safetensors"), in_run(*state, "run", "model/model.safetensors")));
