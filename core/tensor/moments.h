@@ -9,13 +9,13 @@
  * - A v that became 0 beside an m that did not would make a step of m / eps (Li et al., "Memory Efficient Optimizers
  * with 4-bit States", arXiv 2309.01507, section 4.1). Code 0 is kept for v = 0; a smaller v than code 1 is raised to
  * it.
- * - An update that moves a moment by less than half a code's width is lost each time by rounding to nearest: that of v,
- *   which β2 = 0.999 moves by a thousandth, and that of an m small in its block, which would never decay beside a v
- * that does (from code 9 down, at β1 = 0.9). So codes are rounded up or down by turns, up as often as the value lies
- * near the upper one: by a Weyl sequence (multiples of the golden ratio modulo 1) of the number of the update, shifted
- * for each element of the block. It depends on nothing else, so that a run repeats, and resumes, exactly. An element's
- * m and v take one turn, since what is rounded the same way disturbs their ratio least. C and CUDA include this header.
- */
+ * - An update that moves a moment by less than half a code's width is lost each time by rounding to nearest: that of
+ *   v, which β2 = 0.999 moves by a thousandth, and that of an m small in its block, which would never decay beside a
+ *   v that does (from code 9 down, at β1 = 0.9). So codes are rounded up or down by turns, up as often as the value
+ *   lies near the upper one: by a Weyl sequence (multiples of the golden ratio modulo 1) of the number of the update,
+ *   shifted for each element of the block. It depends on nothing else, so that a run repeats, and resumes, exactly. An
+ *   element's m and v take one turn, since what is rounded the same way disturbs their ratio least.
+ * C and CUDA include this header. */
 #ifndef HV_TENSOR_MOMENTS_H
 #define HV_TENSOR_MOMENTS_H
 
