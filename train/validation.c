@@ -32,7 +32,7 @@ typedef struct measurement {
   double *mean_action;       /* [A] */
 } measurement;
 
-/* What a robot would do with the model's output. */
+/* What a robot would do with one number of the model's output. */
 static double as_executed(const measurement *m, int32_t dim, double value) {
   if (m->gripper[dim]) return value >= 0.5 ? 1.0 : 0.0;
   return fmin(fmax(value, -1.0), 1.0);
@@ -49,15 +49,46 @@ static void add_errors(const measurement *m, hv_predictor predictor, const doubl
   }
 }
 
-static void execute(const measurement *m, const float *output, double *out) {
-  int32_t dims = m->model->action_dim;
-  for (int32_t i = 0; i < m->model->action_chunk * dims; i++) out[i] = as_executed(m, i % dims, (double)output[i]);
+/* What a robot would do with a head's output. Of one that is not finite hvla_predict gives it nothing: false, all NaN.
+ */
+static bool execute(const measurement *m, const float *output, double confidence, double *out) {
+  int32_t dims = m->model->action_dim, values = m->model->action_chunk * dims;
+  bool finite = isfinite(confidence);
+  for (int32_t i = 0; i < values; i++) finite = finite && isfinite(output[i]);
+  for (int32_t i = 0; i < values; i++) out[i] = finite ? as_executed(m, i % dims, (double)output[i]) : NAN;
+  return finite;
+}
+
+/* Adds the errors of one frame's prediction. */
+static void compare(measurement *m, const hv_policy_result *result, const hv_batch *batch, int32_t sample,
+                    hv_validation *out) {
+  int32_t chunk = m->model->action_chunk, dims = m->model->action_dim, values = chunk * dims;
+  double *diffusion = m->action, *autoregressive = m->action + values, *other = m->action + 2 * values;
+  bool finite = true;
+  if (result->diffusion) {
+    finite = execute(m, result->diffusion, 1, diffusion);
+    add_errors(m, HV_PREDICT_DIFFUSION, diffusion, batch, sample, out);
+  }
+  if (result->autoregressive) {
+    finite = execute(m, result->autoregressive, result->confidence, autoregressive) && finite;
+    add_errors(m, HV_PREDICT_AUTOREGRESSIVE, autoregressive, batch, sample, out);
+  }
+  if (result->diffusion && result->autoregressive) {
+    m->averaged += hv_ensemble(diffusion, autoregressive, result->confidence, m->data->config->validation.theta, chunk,
+                               dims, m->gripper, other);
+    for (int32_t i = 0; i < values && !finite; i++) other[i] = NAN; /* a gripper of both would be a number */
+    add_errors(m, HV_PREDICT_ENSEMBLE, other, batch, sample, out);
+  }
+  for (int32_t i = 0; i < values; i++) other[i] = m->mean_action[i % dims];
+  add_errors(m, HV_PREDICT_MEAN_ACTION, other, batch, sample, out);
+  for (int32_t h = 0; h < chunk; h++) m->counted += !batch->action_mask || batch->action_mask[sample * chunk + h];
+  out->not_finite += !finite;
+  out->predictions++;
 }
 
 static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t sample, hv_validation *out) {
   const hv_batch *batch = &loaded->batch;
   const hv_config *model = m->model;
-  int32_t chunk = model->action_chunk, dims = model->action_dim, values = chunk * dims;
   int64_t pixels = (int64_t)model->num_cameras * model->vision[0].image_size * model->vision[0].image_size * 3;
   hv_observation observation = {.images = batch->images + sample * pixels,
                                 .prompt_ids = batch->prompt_ids + (int64_t)sample * batch->prompt_stride,
@@ -68,25 +99,7 @@ static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t 
   hv_policy_draws draws = {.seed = validation_seed(m->trainer->seed), .step = (uint64_t)loaded->frames[sample]};
   hv_policy_result result;
   HV_TRY(hv_policy_predict(m->policy, &observation, &draws, &result));
-
-  double *diffusion = m->action, *autoregressive = m->action + values, *other = m->action + 2 * values;
-  if (result.diffusion) {
-    execute(m, result.diffusion, diffusion);
-    add_errors(m, HV_PREDICT_DIFFUSION, diffusion, batch, sample, out);
-  }
-  if (result.autoregressive) {
-    execute(m, result.autoregressive, autoregressive);
-    add_errors(m, HV_PREDICT_AUTOREGRESSIVE, autoregressive, batch, sample, out);
-  }
-  if (result.diffusion && result.autoregressive) {
-    m->averaged += hv_ensemble(diffusion, autoregressive, result.confidence, m->data->config->validation.theta, chunk,
-                               dims, m->gripper, other);
-    add_errors(m, HV_PREDICT_ENSEMBLE, other, batch, sample, out);
-  }
-  for (int32_t i = 0; i < values; i++) other[i] = m->mean_action[i % dims];
-  add_errors(m, HV_PREDICT_MEAN_ACTION, other, batch, sample, out);
-  for (int32_t h = 0; h < chunk; h++) m->counted += !batch->action_mask || batch->action_mask[sample * chunk + h];
-  out->predictions++;
+  compare(m, &result, batch, sample, out);
   return HV_OK;
 }
 

@@ -21,10 +21,11 @@ typedef enum hv_predictor {
 const char *hv_predictor_name(hv_predictor predictor);
 
 /* Mean absolute errors in normalised units, of what a robot would do: values clipped to [−1, 1], grippers snapped;
- * steps past an episode's end are left out. */
+ * steps past an episode's end are left out. NaN where a prediction is not finite, of which a robot gets none. */
 typedef struct hv_validation {
   int64_t frames;                       /* of the loss */
   int64_t predictions;                  /* frames of the errors */
+  int64_t not_finite;                   /* of the predictions */
   double loss, loss_diffusion, loss_ce; /* means over the split, with K draws of noise a frame */
   bool present[HV_PREDICTORS];          /* a model without a head has no figures for it */
   double error[HV_PREDICTORS];          /* mean over all dimensions */

@@ -132,34 +132,54 @@ static void a_start_that_is_never_beaten_is_told(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
 }
 
-/* Gives the noise head of a model a bias whose square is more than FP32 holds. */
-static void spoil(const char *model) {
+/* Gives the noise head of a model a bias. */
+static void spoil(const char *model, float value) {
   hv_safetensors *file;
   const hv_file_tensor *bias;
   hv_mapping bytes;
-  float huge = 1e30f;
   assert_ok(hv_safetensors_open(model, &file));
   assert_ok(hv_safetensors_require(file, "final_layer.mlp.fc2.bias", &bias));
   assert_ok(hv_map_file(model, &bytes));
   const uint8_t *at = memmem(bytes.data, bytes.size, bias->data, bias->size);
   assert_non_null(at);
   int fd = open(model, O_WRONLY);
-  assert_int_equal(pwrite(fd, &huge, sizeof huge, at - bytes.data), sizeof huge);
+  assert_int_equal(pwrite(fd, &value, sizeof value, at - bytes.data), sizeof value);
   close(fd);
   hv_unmap(&bytes);
   hv_safetensors_close(file);
 }
 
+/* The square of its bias is more than FP32 holds. */
 static void a_figure_that_never_is_finite_is_told(void **state) {
   char rest[1024];
   expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
-  spoil(in_run(*state, "first", "model/model.safetensors"));
+  spoil(in_run(*state, "first", "model/model.safetensors"), 1e30f);
   snprintf(rest, sizeof rest,
            "--set train.steps=50 --set init_from='%s' --set 'model={}' --set validation.interval=1 "
            "--set validation.patience=2 --set validation.at_start=true",
            in_run(*state, "first", "model"));
   expect_train(0, run_of(*state, "run", rest), "stopped early after step 1",
                "held_out_loss was not finite in 2 measurements", NULL);
+}
+
+/* A model of which a robot would get no action has no errors, and is nobody's best. Its tokens are as they were. */
+static void a_prediction_that_is_not_finite_has_no_error(void **state) {
+  static const char *const lost[] = {"error_diffusion", "error_ensemble"};
+  char rest[1024];
+  expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
+  spoil(in_run(*state, "first", "model/model.safetensors"), NAN);
+  snprintf(rest, sizeof rest,
+           "--set train.steps=1 --set init_from='%s' --set 'model={}' --set validation.metric=error_ensemble",
+           in_run(*state, "first", "model"));
+  expect_train(0, run_of(*state, "run", rest), "3 of 3 held-out predictions are not finite", NULL);
+  json_t *line = last_metrics(in_folder(*state, "run"), "held_out_loss");
+  assert_non_null(line);
+  for (int i = 0; i < 2; i++) assert_true(json_is_null(json_object_get(line, lost[i])));
+  assert_true(number_in(line, "error_autoregressive") > 0);
+  assert_true(number_in(line, "error_mean_action") > 0);
+  json_decref(line);
+  assert_false(hv_file_exists(in_run(*state, "run", "best")));
+  assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
 }
 
 static void refuses_to_wait_for_nothing(void **state) {
@@ -231,6 +251,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_start_that_is_never_beaten_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_figure_that_never_is_finite_is_told, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_prediction_that_is_not_finite_has_no_error, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_to_wait_for_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(measures_the_start_of_a_new_run_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_resumed_measured_and_saved, make_folder, remove_folder),
