@@ -47,7 +47,7 @@ typedef enum cached { CACHE_ABSENT, CACHE_FILLING, CACHE_READY } cached;
 struct hv_loader {
   const hv_demonstrations *demonstrations;
   hv_config config;
-  hv_loader_options options;     /* ranks and global_batch filled in; of the pointers only prompts is followed later */
+  hv_loader_options options;     /* what they leave open filled in; of the pointers only prompts is followed later */
   int64_t frames;                /* n */
   float *actions, *state;        /* normalised: [n, A], [n, S] */
   float *neutral;                /* [A] what a relative dimension holds past the end */
@@ -72,7 +72,7 @@ struct hv_loader {
 
 static int64_t frame_of(const hv_loader *loader, uint64_t sample) {
   uint64_t n = (uint64_t)loader->frames;
-  if (loader->options.sequential) return (int64_t)sample;
+  if (loader->options.sequential) return (int64_t)(sample * n / (uint64_t)loader->options.samples);
   return hv_sample_order(loader->options.seed, sample / n, loader->frames, (int64_t)(sample % n));
 }
 
@@ -175,7 +175,7 @@ static void schedule(hv_loader *loader, batch_slot *slot, uint64_t number) {
   uint64_t parts = share / (uint64_t)options->batch;
   uint64_t base = options->first_sample + number / parts * (uint64_t)options->global_batch;
   uint64_t first = base + (uint64_t)options->rank * share + number % parts * (uint64_t)options->batch;
-  uint64_t end = options->sequential ? (uint64_t)loader->frames : UINT64_MAX;
+  uint64_t end = options->sequential ? (uint64_t)options->samples : UINT64_MAX;
   slot->number = number;
   slot->scheduled = base < end;
   if (!slot->scheduled) return;
@@ -192,6 +192,10 @@ static void schedule(hv_loader *loader, batch_slot *slot, uint64_t number) {
     slot->frames[i] = frame_of(loader, first + (uint64_t)i);
     hv_thread_pool_submit(loader->pool, &slot->jobs[i].job);
   }
+}
+
+int64_t hv_loader_samples(const hv_loader *loader) {
+  return loader->options.samples;
 }
 
 hv_status hv_loader_next(hv_loader *loader, const hv_loader_batch **out) {
@@ -251,7 +255,8 @@ static hv_status check_options(const hv_demonstrations *d, const hv_loader_optio
 }
 
 /* Fills in what options leave open; a global batch must be the same number of batches on every rank. */
-static hv_status settle_batches(hv_loader_options *options) {
+static hv_status settle_batches(hv_loader_options *options, int64_t frames) {
+  if (options->samples < 1 || options->samples > frames) options->samples = frames;
   if (options->ranks == 0) options->ranks = 1;
   if (options->ranks < 1 || options->rank < 0 || options->rank >= options->ranks) {
     return hv_error(HV_ERR_INPUT, "rank %d of %d does not exist", options->rank, options->ranks);
@@ -405,7 +410,7 @@ hv_status hv_loader_open(const hv_demonstrations *demonstrations, const hv_loade
   size_t side = (size_t)options->config->vision[0].image_size;
   loader->image_bytes = side * side * 3;
   hv_status status = HV_OK;
-  HV_CHECK(settle_batches(&loader->options));
+  HV_CHECK(settle_batches(&loader->options, loader->frames));
   HV_CHECK(prepare_numbers(loader, options));
   HV_CHECK(prepare_scratch(loader));
   HV_CHECK(prepare_cache(loader));

@@ -26,7 +26,8 @@ typedef struct hv_loader_options {
   int32_t global_batch; /* G, a multiple of ranks · B; 0: B · ranks */
   int32_t rank, ranks;  /* ranks 0 counts as 1 */
   uint64_t seed;
-  bool sequential;       /* the frames once, in their order, for validation; no seed */
+  bool sequential; /* the frames once, in their order, for validation; no seed */
+  int64_t samples; /* of a sequential pass: as many of the frames, evenly spread; 0, or more than there are: all */
   uint64_t first_sample; /* where to begin, a multiple of G */
   int32_t threads;       /* that read; >= 1 */
   int32_t read_ahead;    /* batches that may wait, read; >= 1 */
@@ -48,6 +49,9 @@ typedef struct hv_loader hv_loader;
 HV_NODISCARD hv_status hv_loader_open(const hv_demonstrations *demonstrations, const hv_loader_options *options,
                                       hv_loader **out);
 void hv_loader_close(hv_loader *loader); /* NULL is allowed */
+
+/* How many frames a sequential pass has. */
+int64_t hv_loader_samples(const hv_loader *loader);
 
 /* The next batch, waiting for it if need be. It stays until it is released, and with it everything it points to.
  * Sequential: a batch may be short or, on a rank that has none of the last global batch, have 0 samples; *out is NULL

@@ -24,7 +24,6 @@ typedef struct measurement {
   hv_policy *policy;
   hv_loader *loader;
   hv_progress *progress;
-  int64_t stride, seen;      /* every stride-th frame is predicted; frames seen so far */
   int64_t averaged, counted; /* predictions where the ensemble averaged; action steps compared */
   double loss[2], weight[2]; /* sums over values, and the numbers of values */
   double *action;            /* [H A]: scratch */
@@ -83,7 +82,6 @@ static void compare(measurement *m, const hv_policy_result *result, const hv_bat
   add_errors(m, HV_PREDICT_MEAN_ACTION, other, batch, sample, out);
   for (int32_t h = 0; h < chunk; h++) m->counted += !batch->action_mask || batch->action_mask[sample * chunk + h];
   out->not_finite += !finite;
-  out->predictions++;
 }
 
 static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t sample, hv_validation *out) {
@@ -135,14 +133,12 @@ static hv_status measure_batches(measurement *m, hv_validation *out) {
   double start = hv_clock_seconds();
   for (;;) {
     const hv_loader_batch *loaded;
-    hv_progress_work(m->progress, "held-out frames", out->frames, hv_demonstrations_frames(m->data->valid),
+    hv_progress_work(m->progress, "held-out frames", out->frames, hv_loader_samples(m->loader),
                      hv_clock_seconds() - start);
     HV_TRY(hv_loader_next(m->loader, &loaded));
     if (!loaded) return HV_OK;
     hv_status status = loaded->batch.samples > 0 ? measure_loss(m, loaded) : HV_OK;
-    for (int32_t s = 0; s < loaded->batch.samples && !status; s++) {
-      if (m->seen++ % m->stride == 0) status = predict(m, loaded, s, out);
-    }
+    for (int32_t s = 0; s < loaded->batch.samples && !status; s++) status = predict(m, loaded, s, out);
     out->frames += loaded->batch.samples;
     hv_loader_release(m->loader, loaded);
     if (status) return status;
@@ -151,8 +147,6 @@ static hv_status measure_batches(measurement *m, hv_validation *out) {
 
 static hv_status open_measurement(measurement *m) {
   const hv_config *model = m->model;
-  int64_t frames = hv_demonstrations_frames(m->data->valid), wanted = m->data->config->validation.samples;
-  m->stride = wanted > 0 && wanted < frames ? (frames + wanted - 1) / wanted : 1;
   size_t dims = (size_t)model->action_dim;
   m->action = calloc(3 * dims * (size_t)model->action_chunk, sizeof *m->action);
   m->gripper = calloc(dims, sizeof *m->gripper);
@@ -176,7 +170,7 @@ static void finish(const measurement *m, hv_validation *out) {
   out->loss_diffusion = m->weight[0] > 0 ? m->loss[0] / m->weight[0] : 0;
   out->loss_ce = m->weight[1] > 0 ? m->loss[1] / m->weight[1] : 0;
   out->loss = weights->diffusion * out->loss_diffusion + weights->ce * out->loss_ce;
-  out->ensemble_rate = out->predictions > 0 ? (double)m->averaged / (double)out->predictions : 0;
+  out->ensemble_rate = out->frames > 0 ? (double)m->averaged / (double)out->frames : 0;
   for (int p = 0; p < HV_PREDICTORS; p++) {
     for (int32_t d = 0; d < out->action_dim; d++) {
       out->dims[p][d] /= (double)(m->counted > 0 ? m->counted : 1);

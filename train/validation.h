@@ -23,10 +23,9 @@ const char *hv_predictor_name(hv_predictor predictor);
 /* Mean absolute errors in normalised units, of what a robot would do: values clipped to [−1, 1], grippers snapped;
  * steps past an episode's end are left out. NaN where a prediction is not finite, of which a robot gets none. */
 typedef struct hv_validation {
-  int64_t frames;                       /* of the loss */
-  int64_t predictions;                  /* frames of the errors */
+  int64_t frames;                       /* that were measured, each with one prediction */
   int64_t not_finite;                   /* of the predictions */
-  double loss, loss_diffusion, loss_ce; /* means over the split, with K draws of noise a frame */
+  double loss, loss_diffusion, loss_ce; /* means over the frames, with K draws of noise each */
   bool present[HV_PREDICTORS];          /* a model without a head has no figures for it */
   double error[HV_PREDICTORS];          /* mean over all dimensions */
   double dims[HV_PREDICTORS][HV_MAX_ERROR_DIMS];

@@ -352,6 +352,31 @@ static void sequential_ranks_end_together(void **state) {
   assert_int_equal(samples, f->n);
 }
 
+/* As many frames as are wanted, no two of them the same, and none that is not wanted. */
+static void a_sequential_pass_may_be_of_some_frames(void **state) {
+  const fixture *f = *state;
+  const int64_t wanted[] = {1, 7, f->n - 1, f->n, f->n + 1};
+  hv_loader_options options = options_of(f);
+  options.sequential = true;
+  options.batch = 4;
+  for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+    int64_t expected = wanted[i] < f->n ? wanted[i] : f->n, count = 0;
+    options.samples = wanted[i];
+    hv_loader *loader;
+    assert_ok(hv_loader_open(f->demonstrations, &options, &loader));
+    assert_int_equal(hv_loader_samples(loader), expected);
+    for (const hv_loader_batch *batch; (batch = next_batch(loader)); hv_loader_release(loader, batch)) {
+      int64_t steps = 0;
+      for (int32_t s = 0; s < batch->batch.samples; s++) assert_int_equal(batch->frames[s], count++ * f->n / expected);
+      for (int v = 0; v < batch->batch.samples * f->config.action_chunk; v++) steps += batch->batch.action_mask[v];
+      assert_int_equal(batch->global_samples, batch->batch.samples);
+      assert_int_equal(batch->global_steps, steps);
+    }
+    assert_int_equal(count, expected);
+    hv_loader_close(loader);
+  }
+}
+
 static void letterbox_pads_in_the_mean_colour(void **state) {
   const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
@@ -482,6 +507,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(pixels_are_the_resized_frames, enter, leave),
       cmocka_unit_test_setup_teardown(chunks_are_filled_past_the_end, enter, leave),
       cmocka_unit_test_setup_teardown(sequential_ranks_end_together, enter, leave),
+      cmocka_unit_test_setup_teardown(a_sequential_pass_may_be_of_some_frames, enter, leave),
       cmocka_unit_test_setup_teardown(letterbox_pads_in_the_mean_colour, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(episodes_have_their_own_size_and_prompt, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(unreadable_frames_are_named, make_folder, remove_folder),

@@ -8,7 +8,7 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 
-enum { DIMS = 7, CHUNK = 2, STATE = 9, SIDE = 84, STRIDE = 11, PREDICTIONS = 8, GRIPPER = 6, SEED = 5 };
+enum { DIMS = 7, CHUNK = 2, STATE = 9, SIDE = 84, FRAMES = 88, PREDICTIONS = 50, GRIPPER = 6, SEED = 5 };
 
 static const char *const episodes[] = {"demo_10", "demo_11"}; /* the split "valid", in its order */
 
@@ -126,7 +126,7 @@ static void errors_are_those_of_the_models_actions(void **state) {
     int rows = frames_of(file, episodes[e]);
     for (int row = 0; row < rows; row++, frame++) {
       hvla_result result;
-      if (frame % STRIDE != 0) continue;
+      if (predictions == PREDICTIONS || frame != predictions * FRAMES / PREDICTIONS) continue;
       predict(model, file, episodes[e], row, frame, &result);
       for (int step = 0; step < CHUNK && row + step < rows; step++, steps++) {
         double truth[DIMS], actions[PREDICTORS][DIMS];
@@ -142,6 +142,7 @@ static void errors_are_those_of_the_models_actions(void **state) {
   H5Fclose(file);
   hvla_free(model);
 
+  assert_int_equal(frame, FRAMES);
   assert_int_equal(predictions, PREDICTIONS);
   assert_int_equal(steps, PREDICTIONS * CHUNK - 1); /* the first episode's last frame is one of them */
   assert_true(number_in(found, "ensemble_rate") == 1);
@@ -159,6 +160,25 @@ static void errors_are_those_of_the_models_actions(void **state) {
     assert_true(fabs(number_in(found, key) - all) < 1e-5);
   }
   json_decref(found);
+}
+
+/* The loss, too, is over as many frames as are wanted. */
+static void losses_are_of_the_frames_that_are_wanted(void **state) {
+  static const int wanted[] = {0, FRAMES, FRAMES - 1};
+  double loss[3];
+  for (int i = 0; i < 3; i++) {
+    char name[16], settings[128];
+    snprintf(name, sizeof name, "of-%d", wanted[i]);
+    snprintf(settings, sizeof settings, "--set train.steps=1 --set data.valid_split=valid --set validation.samples=%d",
+             wanted[i]);
+    expect_train(0, run_arguments(*state, name, settings), NULL);
+    json_t *found = last_metrics(in_folder(*state, name), "held_out_loss");
+    assert_non_null(found);
+    loss[i] = number_in(found, "held_out_loss");
+    json_decref(found);
+  }
+  assert_true(loss[0] == loss[1]);
+  assert_true(loss[0] != loss[2]);
 }
 
 /* Before the first step, not at the first measurement. */
@@ -217,6 +237,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_prediction_that_cannot_be_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(errors_are_those_of_the_models_actions, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_loss_is_a_mean_whatever_the_batches, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(losses_are_of_the_frames_that_are_wanted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(averages_are_in_place_before_they_predict, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -341,6 +341,7 @@ hv_status hv_run_data_open_training(const hv_run_data *data, int64_t first_sampl
 hv_status hv_run_data_open_validation(const hv_run_data *data, hv_loader **out) {
   hv_loader_options options = loader_options(data, &data->valid_prompts);
   options.sequential = true;
+  options.samples = data->config->validation.samples;
   options.cache_bytes = 0;
   return hv_loader_open(data->valid, &options, out);
 }

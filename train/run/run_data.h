@@ -45,7 +45,7 @@ int64_t hv_run_data_frame(const hv_run_data *data, int64_t sample);
 /* This rank's micro-batches of the training split in the run's order, from global sample `first_sample` on. */
 HV_NODISCARD hv_status hv_run_data_open_training(const hv_run_data *data, int64_t first_sample, hv_loader **out);
 
-/* All of the held-out split once, in order, in batches of at most a micro-batch. */
+/* validation.samples of the held-out frames once, in order, in batches of at most a micro-batch. */
 HV_NODISCARD hv_status hv_run_data_open_validation(const hv_run_data *data, hv_loader **out);
 
 /* A trainer's source over a loader. The divisors are those of the whole batch that a micro-batch is part of. */

@@ -52,7 +52,7 @@ static void tell_held_out(hv_run_watch *watch, const hv_validation *held_out) {
   if (held_out->not_finite == 0) return;
   hv_log_warning("step %lld: %lld of %lld held-out predictions are not finite; hvla-infer would refuse them, and their "
                  "errors are no numbers",
-                 (long long)watch->trainer->step, (long long)held_out->not_finite, (long long)held_out->predictions);
+                 (long long)watch->trainer->step, (long long)held_out->not_finite, (long long)held_out->frames);
 }
 
 static void tell_straggler(hv_run_watch *watch, const hv_pace *pace) {
