@@ -290,6 +290,11 @@ static hv_tensor gradient_of(const hv_model_parts *parts, hv_tensor prediction, 
   return take(parts, arena, prediction.rows, prediction.cols);
 }
 
+/* Of what belongs to a group without following its parameters. */
+static void watch_as(const hv_model_parts *parts, hv_group_id group) {
+  hv_nan_watch_layer(parts->device, hv_params_group(parts->params, group)->name);
+}
+
 static void diffusion_head(hv_model_parts *parts, struct hv_model_saved *saved, const hv_sequence_counts *counts,
                            const hv_sequence_tables *tables, const hv_loss_weights *weights, bool training,
                            hv_arena *arena, hv_stream *stream, hv_model_activations *out) {
@@ -297,6 +302,7 @@ static void diffusion_head(hv_model_parts *parts, struct hv_model_saved *saved, 
   hv_model_take_noise_head(parts, arena, counts->noise_rows, training, &saved->noise_head);
   hv_model_noise_head(parts, hv_tensor_rows(saved->heads_norm, 0, counts->noise_rows), &saved->noise_head,
                       out->noise_pred, stream);
+  watch_as(parts, parts->final_group);
   if (training) saved->dnoise_pred = gradient_of(parts, out->noise_pred, false, arena);
   hv_tensor noise = as_dtype(tables->noise, parts->real, arena, stream);
   hv_diffusion_loss(
@@ -307,6 +313,7 @@ static void diffusion_head(hv_model_parts *parts, struct hv_model_saved *saved, 
                                         .weight = weights->diffusion,
                                         .loss = out->loss_diffusion,
                                         .dpred = saved->dnoise_pred});
+  watch_as(parts, parts->head_group);
 }
 
 static void vocabulary_head(hv_model_parts *parts, struct hv_model_saved *saved, const hv_sequence_counts *counts,

@@ -8,8 +8,8 @@
 
 #define FIXTURE HVLA_SOURCE_DIR "/tests/fixtures/parity/one_arm"
 
-/* A copy of the fixture's model in which one value of one parameter is infinite. */
-static void plant(const char *directory, const char *parameter) {
+/* A copy of the fixture's model in which the first value of one parameter is another. */
+static void plant(const char *directory, const char *parameter, float value) {
   hv_safetensors *file;
   hv_safetensors_writer *writer;
   must_shell("rm -rf '%s' && cp -r '" FIXTURE "' '%s' && chmod -R u+w '%s'", directory, directory, directory);
@@ -28,9 +28,8 @@ static void plant(const char *directory, const char *parameter) {
     assert_non_null(values);
     memcpy(values, t->data, t->size);
     if (strcmp(t->name, parameter) == 0) {
-      float infinite = INFINITY;
       assert_int_equal(t->dtype, HV_F32);
-      memcpy(values, &infinite, sizeof infinite);
+      memcpy(values, &value, sizeof value);
       found = true;
     }
     assert_ok(hv_safetensors_writer_write(writer, values, t->size));
@@ -54,11 +53,13 @@ static void names_the_layer(void **state) {
   static const char *const dtypes[] = {"fp32", "bf16"};
   const char *model = in_folder(*state, "model");
   for (int d = 0; d < 2; d++) {
-    plant(model, "llm_backbone.llm.model.layers.1.mlp.up_proj.weight");
+    plant(model, "llm_backbone.llm.model.layers.1.mlp.up_proj.weight", INFINITY);
     expect_train(2, check_of(*state, model, dtypes[d]), "not finite", "llm_backbone.llm.model.layers.1, forward",
                  "linear", NULL);
-    plant(model, "final_layer.mlp.fc1.weight");
+    plant(model, "final_layer.mlp.fc1.weight", INFINITY);
     expect_train(2, check_of(*state, model, dtypes[d]), "in final_layer, forward", NULL);
+    plant(model, "final_layer.mlp.fc2.bias", 1e38f); /* the prediction is finite, its square is not */
+    expect_train(2, check_of(*state, model, dtypes[d]), "in final_layer, forward: diffusion_loss", NULL);
   }
 }
 
