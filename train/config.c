@@ -28,6 +28,11 @@ static hv_status check_values(const hv_train_config *config) {
   if (config->optimizer.gradients != 0 && config->dtype == 0) {
     return hv_error(HV_ERR_INPUT, "%s: optimizer.gradients may be bf16 with dtype bf16 alone", config->source);
   }
+  if (config->watch.spike_factor > 0 && config->watch.spike_factor <= 1) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s: watch.spike_factor (%g) must be more than 1, else ordinary steps are spikes; 0: off",
+                    config->source, config->watch.spike_factor);
+  }
   bool held_out = config->data.valid_split != NULL;
   if (!held_out && (config->validation.patience > 0 || config->validation.at_start)) {
     return hv_error(HV_ERR_INPUT, "%s: validation.%s needs a held-out split, data.valid_split", config->source,

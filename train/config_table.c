@@ -422,8 +422,9 @@ const hv_option hv_train_config_table[] = {
      .fallback = "0",
      .min = 0,
      .max = 1e6,
-     .doc = "A step whose loss or gradient norm is more than this times its running mean changes nothing; 0: no step "
-            "is left out so. Off by default, since it changes what is trained; 3 to 10 catches a bad batch. A step "
+     .doc = "A step whose loss or gradient norm is more than this times (above 1) its running mean changes nothing; 0: "
+            "no step is left out so. Off by default, since it changes what is trained; 3 to 10 catches a bad batch. A "
+            "step "
             "with a gradient that is not finite is left out either way."},
     {.key = "watch.spike_window",
      .type = HV_OPTION_INT,

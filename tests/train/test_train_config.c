@@ -66,6 +66,8 @@ static void quotes_around_text_are_no_part_of_it(void **state) {
 static void refuses_contradictions(void **state) {
   const char *config = write_tiny_config(*state, "x");
   expect_train(2, with("config --config '%s' --set %s", config, "train.epochs=2"), "train.steps", "train.epochs", NULL);
+  expect_train(2, with("config --config '%s' --set %s", config, "watch.spike_factor=1"), "watch.spike_factor (1)",
+               "more than 1", NULL);
   expect_train(2, with("config --config '%s' --set %s", config, "train.micro_batch=3"), "train.micro_batch",
                "train.batch_size", NULL);
   expect_train(2, with("config --config '%s' --set train.ce_weight=0 --set %s", config, "train.diffusion_weight=0"),
