@@ -52,7 +52,8 @@ static hv_status open_trainer(check *self, hv_device *device) {
       .optimizer = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_norm = 1.0},
   };
   HV_TRY(hv_trainer_open(device, &options, &self->trainer));
-  return hv_trainer_initialize(self->trainer, &self->directory, NULL);
+  HV_TRY(hv_trainer_initialize(self->trainer, &self->directory, NULL));
+  return hv_params_nan_status(self->trainer->params, self->trainer->stream);
 }
 
 static hv_status declare(check *self, const char *name, int32_t rank, const int64_t *shape) {

@@ -68,7 +68,8 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(check_options, debug_nan),
      .fallback = "false",
-     .doc = "Look at every result, and end at the first that is not finite with the layer that made it. Slow."},
+     .doc = "Look at the parameters and then at every result, and end at the first that is not finite with the layer "
+            "that made it. Slow."},
     {.key = "threads",
      .type = HV_OPTION_INT,
      .offset = offsetof(check_options, threads),

@@ -30,7 +30,8 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(run_options, debug_nan),
      .fallback = "false",
-     .doc = "Look at every result, and end at the first that is not finite with the layer that made it. Slow."},
+     .doc = "Look at the parameters and then at every result, and end at the first that is not finite with the layer "
+            "that made it. Slow."},
     HV_DEVICE_OPTION(run_options),
     HV_TRACE_OPTION(run_options),
 };

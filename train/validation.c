@@ -6,6 +6,7 @@
 
 #include "core/base/clock.h"
 #include "core/hybridvla/policy.h"
+#include "core/tensor/nan_watch.h"
 
 const char *hv_predictor_name(hv_predictor predictor) {
   static const char *const names[] = {"diffusion", "autoregressive", "ensemble", "mean_action"};
@@ -203,6 +204,7 @@ hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress 
   HV_TRY(hv_validation_check(&data->model));
   HV_CHECK(open_measurement(&m));
   HV_CHECK(measure_batches(&m, out));
+  HV_CHECK(hv_nan_watch_status(trainer->device));
   finish(&m, out);
 done:
   hv_loader_close(m.loader);

@@ -294,14 +294,19 @@ void hv_param_initial(const hv_params *params, hv_param_id id, uint64_t seed, fl
   }
 }
 
-hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream) {
-  hv_status status = HV_OK;
+/* Room for the values of any parameter; NULL without memory. */
+static float *room_for_any(const hv_params *params) {
   int64_t largest = 1;
   for (int32_t i = 0; i < params->count; i++) {
     int64_t count = params->params[i].rows * params->params[i].cols;
     if (count > largest) largest = count;
   }
-  float *values = malloc((size_t)largest * sizeof *values);
+  return malloc((size_t)largest * sizeof(float));
+}
+
+hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream) {
+  hv_status status = HV_OK;
+  float *values = room_for_any(params);
   if (!values) return hv_error_memory("initial values");
   for (int32_t i = 0; i < params->count; i++) {
     hv_param_initial(params, i, seed, values);
@@ -389,4 +394,27 @@ hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dty
     return HV_OK;
   }
   return copy_to_host(gradient, dtype, values, stream);
+}
+
+static hv_status check_finite(const hv_param *param, const float *values) {
+  for (int64_t i = 0; i < param->rows * param->cols; i++) {
+    if (isfinite(values[i])) continue;
+    return hv_error(HV_ERR_INPUT, "the parameters hold values that are not finite: %s has %g at row %lld, column %lld",
+                    param->name, (double)values[i], (long long)(i / param->cols), (long long)(i % param->cols));
+  }
+  return HV_OK;
+}
+
+hv_status hv_params_nan_status(const hv_params *params, hv_stream *stream) {
+  hv_status status = HV_OK;
+  if (!params->device->nan_watch) return HV_OK;
+  float *values = room_for_any(params);
+  if (!values) return hv_error_memory("the parameters' values");
+  for (int32_t i = 0; i < params->count; i++) {
+    HV_CHECK(hv_param_read(params, i, HV_F32, values, stream));
+    HV_CHECK(check_finite(&params->params[i], values));
+  }
+done:
+  free(values);
+  return status;
 }

@@ -199,4 +199,8 @@ HV_NODISCARD hv_status hv_param_read(const hv_params *params, hv_param_id id, hv
 HV_NODISCARD hv_status hv_param_read_gradient(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values,
                                               hv_stream *stream);
 
+/* Where the device's results are watched (nan_watch.h), which tells of what operations write and not of what they read:
+ * HV_ERR_INPUT names the first parameter that holds a value that is not finite. Collective as a read is. */
+HV_NODISCARD hv_status hv_params_nan_status(const hv_params *params, hv_stream *stream);
+
 #endif

@@ -1,4 +1,5 @@
-/* `--debug-nan` from outside: a planted infinity is traced to its layer. test_debug_nan [DEVICE], by default emu.
+/* `--debug-nan` from outside: a planted infinity is traced to its parameter or layer. test_debug_nan [DEVICE], by
+ * default emu.
  */
 #include <math.h>
 
@@ -53,13 +54,22 @@ static void names_the_layer(void **state) {
   static const char *const dtypes[] = {"fp32", "bf16"};
   const char *model = in_folder(*state, "model");
   for (int d = 0; d < 2; d++) {
-    plant(model, "llm_backbone.llm.model.layers.1.mlp.up_proj.weight", INFINITY);
+    plant(model, "llm_backbone.llm.model.layers.1.mlp.up_proj.weight", 3e38f);
     expect_train(2, check_of(*state, model, dtypes[d]), "not finite", "llm_backbone.llm.model.layers.1, forward",
                  "linear", NULL);
-    plant(model, "final_layer.mlp.fc1.weight", INFINITY);
+    plant(model, "final_layer.mlp.fc1.weight", 3e38f);
     expect_train(2, check_of(*state, model, dtypes[d]), "in final_layer, forward", NULL);
     plant(model, "final_layer.mlp.fc2.bias", 1e38f); /* the prediction is finite, its square is not */
     expect_train(2, check_of(*state, model, dtypes[d]), "in final_layer, forward: diffusion_loss", NULL);
+  }
+}
+
+static void names_a_parameter(void **state) {
+  static const char *const dtypes[] = {"fp32", "bf16"};
+  const char *model = in_folder(*state, "model");
+  plant(model, "projector.projector.2.bias", -INFINITY);
+  for (int d = 0; d < 2; d++) {
+    expect_train(2, check_of(*state, model, dtypes[d]), "projector.projector.2.bias has -inf at row 0, column 0", NULL);
   }
 }
 
@@ -72,6 +82,7 @@ int main(int argc, char **argv) {
   choose_device(argc, argv);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(names_the_layer, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(names_a_parameter, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(finds_nothing_where_all_is_finite, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

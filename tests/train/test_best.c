@@ -180,6 +180,8 @@ static void a_prediction_that_is_not_finite_has_no_error(void **state) {
   json_decref(line);
   assert_false(hv_file_exists(in_run(*state, "run", "best")));
   assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
+  strncat(rest, " --debug-nan", sizeof rest - strlen(rest) - 1);
+  expect_train(2, run_of(*state, "watched", rest), "final_layer.mlp.fc2.bias has nan at row 0, column 0", NULL);
 }
 
 static void refuses_to_wait_for_nothing(void **state) {

@@ -296,6 +296,7 @@ static hv_status open_run(run *self, hv_device *device) {
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(open_trainer(self, device));
   HV_TRY(begin(self, &position));
+  HV_TRY(hv_params_nan_status(self->trainer->params, self->trainer->stream));
   int64_t frames = hv_demonstrations_frames(self->data.train);
   self->total_steps = count_steps(config, frames, &position);
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
