@@ -169,6 +169,36 @@ static void copy_with_instruction(const char *copy, const char *instruction) {
   assert_true(H5Fclose(file) >= 0);
 }
 
+/* A copy of the demonstrations in which the split "some" is one episode of each of the other two. */
+static void copy_with_overlap(const char *copy) {
+  static const char names[2][8] = {"demo_9", "demo_10"};
+  copy_demonstrations(copy, NULL);
+  hid_t file = H5Fopen(copy, H5F_ACC_RDWR, H5P_DEFAULT), type = H5Tcopy(H5T_C_S1);
+  hid_t space = H5Screate_simple(1, (const hsize_t[]){2}, NULL);
+  assert_true(H5Tset_size(type, sizeof names[0]) >= 0);
+  hid_t set = H5Dcreate2(file, "/mask/some", type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  assert_true(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, names) >= 0);
+  H5Dclose(set);
+  H5Sclose(space);
+  H5Tclose(type);
+  assert_true(H5Fclose(file) >= 0);
+}
+
+/* Splits of other names may have episodes in common. */
+static void held_out_episodes_that_are_trained_on_are_counted(void **state) {
+  char copy[256], rest[1024], *output;
+  snprintf(copy, sizeof copy, "%s", in_folder(*state, "overlap.hdf5"));
+  copy_with_overlap(copy);
+  const char *always =
+      "--set train.steps=1 --set validation.samples=1 --set 'data.files=[%s]' --set data.valid_split=%s";
+  snprintf(rest, sizeof rest, always, copy, "some");
+  expect_train(0, run_arguments(*state, "some", rest), "1 of the 2 held-out episodes (data.valid_split: some)", NULL);
+  snprintf(rest, sizeof rest, always, copy, "valid");
+  assert_int_equal(run_train("", run_arguments(*state, "none", rest), &output), 0);
+  assert_null(strstr(output, "held-out episodes"));
+  free(output);
+}
+
 /* With others, of equal counts, ranks would train apart. */
 static void ranks_must_have_the_same_demonstrations(void **state) {
   static const char *const changed[] = {"/data/demo_1/actions", "/data/demo_1/obs/robot0_eef_pos",
@@ -217,6 +247,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(divisors_are_of_the_whole_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(absolute_dimensions_hold_past_the_end, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_must_have_the_same_demonstrations, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(held_out_episodes_that_are_trained_on_are_counted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_resumed_run_tells_of_other_demonstrations, make_folder, remove_folder)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -234,15 +234,27 @@ done:
   return status;
 }
 
-/* By names alone: a mask may still name an episode that another names. */
+/* Whether the training split has it, too. Both splits are of the same files, by the same paths. */
+static bool is_trained_on(const hv_demonstrations *train, const hv_episode *held_out) {
+  for (int64_t i = 0; i < hv_demonstrations_episodes(train); i++) {
+    const hv_episode *episode = hv_demonstrations_episode(train, i);
+    if (strcmp(episode->name, held_out->name) == 0 && strcmp(episode->file, held_out->file) == 0) return true;
+  }
+  return false;
+}
+
+/* By the episodes themselves: splits may overlap whatever their names. */
 static void warn_of_seen(const hv_run_data *data) {
   const hv_data_settings *settings = &data->config->data;
-  if (data->rank != 0 || !settings->valid_split) return;
-  if (settings->train_split && strcmp(settings->train_split, settings->valid_split) != 0) return;
+  if (data->rank != 0 || !data->valid) return;
+  int64_t episodes = hv_demonstrations_episodes(data->valid), seen = 0;
+  for (int64_t i = 0; i < episodes; i++) seen += is_trained_on(data->train, hv_demonstrations_episode(data->valid, i));
+  if (seen == 0) return;
   hv_log_warning(
-      "what is held out (data.valid_split: %s) is trained on, too, for data.train_split %s: errors on it say "
-      "nothing of what the model has not seen",
-      settings->valid_split, settings->train_split ? "is the same" : "is not set");
+      "%lld of the %lld held-out episodes (data.valid_split: %s) are trained on, too (data.train_split: %s): "
+      "errors on them say nothing of what the model has not seen",
+      (long long)seen, (long long)episodes, settings->valid_split,
+      settings->train_split ? settings->train_split : "all episodes");
 }
 
 hv_status hv_run_data_open(const hv_train_config *config, const hv_config *model, int32_t rank, int32_t ranks,
