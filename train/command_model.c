@@ -45,7 +45,8 @@ const hv_command hv_command_model = {
     .name = "model",
     .summary = "Write the model of a checkpoint as a directory that hvla-infer reads.",
     .help = "Needs nothing but the run directory: no data, no device, however many ranks wrote the\n"
-            "checkpoint. The run may be going on.\n\n"
+            "checkpoint. The run may be going on. All but the parameters is taken from its model/, which\n"
+            "is there with its first checkpoint.\n\n"
             "  hvla-train model --run runs/lift --out lift-newest\n"
             "  hvla-train model --run runs/lift --step 5000 --out lift-5000\n",
     .options = options,

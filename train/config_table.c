@@ -473,8 +473,8 @@ const hv_option hv_train_config_table[] = {
      .max = MANY,
      .unit = "steps",
      .doc =
-         "With the checkpoints of which steps `model/` is brought up to date: those that this divides, and the last; "
-         "0: with every checkpoint."},
+         "With the checkpoints of which steps `model/` is brought up to date: those that this divides, the first that "
+         "a process writes, and the last; 0: with every checkpoint."},
     {.key = "checkpoint.async",
      .type = HV_OPTION_BOOL,
      AT(checkpoint.async),

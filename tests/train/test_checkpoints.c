@@ -2,6 +2,7 @@
  * training changes nothing. */
 #include <dirent.h>
 #include <math.h>
+#include <signal.h>
 
 #include "core/io/json.h"
 #include "tests/check.h"
@@ -154,6 +155,27 @@ static void the_model_may_be_written_less_often(void **state) {
   expect_train(0, run_arguments(*state, "always", ""), NULL);
   expect_train(0, run_arguments(*state, "seldom", "--set checkpoint.model_interval=1000"), NULL);
   assert_same_state(*state, "always", "seldom", 6);
+}
+
+/* The first checkpoint brings one, which the models of all others are made with. */
+static void the_first_checkpoint_brings_a_model(void **state) {
+  const char *folder = *state, *log = in_folder(folder, "log");
+  char rest[1024];
+  pid_t process = start_train(run_arguments(folder, "run",
+                                            "--set train.steps=100000 --set checkpoint.interval=1 "
+                                            "--set checkpoint.keep=100000 "
+                                            "--set checkpoint.model_interval=100000"),
+                              log);
+  wait_for_text(log, "step 4/");
+  assert_int_equal(kill(process, SIGKILL), 0);
+  wait_for_exit(process);
+  snprintf(rest, sizeof rest, "model --run '%s/run' --step 2 --out '%s/copy'", folder, folder);
+  expect_train(0, rest, "the model of step 2", NULL);
+  assert_false(
+      same_bytes(in_run(folder, "run", "model/model.safetensors"), in_run(folder, "copy", "model.safetensors")));
+  assert_ok(hv_remove_tree(in_run(folder, "run", "model")));
+  snprintf(rest, sizeof rest, "model --run '%s/run' --step 2 --out '%s/other'", folder, folder);
+  expect_train(2, rest, "run/model", "is not there", "--resume", NULL);
 }
 
 /* The model of an earlier checkpoint is what a run that ended there has; damage and a target that is there are refused.
@@ -394,6 +416,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_damaged_checkpoint_pushes_out_no_whole_one, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(writes_the_same_while_training_waits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_is_larger_than_a_piece_is_written_whole, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_first_checkpoint_brings_a_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_of_any_checkpoint_can_be_had, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_that_cannot_be_removed_ends_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_model_that_cannot_be_removed_ends_no_run, make_folder, remove_folder),

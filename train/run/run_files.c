@@ -276,9 +276,10 @@ static hv_status wait_for_former(hv_run_files *files) {
   return HV_OK;
 }
 
+/* Also where this process has written none yet, so that there is one beside whatever checkpoints there are. */
 static bool model_is_due(const hv_run_files *files) {
   int64_t interval = files->with.config->checkpoint.model_interval;
-  return interval == 0 || files->with.trainer->step % interval == 0;
+  return files->model_step < 0 || interval == 0 || files->with.trainer->step % interval == 0;
 }
 
 /* What the first rank does before any writes. */
@@ -288,10 +289,10 @@ static hv_status prepare(const hv_run_files *files) {
   return hv_checkpoint_begin(files->with.config->output, files->manifest.position.step);
 }
 
+/* When there is no former one under way. */
 static hv_status begin(hv_run_files *files, bool with_model) {
   const hv_trainer *trainer = files->with.trainer;
   const hv_train_config *config = files->with.config;
-  HV_TRY(wait_for_former(files));
   files->manifest.position = (hv_run_position){.step = trainer->step,
                                                .updates = hv_optimizer_updates(trainer->optimizer),
                                                .samples = trainer->samples,
@@ -312,6 +313,7 @@ static hv_status begin(hv_run_files *files, bool with_model) {
 }
 
 static hv_status save(hv_run_files *files) {
+  HV_TRY(wait_for_former(files));
   return begin(files, model_is_due(files));
 }
 

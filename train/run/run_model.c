@@ -78,6 +78,13 @@ static hv_status open_frame(const char *run, model_frame *frame) {
   hv_status status = HV_OK;
   char *path = hv_path_join(run, "model"), *statistics = NULL;
   if (!path) return hv_error_memory("a path");
+  if (!hv_file_exists(path)) {
+    status = hv_error(HV_ERR_INPUT,
+                      "%s, which all but the parameters is taken from, is not there; it comes with a run's first "
+                      "checkpoint, and hvla-train run --resume writes it anew",
+                      path);
+    goto done;
+  }
   HV_CHECK(hv_error_context(hv_model_directory_open(path, &frame->directory),
                             "the run's own model, which all but the parameters is taken from"));
   frame->tokenizer = hv_model_directory_tokenizer(path);
