@@ -1,10 +1,12 @@
 /* Signals to a running hvla-train. */
+#include <fcntl.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "tests/check.h"
 #include "tests/train/program.h"
+#include "train/run/interrupt.h"
 
 enum { STEPS = 60 };
 static const char *const schedule = "--set train.steps=60 --set optimizer.schedule=cosine";
@@ -136,6 +138,35 @@ static void a_second_interrupt_ends_at_once(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints")));
 }
 
+/* What is said of a SIGTERM. The thread that says it has done so when it has taken the next signal. */
+static char *words_of_termination(const char *log, bool failing) {
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    hv_interrupt *interrupt;
+    int fd = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (dup2(fd, STDERR_FILENO) < 0 || hv_interrupt_open(&interrupt)) _exit(1);
+    if (failing) hv_interrupt_silence(interrupt);
+    kill(getpid(), SIGTERM);
+    while (hv_interrupt_signal(interrupt) == 0) usleep(1000);
+    kill(getpid(), SIGUSR2);
+    while (!hv_interrupt_take_request(interrupt)) usleep(1000);
+    _exit(0);
+  }
+  assert_int_equal(wait_for_exit(child), 0);
+  return read_file(log);
+}
+
+/* A launcher ends the ranks of a run of which one has failed. */
+static void a_run_that_fails_promises_no_checkpoint(void **state) {
+  char *words = words_of_termination(in_folder(*state, "log"), false);
+  assert_non_null(strstr(words, "terminated: finishing the step"));
+  free(words);
+  words = words_of_termination(in_folder(*state, "log"), true);
+  assert_string_equal(words, "");
+  free(words);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_terminated_run_can_be_requeued, make_folder, remove_folder),
@@ -147,6 +178,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_signal_while_measuring_ends_the_run_there, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_is_written_on_demand, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_second_interrupt_ends_at_once, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_that_fails_promises_no_checkpoint, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,7 @@ struct hv_interrupt {
   pthread_t thread;
   sigset_t signals;
   atomic_int received;
-  atomic_bool requested;
+  atomic_bool requested, silent;
 };
 
 static void *wait_for_signals(void *argument) {
@@ -31,6 +31,7 @@ static void *wait_for_signals(void *argument) {
     interrupted |= number == SIGINT;
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
+      if (atomic_load(&interrupt->silent)) continue;
       hv_log_info("%s%s: finishing the step or the measurement, then writing a checkpoint",
                   isatty(STDERR_FILENO) ? "\n" : "",
                   number == SIGINT ? "interrupted" : "terminated"); /* below the progress line of a terminal */
@@ -75,6 +76,10 @@ void hv_interrupt_close(hv_interrupt *interrupt) {
 
 int hv_interrupt_signal(const hv_interrupt *interrupt) {
   return interrupt ? atomic_load((atomic_int *)(uintptr_t)&interrupt->received) : 0;
+}
+
+void hv_interrupt_silence(hv_interrupt *interrupt) {
+  if (interrupt) atomic_store(&interrupt->silent, true);
 }
 
 bool hv_interrupt_take_request(hv_interrupt *interrupt) {

@@ -21,6 +21,10 @@ void hv_interrupt_close(hv_interrupt *interrupt); /* NULL is allowed */
 /* The first signal that came, 0: none. */
 int hv_interrupt_signal(const hv_interrupt *interrupt);
 
+/* Says no more that a checkpoint follows a signal: the run fails, and a launcher that ends the job signals its ranks.
+ * NULL is allowed. */
+void hv_interrupt_silence(hv_interrupt *interrupt);
+
 /* Whether SIGUSR2 has come since this was last asked. */
 bool hv_interrupt_take_request(hv_interrupt *interrupt);
 

@@ -522,6 +522,7 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
     status = train(&self, signal_number);
     if (status) keep_checkpoint(&self);
   }
+  if (status) hv_interrupt_silence(options->interrupt);
   status = end_run(&self, status, *signal_number);
   bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
