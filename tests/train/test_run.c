@@ -97,7 +97,7 @@ static void resumes_to_the_same_bytes(void **state) {
     snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4", kinds[k]);
     expect_train(0, run_arguments(*state, "whole", rest), NULL);
     snprintf(rest, sizeof rest, "%s --set optimizer.warmup_steps=4 --set train.steps=3", kinds[k]);
-    expect_train(0, run_arguments(*state, "halves", rest), NULL);
+    expect_train(0, run_arguments(*state, "halves", rest), "warmup_steps (4) is not less than the run's 3", NULL);
     snprintf(rest, sizeof rest,
              "%s --set optimizer.warmup_steps=4 --resume --set threads=2 --set data.read_ahead=1 --set data.threads=2",
              kinds[k]);

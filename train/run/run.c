@@ -284,6 +284,17 @@ static hv_status check_validation(const run *self) {
                   self->config->source, hv_train_config_metric(self->config), hv_objective_name(model->objective));
 }
 
+/* A short trial of a long run's configuration, most often. */
+static void warn_of_warmup(const run *self) {
+  const hv_learning_rate *rate = &self->learning_rate;
+  if (!self->leader || rate->warmup_steps == 0 || rate->warmup_steps < rate->total_steps) return;
+  hv_log_warning(
+      "optimizer.warmup_steps (%lld) is not less than the run's %lld steps: the learning rate rises to the end "
+      "and comes to %g of %g",
+      (long long)rate->warmup_steps, (long long)rate->total_steps, hv_learning_rate_at(rate, rate->total_steps - 1),
+      rate->peak);
+}
+
 static hv_status open_run(run *self, hv_device *device) {
   const hv_train_config *config = self->config;
   hv_run_position position;
@@ -304,6 +315,7 @@ static hv_status open_run(run *self, hv_device *device) {
                                            .decay = config->optimizer.schedule,
                                            .total_steps = self->total_steps,
                                            .final_ratio = config->optimizer.final_ratio};
+  warn_of_warmup(self);
   HV_TRY(open_watch(self));
   HV_TRY(open_files(self));
   HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
