@@ -530,11 +530,10 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   hv_status status = open_run(&self, device);
   if (!status) status = measure_algorithms(&self);
   hv_comm_set_timeout(self.comm, config->parallel.timeout);
-  if (!status) {
-    status = train(&self, signal_number);
-    if (status) keep_checkpoint(&self);
-  }
+  bool trains = !status;
+  if (trains) status = train(&self, signal_number);
   if (status) hv_interrupt_silence(options->interrupt);
+  if (status && trains) keep_checkpoint(&self);
   status = end_run(&self, status, *signal_number);
   bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
