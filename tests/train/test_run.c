@@ -243,6 +243,26 @@ static void resumes_only_what_fits(void **state) {
                "  optimizer.learning_rate: 0.0", " -> 0.0001", NULL);
 }
 
+/* What the directory tells stays that of the run as it was. */
+static void does_not_go_back(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3 --resume"), "step 3, its last, already",
+               "nothing to train", "done", NULL);
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=0 --set train.epochs=0.01 --resume"),
+               "nothing to train", NULL);
+  char *config = read_file(in_run(*state, "run", "config.yaml")), *card = read_file(in_run(*state, "run", "run.json"));
+  expect_train(2, run_arguments(*state, "run", "--set train.steps=2 --resume"), "has come to step 3 already",
+               "train.steps is 2", NULL);
+  char *later = read_file(in_run(*state, "run", "config.yaml"));
+  assert_string_equal(config, later);
+  free(later);
+  later = read_file(in_run(*state, "run", "run.json"));
+  assert_string_equal(card, later);
+  free(later);
+  free(config);
+  free(card);
+}
+
 static void tells_what_has_changed(void **state) {
   char *output;
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3 --set 'optimizer.groups={final_layer.*: 2}'"),
@@ -469,6 +489,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_place_that_takes_no_model_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_run_whose_directory_was_moved_ends, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_go_back, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_has_changed, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_that_nothing_is_held_out, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(survives_a_full_disk, make_folder, remove_folder),

@@ -52,15 +52,32 @@ typedef struct run {
   double device_flops; /* a second at best, of the leader's device */
 } run;
 
-/* In all. Batches may have been of another size up to the position. 2.2 epochs of 435 frames are 957 samples, not a
- * rounding error and a batch more. */
+/* In all. Batches may have been of another size up to the position, and the last of so many epochs goes beyond them.
+ * 2.2 epochs of 435 frames are 957 samples, not a rounding error and a batch more. */
 static int64_t count_steps(const hv_train_config *config, int64_t frames, const hv_run_position *position) {
   static const double exactly = 1 - 1e-12;
   double batch = (double)config->train.batch_size,
          difference = (double)position->step * batch - (double)position->samples;
   if (config->train.steps > 0) return config->train.steps;
   double steps = ceil((config->train.epochs * (double)frames + difference) / batch * exactly);
-  return steps < 1 ? 1 : (int64_t)steps;
+  double least = position->step > 0 ? (double)position->step : 1;
+  return (int64_t)fmax(steps, least);
+}
+
+/* A run that has come further than it is to go is not called done. */
+static hv_status check_steps(const run *self) {
+  int64_t step = self->trainer->step;
+  if (step > self->total_steps) {
+    return hv_error(HV_ERR_INPUT,
+                    "%s has come to step %" PRId64 " already, and train.steps is %" PRId64
+                    ": a run does not go back; give it more steps, or choose another output",
+                    self->config->output, step, self->total_steps);
+  }
+  if (step > 0 && step == self->total_steps) {
+    hv_log_info("%s has come to step %" PRId64 ", its last, already: there is nothing to train", self->config->output,
+                step);
+  }
+  return HV_OK;
 }
 
 static hv_status open_trainer(run *self, hv_device *device) {
@@ -310,6 +327,7 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_params_nan_status(self->trainer->params, self->trainer->stream));
   int64_t frames = hv_demonstrations_frames(self->data.train);
   self->total_steps = count_steps(config, frames, &position);
+  HV_TRY(check_steps(self));
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
                                            .warmup_steps = config->optimizer.warmup_steps,
                                            .decay = config->optimizer.schedule,
