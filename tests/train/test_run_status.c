@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -103,6 +104,20 @@ static void tells_why_a_run_failed(void **state) {
   json_decref(status);
 }
 
+/* A limit of 0 on the size of files fails every write from then on, as a disk without any room does. */
+static void a_card_that_cannot_be_written_stays(void **state) {
+  char log[512];
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  pid_t process = start_train(run_of(*state, "--set train.steps=100000 --set checkpoint.interval=0"), log);
+  wait_for_text(in_run(*state, "run", "metrics.jsonl"), "\n");
+  assert_int_equal(prlimit(process, RLIMIT_FSIZE, &(struct rlimit){0}, NULL), 0);
+  assert_int_equal(wait_for_exit(process), 2);
+  json_t *status = status_of(*state);
+  assert_string_equal(json_string_value(json_object_get(status, "state")), "dead");
+  assert_int_equal(json_integer_value(json_object_get(status, "pid")), process);
+  json_decref(status);
+}
+
 /* A run whose figures are lost, and a line that is being written. */
 static void tells_of_figures_that_are_not_finite(void **state) {
   assert_ok(hv_make_directories(in_folder(*state, "run")));
@@ -177,6 +192,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_of_a_finished_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(knows_the_living_from_the_dead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_why_a_run_failed, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_card_that_cannot_be_written_stays, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
       cmocka_unit_test(formats_durations),

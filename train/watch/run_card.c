@@ -88,13 +88,20 @@ void hv_run_card_close(hv_run_card *card) {
   free(card);
 }
 
-/* In place: a file renamed over this one would not carry the lock. */
+/* Disk blocks for that many bytes, the length of the file left as it is; not every file system can. */
+static bool take_room(int file, size_t bytes) {
+  return fallocate(file, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP || errno == ENOSYS;
+}
+
+/* In place: a file renamed over this one would not carry the lock. What it said is cut off last and room is taken
+ * first, so that a disk without any leaves the file as it was. */
 static hv_status write_card(const hv_run_card *card) {
   hv_text text = {0};
   hv_status status = hv_json_format(card->object, &text);
   if (!status) {
-    bool written = ftruncate(card->file, 0) == 0 &&
-                   pwrite(card->file, hv_text_string(&text), text.length, 0) == (ssize_t)text.length;
+    bool written = take_room(card->file, text.length) &&
+                   pwrite(card->file, hv_text_string(&text), text.length, 0) == (ssize_t)text.length &&
+                   ftruncate(card->file, (off_t)text.length) == 0;
     if (!written) status = hv_error_errno(errno, "cannot write %s", card->path);
   }
   hv_text_free(&text);
