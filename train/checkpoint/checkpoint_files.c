@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "core/base/directory.h"
 #include "core/base/string_list.h"
@@ -106,6 +107,24 @@ static hv_status parse_means(const char *path, json_t *object, hv_spike_means *o
   return HV_OK;
 }
 
+/* The manifest's own checksum is its last key: of all bytes before the key, wherever and however it is read. */
+static const char own_key[] = "\"xxh3\"";
+
+static hv_status save_manifest(const char *path, const json_t *state) {
+  static const char end[] = "\n}\n";
+  hv_text text = {0};
+  hv_status status = HV_OK;
+  HV_CHECK(hv_json_format(state, &text));
+  text.length -= strlen(end);
+  hv_text_add(&text, ",\n  ");
+  hv_text_add(&text, "%s: \"%016" PRIx64 "\"%s", own_key, (uint64_t)XXH3_64bits(text.data, text.length), end);
+  status =
+      text.failed ? hv_error_memory("a checkpoint's manifest") : hv_write_file_atomic(path, text.data, text.length);
+done:
+  hv_text_free(&text);
+  return status;
+}
+
 static hv_status write_manifest(const char *directory, const hv_manifest *manifest) {
   char path[FILE_PATH];
   snprintf(path, sizeof path, "%s/state.json", directory);
@@ -117,7 +136,7 @@ static hv_status write_manifest(const char *directory, const hv_manifest *manife
       manifest->sharding, "dtype", hv_dtype_name(manifest->dtype), "parameters", (json_int_t)manifest->parameters,
       "means", format_means(&position->means), "best", format_best(&position->best), "files", format_files(manifest));
   if (!state) return hv_error_memory("a checkpoint's manifest");
-  hv_status status = hv_json_save(path, state);
+  hv_status status = save_manifest(path, state);
   json_decref(state);
   return status;
 }
@@ -216,15 +235,33 @@ static hv_status require_file(const char *path) {
   return hv_error(HV_ERR_INPUT, "%s is missing", path);
 }
 
+/* Absent in older checkpoints. */
+static hv_status check_own_checksum(const char *path, const char *text, const json_t *state) {
+  const char *told = json_string_value(json_object_get(state, "xxh3")), *key = NULL;
+  char found[17];
+  if (!told) return HV_OK;
+  for (const char *at = text; (at = strstr(at, own_key)) != NULL; at += strlen(own_key)) key = at;
+  size_t before = key ? (size_t)(key - text) : 0;
+  snprintf(found, sizeof found, "%016" PRIx64, (uint64_t)XXH3_64bits(text, before));
+  if (strcmp(found, told) == 0) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "%s is damaged: its checksum is %s, %s was written", path, found, told);
+}
+
 hv_status hv_manifest_read(const char *run, int64_t step, hv_manifest *out) {
-  char directory[HV_CHECKPOINT_PATH], path[FILE_PATH];
-  json_t *state;
+  char directory[HV_CHECKPOINT_PATH], path[FILE_PATH], *text = NULL;
+  json_t *state = NULL;
+  size_t length;
+  hv_status status = HV_OK;
   *out = (hv_manifest){0};
   HV_TRY(hv_checkpoint_path(run, step, "", directory));
   snprintf(path, sizeof path, "%s/state.json", directory);
   HV_TRY(require_file(path));
-  HV_TRY(hv_json_load(path, &state));
-  hv_status status = parse_manifest(path, state, out);
+  HV_CHECK(hv_read_text(path, HV_JSON_LIMIT, &text, &length));
+  HV_CHECK(hv_json_parse(text, length, path, &state));
+  HV_CHECK(check_own_checksum(path, text, state));
+  HV_CHECK(parse_manifest(path, state, out));
+done:
+  free(text);
   json_decref(state);
   if (!status && out->position.step != step) {
     status = hv_error(HV_ERR_INPUT, "%s is of step %" PRId64, path, out->position.step);
