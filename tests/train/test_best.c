@@ -115,6 +115,10 @@ static void stops_when_nothing_becomes_better(void **state) {
   expect_train(0, run_of(*state, "run", still), "stopped early after step 8", "at step 2 in 3 measurements", NULL);
   assert_true(hv_file_exists(in_run(*state, "run", "checkpoints/step-8/state.json")));
   assert_best(*state, "run", 8);
+  snprintf(rest, sizeof rest, "status '%s'", in_folder(*state, "run"));
+  expect_train(0, rest, "finished", "stopped early after step 8", "at step 2 in 3 measurements", NULL);
+  snprintf(rest, sizeof rest, "status '%s' --json", in_folder(*state, "run"));
+  expect_train(0, rest, "\"seconds_left\": null", "\"message\": \"stopped early after step 8", NULL);
   snprintf(rest, sizeof rest, "%s --resume", still);
   expect_train(0, run_of(*state, "run", rest), "stopped early after step 8", NULL);
   snprintf(rest, sizeof rest, "%s --resume --set validation.patience=4", still);

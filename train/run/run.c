@@ -50,6 +50,7 @@ typedef struct run {
   bool owed; /* a checkpoint that was due after a step that changed nothing */
   int64_t total_steps;
   double device_flops; /* a second at best, of the leader's device */
+  hv_text why;         /* of the leader: why it ended before its last step; empty where it did not */
 } run;
 
 /* In all. Batches may have been of another size up to the position, and the last of so many epochs goes beyond them.
@@ -349,7 +350,8 @@ static hv_status open_run(run *self, hv_device *device) {
 static hv_status end_run(const run *self, hv_status status, int signal_number) {
   if (!self->card) return status;
   const char *state = status ? "failed" : (signal_number ? "stopped" : "finished");
-  return hv_status_first(status, hv_run_card_end(self->card, state, status ? hv_status_message(status) : NULL));
+  const char *message = status ? hv_status_message(status) : (self->why.length > 0 ? self->why.data : NULL);
+  return hv_status_first(status, hv_run_card_end(self->card, state, message));
 }
 
 static void close_run(run *self) {
@@ -361,6 +363,7 @@ static void close_run(run *self) {
   hv_model_directory_close(&self->directory);
   hv_model_config_free(&self->model);
   hv_run_card_close(self->card);
+  hv_text_free(&self->why);
 }
 
 static bool is_in_place(const run *self) {
@@ -457,19 +460,23 @@ static hv_status measure_start(run *self) {
   return hv_run_watch_report(&self->watch, &none, NAN, &held_out);
 }
 
-/* Whether the run ends before its last step. */
-static bool is_stale(const run *self) {
+static void describe_stale(const run *self, hv_text *out) {
   const hv_best *best = &self->best;
-  if (!hv_best_is_stale(best, self->config->validation.patience)) return false;
-  if (!self->leader) return true;
+  hv_text_add(out, "stopped early after step %" PRId64 ": %s ", self->trainer->step, best->metric);
   if (best->step < 0) {
-    hv_log_info("stopped early after step %lld: %s was not finite in %lld measurements", (long long)self->trainer->step,
-                best->metric, (long long)best->since);
+    hv_text_add(out, "was not finite in %" PRId64 " measurements", best->since);
   } else {
-    hv_log_info("stopped early after step %lld: %s has not become better than %.4f at step %lld in %lld measurements",
-                (long long)self->trainer->step, best->metric, best->figure, (long long)best->step,
-                (long long)best->since);
+    hv_text_add(out, "has not become better than %.4f at step %" PRId64 " in %" PRId64 " measurements", best->figure,
+                best->step, best->since);
   }
+}
+
+/* Whether the run ends before its last step. */
+static bool is_stale(run *self) {
+  if (!hv_best_is_stale(&self->best, self->config->validation.patience)) return false;
+  if (!self->leader) return true;
+  describe_stale(self, &self->why);
+  hv_log_info("%s", hv_text_string(&self->why));
   return true;
 }
 

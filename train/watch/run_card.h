@@ -2,7 +2,8 @@
  * on the file (flock) for as long as it lives, so that no second run begins there and `hvla-train status` knows a run
  * that goes on from one that was killed.
  *
- *   state             "running", "finished", "stopped" (by a signal) or "failed" (then "message" says why)
+ *   state             "running", "finished", "stopped" (by a signal) or "failed"
+ *   message           why it failed, or ended before its last step
  *   pid, host, start, end       start and end in seconds since 1970
  *   ranks, device, processors, system, version, commit, dtype
  *   first_step, steps, batch_size, parameters, trainable

@@ -103,5 +103,6 @@ double hv_run_history_seconds_left(const hv_run_history *history) {
   double rate = hv_line_number(hv_run_history_last(history, "samples_per_s"), "samples_per_s");
   double batch = hv_line_number(history->card, "batch_size");
   int64_t left = hv_run_history_steps(history) - hv_run_history_step(history);
+  if (left > 0 && strcmp(history->state, "finished") == 0) return (double)NAN; /* patience ended it */
   return rate > 0 && left >= 0 ? (double)left * batch / rate : (double)NAN;
 }
