@@ -71,8 +71,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   if (signal_number == 0) {
     hv_log_info("done: %s/model", config.output);
   } else {
-    hv_log_info("stopped by %s; the checkpoint is written, --resume goes on",
-                signal_number == SIGINT ? "Ctrl-C" : "SIGTERM");
+    hv_log_info("stopped by %s; the checkpoint is written, --resume goes on", hv_interrupt_name(signal_number));
     out->exit_code = signal_number == SIGINT ? EXIT_INTERRUPTED : EXIT_TERMINATED;
   }
 done:

@@ -52,7 +52,7 @@ typedef struct hv_trainer_options {
   hv_trace *trace; /* outlives the trainer; NULL: none */
 } hv_trainer_options;
 
-enum { HV_TRAINER_NUMBERS = 4 };
+enum { HV_TRAINER_NUMBERS = 6 };
 
 /* Fields are the trainer's; others may read them between steps. */
 typedef struct hv_trainer {

@@ -42,7 +42,7 @@ static void an_interrupted_run_goes_on(void **state) {
 
 /* A terminal that is closed. */
 static void a_run_that_is_hung_up_can_be_requeued(void **state) {
-  interrupt_and_resume(state, SIGHUP, 0, 75, "stopped by SIGTERM");
+  interrupt_and_resume(state, SIGHUP, 0, 75, "stopped by SIGHUP");
 }
 
 /* The terminal's Ctrl-C ends what reads the log first (`2>&1 | tee log`): the run's last words find no reader, and its
@@ -83,7 +83,7 @@ static void nohup_keeps_a_run_going(void **state) {
 
 /* A batch system's warning, while every step's checkpoint is being written: that one is finished, too. */
 static void a_preempted_run_finishes_what_it_writes(void **state) {
-  interrupt_and_resume(state, SIGUSR1, 1, 75, "stopped by SIGTERM");
+  interrupt_and_resume(state, SIGUSR1, 1, 75, "stopped by SIGUSR1");
 }
 
 /* Measuring takes seconds here: a signal then does not wait for another step with its own measurement. */

@@ -83,7 +83,10 @@ static void knows_the_living_from_the_dead(void **state) {
 
   assert_int_equal(kill(process, SIGTERM), 0);
   assert_int_equal(wait_for_exit(process), 75);
-  assert_state(*state, "stopped");
+  json_t *stopped = status_of(*state);
+  assert_string_equal(json_string_value(json_object_get(stopped, "state")), "stopped");
+  assert_string_equal(json_string_value(json_object_get(stopped, "message")), "stopped by SIGTERM; --resume goes on");
+  json_decref(stopped);
 
   snprintf(log, sizeof log, "%s/second-log", (const char *)*state);
   process = start_train(run_of(*state, "--set train.steps=100000 --set checkpoint.interval=0 --resume"), log);
@@ -116,6 +119,18 @@ static void a_card_that_cannot_be_written_stays(void **state) {
   assert_string_equal(json_string_value(json_object_get(status, "state")), "dead");
   assert_int_equal(json_integer_value(json_object_get(status, "pid")), process);
   json_decref(status);
+}
+
+/* --resume would begin a run anew that was killed before its first checkpoint, and go on with one after it. */
+static void tells_a_dead_run_what_is_left_of_it(void **state) {
+  char arguments[1024];
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  write_text(in_run(*state, "run", "run.json"), "{\"state\": \"running\"}");
+  snprintf(arguments, sizeof arguments, "status '%s/run'", (const char *)*state);
+  expect_train(0, arguments, "(killed?); without a checkpoint, it has to begin anew", "no checkpoint yet", NULL);
+  expect_train(0, run_of(*state, "--set train.steps=1"), NULL);
+  write_text(in_run(*state, "run", "run.json"), "{\"state\": \"running\"}");
+  expect_train(0, arguments, "(killed?); --resume goes on from the newest checkpoint", NULL);
 }
 
 /* A run whose figures are lost, and a line that is being written. */
@@ -193,6 +208,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(knows_the_living_from_the_dead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_why_a_run_failed, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_cannot_be_written_stays, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_a_dead_run_what_is_left_of_it, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
       cmocka_unit_test(formats_durations),

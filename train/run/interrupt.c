@@ -16,6 +16,12 @@ struct hv_interrupt {
   atomic_bool requested, silent;
 };
 
+/* Where several came, to several ranks, the run ends by the foremost. */
+static const struct {
+  int number;
+  const char *name;
+} ending[HV_INTERRUPT_SIGNALS] = {{SIGINT, "Ctrl-C"}, {SIGTERM, "SIGTERM"}, {SIGHUP, "SIGHUP"}, {SIGUSR1, "SIGUSR1"}};
+
 static void *wait_for_signals(void *argument) {
   hv_interrupt *interrupt = argument;
   bool interrupted = false;
@@ -26,15 +32,14 @@ static void *wait_for_signals(void *argument) {
       atomic_store(&interrupt->requested, true);
       continue;
     }
-    if (number == SIGUSR1 || number == SIGHUP) number = SIGTERM;
     if (number == SIGINT && interrupted) _exit(130);
     interrupted |= number == SIGINT;
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
       if (atomic_load(&interrupt->silent)) continue;
       hv_log_info("%s%s: finishing the step or the measurement, then writing a checkpoint",
-                  isatty(STDERR_FILENO) ? "\n" : "",
-                  number == SIGINT ? "interrupted" : "terminated"); /* below the progress line of a terminal */
+                  isatty(STDERR_FILENO) ? "\n" : "", /* below the progress line of a terminal */
+                  hv_interrupt_name(number));
     }
   }
   return NULL;
@@ -74,8 +79,23 @@ void hv_interrupt_close(hv_interrupt *interrupt) {
   free(interrupt);
 }
 
-int hv_interrupt_signal(const hv_interrupt *interrupt) {
-  return interrupt ? atomic_load((atomic_int *)(uintptr_t)&interrupt->received) : 0;
+void hv_interrupt_tell(const hv_interrupt *interrupt, double numbers[HV_INTERRUPT_SIGNALS]) {
+  int received = interrupt ? atomic_load((atomic_int *)(uintptr_t)&interrupt->received) : 0;
+  for (int i = 0; i < HV_INTERRUPT_SIGNALS; i++) numbers[i] = ending[i].number == received;
+}
+
+int hv_interrupt_hear(const double numbers[HV_INTERRUPT_SIGNALS]) {
+  for (int i = 0; i < HV_INTERRUPT_SIGNALS; i++) {
+    if (numbers[i] > 0) return ending[i].number;
+  }
+  return 0;
+}
+
+const char *hv_interrupt_name(int signal_number) {
+  for (int i = 0; i < HV_INTERRUPT_SIGNALS; i++) {
+    if (ending[i].number == signal_number) return ending[i].name;
+  }
+  return "a signal";
 }
 
 void hv_interrupt_silence(hv_interrupt *interrupt) {

@@ -2,7 +2,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -394,26 +393,15 @@ static hv_status validate(run *self, hv_validation *out) {
   return status;
 }
 
-/* A signal that came to any rank, from what they add up. */
-static void tell_signal(const run *self, double numbers[2]) {
-  int own = hv_interrupt_signal(self->options->interrupt);
-  numbers[0] = own == SIGINT;
-  numbers[1] = own == SIGTERM;
-}
-
-static int hear_signal(const double numbers[2]) {
-  return numbers[0] > 0 ? SIGINT : (numbers[1] > 0 ? SIGTERM : 0);
-}
-
 /* Holds what was measured against the best so far, by the first rank's figure. Measuring may take long, so a signal
  * that came meanwhile (*signal_number) does not wait for the step after. */
 static hv_status judge(run *self, const hv_validation *held_out, bool *better, int *signal_number) {
-  double numbers[3] = {0};
+  double numbers[1 + HV_INTERRUPT_SIGNALS] = {0};
   if (self->leader) numbers[0] = hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric);
-  tell_signal(self, numbers + 1);
-  HV_TRY(hv_comm_sum(self->comm, "the held-out figure", numbers, 3));
+  hv_interrupt_tell(self->options->interrupt, numbers + 1);
+  HV_TRY(hv_comm_sum(self->comm, "the held-out figure", numbers, 1 + HV_INTERRUPT_SIGNALS));
   *better = hv_best_take(&self->best, self->trainer->step, numbers[0]);
-  if (!*signal_number) *signal_number = hear_signal(numbers + 1);
+  if (!*signal_number) *signal_number = hv_interrupt_hear(numbers + 1);
   return HV_OK;
 }
 
@@ -480,20 +468,24 @@ static bool is_stale(run *self) {
   return true;
 }
 
+/* Which of the trainer's numbers is what; signals' are the first. */
+enum { REQUEST = HV_INTERRUPT_SIGNALS, WRITTEN };
+_Static_assert(WRITTEN + 1 == (int)HV_TRAINER_NUMBERS, "the trainer has other numbers");
+
 /* What ranks tell each other in every step, each in one of the trainer's numbers: a signal that came to any stops all
  * after the same step, or has all save, and a checkpoint is complete when all have written. */
 static void tell(run *self) {
   double *numbers = self->trainer->numbers;
-  tell_signal(self, numbers);
-  numbers[2] = hv_interrupt_take_request(self->options->interrupt);
-  numbers[3] = hv_run_files_report(self->files);
+  hv_interrupt_tell(self->options->interrupt, numbers);
+  numbers[REQUEST] = hv_interrupt_take_request(self->options->interrupt);
+  numbers[WRITTEN] = hv_run_files_report(self->files);
 }
 
 static hv_status hear(run *self, int *signal_number, bool *save) {
   const double *numbers = self->trainer->numbers;
-  *signal_number = hear_signal(numbers);
-  *save = numbers[2] > 0 && !*signal_number;
-  return hv_run_files_advance(self->files, numbers[3]);
+  *signal_number = hv_interrupt_hear(numbers);
+  *save = numbers[REQUEST] > 0 && !*signal_number;
+  return hv_run_files_advance(self->files, numbers[WRITTEN]);
 }
 
 /* A new run's algorithms, the same on all ranks; one that is resumed keeps to those it had. */
@@ -531,6 +523,7 @@ static hv_status train(run *self, int *signal_number) {
     if (save) HV_TRY(hv_run_files_save_all(self->files));
     if (came && trainer->step < self->total_steps) {
       *signal_number = came;
+      hv_text_add(&self->why, "stopped by %s; --resume goes on", hv_interrupt_name(came));
       break;
     }
   }

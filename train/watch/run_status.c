@@ -159,7 +159,9 @@ static void add_state(const hv_run_history *history, const json_t *status, hv_te
   const char *message = json_string_value(json_object_get(status, "message"));
   if (message) hv_text_add(out, "  %s\n", message);
   if (strcmp(history->state, "dead") == 0) {
-    hv_text_add(out, "  it ended without a word (killed?); --resume goes on from the newest checkpoint\n");
+    hv_text_add(out, "  it ended without a word (killed?); %s\n",
+                history->checkpoint >= 0 ? "--resume goes on from the newest checkpoint"
+                                         : "without a checkpoint, it has to begin anew");
   }
 }
 
