@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -22,7 +23,8 @@ static double steps_per_second(const hv_progress *progress) {
 }
 
 double hv_progress_rate(const hv_progress *progress) {
-  return steps_per_second(progress) * progress->options.batch_size;
+  double steps = steps_per_second(progress);
+  return steps > 0 ? steps * progress->options.batch_size : (double)NAN;
 }
 
 double hv_progress_flops(const hv_progress *progress) {
@@ -52,14 +54,15 @@ static void format_flops(const hv_progress *progress, char *out, size_t size) {
 }
 
 static void format_line(const hv_progress *progress, int64_t step, const hv_step_result *result, char line[LINE_SIZE]) {
-  char left[32], flops[64];
+  char left[32], flops[64], rate[32] = "?";
   int64_t timed = progress->timed_steps, total = progress->options.total_steps;
   format_time_left(timed, timed + total - step, progress->training_seconds, left, sizeof left);
   format_flops(progress, flops, sizeof flops);
+  if (isfinite(hv_progress_rate(progress))) snprintf(rate, sizeof rate, "%.1f", hv_progress_rate(progress));
   snprintf(line, LINE_SIZE,
-           "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)%s  %.1f samples/s  %s left%s", step,
-           total, result->loss, result->loss_diffusion, result->loss_ce, result->skipped ? "  SKIPPED" : "",
-           hv_progress_rate(progress), left, flops);
+           "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)%s  %s samples/s  %s left%s", step,
+           total, result->loss, result->loss_diffusion, result->loss_ce, result->skipped ? "  SKIPPED" : "", rate, left,
+           flops);
 }
 
 /* Shows a line in the place of the last; one that the terminal would wrap could not be taken back, and is cut off. */

@@ -31,9 +31,9 @@ void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result 
 /* Shows other work that takes long: `done` of `total` after `seconds`. In a log, every half minute. NULL: nothing. */
 void hv_progress_work(hv_progress *progress, const char *what, int64_t done, int64_t total, double seconds);
 
-/* Over this session's steps, waits for data and other ranks included; 0 before there is a figure. */
-double hv_progress_rate(const hv_progress *progress);  /* samples a second */
-double hv_progress_flops(const hv_progress *progress); /* of matrix products a second, on each rank's device */
+/* Over this session's steps but the first, waits for data and other ranks included. */
+double hv_progress_rate(const hv_progress *progress);  /* samples a second; NAN: not measured yet */
+double hv_progress_flops(const hv_progress *progress); /* of matrix products a second, on each rank's device; 0: not */
 
 /* Clears the line, for a message or for good. */
 void hv_progress_clear(hv_progress *progress);

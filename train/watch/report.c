@@ -167,14 +167,14 @@ static void add_tiles(const hv_run_history *history, const json_t *now, hv_text 
   snprintf(note, sizeof note, "noise %.4g, tokens %.4g", hv_line_number(now, "loss_diffusion"),
            hv_line_number(now, "loss_ce"));
   add_tile("loss", value, note, out);
-  snprintf(value, sizeof value, "%.4g/s", hv_line_number(now, "samples_per_s"));
-  double light = hv_line_number(now, "speed_of_light");
+  double rate = hv_line_number(now, "samples_per_s"), light = hv_line_number(now, "speed_of_light");
+  snprintf(value, sizeof value, "%.4g/s", rate);
   snprintf(note, sizeof note, "over the last session");
   if (isfinite(light)) {
     snprintf(note, sizeof note, "%.3g TFLOP/s, %.0f %% of the speed of light", hv_line_number(now, "model_tflops"),
              100 * light);
   }
-  add_tile("samples", value, note, out);
+  if (isfinite(rate)) add_tile("samples", value, note, out);
   double memory = hv_line_number(now, "memory_bytes");
   snprintf(value, sizeof value, "%.3g GB", 1e-9 * memory);
   if (isfinite(memory)) add_tile("device memory", value, "of the first rank, at most", out);
