@@ -141,6 +141,7 @@ static void tells_of_figures_that_are_not_finite(void **state) {
              "{\"step\": 2, \"loss\": null, \"held_out_loss\": null, \"skipped\": true}\n{\"step\": 3, \"lo");
   json_t *status = status_of(*state);
   assert_string_equal(json_string_value(json_object_get(status, "state")), "unknown");
+  assert_non_null(strstr(json_string_value(json_object_get(status, "message")), "no run.json"));
   assert_int_equal(json_integer_value(json_object_get(status, "step")), 2);
   assert_int_equal(json_integer_value(json_object_get(status, "skipped")), 1);
   assert_true(json_is_null(json_object_get(json_object_get(status, "held_out"), "loss")));
@@ -152,6 +153,18 @@ static void refuses_what_is_no_run(void **state) {
   snprintf(arguments, sizeof arguments, "status '%s'", (const char *)*state);
   expect_train(2, arguments, "holds no run", NULL);
   expect_train(2, "status", "RUN", NULL);
+}
+
+/* A link to itself cannot be followed, by root neither: there may be a run behind it. */
+static void tells_what_cannot_be_read(void **state) {
+  char arguments[1024];
+  assert_int_equal(symlink("loop", in_folder(*state, "loop")), 0);
+  snprintf(arguments, sizeof arguments, "status '%s/loop'", (const char *)*state);
+  expect_train(2, arguments, "loop/config.yaml", "Too many levels of symbolic links", NULL);
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  assert_int_equal(symlink("run.json", in_run(*state, "run", "run.json")), 0);
+  snprintf(arguments, sizeof arguments, "status '%s/run'", (const char *)*state);
+  expect_train(0, arguments, "unknown", "run/run.json", "Too many levels of symbolic links", NULL);
 }
 
 static void formats_durations(void **state) {
@@ -211,6 +224,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_a_dead_run_what_is_left_of_it, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_what_cannot_be_read, make_folder, remove_folder),
       cmocka_unit_test(formats_durations),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

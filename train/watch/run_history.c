@@ -1,8 +1,10 @@
 #include "train/watch/run_history.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/file.h"
 #include "core/io/json.h"
@@ -10,27 +12,31 @@
 #include "train/checkpoint/checkpoint_files.h"
 #include "train/watch/run_card.h"
 
-/* Reads RUN/name with `load`, where it is there. */
+/* Reads RUN/name with `load`, where it is there: a path that cannot be followed is not taken for one without the file.
+ */
 static hv_status read_part(const char *run, const char *name, hv_status (*load)(const char *, json_t **),
                            json_t **out) {
   *out = NULL;
   char *path = hv_path_join(run, name);
   if (!path) return hv_error_memory("a path");
-  hv_status status = hv_file_exists(path) ? load(path, out) : HV_OK;
+  bool absent = access(path, F_OK) != 0 && errno == ENOENT;
+  hv_status status = absent ? HV_OK : load(path, out);
   free(path);
   return status;
 }
 
-/* run.json is written in place: one that does not parse is being written. */
-static hv_status load_card(const char *path, json_t **out) {
-  hv_status_free(hv_json_load(path, out));
-  return HV_OK;
+/* run.json is written in place: one that does not parse may be being written, and is no error. */
+static void read_card(hv_run_history *history) {
+  hv_status status = read_part(history->run, "run.json", hv_json_load, &history->card);
+  if (status) hv_text_add(&history->doubt, "%s", hv_status_message(status));
+  hv_status_free(status);
 }
 
-static const char *find_state(const hv_run_history *history) {
+static const char *find_state(hv_run_history *history) {
   static const char *const ends[] = {"finished", "stopped", "failed"};
   if (hv_run_card_held(history->run)) return "running";
   const char *said = json_string_value(json_object_get(history->card, "state"));
+  if (!said && history->doubt.length == 0) hv_text_add(&history->doubt, "there is no run.json with the run's state");
   if (!said) return "unknown";
   for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
     if (strcmp(said, ends[i]) == 0) return ends[i];
@@ -42,10 +48,10 @@ hv_status hv_run_history_read(const char *run, hv_run_history *out) {
   hv_status status = HV_OK;
   *out = (hv_run_history){.run = strdup(run), .checkpoint = -1};
   if (!out->run) return hv_error_memory("the run");
-  HV_CHECK(read_part(run, "run.json", load_card, &out->card));
+  read_card(out);
   HV_CHECK(read_part(run, "config.yaml", hv_yaml_load, &out->config));
   HV_CHECK(read_part(run, "metrics.jsonl", hv_json_load_lines, &out->lines));
-  if (!out->card && !out->config && !out->lines) {
+  if (!out->card && out->doubt.length == 0 && !out->config && !out->lines) {
     status = hv_error(HV_ERR_INPUT, "%s holds no run: no config.yaml, metrics.jsonl or run.json is there", run);
     goto done;
   }
@@ -64,6 +70,7 @@ void hv_run_history_free(hv_run_history *history) {
   json_decref(history->card);
   json_decref(history->config);
   json_decref(history->lines);
+  hv_text_free(&history->doubt);
   hv_text_free(&history->damaged);
   *history = (hv_run_history){0};
 }

@@ -15,6 +15,7 @@ typedef struct hv_run_history {
   json_t *config;     /* config.yaml; an empty object where there is none */
   json_t *lines;      /* of metrics.jsonl: an array of objects with a step, in order */
   const char *state;  /* "running", "finished", "stopped", "failed", "dead" (it ended without a word), "unknown" */
+  hv_text doubt;      /* why the state is unknown */
   int64_t checkpoint; /* step of the newest whole checkpoint, -1: none */
   hv_text damaged;    /* checkpoints that are newer and not whole, one a line */
 } hv_run_history;

@@ -82,6 +82,9 @@ hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
     json_t *value = json_object_get(history->card, of_the_card[i]);
     if (value) json_object_set(*out, of_the_card[i], value);
   }
+  if (strcmp(history->state, "unknown") == 0) {
+    json_object_set_new(*out, "message", hv_json_text(hv_text_string(&history->doubt)));
+  }
   return HV_OK;
 }
 

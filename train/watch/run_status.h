@@ -6,8 +6,8 @@
 
 /* state, step, steps, seconds_left, seconds_since (the newest figures), samples_per_s, model_tflops, speed_of_light,
  * memory_bytes, loss, loss_diffusion, loss_ce, learning_rate, grad_norm, skipped, checkpoint (null: none), host, pid,
- * ranks, device, and held_out: step, loss, and for every predictor {"last", "best", "best_step"}. What is not known is
- * null. *out is owned by the caller. */
+ * ranks, device, message (why it ended, or why its state is unknown), and held_out: step, loss, and for every predictor
+ * {"last", "best", "best_step"}. What is not known is null. *out is owned by the caller. */
 HV_NODISCARD hv_status hv_run_status_make(const hv_run_history *history, json_t **out);
 
 /* The same in a few lines, with a curve of the losses. */
