@@ -148,6 +148,18 @@ static void tells_of_figures_that_are_not_finite(void **state) {
   json_decref(status);
 }
 
+/* Written by a machine whose clock is ahead of this one's. */
+static void tells_of_no_time_that_lies_ahead(void **state) {
+  char arguments[1024];
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  write_text(in_run(*state, "run", "metrics.jsonl"), "{\"step\": 1, \"loss\": 2.5, \"time\": 99999999999}\n");
+  json_t *status = status_of(*state);
+  assert_true(json_number_value(json_object_get(status, "seconds_since")) == 0);
+  json_decref(status);
+  snprintf(arguments, sizeof arguments, "status '%s/run'", (const char *)*state);
+  expect_train(0, arguments, "newest figures 0 s ago", NULL);
+}
+
 static void refuses_what_is_no_run(void **state) {
   char arguments[1024];
   snprintf(arguments, sizeof arguments, "status '%s'", (const char *)*state);
@@ -171,7 +183,8 @@ static void formats_durations(void **state) {
   static const struct {
     double seconds;
     const char *text;
-  } cases[] = {{0, "0 s"}, {59.4, "59 s"}, {125, "2 min 05 s"}, {7500, "2 h 05 min"}, {266400, "3 d 02 h"}};
+  } cases[] = {{0, "0 s"},          {-3593, "0 s"},       {59.4, "59 s"},
+               {125, "2 min 05 s"}, {7500, "2 h 05 min"}, {266400, "3 d 02 h"}};
   char text[32];
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -224,6 +237,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_a_dead_run_what_is_left_of_it, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_of_no_time_that_lies_ahead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_cannot_be_read, make_folder, remove_folder),
       cmocka_unit_test(formats_durations),
   };

@@ -13,7 +13,7 @@ void hv_format_duration(double seconds, char *out, size_t size) {
     snprintf(out, size, "?");
     return;
   }
-  long long whole = llround(seconds);
+  long long whole = llround(fmax(seconds, 0));
   if (whole >= 48 * 3600) {
     snprintf(out, size, "%lld d %02lld h", whole / 86400, whole / 3600 % 24);
   } else if (whole >= 3600) {
@@ -58,6 +58,12 @@ static json_t *held_out(const hv_run_history *history) {
   return object;
 }
 
+/* A clock that is behind the run's, another machine's or one that was put back, sees figures of the future. */
+static json_t *seconds_since(const json_t *line) {
+  double since = hv_wall_seconds() - hv_line_number(line, "time");
+  return hv_json_number(since < 0 ? 0 : since);
+}
+
 hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
   static const char *const of_the_last_line[] = {"epoch",     "samples_per_s",  "model_tflops", "speed_of_light",
                                                  "loss",      "loss_diffusion", "loss_ce",      "learning_rate",
@@ -68,9 +74,8 @@ hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
   *out = json_pack("{s:o, s:s, s:I, s:o, s:o, s:o, s:I, s:o, s:o}", "run", hv_json_text(history->run), "state",
                    history->state, "step", (json_int_t)hv_run_history_step(history), "steps",
                    steps > 0 ? json_integer((json_int_t)steps) : json_null(), "seconds_left",
-                   hv_json_number(hv_run_history_seconds_left(history)), "seconds_since",
-                   hv_json_number(hv_wall_seconds() - hv_line_number(last, "time")), "skipped",
-                   (json_int_t)hv_run_history_skipped(history), "checkpoint",
+                   hv_json_number(hv_run_history_seconds_left(history)), "seconds_since", seconds_since(last),
+                   "skipped", (json_int_t)hv_run_history_skipped(history), "checkpoint",
                    history->checkpoint >= 0 ? json_integer((json_int_t)history->checkpoint) : json_null(), "held_out",
                    held_out(history));
   if (!*out) return hv_error_memory("the status");
