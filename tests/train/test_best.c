@@ -125,6 +125,49 @@ static void stops_when_nothing_becomes_better(void **state) {
   expect_train(0, run_of(*state, "run", rest), "stopped early after step 10", NULL);
 }
 
+/* Takes out of the newest manifest what its best was measured on, as versions wrote that did not keep it. */
+static void forget_what_was_measured(const char *folder, const char *name, int step) {
+  char file[64];
+  json_t *manifest;
+  snprintf(file, sizeof file, "checkpoints/step-%d/state.json", step);
+  assert_ok(hv_json_load(in_run(folder, name, file), &manifest));
+  assert_int_equal(json_object_del(json_object_get(manifest, "best"), "measured"), 0);
+  json_object_del(manifest, "xxh3");
+  assert_ok(hv_json_save(in_run(folder, name, file), manifest));
+  json_decref(manifest);
+}
+
+static void expect_best_step(const char *folder, const char *name, int expected) {
+  int step;
+  double value;
+  read_best(folder, name, &step, &value);
+  assert_int_equal(step, expected);
+}
+
+/* Nothing becomes better at a learning rate of 0, and figures of other frames are not held against those of before. */
+static void best_begins_anew_where_something_else_is_measured(void **state) {
+  static const char still[] = "--set optimizer.learning_rate=0 --set validation.interval=1 "
+                              "--set validation.metric=error_diffusion --set checkpoint.interval=0";
+  char rest[512], *output;
+  snprintf(rest, sizeof rest, "%s --set train.steps=2", still);
+  expect_train(0, run_of(*state, "run", rest), NULL);
+  expect_best_step(*state, "run", 1);
+  snprintf(rest, sizeof rest, "%s --set train.steps=4 --set validation.theta=0.5 --resume", still);
+  assert_int_equal(run_train("", run_of(*state, "run", rest), &output), 0);
+  if (strstr(output, "patience begins anew")) fail_msg("the noise head's error does not depend on theta:\n%s", output);
+  free(output);
+  expect_best_step(*state, "run", 1);
+  snprintf(rest, sizeof rest, "%s --set train.steps=6 --set validation.samples=2 --resume", still);
+  expect_train(0, run_of(*state, "run", rest), "of error_diffusion there is no best yet, and patience begins anew",
+               NULL);
+  expect_best_step(*state, "run", 5);
+  forget_what_was_measured(*state, "run", 6);
+  snprintf(rest, sizeof rest, "%s --set train.steps=7 --set validation.ddim_steps=2 --resume", still);
+  assert_int_equal(run_train("", run_of(*state, "run", rest), &output), 0);
+  assert_null(strstr(output, "patience begins anew"));
+  free(output);
+}
+
 /* What the run starts from is the first to be beaten: a model that only becomes worse is nobody's best. */
 static void a_start_that_is_never_beaten_is_told(void **state) {
   static const char worse[] = "--set train.steps=50 --set optimizer.learning_rate=1 --set validation.interval=1 "
@@ -255,6 +298,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(restores_the_best_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_keep_it_where_it_is_not_wanted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(best_begins_anew_where_something_else_is_measured, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_start_that_is_never_beaten_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_figure_that_never_is_finite_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_prediction_that_is_not_finite_has_no_error, make_folder, remove_folder),

@@ -64,27 +64,30 @@ static json_t *format_files(const hv_manifest *manifest) {
   return files;
 }
 
-/* {"metric", "step", "figure", "since"}, null where nothing was measured. */
+/* {"metric", "step", "figure", "since", "measured"}, null where nothing was measured. */
 static json_t *format_best(const hv_best *best) {
+  char measured[17];
   if (best->metric[0] == '\0') return json_null();
-  return json_pack("{s:s, s:I, s:f, s:I}", "metric", best->metric, "step", (json_int_t)best->step, "figure",
-                   best->figure, "since", (json_int_t)best->since);
+  snprintf(measured, sizeof measured, "%016" PRIx64, best->measured);
+  return json_pack("{s:s, s:I, s:f, s:I, s:s}", "metric", best->metric, "step", (json_int_t)best->step, "figure",
+                   best->figure, "since", (json_int_t)best->since, "measured", measured);
 }
 
 static hv_status parse_best(const char *path, json_t *object, hv_best *out) {
-  const char *metric;
+  const char *metric, *measured = "0"; /* absent in older checkpoints */
   json_int_t step, since;
   *out = (hv_best){.step = -1};
   if (!object || json_is_null(object)) return HV_OK;
   double figure;
-  if (json_unpack(object, "{s:s, s:I, s:F, s:I}", "metric", &metric, "step", &step, "figure", &figure, "since",
-                  &since) != 0) {
+  if (json_unpack(object, "{s:s, s:I, s:F, s:I, s?s}", "metric", &metric, "step", &step, "figure", &figure, "since",
+                  &since, "measured", &measured) != 0) {
     return hv_error(HV_ERR_INPUT, "%s: best needs metric, step, figure and since", path);
   }
   *out = hv_best_make(metric);
   out->step = step;
   out->figure = figure;
   out->since = since;
+  out->measured = strtoull(measured, NULL, 16);
   return HV_OK;
 }
 

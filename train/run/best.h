@@ -12,10 +12,15 @@ typedef struct hv_best {
   char metric[HV_BEST_METRIC]; /* the figure's name */
   int64_t step;                /* after which the best one was measured; −1: none yet */
   double figure;
-  int64_t since; /* measurements after it, none of them better */
+  int64_t since;     /* measurements after it, none of them better */
+  uint64_t measured; /* what it is measured on, and how: hv_run_digest_held_out; 0: not known */
 } hv_best;
 
 hv_best hv_best_make(const char *metric);
+
+/* Goes on from the best of a checkpoint. False where that says nothing about figures of now, and the best stays as it
+ * is: it was another figure, or was measured otherwise. Where either is not known, it is taken. */
+bool hv_best_resume(hv_best *best, const hv_best *found);
 
 /* Takes note of a figure, true: it is the best so far. One that is not finite never is. */
 bool hv_best_take(hv_best *best, int64_t step, double figure);

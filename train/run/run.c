@@ -21,6 +21,7 @@
 #include "train/run/run_agreement.h"
 #include "train/run/run_changes.h"
 #include "train/run/run_choices.h"
+#include "train/run/run_digest.h"
 #include "train/run/run_files.h"
 #include "train/trainer_options.h"
 #include "train/watch/report.h"
@@ -211,6 +212,14 @@ static hv_status find_start(run *self, int64_t *step) {
   return hv_comm_agree(self->comm, "looking for checkpoints", self->leader ? check_fresh(self) : HV_OK);
 }
 
+static void resume_best(run *self, const hv_best *found) {
+  bool told = found->step >= 0 || found->since > 0;
+  if (hv_best_resume(&self->best, found) || !told || !self->data.valid) return;
+  hv_log_info(
+      "what is measured on the held-out split has changed: of %s there is no best yet, and patience begins anew",
+      self->best.metric);
+}
+
 /* Starts fresh, or from the newest whole checkpoint. */
 static hv_status begin(run *self, hv_run_position *position) {
   const char *output = self->config->output;
@@ -218,6 +227,7 @@ static hv_status begin(run *self, hv_run_position *position) {
   int64_t step;
   *position = (hv_run_position){.seed = self->config->seed};
   self->best = hv_best_make(hv_train_config_metric(self->config));
+  HV_TRY(hv_run_digest_held_out(&self->data, &self->best.measured));
   HV_TRY(find_start(self, &step));
   if (step < 0) {
     if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
@@ -240,9 +250,8 @@ static hv_status begin(run *self, hv_run_position *position) {
   trainer->step = position->step;
   trainer->samples = position->samples;
   trainer->means = position->means;
-  /* What was the best by another figure says nothing about this one. */
-  if (strcmp(position->best.metric, self->best.metric) == 0) self->best = position->best;
   hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
+  resume_best(self, &position->best);
   return hv_comm_agree(self->comm, "comparing statistics",
                        self->leader ? hv_run_data_report_changes(&self->data) : HV_OK);
 }

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "train/run/run_digest.h"
+
 /* What is compared: the configuration's parts, and the demonstrations behind them. */
 typedef struct fingerprints {
   const char *names[HV_COMM_MAX_SUM]; /* of the configuration's; the last is NULL */
@@ -39,29 +41,9 @@ static hv_status add_configuration(fingerprints *to, json_t *resolved) {
   return HV_OK;
 }
 
-static uint64_t fold(uint64_t digest, const void *bytes, size_t size) {
-  return XXH3_64bits_withSeed(bytes, size, digest);
-}
-
-/* All of a split that is in memory: lengths, actions, state and prompts, everything but the pictures. */
-static uint64_t fold_split(uint64_t digest, const hv_demonstrations *split, const hv_prompt_table *prompts) {
-  size_t frames = (size_t)hv_demonstrations_frames(split);
-  size_t instructions = (size_t)hv_demonstrations_instructions(split);
-  for (int64_t e = 0; e < hv_demonstrations_episodes(split); e++) {
-    const hv_episode *episode = hv_demonstrations_episode(split, e);
-    const int64_t facts[] = {episode->frames, episode->instruction};
-    digest = fold(digest, facts, sizeof facts);
-  }
-  digest = fold(digest, hv_demonstrations_actions(split),
-                frames * (size_t)hv_demonstrations_action_dim(split) * sizeof(float));
-  digest =
-      fold(digest, hv_demonstrations_state(split), frames * (size_t)hv_demonstrations_state_dim(split) * sizeof(float));
-  return fold(digest, prompts->ids, instructions * (size_t)prompts->stride * sizeof *prompts->ids);
-}
-
 static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data) {
-  uint64_t digest = fold_split(0, data->train, &data->train_prompts);
-  if (data->valid) digest = fold_split(digest, data->valid, &data->valid_prompts);
+  uint64_t digest = hv_run_digest_split(0, data->train, &data->train_prompts);
+  if (data->valid) digest = hv_run_digest_split(digest, data->valid, &data->valid_prompts);
   return add(to, NULL, &digest, sizeof digest);
 }
 
