@@ -196,6 +196,21 @@ done:
   return status;
 }
 
+enum { BYTES_EACH = 6 /* that a double holds exactly */, MOST_SAID = HV_COMM_MAX_SUM * BYTES_EACH };
+
+/* What one rank says (NULL on the others), on all, as sums to which it alone adds; cut off at the end. */
+static hv_status tell_all(hv_comm *comm, const char *what, const char *own, char said[MOST_SAID + 1]) {
+  double numbers[HV_COMM_MAX_SUM] = {0};
+  size_t length = own ? strlen(own) : 0;
+  for (size_t i = 0; i < length && i < MOST_SAID; i++) {
+    numbers[i / BYTES_EACH] += (double)((uint64_t)(uint8_t)own[i] << 8 * (i % BYTES_EACH));
+  }
+  HV_TRY(hv_comm_sum(comm, what, numbers, HV_COMM_MAX_SUM));
+  for (size_t i = 0; i < MOST_SAID; i++) said[i] = (char)((uint64_t)numbers[i / BYTES_EACH] >> 8 * (i % BYTES_EACH));
+  said[MOST_SAID] = '\0';
+  return HV_OK;
+}
+
 hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own) {
   double failed = own ? 1 : 0;
   hv_status status = hv_comm_sum(comm, what, &failed, 1);
@@ -206,12 +221,14 @@ hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own) {
     status = hv_comm_sum(comm, what, &failed, 1);
     if (!status && failed > 0) lowest = r;
   }
+  char said[MOST_SAID + 1] = "";
+  if (lowest >= 0) status = tell_all(comm, what, comm->rank == lowest ? hv_status_message(own) : NULL, said);
   if (own) {
     hv_status_free(status);
     return own;
   }
   if (status || !any) return status;
-  return hv_error(HV_ERR_DEVICE, "%s failed on rank %d, whose own message says why", what, lowest);
+  return hv_error(HV_ERR_DEVICE, "%s failed on rank %d: %s", what, lowest, said);
 }
 
 void hv_comm_set_timeout(hv_comm *comm, double seconds) {

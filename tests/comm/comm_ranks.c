@@ -175,7 +175,7 @@ static hv_status check_numbers(hv_comm *comm) {
   HV_TRY(hv_comm_agree(comm, "a shared task", HV_OK));
   bool fails = comm->rank == 1 || comm->rank == comm->size - 1;
   hv_status status = hv_comm_agree(comm, "a shared task", fails ? hv_error(HV_ERR_IO, "my disk is full") : HV_OK);
-  const char *want = fails ? "my disk is full" : "a shared task failed on rank 1";
+  const char *want = fails ? "my disk is full" : "a shared task failed on rank 1: my disk is full";
   bool right = status && strstr(hv_status_message(status), want);
   if (!right) return hv_error(HV_ERR_NO, "rank %d hears \"%s\"", comm->rank, hv_status_message(status));
   hv_status_free(status);
