@@ -48,8 +48,8 @@ static hv_status open_in_library(hv_hdf5 *file) {
     status = hv_hdf5_error(file, "/", "cannot set up HDF5");
     goto done;
   }
-  if (H5Fis_hdf5(file->path) <= 0) {
-    H5Eclear2(H5E_DEFAULT);
+  htri_t found = H5Fis_hdf5(file->path);
+  if (found <= 0) {
     char head[32];
     ssize_t size = pread(file->fd, head, sizeof head, 0);
     if (size < 0) {
@@ -57,6 +57,11 @@ static hv_status open_in_library(hv_hdf5 *file) {
       goto done;
     }
     HV_CHECK(hv_check_download(file->path, "HDF5", head, (size_t)size));
+    if (found < 0) { /* not looked for: too many files are open, say */
+      status = hv_hdf5_error(file, "/", "cannot be opened");
+      goto done;
+    }
+    H5Eclear2(H5E_DEFAULT);
     status = hv_error(HV_ERR_INPUT, "%s is not an HDF5 file: it has no HDF5 signature", file->path);
     goto done;
   }

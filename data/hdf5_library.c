@@ -1,5 +1,6 @@
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "core/base/text.h"
 #include "data/hdf5_internal.h"
@@ -17,9 +18,22 @@ void hv_hdf5_leave(void) {
   pthread_mutex_unlock(&library_lock);
 }
 
+/* What the library says of a system call that failed: "file read failed: time = …, filename = …, errno = 5, error
+ * message = 'Input/output error', buf = 0x5…, …". Of its fields the message is kept. */
+static void add_reason(hv_text *reason, const char *said) {
+  static const char key[] = "error message = '";
+  const char *what = strstr(said, ": "), *message = what ? strstr(what, key) : NULL;
+  const char *end = message ? strchr(message + strlen(key), '\'') : NULL;
+  if (!end) {
+    hv_text_add(reason, "%s", said);
+    return;
+  }
+  message += strlen(key);
+  hv_text_add(reason, "%.*s: %.*s", (int)(what - said), said, (int)(end - message), message);
+}
+
 static herr_t keep_innermost(unsigned depth, const H5E_error2_t *error, void *argument) {
-  hv_text *reason = argument;
-  if (depth == 0 && error->desc) hv_text_add(reason, "%s", error->desc);
+  if (depth == 0 && error->desc) add_reason(argument, error->desc);
   return 0;
 }
 

@@ -561,6 +561,22 @@ static void a_picture_replaces_no_demonstrations(void **state) {
   }
 }
 
+/* The file is opened twice, here and by HDF5: the limit is met before, between and after the two. How many descriptors
+ * are open already, the test cannot know; with none at all, the program itself is not loaded. */
+static void too_few_descriptors_are_told_as_such(void **state) {
+  (void)state;
+  for (int limit = 3, code = 2; code != 0; limit++) {
+    char *out, *errors;
+    code = run_shell(&out, &errors, "ulimit -n %d; exec '%s' inspect " LIFT, limit, HVLA_BINARY_DIR "/data/hvla-data");
+    bool told = strstr(errors, "Too many open files") && !strstr(errors, "errno");
+    bool loaded = !strstr(errors, "shared librar");
+    if (loaded && code != 0 && !told) fail_msg("%d descriptors: ended with %d: %s", limit, code, errors);
+    assert_true(limit < 32);
+    free(out);
+    free(errors);
+  }
+}
+
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
@@ -571,6 +587,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_first_episode_is_one_of_many, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_of_any_bytes_are_told, make_folder, remove_folder),
+      cmocka_unit_test(too_few_descriptors_are_told_as_such),
       cmocka_unit_test_setup_teardown(a_picture_replaces_no_demonstrations, make_folder, remove_folder),
   };
   return cmocka_run_group_tests_name("damaged files", tests, NULL, NULL);
