@@ -146,6 +146,16 @@ static void tells_of_figures_that_are_not_finite(void **state) {
   assert_int_equal(json_integer_value(json_object_get(status, "skipped")), 1);
   assert_true(json_is_null(json_object_get(json_object_get(status, "held_out"), "loss")));
   json_decref(status);
+
+  char arguments[1024], *output;
+  snprintf(arguments, sizeof arguments, "status '%s/run'", (const char *)*state);
+  int code = run_train("", arguments, &output);
+  bool told = strstr(output, "  loss        nan  ") && strstr(output, "held out at step 2") && !strstr(output, "best");
+  if (code != 0 || !told) fail_msg("ended with %d:\n%s", code, output);
+  free(output);
+  write_text(in_run(*state, "run", "metrics.jsonl"),
+             "{\"step\": 1, \"held_out_loss\": 5e27}\n{\"step\": 2, \"held_out_loss\": null}\n");
+  expect_train(0, arguments, "  nan   best 5.0000e+27 at 1", NULL);
 }
 
 /* Written by a machine whose clock is ahead of this one's. */

@@ -7,6 +7,7 @@
 #include "core/base/clock.h"
 #include "core/io/json.h"
 #include "train/validation.h"
+#include "train/watch/format_figure.h"
 
 void hv_format_duration(double seconds, char *out, size_t size) {
   if (!isfinite(seconds)) {
@@ -25,23 +26,21 @@ void hv_format_duration(double seconds, char *out, size_t size) {
   }
 }
 
-/* Newest and lowest value of a key over all lines. */
+/* Newest and lowest value of a key over all lines, null where it is not finite; NULL where it never was. */
 static json_t *last_and_best(const hv_run_history *history, const char *key) {
-  double last = (double)NAN, best = (double)NAN;
+  double last = hv_line_number(hv_run_history_last(history, key), key), best = (double)NAN;
   json_int_t best_step = 0;
   size_t index;
   const json_t *line;
   json_array_foreach(history->lines, index, line) {
     double value = hv_line_number(line, key);
-    if (!isfinite(value)) continue;
-    last = value;
-    if (!(best <= value)) {
+    if (isfinite(value) && !(best <= value)) {
       best = value;
       best_step = json_integer_value(json_object_get(line, "step"));
     }
   }
-  if (!isfinite(last)) return NULL;
-  return json_pack("{s:f, s:f, s:I}", "last", last, "best", best, "best_step", best_step);
+  if (!isfinite(best)) return NULL;
+  return json_pack("{s:o, s:f, s:I}", "last", hv_json_number(last), "best", best, "best_step", best_step);
 }
 
 static json_t *held_out(const hv_run_history *history) {
@@ -121,31 +120,44 @@ static void add_sparkline(const hv_run_history *history, const char *key, hv_tex
   }
 }
 
+/* A loss that is null came out as no number, but for a line without a step's figures (validation.at_start). */
 static void add_losses(const hv_run_history *history, const json_t *status, hv_text *out) {
   static const char *const names[][2] = {{"loss", "loss"}, {"loss_diffusion", "diffusion"}, {"loss_ce", "tokens"}};
+  char figure[HV_FIGURE_SIZE];
+  if (hv_run_history_step(history) == 0) return;
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-    double value = hv_line_number(status, names[i][0]);
-    if (!isfinite(value)) continue;
-    hv_text_add(out, "  %-11s %-10.4f ", names[i][1], value);
+    if (!json_object_get(status, names[i][0])) continue;
+    hv_format_figure(hv_line_number(status, names[i][0]), figure);
+    hv_text_add(out, "  %-11s %-10s ", names[i][1], figure);
     add_sparkline(history, names[i][0], out);
     hv_text_add(out, "\n");
   }
 }
 
+/* "best 0.4476 at 12", where there is one. */
+static void add_best(const json_t *value, hv_text *out) {
+  char figure[HV_FIGURE_SIZE];
+  double best = hv_line_number(value, "best");
+  if (!isfinite(best)) return;
+  hv_format_figure(best, figure);
+  hv_text_add(out, "   best %s at %lld", figure, (long long)json_integer_value(json_object_get(value, "best_step")));
+}
+
 static void add_held_out(const json_t *measured, hv_text *out) {
   const json_t *loss = json_object_get(measured, "loss");
+  char figure[HV_FIGURE_SIZE];
   if (!json_is_object(measured)) return;
-  hv_text_add(out, "held out at step %lld\n  loss %31.4f   best %.4f at %lld\n",
-              (long long)json_integer_value(json_object_get(measured, "step")), hv_line_number(loss, "last"),
-              hv_line_number(loss, "best"), (long long)json_integer_value(json_object_get(loss, "best_step")));
+  hv_format_figure(hv_line_number(loss, "last"), figure);
+  hv_text_add(out, "held out at step %lld\n  loss %31s",
+              (long long)json_integer_value(json_object_get(measured, "step")), figure);
+  add_best(loss, out);
+  hv_text_add(out, "\n");
   for (int p = 0; p < HV_PREDICTORS; p++) {
     const json_t *error = json_object_get(measured, hv_predictor_name(p));
     if (!error) continue;
-    hv_text_add(out, "  error of %-16s %10.4f", hv_predictor_name(p), hv_line_number(error, "last"));
-    if (p != HV_PREDICT_MEAN_ACTION) {
-      hv_text_add(out, "   best %.4f at %lld", hv_line_number(error, "best"),
-                  (long long)json_integer_value(json_object_get(error, "best_step")));
-    }
+    hv_format_figure(hv_line_number(error, "last"), figure);
+    hv_text_add(out, "  error of %-16s %10s", hv_predictor_name(p), figure);
+    if (p != HV_PREDICT_MEAN_ACTION) add_best(error, out);
     hv_text_add(out, "\n");
   }
 }
