@@ -1,6 +1,7 @@
 /* `hvla-train status` from outside, on runs that go on, end, are stopped and are killed; and that no second run begins
  * where one goes on. */
 #include <fcntl.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -11,6 +12,7 @@
 #include "core/io/json.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
+#include "train/watch/format_figure.h"
 #include "train/watch/run_card.h"
 #include "train/watch/run_status.h"
 
@@ -215,6 +217,19 @@ static void a_directory_of_any_name_is_looked_at(void **state) {
   free(output);
 }
 
+static void formats_figures(void **state) {
+  static const struct {
+    double value;
+    const char *text;
+  } cases[] = {{5.24696, "5.2470"}, {-999999, "-999999.0000"}, {2379032695607977836544.0, "2.3790e+21"}, {NAN, "nan"}};
+  char text[HV_FIGURE_SIZE];
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    hv_format_figure(cases[i].value, text);
+    assert_string_equal(text, cases[i].text);
+  }
+}
+
 static void *let_go(void *file) {
   nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
   close(*(int *)file);
@@ -250,6 +265,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_of_no_time_that_lies_ahead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_cannot_be_read, make_folder, remove_folder),
       cmocka_unit_test(formats_durations),
+      cmocka_unit_test(formats_figures),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -77,7 +77,7 @@ static void leaves_out_spikes_and_tells_of_them(void **state) {
 
 static void names_the_worst_part_of_a_batch(void **state) {
   expect_train(0, run_of(*state, "--set watch.spike_factor=1.001 --set watch.spike_window=2 --set train.micro_batch=1"),
-               NULL);
+               "rank 0, sample ", NULL);
   json_t *line = last_metrics(in_folder(*state, "run"), "skipped");
   const json_t *suspect = json_array_get(json_object_get(line, "suspects"), 0);
   assert_int_equal(json_integer_value(json_object_get(suspect, "samples")), 1);

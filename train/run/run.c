@@ -24,6 +24,7 @@
 #include "train/run/run_digest.h"
 #include "train/run/run_files.h"
 #include "train/trainer_options.h"
+#include "train/watch/format_figure.h"
 #include "train/watch/report.h"
 #include "train/watch/run_card.h"
 #include "train/watch/run_watch.h"
@@ -459,11 +460,13 @@ static hv_status measure_start(run *self) {
 
 static void describe_stale(const run *self, hv_text *out) {
   const hv_best *best = &self->best;
+  char figure[HV_FIGURE_SIZE];
   hv_text_add(out, "stopped early after step %" PRId64 ": %s ", self->trainer->step, best->metric);
   if (best->step < 0) {
     hv_text_add(out, "was not finite in %" PRId64 " measurements", best->since);
   } else {
-    hv_text_add(out, "has not become better than %.4f at step %" PRId64 " in %" PRId64 " measurements", best->figure,
+    hv_format_figure(best->figure, figure);
+    hv_text_add(out, "has not become better than %s at step %" PRId64 " in %" PRId64 " measurements", figure,
                 best->step, best->since);
   }
 }

@@ -268,7 +268,7 @@ static hv_status wait_for_former(hv_run_files *files) {
   int64_t step = files->manifest.position.step;
   HV_TRY(settle(files));
   if (!files->told_of_waiting && files->comm->rank == 0) {
-    hv_log_warning("training waited %.1f s for the checkpoint of step %lld: they are due faster than the disk takes "
+    hv_log_warning("training waited %.3g s for the checkpoint of step %lld: they are due faster than the disk takes "
                    "them; this is told once",
                    hv_clock_seconds() - start, (long long)step);
   }

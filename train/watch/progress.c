@@ -9,6 +9,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "train/watch/format_figure.h"
 
 enum { LINE_SIZE = 256 };
 static const double REDRAW_SECONDS = 0.1, LOG_SECONDS = 30;
@@ -54,15 +55,17 @@ static void format_flops(const hv_progress *progress, char *out, size_t size) {
 }
 
 static void format_line(const hv_progress *progress, int64_t step, const hv_step_result *result, char line[LINE_SIZE]) {
-  char left[32], flops[64], rate[32] = "?";
+  char left[32], flops[64], rate[32] = "?", loss[HV_FIGURE_SIZE], diffusion[HV_FIGURE_SIZE], tokens[HV_FIGURE_SIZE];
   int64_t timed = progress->timed_steps, total = progress->options.total_steps;
   format_time_left(timed, timed + total - step, progress->training_seconds, left, sizeof left);
   format_flops(progress, flops, sizeof flops);
   if (isfinite(hv_progress_rate(progress))) snprintf(rate, sizeof rate, "%.1f", hv_progress_rate(progress));
+  hv_format_figure(result->loss, loss);
+  hv_format_figure(result->loss_diffusion, diffusion);
+  hv_format_figure(result->loss_ce, tokens);
   snprintf(line, LINE_SIZE,
-           "step %" PRId64 "/%" PRId64 "  loss %.4f (diffusion %.4f, tokens %.4f)%s  %s samples/s  %s left%s", step,
-           total, result->loss, result->loss_diffusion, result->loss_ce, result->skipped ? "  SKIPPED" : "", rate, left,
-           flops);
+           "step %" PRId64 "/%" PRId64 "  loss %s (diffusion %s, tokens %s)%s  %s samples/s  %s left%s", step, total,
+           loss, diffusion, tokens, result->skipped ? "  SKIPPED" : "", rate, left, flops);
 }
 
 /* Shows a line in the place of the last; one that the terminal would wrap could not be taken back, and is cut off. */

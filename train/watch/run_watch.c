@@ -1,6 +1,7 @@
 #include "train/watch/run_watch.h"
 
 #include "core/base/log.h"
+#include "train/watch/format_figure.h"
 #include "train/watch/skipped_step.h"
 
 hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data, const hv_trainer *trainer,
@@ -41,10 +42,13 @@ static hv_status examine(hv_run_watch *watch, hv_skip_reason reason) {
 
 static void tell_held_out(hv_run_watch *watch, const hv_validation *held_out) {
   hv_text text = {0};
-  hv_text_add(&text, "step %lld  held out: loss %.4f, mean absolute error", (long long)watch->trainer->step,
-              held_out->loss);
+  char figure[HV_FIGURE_SIZE];
+  hv_format_figure(held_out->loss, figure);
+  hv_text_add(&text, "step %lld  held out: loss %s, mean absolute error", (long long)watch->trainer->step, figure);
   for (int p = 0; p < HV_PREDICTORS; p++) {
-    if (held_out->present[p]) hv_text_add(&text, "  %s %.4f", hv_predictor_name(p), held_out->error[p]);
+    if (!held_out->present[p]) continue;
+    hv_format_figure(held_out->error[p], figure);
+    hv_text_add(&text, "  %s %s", hv_predictor_name(p), figure);
   }
   hv_progress_clear(&watch->progress);
   hv_log_info("%s", hv_text_string(&text));

@@ -77,6 +77,17 @@ json_t *hv_suspects_describe(const hv_suspect *suspects, int count, const hv_run
   return list;
 }
 
+/* "sample 22 (", "samples 22 to 27 (" */
+static void add_samples(const json_t *suspect, hv_text *out) {
+  long long first = json_integer_value(json_object_get(suspect, "first_sample"));
+  long long count = json_integer_value(json_object_get(suspect, "samples"));
+  if (count == 1) {
+    hv_text_add(out, "sample %lld (", first);
+  } else {
+    hv_text_add(out, "samples %lld to %lld (", first, first + count - 1);
+  }
+}
+
 void hv_suspects_tell(int64_t step, hv_skip_reason reason, const json_t *description, hv_text *out) {
   static const char *const why[] = {"", "a gradient is not finite", "a spike of the loss",
                                     "a spike of the gradients' norm"};
@@ -86,9 +97,8 @@ void hv_suspects_tell(int64_t step, hv_skip_reason reason, const json_t *descrip
   hv_text_add(out, "step %lld changed nothing: %s", (long long)step, why[reason]);
   json_array_foreach(description, i, suspect) {
     const json_t *loss = json_object_get(suspect, "loss"), *frames = json_object_get(suspect, "frames");
-    json_int_t first = json_integer_value(json_object_get(suspect, "first_sample"));
-    hv_text_add(out, "; rank %d, samples %lld to %lld (", (int)json_integer_value(json_object_get(suspect, "rank")),
-                (long long)first, (long long)(first + json_integer_value(json_object_get(suspect, "samples")) - 1));
+    hv_text_add(out, "; rank %d, ", (int)json_integer_value(json_object_get(suspect, "rank")));
+    add_samples(suspect, out);
     json_array_foreach(frames, f, frame) {
       if (f < SHOWN) hv_text_add(out, "%s%s", f ? ", " : "", json_string_value(frame));
     }
