@@ -138,6 +138,12 @@ static void a_second_interrupt_ends_at_once(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints")));
 }
 
+static bool has_come(const hv_interrupt *interrupt) {
+  double numbers[HV_INTERRUPT_SIGNALS];
+  hv_interrupt_tell(interrupt, numbers);
+  return hv_interrupt_hear(numbers) != 0;
+}
+
 /* What is said of a SIGTERM. The thread that says it has done so when it has taken the next signal. */
 static char *words_of_termination(const char *log, bool failing) {
   pid_t child = fork();
@@ -148,7 +154,7 @@ static char *words_of_termination(const char *log, bool failing) {
     if (dup2(fd, STDERR_FILENO) < 0 || hv_interrupt_open(&interrupt)) _exit(1);
     if (failing) hv_interrupt_silence(interrupt);
     kill(getpid(), SIGTERM);
-    while (hv_interrupt_signal(interrupt) == 0) usleep(1000);
+    while (!has_come(interrupt)) usleep(1000);
     kill(getpid(), SIGUSR2);
     while (!hv_interrupt_take_request(interrupt)) usleep(1000);
     _exit(0);

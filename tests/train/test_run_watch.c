@@ -124,14 +124,14 @@ static void tells_how_long_steps_wait_for_data(void **state) {
   json_decref(line);
 }
 
-/* The first step of a session warms up: there is no rate of it, which would be a fall to 0 in the curves. */
-static void tells_no_rate_that_was_not_measured(void **state) {
-  expect_train(0, run_of(*state, "--set train.steps=2"), "step 1/2", "  ? samples/s  ? left", NULL);
-  expect_train(0, run_of(*state, "--set train.steps=3 --resume"), "  ? samples/s", NULL);
+/* A rate is that of other steps than the first, which warms up; until there is one, its own, not 0, to which curves
+ * would fall at each resume. */
+static void tells_the_rate_of_each_session(void **state) {
+  expect_train(0, run_of(*state, "--set train.steps=2"), "step 1/2", " samples/s  ? left", NULL);
+  expect_train(0, run_of(*state, "--set train.steps=3 --resume"), NULL);
   json_t *lines = read_metrics(in_folder(*state, "run"));
   for (size_t i = 0; i < 3; i++) {
-    const json_t *rate = json_object_get(json_array_get(lines, i), "samples_per_s");
-    assert_true(i == 1 ? json_number_value(rate) > 0 : json_is_null(rate));
+    assert_true(json_number_value(json_object_get(json_array_get(lines, i), "samples_per_s")) > 0);
   }
   json_decref(lines);
 }
@@ -145,7 +145,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(leaves_out_spikes_and_tells_of_them, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_the_worst_part_of_a_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ends_a_run_that_is_lost, make_folder, remove_folder),
-      cmocka_unit_test_setup_teardown(tells_no_rate_that_was_not_measured, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_the_rate_of_each_session, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_how_long_steps_wait_for_data, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

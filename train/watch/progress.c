@@ -55,17 +55,17 @@ static void format_flops(const hv_progress *progress, char *out, size_t size) {
 }
 
 static void format_line(const hv_progress *progress, int64_t step, const hv_step_result *result, char line[LINE_SIZE]) {
-  char left[32], flops[64], rate[32] = "?", loss[HV_FIGURE_SIZE], diffusion[HV_FIGURE_SIZE], tokens[HV_FIGURE_SIZE];
-  int64_t timed = progress->timed_steps, total = progress->options.total_steps;
+  char left[32], flops[64], loss[HV_FIGURE_SIZE], diffusion[HV_FIGURE_SIZE], tokens[HV_FIGURE_SIZE];
+  /* The first step, which warms up, tells nothing of those that are left. */
+  int64_t timed = progress->session_steps > 1 ? progress->timed_steps : 0, total = progress->options.total_steps;
   format_time_left(timed, timed + total - step, progress->training_seconds, left, sizeof left);
   format_flops(progress, flops, sizeof flops);
-  if (isfinite(hv_progress_rate(progress))) snprintf(rate, sizeof rate, "%.1f", hv_progress_rate(progress));
   hv_format_figure(result->loss, loss);
   hv_format_figure(result->loss_diffusion, diffusion);
   hv_format_figure(result->loss_ce, tokens);
   snprintf(line, LINE_SIZE,
-           "step %" PRId64 "/%" PRId64 "  loss %s (diffusion %s, tokens %s)%s  %s samples/s  %s left%s", step, total,
-           loss, diffusion, tokens, result->skipped ? "  SKIPPED" : "", rate, left, flops);
+           "step %" PRId64 "/%" PRId64 "  loss %s (diffusion %s, tokens %s)%s  %.1f samples/s  %s left%s", step, total,
+           loss, diffusion, tokens, result->skipped ? "  SKIPPED" : "", hv_progress_rate(progress), left, flops);
 }
 
 /* Shows a line in the place of the last; one that the terminal would wrap could not be taken back, and is cut off. */
@@ -81,10 +81,12 @@ static void redraw(hv_progress *progress, double now, const char *line) {
 
 void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result *result, double seconds) {
   char line[LINE_SIZE];
-  if (progress->session_steps++ > 0) {
-    progress->training_seconds += seconds;
-    progress->timed_steps++;
+  if (progress->session_steps++ <= 1) {
+    progress->training_seconds = 0;
+    progress->timed_steps = 0;
   }
+  progress->training_seconds += seconds;
+  progress->timed_steps++;
   bool last = step == progress->options.total_steps;
   if (!progress->terminal) {
     if (step % progress->options.log_interval != 0 && !last) return;

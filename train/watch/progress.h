@@ -18,7 +18,7 @@ typedef struct hv_progress_options {
 typedef struct hv_progress {
   hv_progress_options options;
   bool terminal, shown;
-  double training_seconds; /* of this session's steps, the first left out: it warms up */
+  double training_seconds; /* of this session's steps; the first, which warms up, until there is another */
   int64_t timed_steps, session_steps;
   double last_shown;
 } hv_progress;
@@ -31,7 +31,9 @@ void hv_progress_step(hv_progress *progress, int64_t step, const hv_step_result 
 /* Shows other work that takes long: `done` of `total` after `seconds`. In a log, every half minute. NULL: nothing. */
 void hv_progress_work(hv_progress *progress, const char *what, int64_t done, int64_t total, double seconds);
 
-/* Over this session's steps but the first, waits for data and other ranks included. */
+/* Over this session's steps, waits for data and other ranks included; the first, which warms up, until there is
+ * another.
+ */
 double hv_progress_rate(const hv_progress *progress);  /* samples a second; NAN: not measured yet */
 double hv_progress_flops(const hv_progress *progress); /* of matrix products a second, on each rank's device; 0: not */
 
