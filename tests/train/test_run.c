@@ -456,7 +456,7 @@ static void puts_checkpoints_off_while_steps_are_skipped(void **state) {
   bool owed = false, put_off = false;
   expect_train(0,
                run_arguments(*state, "run",
-                             "--set watch.spike_factor=1 --set watch.spike_window=2 --set train.steps=20 "
+                             "--set watch.spike_factor=1.001 --set watch.spike_window=2 --set train.steps=20 "
                              "--set checkpoint.interval=2 --set checkpoint.keep=20"),
                NULL);
   json_t *lines = read_metrics(in_folder(*state, "run"));
