@@ -301,7 +301,7 @@ static float *room_for_any(const hv_params *params) {
     int64_t count = params->params[i].rows * params->params[i].cols;
     if (count > largest) largest = count;
   }
-  return malloc((size_t)largest * sizeof(float));
+  return calloc((size_t)largest, sizeof(float));
 }
 
 hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream) {
