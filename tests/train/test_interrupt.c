@@ -166,7 +166,7 @@ static char *words_of_termination(const char *log, bool failing) {
 /* A launcher ends the ranks of a run of which one has failed. */
 static void a_run_that_fails_promises_no_checkpoint(void **state) {
   char *words = words_of_termination(in_folder(*state, "log"), false);
-  assert_non_null(strstr(words, "terminated: finishing the step"));
+  assert_non_null(strstr(words, "SIGTERM: finishing the step"));
   free(words);
   words = words_of_termination(in_folder(*state, "log"), true);
   assert_string_equal(words, "");

@@ -47,7 +47,7 @@ static void a_run_leaves_its_report(void **state) {
                                       "Skipped steps",
                                       "lift.hdf5/demo_",
                                       "_spike",
-                                      "step 3, step 6",
+                                      "<th>checkpoints</th><td>step 6</td>",
                                       "learning_rate: 0.003",
                                       NULL};
   char arguments[2048];
