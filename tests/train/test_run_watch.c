@@ -136,6 +136,14 @@ static void tells_the_rate_of_each_session(void **state) {
   json_decref(lines);
 }
 
+/* The same run, looked at: it ends where the first number overflows. */
+static void debug_nan_names_the_first_value_that_is_not_finite(void **state) {
+  expect_train(2,
+               run_of(*state, "--debug-nan --set optimizer.learning_rate=1000 --set optimizer.weight_decay=0 --set "
+                              "train.steps=30"),
+               "the first value that is not finite came up in", NULL);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(judges_spikes_by_running_means),
@@ -145,6 +153,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(leaves_out_spikes_and_tells_of_them, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_the_worst_part_of_a_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ends_a_run_that_is_lost, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(debug_nan_names_the_first_value_that_is_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_the_rate_of_each_session, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_how_long_steps_wait_for_data, make_folder, remove_folder),
   };
