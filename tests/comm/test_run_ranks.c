@@ -275,10 +275,14 @@ static json_t *read_best(const char *folder, const char *name) {
 static const char measured[] = "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=2 "
                                "--set validation.metric=error_diffusion --set parallel.sharding=parameters";
 
-/* With parameters that all must gather to measure, and a best model that all take for it. */
+/* With averages, of which each rank has a share and all must have the whole to measure, and a best model that all take
+ * for it. */
 static void ranks_keep_the_best_model(void **state) {
   char rest[512];
-  snprintf(rest, sizeof rest, "%s --set train.steps=8 --set optimizer.learning_rate=2e-2", measured);
+  snprintf(rest, sizeof rest,
+           "%s --set train.steps=8 --set optimizer.learning_rate=2e-2 --set train.ema_decay=0.9 "
+           "--set parallel.sharding=optimizer",
+           measured);
   expect_ranks(0, 1, run_of(*state, "alone", rest), "done");
   expect_ranks(0, 2, run_of(*state, "shared", rest), "done");
   json_t *alone = read_best(*state, "alone"), *shared = read_best(*state, "shared");
@@ -292,7 +296,7 @@ static void ranks_keep_the_best_model(void **state) {
   json_decref(shared);
 }
 
-/* Nothing becomes better at a learning rate of 0. */
+/* With parameters that all must gather to measure. Nothing becomes better at a learning rate of 0. */
 static void ranks_end_early_together(void **state) {
   char rest[512];
   snprintf(rest, sizeof rest, "%s --set train.steps=50 --set optimizer.learning_rate=0 --set validation.patience=2",
