@@ -102,20 +102,6 @@ bool hv_export_narrows(const hv_safetensors *tensors, const hv_dtype *to) {
   return false;
 }
 
-static bool has_width(const json_t *entry, const char *quantity, int32_t dims) {
-  return json_array_size(json_object_get(json_object_get(entry, quantity), "mean")) == (size_t)dims;
-}
-
-const char *hv_export_key(const json_t *statistics, int32_t action_dim, int32_t state_dim) {
-  const char *key;
-  json_t *entry;
-  json_object_foreach((json_t *)(uintptr_t)statistics, key, entry) {
-    if (!has_width(entry, "action", action_dim)) continue;
-    if (state_dim == 0 || has_width(entry, "proprio", state_dim)) return key;
-  }
-  return json_object_iter_key(json_object_iter((json_t *)(uintptr_t)statistics));
-}
-
 hv_status hv_export_card(const hv_export_source *source, const hv_dtype *to, const char *usage, hv_text *out) {
   hv_model_card card = {.directory = &source->directory,
                         .statistics = source->statistics,

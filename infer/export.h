@@ -27,10 +27,6 @@ double hv_export_bytes(const hv_safetensors *tensors, const hv_dtype *to);
 /* Whether any tensor loses digits. */
 bool hv_export_narrows(const hv_safetensors *tensors, const hv_dtype *to);
 
-/* The key of the statistics that made-up predictions and examples name: the first whose action and state are as wide as
- * the model's, of which an older one in the file may be another robot's; else the first. NULL: there is none. */
-const char *hv_export_key(const json_t *statistics, int32_t action_dim, int32_t state_dim);
-
 /* The source's README.md for an export; `usage` as in hv_model_card. */
 HV_NODISCARD hv_status hv_export_card(const hv_export_source *source, const hv_dtype *to, const char *usage,
                                       hv_text *out);

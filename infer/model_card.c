@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "core/base/build_commit.h"
-#include "infer/export.h"
 
 /* From here to the end, a card tells of training: what an export of an export keeps. */
 static const char training_heading[] = "\n## Training\n";
@@ -40,10 +39,24 @@ static void add_model(const hv_model_card *card, hv_text *out) {
               family ? family : "?", config->llm.hidden_size, config->llm.num_hidden_layers, config->llm.vocab_size);
 }
 
+static bool has_width(const json_t *entry, const char *quantity, int32_t dims) {
+  return json_array_size(json_object_get(json_object_get(entry, quantity), "mean")) == (size_t)dims;
+}
+
+const char *hv_model_card_key(const json_t *statistics, int32_t action_dim, int32_t state_dim) {
+  const char *key;
+  json_t *entry;
+  json_object_foreach((json_t *)(uintptr_t)statistics, key, entry) {
+    if (!has_width(entry, "action", action_dim)) continue;
+    if (state_dim == 0 || has_width(entry, "proprio", state_dim)) return key;
+  }
+  return json_object_iter_key(json_object_iter((json_t *)(uintptr_t)statistics));
+}
+
 /* A call that can be tried as it stands, but for the pictures: the state is the mean of the data. */
 static void add_example(const hv_model_card *card, hv_text *out) {
   const hv_config *config = &card->directory->model.config;
-  const char *key = hv_export_key(card->statistics, config->action_dim, config->state_dim);
+  const char *key = hv_model_card_key(card->statistics, config->action_dim, config->state_dim);
   const char *told = json_string_value(json_object_get(json_object_get(card->run->config, "data"), "instruction"));
   bool plain = told && !strpbrk(told, "\"\\$`!\n");
   hv_text_add(out, "```sh\nhvla-infer predict --model .");

@@ -14,6 +14,10 @@ typedef struct hv_model_card {
   const char *usage;       /* the section on how the format is used, without its heading; NULL: hvla-infer */
 } hv_model_card;
 
+/* The key of the statistics that made-up predictions and examples name: the first whose action and state are as wide as
+ * the model's, of which an older one in the file may be another robot's; else the first. NULL: there is none. */
+const char *hv_model_card_key(const json_t *statistics, int32_t action_dim, int32_t state_dim);
+
 /* The same model gives the same text. */
 HV_NODISCARD hv_status hv_model_card_format(const hv_model_card *card, hv_text *out);
 

@@ -6,6 +6,7 @@
 
 #include "core/base/file.h"
 #include "infer/hvla.h"
+#include "infer/model_card.h"
 
 enum { PIECE = 1 << 16, MAX_NAMED = 10, OBSERVATIONS = 3, WIDTH = 64, HEIGHT = 48, MODES = 3 };
 
@@ -155,7 +156,7 @@ static hv_status ask(const hv_verification *what, const char *directory, hvla_mo
   request.images = images;
   request.num_images = (size_t)hvla_num_cameras(model);
   if (hvla_diffusion_steps(model) < request.ddim_steps) request.ddim_steps = hvla_diffusion_steps(model);
-  request.unnorm_key = hv_export_key(what->statistics, hvla_action_dim(model), hvla_state_dim(model));
+  request.unnorm_key = hv_model_card_key(what->statistics, hvla_action_dim(model), hvla_state_dim(model));
   request.state_dim = (size_t)hvla_state_dim(model);
   request.state = request.state_dim > 0 ? state : NULL;
   out->values = hvla_action_chunk(model) * hvla_action_dim(model);
