@@ -1,6 +1,7 @@
 /* `hvla-train run` from outside: what a run leaves, resuming to the same bytes, a full disk, and wrong input. */
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 
 #include "core/base/directory.h"
 #include "core/io/safetensors.h"
@@ -227,6 +228,22 @@ static void a_run_whose_directory_was_moved_ends(void **state) {
     assert_ok(hv_remove_tree(in_folder(*state, "other")));
     assert_int_equal(unlink(log), 0);
   }
+}
+
+/* As on a file system that numbers files anew: run.json is another file, which holds the same. */
+static void a_run_goes_on_where_its_card_was_numbered_anew(void **state) {
+  char log[512], copy[512];
+  snprintf(log, sizeof log, "%s", in_folder(*state, "log"));
+  snprintf(copy, sizeof copy, "%s", in_folder(*state, "copy"));
+  pid_t process = start_train(run_arguments(*state, "run", "--set train.steps=100000"), log);
+  wait_for_text(log, "step 1/");
+  char *card = read_file(in_run(*state, "run", "run.json"));
+  write_text(copy, card);
+  free(card);
+  assert_int_equal(rename(copy, in_run(*state, "run", "run.json")), 0);
+  wait_for_text(log, "step 4/");
+  assert_int_equal(kill(process, SIGTERM), 0);
+  assert_int_equal(wait_for_exit(process), 75);
 }
 
 static void resumes_only_what_fits(void **state) {
@@ -488,6 +505,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(does_not_overwrite_a_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_place_that_takes_no_model_is_told_at_the_start, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_run_whose_directory_was_moved_ends, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_run_goes_on_where_its_card_was_numbered_anew, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_only_what_fits, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_go_back, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_has_changed, make_folder, remove_folder),

@@ -36,7 +36,8 @@ HV_NODISCARD hv_status hv_run_card_begin(hv_run_card *card, const hv_run_facts *
 HV_NODISCARD hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *message);
 
 /* HV_ERR_INPUT where the directory was moved, removed or replaced since the card was opened: another run may have begun
- * there, which the lock keeps from nothing. NULL, of the ranks that have no card, is in its place. */
+ * there, which the lock keeps from nothing. A card that is another file and holds the same is taken for this one. NULL,
+ * of the ranks that have no card, is in its place. */
 HV_NODISCARD hv_status hv_run_card_check(const hv_run_card *card);
 
 /* Whether a process leads a run in the directory now. */
