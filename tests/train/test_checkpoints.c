@@ -362,18 +362,23 @@ static void survives_a_file_system_without_room(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
+/* Goes on with "run" while the directory `held` in it is a mount, which nobody can remove; *text is what was said. */
+static int resume_while_held(const char *folder, const char *held, const char *rest, char **text) {
+  return run_shell(text, NULL,
+                   "unshare -rm sh -c '\n"
+                   "mount --bind \"$1\" \"$1\" || exit 77\n"
+                   "exec \"$0\" run --config \"$2\" --set output=\"$3\" --resume --set checkpoint.interval=1 %s' "
+                   "'%s/train/hvla-train' '%s' '%s' '%s'",
+                   rest, HVLA_BINARY_DIR, held, in_folder(folder, "tiny.yaml"), in_folder(folder, "run"));
+}
+
 /* One that is a mount stays, as one would whose files are in use on a network's file system; the run does not end over
  * it. */
 static void a_checkpoint_that_cannot_be_removed_ends_no_run(void **state) {
   char *text;
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   const char *held = in_run(*state, "run", "checkpoints/step-3");
-  int code = run_shell(&text, NULL,
-                       "unshare -rm sh -c '\n"
-                       "mount --bind \"$1\" \"$1\" || exit 77\n"
-                       "exec \"$0\" run --config \"$2\" --set output=\"$3\" --resume "
-                       "--set checkpoint.keep=1 --set checkpoint.interval=1' '%s/train/hvla-train' '%s' '%s' '%s'",
-                       HVLA_BINARY_DIR, held, in_folder(*state, "tiny.yaml"), in_folder(*state, "run"));
+  int code = resume_while_held(*state, held, "--set checkpoint.keep=1", &text);
   if (cannot_mount(code, text)) {
     free(text);
     skip();
@@ -394,12 +399,7 @@ static void a_model_that_cannot_be_removed_ends_no_run(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   const char *held = in_run(*state, "run", "model/held");
   assert_ok(hv_make_directories(held));
-  int code = run_shell(&text, NULL,
-                       "unshare -rm sh -c '\n"
-                       "mount --bind \"$1\" \"$1\" || exit 77\n"
-                       "exec \"$0\" run --config \"$2\" --set output=\"$3\" --resume --set checkpoint.interval=1' "
-                       "'%s/train/hvla-train' '%s' '%s' '%s'",
-                       HVLA_BINARY_DIR, held, in_folder(*state, "tiny.yaml"), in_folder(*state, "run"));
+  int code = resume_while_held(*state, held, "", &text);
   if (cannot_mount(code, text)) {
     free(text);
     skip();
