@@ -424,8 +424,7 @@ const hv_option hv_train_config_table[] = {
      .max = 1e6,
      .doc = "A step whose loss or gradient norm is more than this times (above 1) its running mean changes nothing; 0: "
             "no step is left out so. Off by default, since it changes what is trained; 3 to 10 catches a bad batch. A "
-            "step "
-            "with a gradient that is not finite is left out either way."},
+            "step with a gradient that is not finite is left out either way."},
     {.key = "watch.spike_window",
      .type = HV_OPTION_INT,
      AT(watch.spike_window),
