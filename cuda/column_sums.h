@@ -1,12 +1,22 @@
 /* Sums down the columns of something that is computed for each element, added to a gradient: the gradients of biases,
  * norm weights and scales. Rows are cut into chunks by their number alone; each chunk is summed row by row, then the
- * chunks in order. */
+ * chunks. */
 #ifndef HV_CUDA_COLUMN_SUMS_H
 #define HV_CUDA_COLUMN_SUMS_H
 
 #include "cuda/elementwise.h"
 
-enum { HV_CHUNK_ROWS = 32, HV_MOST_CHUNKS = 128 };
+/* Rows one behind the other that are summed by themselves. */
+struct hv_chunks {
+  int64_t count, rows; /* of each but the last, which may have fewer */
+};
+
+/* At least `least` rows each, where there are as many, and `most` chunks. */
+static inline hv_chunks hv_chunks_of(int64_t rows, int64_t least, int64_t most) {
+  int64_t each = (rows + most - 1) / most;
+  if (each < least) each = least;
+  return {(rows + each - 1) / each, each};
+}
 
 /* Terms is a small struct with
  *   template <int N> __device__ hv_floats<N> terms(int64_t row, int64_t col) const */
@@ -25,44 +35,58 @@ static __global__ void column_chunks_kernel(Terms source, int64_t rows, int64_t 
   hv_write(partial + at.row * cols + at.col, sum);
 }
 
-/* So few threads must have many loads under way each. */
+enum { HV_ADD_COLS = HV_WARP, HV_ADD_PARTS = 8 };
+
+/* A warp has a part of the chunks, a thread one of their columns. So few threads must have many loads under way each.
+ */
 template <typename G>
 static __global__ void add_chunks_kernel(const float *partial, int64_t chunks, int64_t cols, G *result) {
   constexpr int AT_ONCE = 16;
-  int64_t col = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-  if (col >= cols) return;
+  hv_shared<float> sums = hv_shared_at<float>(0); /* [part][column] */
+  int lane = (int)threadIdx.x % HV_ADD_COLS, part = (int)threadIdx.x / HV_ADD_COLS;
+  int64_t col = (int64_t)blockIdx.x * HV_ADD_COLS + lane, each = (chunks + HV_ADD_PARTS - 1) / HV_ADD_PARTS;
+  int64_t end = col < cols ? min((part + 1) * each, chunks) : 0;
   float sum = 0;
-  for (int64_t first = 0; first < chunks; first += AT_ONCE) {
-    float part[AT_ONCE];
+  for (int64_t first = part * each; first < end; first += AT_ONCE) {
+    float terms[AT_ONCE];
     HV_UNROLL
-    for (int i = 0; i < AT_ONCE; i++) part[i] = first + i < chunks ? partial[(first + i) * cols + col] : 0.0f;
+    for (int i = 0; i < AT_ONCE; i++) terms[i] = first + i < end ? partial[(first + i) * cols + col] : 0.0f;
     HV_UNROLL
-    for (int i = 0; i < AT_ONCE; i++) sum += part[i];
+    for (int i = 0; i < AT_ONCE; i++) sum += terms[i];
   }
+  sums[part * HV_ADD_COLS + lane] = sum;
+  __syncthreads();
+  if (part > 0 || col >= cols) return;
+  for (int i = 1; i < HV_ADD_PARTS; i++) sum += sums[i * HV_ADD_COLS + lane];
   result[col] = hv_from_float<G>(hv_to_float(result[col]) + sum);
+}
+
+/* result [1, cols] += sums of [chunks, cols], chunk by chunk within each of HV_ADD_PARTS parts. */
+static inline void hv_add_chunks(hv_stream *stream, const float *partial, int64_t chunks, hv_tensor result) {
+  hv_with_type(stream, result.dtype, [&](auto type) {
+    using G = decltype(type);
+    HV_LAUNCH((add_chunks_kernel<G>), dim3(hv_blocks(result.cols, HV_ADD_COLS)), dim3(HV_ADD_COLS * HV_ADD_PARTS),
+              HV_ADD_COLS * HV_ADD_PARTS * sizeof(float), stream, partial, chunks, result.cols, (G *)result.data);
+  });
 }
 
 /* result [1, cols] += column sums over `rows` rows; `wide` says whether the operands of `source` are. Uses the stream's
  * scratch. */
 template <typename Terms>
 static inline void hv_column_sums(hv_stream *stream, Terms source, int64_t rows, bool wide, hv_tensor result) {
-  int64_t cols = result.cols, chunk_rows = (rows + HV_MOST_CHUNKS - 1) / HV_MOST_CHUNKS;
+  enum { LEAST_ROWS = 32, MOST_CHUNKS = 128 };
+  int64_t cols = result.cols;
   if (rows == 0 || cols == 0) return;
-  if (chunk_rows < HV_CHUNK_ROWS) chunk_rows = HV_CHUNK_ROWS;
-  int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
-  float *partial = (float *)hv_stream_scratch(stream, (size_t)(chunks * cols) * sizeof(float));
+  hv_chunks chunks = hv_chunks_of(rows, LEAST_ROWS, MOST_CHUNKS);
+  float *partial = (float *)hv_stream_scratch(stream, (size_t)(chunks.count * cols) * sizeof(float));
   if (!partial) return;
   hv_with_width(wide && cols % HV_WIDE == 0, [&](auto width) {
     constexpr int N = decltype(width)::value;
-    hv_cover c = hv_cover_of(chunks, cols, N);
-    HV_LAUNCH((column_chunks_kernel<Terms, N>), c.grid, c.block, 0, stream, source, rows, cols, chunk_rows, partial,
+    hv_cover c = hv_cover_of(chunks.count, cols, N);
+    HV_LAUNCH((column_chunks_kernel<Terms, N>), c.grid, c.block, 0, stream, source, rows, cols, chunks.rows, partial,
               c.pieces);
   });
-  hv_with_type(stream, result.dtype, [&](auto type) {
-    using G = decltype(type);
-    HV_LAUNCH((add_chunks_kernel<G>), dim3(hv_blocks(cols, 128)), dim3(128), 0, stream, (const float *)partial, chunks,
-              cols, (G *)result.data);
-  });
+  hv_add_chunks(stream, partial, chunks.count, result);
 }
 
 /* The elements of a tensor; or its products with another's, where factor.data is not NULL. */

@@ -1,4 +1,5 @@
-/* norm fused with the residual sum, and its gradient; residual sums that no norm follows. A block owns a row.
+/* norm fused with the residual sum, and its gradient; residual sums that no norm follows. A block owns a row, or a
+ * chunk of rows one after the other where the weight's gradient is summed over them in the same pass.
  *
  * In a prediction's steps of few rows nothing hides how long a norm waits for its weight, which the weights of products
  * have driven out of the cache by then: it is copied to shared memory while the launches before are not yet over. */
@@ -150,18 +151,32 @@ template <typename T> struct norm_backward_operands {
   const T *weight, *delta_scale;
   hv_rows<const float> stats;
   hv_rows<T> dx, ddelta;
-  int64_t cols;
+  int64_t rows, cols;
+  int64_t chunk_rows; /* of a block */
+  float *dweight;     /* [block, cols]: dy ∘ x̂ summed over the block's rows; NULL: not wanted */
 };
+
+/* Adds dy ∘ x̂ to a thread's own sums in shared memory, which the first row sets. */
+template <int N>
+static __device__ __forceinline__ void add_weight_terms(const hv_floats<N> &dy, const hv_floats<N> &x, float centre,
+                                                        float scale, bool begins, hv_shared<float> sums) {
+  hv_vec<float, N> sum = {};
+  if (!begins) sum = hv_load<N>(sums);
+  HV_UNROLL
+  for (int j = 0; j < N; j++) sum.at[j] += dy.at[j] * ((x.at[j] - centre) * scale);
+  hv_store(sums, sum);
+}
 
 /* With g = dy ∘ weight, r = 1 / sqrt(… + eps), and sums over the row of d elements:
  *   layer:    dx = r (g − Σ g / d − x̂ Σ g x̂ / d), x̂ = (x − mean) r
  *   rms:      the same without the means
  *   variance: dx = r g − r³ (x − mean) Σ g x / (d − 1) */
-template <typename T, int N> static __global__ void norm_backward_kernel(norm_backward_operands<T> a) {
-  hv_shared<float> reduction = hv_shared_at<float>(0);
-  int64_t row = blockIdx.x, first = (int64_t)threadIdx.x * N, step = (int64_t)blockDim.x * N;
+template <typename T, int N>
+static __device__ __forceinline__ void norm_backward_row(const norm_backward_operands<T> &a, int64_t row, bool begins,
+                                                         hv_shared<float> reduction, hv_shared<float> dweight) {
+  int64_t first = (int64_t)threadIdx.x * N, step = (int64_t)blockDim.x * N;
   float mean = *a.stats.at(row, 0), scale = *a.stats.at(row, 1);
-  float shift = a.kind == HV_NORM_VARIANCE ? 0.0f : mean;
+  float centre = a.kind == HV_NORM_VARIANCE ? 0.0f : mean;
   float sum_g = 0, sum_gx = 0;
   for (int64_t col = first; col < a.cols; col += step) {
     hv_floats<N> g = hv_read<N>(a.dy.at(row, col)), x = hv_read<N>(a.x.at(row, col)), w = hv_read<N>(a.weight + col);
@@ -169,7 +184,7 @@ template <typename T, int N> static __global__ void norm_backward_kernel(norm_ba
     for (int j = 0; j < N; j++) {
       g.at[j] *= w.at[j];
       sum_g += g.at[j];
-      sum_gx += g.at[j] * (x.at[j] - shift);
+      sum_gx += g.at[j] * (x.at[j] - centre);
     }
   }
   sum_g = hv_block_sum(sum_g, reduction);
@@ -178,6 +193,7 @@ template <typename T, int N> static __global__ void norm_backward_kernel(norm_ba
   float constant = a.kind == HV_NORM_LAYER ? sum_g / divisor : 0.0f, slope = sum_gx * scale * scale / divisor;
   for (int64_t col = first; col < a.cols; col += step) {
     hv_floats<N> g = hv_read<N>(a.dy.at(row, col)), x = hv_read<N>(a.x.at(row, col)), w = hv_read<N>(a.weight + col);
+    if (a.dweight) add_weight_terms<N>(g, x, centre, scale, begins, dweight + col);
     HV_UNROLL
     for (int j = 0; j < N; j++) x.at[j] = scale * (g.at[j] * w.at[j] - constant - (x.at[j] - mean) * slope);
     if (a.dresidual.data) {
@@ -194,44 +210,56 @@ template <typename T, int N> static __global__ void norm_backward_kernel(norm_ba
   }
 }
 
-/* dy ∘ x̂: the terms of the weight's gradient. */
-template <typename T> struct weight_terms {
-  hv_rows<const T> dy, x;
-  hv_rows<const float> stats;
-  bool centred;
-  template <int N> __device__ hv_floats<N> terms(int64_t row, int64_t col) const {
-    hv_floats<N> out = hv_read<N>(dy.at(row, col)), values = hv_read<N>(x.at(row, col));
-    float centre = centred ? *stats.at(row, 0) : 0.0f, scale = *stats.at(row, 1);
-    HV_UNROLL
-    for (int j = 0; j < N; j++) out.at[j] *= (values.at[j] - centre) * scale;
-    return out;
+/* Blocks of a multiprocessor that registers are kept free for, so that no chunk of 1024 waits for another; nvcc alone
+ * reads it. */
+template <typename T> [[maybe_unused]] static constexpr int backward_blocks = sizeof(T) == 2 ? 8 : 5;
+
+template <typename T, int N>
+static __global__ void __launch_bounds__(256, backward_blocks<T>) norm_backward_kernel(norm_backward_operands<T> a) {
+  hv_shared<float> reduction = hv_shared_at<float>(0), dweight = hv_shared_at<float>(REDUCTION_BYTES);
+  int64_t first = blockIdx.x * a.chunk_rows, end = min(first + a.chunk_rows, a.rows);
+  for (int64_t row = first; row < end; row++) norm_backward_row<T, N>(a, row, row == first, reduction, dweight);
+  if (!a.dweight) return;
+  for (int64_t col = (int64_t)threadIdx.x * N; col < a.cols; col += (int64_t)blockDim.x * N) {
+    hv_write(a.dweight + blockIdx.x * a.cols + col, kept_at<N>(dweight, col));
   }
-};
+}
+
+/* In chunks of rows, so that the weight's gradient takes no pass of its own over dy and x. */
+template <typename T, int N> static void norm_backward(hv_stream *stream, const hv_norm_backward_args *args) {
+  enum { LEAST_ROWS = 4, MOST_CHUNKS = 1024 /* an H100 has room for 1056; their sums stay in its cache */ };
+  int64_t rows = args->x.rows, cols = args->x.cols;
+  norm_backward_operands<T> a = {args->kind,
+                                 hv_rows_of<const T>(args->dy),
+                                 hv_rows_of<const T>(args->x),
+                                 hv_rows_of<const T>(args->dresidual),
+                                 (const T *)args->weight.data,
+                                 (const T *)args->delta_scale.data,
+                                 hv_rows_of<const float>(args->stats),
+                                 hv_rows_of<T>(args->dx),
+                                 hv_rows_of<T>(args->ddelta),
+                                 rows,
+                                 cols,
+                                 1,
+                                 nullptr};
+  hv_chunks chunks = {rows, 1};
+  size_t shared = REDUCTION_BYTES;
+  if (hv_present(args->dweight) && rows > 0) {
+    chunks = hv_chunks_of(rows, LEAST_ROWS, MOST_CHUNKS);
+    shared += (size_t)cols * sizeof(float);
+    a.chunk_rows = chunks.rows;
+    a.dweight = (float *)hv_stream_scratch(stream, (size_t)(chunks.count * cols) * sizeof(float));
+    if (!a.dweight) return;
+  }
+  dim3 block = hv_cover_of(1, cols, N).block;
+  HV_LAUNCH((norm_backward_kernel<T, N>), dim3((unsigned)chunks.count), block, shared, stream, a);
+  if (a.dweight) hv_add_chunks(stream, a.dweight, chunks.count, args->dweight);
+}
 
 void hv_cuda_norm_backward(hv_stream *stream, const hv_norm_backward_args *args) {
   bool wide = hv_are_wide(args->dy, args->x, args->weight, args->dresidual, args->dx, args->ddelta, args->delta_scale);
   hv_with_type(stream, args->x.dtype, [&](auto type) {
-    using T = decltype(type);
-    hv_with_width(wide, [&](auto width) {
-      constexpr int N = decltype(width)::value;
-      norm_backward_operands<T> a = {args->kind,
-                                     hv_rows_of<const T>(args->dy),
-                                     hv_rows_of<const T>(args->x),
-                                     hv_rows_of<const T>(args->dresidual),
-                                     (const T *)args->weight.data,
-                                     (const T *)args->delta_scale.data,
-                                     hv_rows_of<const float>(args->stats),
-                                     hv_rows_of<T>(args->dx),
-                                     hv_rows_of<T>(args->ddelta),
-                                     args->x.cols};
-      hv_cover c = hv_cover_of(1, args->x.cols, N);
-      HV_LAUNCH((norm_backward_kernel<T, N>), dim3((unsigned)args->x.rows), c.block, REDUCTION_BYTES, stream, a);
-    });
-    if (hv_present(args->dweight)) {
-      weight_terms<T> source = {hv_rows_of<const T>(args->dy), hv_rows_of<const T>(args->x),
-                                hv_rows_of<const float>(args->stats), args->kind == HV_NORM_LAYER};
-      hv_column_sums(stream, source, args->x.rows, hv_are_wide(args->dy, args->x), args->dweight);
-    }
+    hv_with_width(wide, [&](auto width) { norm_backward<decltype(type), decltype(width)::value>(stream, args); });
   });
   if (hv_present(args->dbias)) hv_add_column_sums(stream, args->dy, hv_tensor{}, args->dbias);
   if (hv_present(args->ddelta_scale)) hv_add_column_sums(stream, args->dx, args->delta, args->ddelta_scale);
