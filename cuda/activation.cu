@@ -53,32 +53,34 @@ void hv_cuda_swiglu(hv_stream *stream, const hv_swiglu_args *args) {
   });
 }
 
-/* dgate_up may be gate_up: a thread reads its elements before it writes them. */
+/* dgate_up may be gate_up, and y dy: a thread reads its elements before it writes them. */
 template <typename T, int N>
-static __global__ void swiglu_backward_kernel(hv_rows<T> gate_up, hv_rows<const T> dy, hv_rows<T> dgate_up,
+static __global__ void swiglu_backward_kernel(hv_rows<T> gate_up, hv_rows<T> dy, hv_rows<T> dgate_up, hv_rows<T> y,
                                               int64_t cols, unsigned pieces) {
   hv_place at = hv_place_here<N>(pieces);
   if (at.col >= cols) return;
   hv_floats<N> gate = hv_read<N>(gate_up.at(at.row, at.col)), up = hv_read<N>(gate_up.at(at.row, cols + at.col));
-  hv_floats<N> d = hv_read<N>(dy.at(at.row, at.col)), dgate, dup;
+  hv_floats<N> d = hv_read<N>(dy.at(at.row, at.col)), dgate, dup, product;
   HV_UNROLL
   for (int j = 0; j < N; j++) {
     float g = gate.at[j], s = hv_sigmoid(g);
+    product.at[j] = up.at[j] * (g * s);
     dup.at[j] = d.at[j] * g * s;
     dgate.at[j] = d.at[j] * up.at[j] * (s + g * s * (1.0f - s));
   }
   hv_write(dgate_up.at(at.row, at.col), dgate);
   hv_write(dgate_up.at(at.row, cols + at.col), dup);
+  if (y.data) hv_write(y.at(at.row, at.col), product);
 }
 
 void hv_cuda_swiglu_backward(hv_stream *stream, const hv_swiglu_backward_args *args) {
   hv_with_type(stream, args->dy.dtype, [&](auto type) {
-    hv_with_width(hv_are_wide(args->gate_up, args->dy, args->dgate_up), [&](auto width) {
+    hv_with_width(hv_are_wide(args->gate_up, args->dy, args->dgate_up, args->y), [&](auto width) {
       using T = decltype(type);
       constexpr int N = decltype(width)::value;
       hv_cover c = hv_cover_of(args->dy.rows, args->dy.cols, N);
       HV_LAUNCH((swiglu_backward_kernel<T, N>), c.grid, c.block, 0, stream, hv_rows_of<T>(args->gate_up),
-                hv_rows_of<const T>(args->dy), hv_rows_of<T>(args->dgate_up), c.cols, c.pieces);
+                hv_rows_of<T>(args->dy), hv_rows_of<T>(args->dgate_up), hv_rows_of<T>(args->y), c.cols, c.pieces);
     });
   });
 }

@@ -110,6 +110,7 @@ static void swiglu_backward_chunks(const void *context, int64_t first, int64_t l
   const hv_swiglu_backward_args *a = context;
   int64_t width = a->dy.cols, chunks = chunks_of(width);
   real gate_buffer[HV_CHUNK], up_buffer[HV_CHUNK], dy_buffer[HV_CHUNK], dgate_buffer[HV_CHUNK], dup_buffer[HV_CHUNK];
+  real y_buffer[HV_CHUNK];
   for (int64_t i = first; i < last; i++) {
     int64_t row = i / chunks, col = i % chunks * HV_CHUNK, count = min_i64(HV_CHUNK, width - col);
     const real *gate = load(&a->gate_up, row, col, count, gate_buffer);
@@ -117,14 +118,17 @@ static void swiglu_backward_chunks(const void *context, int64_t first, int64_t l
     const real *dy = load(&a->dy, row, col, count, dy_buffer);
     real *dgate = target(&a->dgate_up, row, col, dgate_buffer);
     real *dup = target(&a->dgate_up, row, width + col, dup_buffer);
+    real *y = hv_present(a->y) ? target(&a->y, row, col, y_buffer) : y_buffer;
 #pragma omp simd
     for (int64_t j = 0; j < count; j++) {
       real g = gate[j], s = real_sigmoid(g), d = dy[j], u = up[j];
+      y[j] = g * s * u;
       dup[j] = d * g * s;
       dgate[j] = d * u * (s + g * s * (1 - s));
     }
     store(&a->dgate_up, row, col, count, dgate);
     store(&a->dgate_up, row, width + col, count, dup);
+    if (hv_present(a->y)) store(&a->y, row, col, count, y);
   }
 }
 

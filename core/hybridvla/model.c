@@ -502,9 +502,8 @@ void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_mo
     hv_decoder_saved layer = saved->layers[i];
     size_t layer_mark = hv_arena_mark(arena);
     hv_decoder_take_rest(llm, arena, parts->dtype, counts->rows, layer_rows(counts, last), level, &layer);
-    hv_decoder_layer_recompute(llm, &parts->layers[i], parts->params, &rows, saved->x[i], level, &layer, stream);
-    hv_decoder_layer_backward(llm, &parts->layers[i], parts->params, &rows, saved->x[i], &layer, last ? dlast : dx, dx,
-                              arena, stream);
+    hv_decoder_layer_backward(llm, &parts->layers[i], parts->params, &rows, saved->x[i], level, &layer,
+                              last ? dlast : dx, dx, arena, stream);
     hv_arena_release(arena, layer_mark);
   }
   if (first == 0) {

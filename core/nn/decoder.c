@@ -208,8 +208,8 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
   hv_linear(stream, &(hv_linear_args){.x = saved->norm2,
                                       .weight = hv_param_stacked_value(params, layer->gate_up, 2),
                                       .y = saved->gate_up});
-  hv_swiglu(stream, &(hv_swiglu_args){.gate_up = saved->gate_up, .y = saved->hidden});
   if (hv_present(y)) {
+    hv_swiglu(stream, &(hv_swiglu_args){.gate_up = saved->gate_up, .y = saved->hidden});
     hv_linear(stream,
               &(hv_linear_args){
                   .x = saved->hidden, .weight = hv_param_value(params, layer->down), .residual = saved->sum, .y = y});
@@ -217,9 +217,11 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
   hv_params_done(params, layer->group, stream);
 }
 
-void hv_decoder_layer_recompute(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
-                                const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute,
-                                const hv_decoder_saved *saved, hv_stream *stream) {
+/* Fills what hv_decoder_take_rest took, from x and from what was kept, but for the product of SwiGLU, which comes with
+ * its gradient. */
+static void make_again(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
+                       const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute, const hv_decoder_saved *saved,
+                       hv_stream *stream) {
   if (recompute == HV_RECOMPUTE_NONE) return;
   if (recompute == HV_RECOMPUTE_BLOCK) {
     hv_decoder_layer_forward(llm, layer, params, rows, NULL, x, saved, (hv_tensor){0}, stream);
@@ -229,22 +231,26 @@ void hv_decoder_layer_recompute(const hv_llm_config *llm, const hv_decoder_layer
   norm(llm, params, layer->input_norm, x, saved->norm1, saved->stats1, stream);
   if (has_query_rows(rows)) gather_queries(rows, x, saved, stream);
   norm(llm, params, layer->post_norm, saved->sum, saved->norm2, saved->stats2, stream);
-  hv_swiglu(stream, &(hv_swiglu_args){.gate_up = saved->gate_up, .y = saved->hidden});
   hv_params_done(params, layer->group, stream);
 }
 
-/* dsum [m, D] from dy: the SwiGLU half of the layer. */
-static void mlp_backward(const hv_decoder_layer *layer, hv_params *params, const hv_decoder_saved *saved, hv_tensor dy,
-                         hv_tensor dsum, hv_arena *arena, hv_stream *stream) {
+/* dsum [m, D] from dy: the SwiGLU half of the layer. Where `hidden` was not kept, its gradient lies in its place until
+ * SwiGLU's backward pass, which reads all that hidden is made of, puts it there. */
+static void mlp_backward(const hv_decoder_layer *layer, hv_params *params, hv_recompute recompute,
+                         const hv_decoder_saved *saved, hv_tensor dy, hv_tensor dsum, hv_arena *arena,
+                         hv_stream *stream) {
   size_t mark = hv_arena_mark(arena);
-  hv_tensor dhidden = hv_arena_take(arena, dy.dtype, saved->hidden.rows, saved->hidden.cols);
+  bool kept = recompute == HV_RECOMPUTE_NONE;
+  hv_tensor hidden = saved->hidden;
+  hv_tensor dhidden = kept ? hv_arena_take(arena, dy.dtype, hidden.rows, hidden.cols) : hidden;
   hv_tensor dgate_up = hv_arena_take(arena, dy.dtype, saved->gate_up.rows, saved->gate_up.cols);
   hv_tensor dnorm = hv_arena_take(arena, dy.dtype, saved->norm2.rows, saved->norm2.cols);
-  hv_param_linear_gradients(params, layer->down, 1, -1, dy, saved->hidden, stream);
   hv_linear_backward_input(
       stream, &(hv_linear_backward_input_args){.dy = dy, .weight = hv_param_value(params, layer->down), .dx = dhidden});
-  hv_swiglu_backward(stream,
-                     &(hv_swiglu_backward_args){.gate_up = saved->gate_up, .dy = dhidden, .dgate_up = dgate_up});
+  hv_swiglu_backward(
+      stream, &(hv_swiglu_backward_args){
+                  .gate_up = saved->gate_up, .dy = dhidden, .dgate_up = dgate_up, .y = kept ? (hv_tensor){0} : hidden});
+  hv_param_linear_gradients(params, layer->down, 1, -1, dy, hidden, stream);
   hv_param_linear_gradients(params, layer->gate_up, 2, -1, dgate_up, saved->norm2, stream);
   hv_linear_backward_input(
       stream, &(hv_linear_backward_input_args){
@@ -314,8 +320,10 @@ static void add_to_query_rows(const hv_decoder_rows *rows, hv_tensor src, hv_ten
 }
 
 void hv_decoder_layer_backward(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
-                               const hv_decoder_rows *rows, hv_tensor x, const hv_decoder_saved *saved, hv_tensor dy,
-                               hv_tensor dx, hv_arena *arena, hv_stream *stream) {
+                               const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute,
+                               const hv_decoder_saved *saved, hv_tensor dy, hv_tensor dx, hv_arena *arena,
+                               hv_stream *stream) {
+  make_again(llm, layer, params, rows, x, recompute, saved, stream);
   hv_params_use(params, layer->group, stream);
   size_t mark = hv_arena_mark(arena);
   hv_dtype dtype = dy.dtype;
@@ -323,7 +331,7 @@ void hv_decoder_layer_backward(const hv_llm_config *llm, const hv_decoder_layer 
   bool subset = has_query_rows(rows);
 
   hv_tensor dsum = hv_arena_take(arena, dtype, m, hidden);
-  mlp_backward(layer, params, saved, dy, dsum, arena, stream);
+  mlp_backward(layer, params, recompute, saved, dy, dsum, arena, stream);
 
   hv_param_linear_gradients(params, layer->o, 1, -1, dsum, saved->attention, stream);
   hv_tensor dattention = hv_arena_take(arena, dtype, m, query_width(llm));

@@ -83,21 +83,18 @@ void hv_decoder_take_kept(const hv_llm_config *llm, hv_arena *arena, hv_dtype dt
 void hv_decoder_take_rest(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
                           hv_recompute recompute, hv_decoder_saved *out);
 
-/* Fills what hv_decoder_take_rest took, from x and from what was kept. */
-void hv_decoder_layer_recompute(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
-                                const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute,
-                                const hv_decoder_saved *saved, hv_stream *stream);
-
-/* y [m, D] from x [n, D]; an absent y leaves out the last product. `cache` is NULL where rows see rows of the same
- * call. */
+/* y [m, D] from x [n, D]; an absent y leaves out SwiGLU and the last product. `cache` is NULL where rows see rows of
+ * the same call. */
 void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
                               const hv_decoder_rows *rows, const hv_kv_cache_layer *cache, hv_tensor x,
                               const hv_decoder_saved *saved, hv_tensor y, hv_stream *stream);
 
-/* dx [n, D] from dy [m, D] (dx may be dy where m == n); parameter gradients are added. */
+/* dx [n, D] from dy [m, D] (dx may be dy where m == n); parameter gradients are added. What was not kept (`recompute`)
+ * is made again from x, in what hv_decoder_take_rest took. */
 void hv_decoder_layer_backward(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
-                               const hv_decoder_rows *rows, hv_tensor x, const hv_decoder_saved *saved, hv_tensor dy,
-                               hv_tensor dx, hv_arena *arena, hv_stream *stream);
+                               const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute,
+                               const hv_decoder_saved *saved, hv_tensor dy, hv_tensor dx, hv_arena *arena,
+                               hv_stream *stream);
 
 /* Host values of the rotary table [positions, head_dim]: cosines then sines of position · theta^(−2j / head_dim),
  * computed in F32 as Hugging Face does for F32, in F64 otherwise. */

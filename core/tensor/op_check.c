@@ -273,7 +273,8 @@ static void examine_swiglu_backward(exam *e, const hv_swiglu_backward_args *a) {
   int t = type_operand(e, "dy", a->dy, -1, -1, READ);
   operand(e, "gate_up", a->gate_up, t, n, 2 * f, READ);
   operand(e, "dgate_up", a->dgate_up, t, n, 2 * f, WRITE);
-  check_aliases(e, ALIASES("dgate_up", "gate_up"));
+  optional(e, "y", a->y, t, n, f, WRITE);
+  check_aliases(e, ALIASES("dgate_up", "gate_up", "y", "dy"));
 }
 
 static void check_head_dim(exam *e, int32_t head_dim) {

@@ -128,10 +128,12 @@ typedef struct hv_swiglu_args {
   hv_tensor y;       /* T [n, f] */
 } hv_swiglu_args;
 
+/* With y, what the forward pass gave is made again in the pass that reads gate_up anyway. */
 typedef struct hv_swiglu_backward_args {
   hv_tensor gate_up;  /* T [n, 2 f] */
   hv_tensor dy;       /* T [n, f] */
   hv_tensor dgate_up; /* T [n, 2 f]; may be gate_up */
+  hv_tensor y;        /* T [n, f], optional; may be dy */
 } hv_swiglu_backward_args;
 
 /* Rotary embedding (half-rotation layout) of q and k on the first `rotary_dim` dimensions of each head, and the

@@ -239,17 +239,21 @@ static void swiglu_backward(op_env *env) {
   int64_t n = op_size(env), f = op_width(env, n);
   op_operand gate_up = op_random(env, OP_T, n, 2 * f, 2, 0), dy = op_random(env, OP_T, n, f, 1, 0);
   op_operand dgate_up = op_coin(env) ? gate_up : op_result(env, OP_T, n, 2 * f);
-  double *expected = op_array(env, n * 2 * f);
+  op_operand y = op_coin(env) ? op_absent() : op_coin(env) ? dy : op_result(env, OP_T, n, f);
+  double *expected = op_array(env, n * 2 * f), *made_again = op_array(env, n * f);
   for (int64_t i = 0; i < n; i++) {
     for (int64_t j = 0; j < f; j++) {
       double gate = gate_up.host[i * 2 * f + j], up = gate_up.host[i * 2 * f + f + j], d = dy.host[i * f + j];
       double s = 1 / (1 + exp(-gate));
       expected[i * 2 * f + j] = d * up * (s + gate * s * (1 - s));
       expected[i * 2 * f + f + j] = d * gate * s;
+      made_again[i * f + j] = activate(HV_ACT_SILU, gate) * up;
     }
   }
-  OP_RUN(env, swiglu_backward, .gate_up = gate_up.at[side], .dy = dy.at[side], .dgate_up = dgate_up.at[side]);
+  OP_RUN(env, swiglu_backward, .gate_up = gate_up.at[side], .dy = dy.at[side], .dgate_up = dgate_up.at[side],
+         .y = y.at[side]);
   op_compare(env, "dgate_up", &dgate_up, expected);
+  if (hv_present(y.at[0])) op_compare(env, "y", &y, made_again);
 }
 
 /* One matrix of heads rotated, with rows placed by `rows` (NULL: in order) into a larger matrix of zeros. */
