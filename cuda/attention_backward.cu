@@ -6,7 +6,8 @@
  * - dq, by the forward pass's tiles of 64 query rows, over the keys they see;
  * - dk and dv, by tiles of 64 key rows (one group's, or several short ones'), over the query rows of all segments that
  *   see any of them and of all query heads of the key head. Products are taken transposed, a warp having 16 keys.
- * The tile's two operands stay in shared memory, the other two stream through it.
+ * The tile's two operands stay in shared memory, the other two stream through it. Where q and k were rotated, dq and dk
+ * are rotated back before they are stored: both elements of a pair are one lane's, if a head is not padded.
  *
  * Shared memory at 128 columns of bf16: 69,632 bytes for dq, 72,320 for dk and dv (101,376 are allowed); of float, one
  * stage, 84,480 and 85,824.
@@ -31,6 +32,8 @@ template <typename T> struct backward_params {
   bool causal, wide;
   hv_rows<float> row_dot;
   hv_rows<T> dq, dk, dv;
+  hv_rows<const float> cos_sin; /* NULL: dq and dk are not rotated here */
+  const int32_t *q_positions, *k_positions;
 };
 
 template <typename T>
@@ -97,6 +100,29 @@ static __device__ __forceinline__ void store_rows(hv_rows<T> to, const hv_attent
   }
 }
 
+/* Rotates back a warp's 16 rows of D columns: column j and the one half a head behind it are a pair. */
+template <int D>
+static __device__ __forceinline__ void rotate_back(hv_rows<const float> cos_sin, const int32_t *positions,
+                                                   const hv_attention_tile &tile, int first, float (&sum)[D / 8][4]) {
+  constexpr int HALF = D / 2;
+  HV_UNROLL
+  for (int i = 0; i < 2; i++) {
+    int row = first + hv_lane_row() + i * 8;
+    if (row >= tile.rows) continue;
+    const float *cosines = cos_sin.at(positions[tile.row + row], hv_lane_col());
+    HV_UNROLL
+    for (int n = 0; n < HALF / 8; n++) {
+      hv_floats<2> cosine = hv_read<2>(cosines + n * 8), sine = hv_read<2>(cosines + HALF + n * 8);
+      HV_UNROLL
+      for (int j = 0; j < 2; j++) {
+        float x = sum[n][2 * i + j], y = sum[n + HALF / 8][2 * i + j];
+        sum[n][2 * i + j] = x * cosine.at[j] + y * sine.at[j];
+        sum[n + HALF / 8][2 * i + j] = y * cosine.at[j] - x * sine.at[j];
+      }
+    }
+  }
+}
+
 template <typename T, int D>
 static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) dq_kernel(backward_params<T> p) {
   constexpr int KEYS = dq_keys<T, D>, STRIDE = hv_tile_stride<T, D>, STAGE = KEYS * STRIDE, N = KEYS / 8;
@@ -151,6 +177,7 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) dq_kernel(backwar
     __syncthreads();
   }
   hv_copy_wait<0>();
+  if (p.cos_sin.data) rotate_back<D>(p.cos_sin, p.q_positions, tile, first_row, dq);
   store_rows(p.dq, tile, first_row, q_col, p.head_dim, p.wide, dq);
 }
 
@@ -317,6 +344,7 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dk_blocks<T, D>) 
     __syncthreads();
   }
   hv_copy_wait<0>();
+  if (p.cos_sin.data) rotate_back<D>(p.cos_sin, p.k_positions, tile, first_row, dk);
   store_rows(p.dk, tile, first_row, key_col, p.head_dim, p.wide, dk);
   store_rows(p.dv, tile, first_row, key_col, p.head_dim, p.wide, dv);
 }
@@ -342,6 +370,20 @@ template <typename T> static backward_params<T> params_of(const hv_attention_bac
   return p;
 }
 
+/* Heads that are padded are rotated back afterwards. */
+static void rotate_after(hv_stream *stream, const hv_attention_backward_args *a) {
+  hv_rotary_args rotary = {};
+  rotary.cos_sin = a->cos_sin;
+  rotary.head_dim = a->head_dim;
+  rotary.inverse = true;
+  rotary.positions = a->q_positions;
+  rotary.q = rotary.q_out = a->dq;
+  hv_cuda_rotary(stream, &rotary);
+  rotary.positions = a->k_positions;
+  rotary.q = rotary.q_out = a->dk;
+  hv_cuda_rotary(stream, &rotary);
+}
+
 template <typename T, int D> static void gradients(hv_stream *stream, const hv_attention_backward_args *a) {
   int64_t query_tiles = hv_attention_tile_count(a->segments.rows, a->q.rows, a->max_q_rows);
   int64_t key_tiles = hv_attention_tile_count(a->key_groups.rows, a->k.rows, a->max_group_rows);
@@ -352,6 +394,12 @@ template <typename T, int D> static void gradients(hv_stream *stream, const hv_a
   hv_attention_plan_keys(stream, a->key_groups, key_tiles, tiles + query_tiles);
 
   backward_params<T> p = params_of<T>(a);
+  bool rotates = hv_present(a->cos_sin) && a->head_dim == D && hv_are_wide(a->cos_sin);
+  if (rotates) {
+    p.cos_sin = hv_rows_of<const float>(a->cos_sin);
+    p.q_positions = hv_list_of(a->q_positions);
+    p.k_positions = hv_list_of(a->k_positions);
+  }
   dim3 block(HV_ATTENTION_THREADS);
   unsigned dots = hv_blocks(a->q.rows * a->num_heads, HV_ATTENTION_THREADS / HV_WARP);
   HV_LAUNCH(row_dot_kernel<T>, dim3(dots), block, 0, stream, p, a->q.rows, a->num_heads);
@@ -361,6 +409,7 @@ template <typename T, int D> static void gradients(hv_stream *stream, const hv_a
   p.tiles = tiles + query_tiles;
   size_t dk_bytes = dk_layout<T, D>::BYTES;
   HV_LAUNCH((dk_dv_kernel<T, D>), dim3((unsigned)key_tiles, (unsigned)a->num_kv_heads), block, dk_bytes, stream, p);
+  if (hv_present(a->cos_sin) && !rotates) rotate_after(stream, a);
 }
 
 void hv_cuda_attention_backward(hv_stream *stream, const hv_attention_backward_args *args) {

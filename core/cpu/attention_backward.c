@@ -202,6 +202,18 @@ static void row_dots(const void *context, int64_t first, int64_t last, void *scr
   }
 }
 
+/* Gradients of what was rotated become those of what it was made of. */
+static void rotate_back(hv_cpu_pool *pool, const hv_attention_backward_args *a) {
+  if (!hv_present(a->cos_sin)) return;
+  hv_rotary_args rotary = {.cos_sin = a->cos_sin, .head_dim = a->head_dim, .inverse = true};
+  rotary.positions = a->q_positions;
+  rotary.q = rotary.q_out = a->dq;
+  HV_KERNEL(rotary)(pool, &rotary);
+  rotary.positions = a->k_positions;
+  rotary.q = rotary.q_out = a->dk;
+  HV_KERNEL(rotary)(pool, &rotary);
+}
+
 void HV_KERNEL(attention_backward)(hv_cpu_pool *pool, const hv_attention_backward_args *args) {
   int64_t segments = args->segments.rows;
   if (!hv_cpu_reserve_list(pool, (size_t)(segments + 1) * (sizeof(island) + 1))) return;
@@ -214,4 +226,5 @@ void HV_KERNEL(attention_backward)(hv_cpu_pool *pool, const hv_attention_backwar
   hv_cpu_for(pool, args->q.rows, hv_cpu_grain(args->q.cols), row_dots, args);
   int64_t work = c.max_rows * args->max_key_rows * 16;
   hv_cpu_for(pool, count * args->num_kv_heads, hv_cpu_grain(work), backward_items, &c);
+  rotate_back(pool, args);
 }

@@ -271,7 +271,6 @@ static void attention_half_backward(const hv_llm_config *llm, const hv_decoder_r
                                     const hv_decoder_saved *saved, hv_tensor dattention, hv_tensor dq, hv_tensor dqkv,
                                     hv_arena *arena, hv_stream *stream) {
   hv_attention_args forward = attention_args(llm, rows, NULL, saved);
-  hv_tensor dk = own_keys(llm, dqkv), dv = own_values(llm, dqkv);
   hv_attention_backward(stream, &(hv_attention_backward_args){
                                     .q = forward.q,
                                     .k = forward.k,
@@ -289,25 +288,13 @@ static void attention_half_backward(const hv_llm_config *llm, const hv_decoder_r
                                     .max_group_rows = rows->max_group_rows,
                                     .causal = true,
                                     .scale = forward.scale,
+                                    .cos_sin = rows->cos_sin,
+                                    .q_positions = has_query_rows(rows) ? rows->query_positions : rows->positions,
+                                    .k_positions = rows->positions,
                                     .row_dot = hv_arena_take(arena, saved->lse.dtype, saved->lse.rows, saved->lse.cols),
                                     .dq = dq,
-                                    .dk = dk,
-                                    .dv = dv});
-  hv_rotary_args rotary = {.k = dk,
-                           .positions = rows->positions,
-                           .cos_sin = rows->cos_sin,
-                           .head_dim = forward.head_dim,
-                           .inverse = true,
-                           .k_out = dk};
-  if (!has_query_rows(rows)) rotary.q = rotary.q_out = dq;
-  hv_rotary(stream, &rotary);
-  if (!has_query_rows(rows)) return;
-  hv_rotary(stream, &(hv_rotary_args){.q = dq,
-                                      .positions = rows->query_positions,
-                                      .cos_sin = rows->cos_sin,
-                                      .head_dim = forward.head_dim,
-                                      .inverse = true,
-                                      .q_out = dq});
+                                    .dk = own_keys(llm, dqkv),
+                                    .dv = own_values(llm, dqkv)});
 }
 
 /* dst[query_rows[i]] += src[i] */

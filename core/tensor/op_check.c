@@ -347,6 +347,11 @@ static void examine_attention_backward(exam *e, const hv_attention_backward_args
   operand(e, "dout", a->dout, t, nq, q_cols, READ);
   operand(e, "segments", a->segments, I32, -1, 6, READ);
   operand(e, "key_groups", a->key_groups, I32, -1, 4, READ);
+  bool rotated = hv_present(a->cos_sin);
+  if (rotated) operand_rows(e, "cos_sin", a->cos_sin, s, -1, a->head_dim, READ, nq + nk);
+  exactly_if(e, rotated, "q_positions", a->q_positions, I32, 1, nq, READ);
+  exactly_if(e, rotated, "k_positions", a->k_positions, I32, 1, nk, READ);
+  require(e, !rotated || a->head_dim % 2 == 0, "heads of odd size do not rotate");
   operand(e, "row_dot", a->row_dot, s, nq, a->num_heads, WRITE);
   operand(e, "dq", a->dq, t, nq, q_cols, WRITE);
   operand(e, "dk", a->dk, t, nk, kv_cols, WRITE);

@@ -192,7 +192,9 @@ typedef struct hv_attention_args {
   hv_tensor lse; /* S [nq, num_heads], optional: log Σ exp(scale q·k), for the backward pass */
 } hv_attention_args;
 
-/* Every key row is in exactly one key group; dk and dv rows of a group without segments become 0. */
+/* Every key row is in exactly one key group; dk and dv rows of a group without segments become 0. With cos_sin, q and k
+ * are what hv_rotary gave of whole heads, and dq and dk the gradients of what it was given: they are rotated back in
+ * the pass that makes them. */
 typedef struct hv_attention_backward_args {
   hv_tensor q, k, v, out, lse; /* as in the forward pass */
   hv_tensor dout;              /* T [nq, num_heads head_dim] */
@@ -203,8 +205,10 @@ typedef struct hv_attention_backward_args {
   int32_t max_group_rows;           /* key_rows of any group, at most */
   bool causal;
   double scale;
-  hv_tensor row_dot;    /* S [nq, num_heads]: scratch for out·dout */
-  hv_tensor dq, dk, dv; /* T, shapes of q, k, v; may not lie on them */
+  hv_tensor cos_sin;                  /* as of hv_rotary, [max_positions, head_dim], optional */
+  hv_tensor q_positions, k_positions; /* I32 [1, nq] and [1, nk], present exactly if cos_sin is */
+  hv_tensor row_dot;                  /* S [nq, num_heads]: scratch for out·dout */
+  hv_tensor dq, dk, dv; /* T, shapes of q, k, v; may not lie on them; dq rows in no segment have no meaning */
 } hv_attention_backward_args;
 
 /* dst[dst_rows[i]] = src[src_rows[i]] for i < count, converted to dst's dtype; an absent list is 0, 1, 2, … */

@@ -96,6 +96,30 @@ static void attention_cached(op_env *env) {
   attention_of(env, LAYOUT_CACHED);
 }
 
+/* Angles of any pair at any position, and each row's position. */
+typedef struct rotations {
+  op_operand cos_sin, q_positions, k_positions;
+} rotations;
+
+static op_operand random_positions(op_env *env, int64_t rows, int32_t positions) {
+  int32_t *list = (int32_t *)op_array(env, rows);
+  for (int64_t i = 0; i < rows; i++) list[i] = (int32_t)op_below(env, positions);
+  return op_ints(env, 1, rows, list);
+}
+
+static rotations maybe_rotations(op_env *env, const layout *l, int32_t head_dim) {
+  enum { POSITIONS = 30 };
+  if (op_coin(env)) return (rotations){op_absent(), op_absent(), op_absent()};
+  double *table = op_array(env, (int64_t)POSITIONS * head_dim);
+  for (int32_t i = 0; i < POSITIONS * head_dim / 2; i++) {
+    double *pair = table + i / (head_dim / 2) * head_dim + i % (head_dim / 2), angle = op_uniform(env, -4, 4);
+    pair[0] = cos(angle);
+    pair[head_dim / 2] = sin(angle);
+  }
+  return (rotations){op_values(env, OP_S, POSITIONS, head_dim, table), random_positions(env, l->query_rows, POSITIONS),
+                     random_positions(env, l->key_rows, POSITIONS)};
+}
+
 static void attention_backward_of(op_env *env, layout_kind kind) {
   layout l;
   make_layout(env, kind, &l);
@@ -115,10 +139,12 @@ static void attention_backward_of(op_env *env, layout_kind kind) {
   op_operand dk = op_result(env, OP_T, l.key_rows, kv_cols), dv = op_result(env, OP_T, l.key_rows, kv_cols);
   op_operand segments = op_ints(env, l.segments, 6, (const int32_t *)l.segment);
   op_operand groups = op_ints(env, l.groups, 4, (const int32_t *)l.group);
+  rotations r = maybe_rotations(env, &l, h.head_dim);
   OP_RUN(env, attention_backward, .q = q.at[side], .k = k.at[side], .v = v.at[side], .out = out.at[side],
          .lse = lse.at[side], .dout = dout.at[side], .segments = segments.at[side], .key_groups = groups.at[side],
          .num_heads = h.num_heads, .num_kv_heads = h.num_kv_heads, .head_dim = h.head_dim, .max_q_rows = l.max_q_rows,
          .max_key_rows = l.max_key_rows, .max_group_rows = l.max_group_rows, .causal = l.causal, .scale = scale,
+         .cos_sin = r.cos_sin.at[side], .q_positions = r.q_positions.at[side], .k_positions = r.k_positions.at[side],
          .row_dot = row_dot.at[side], .dq = dq.at[side], .dk = dk.at[side], .dv = dv.at[side]);
   op_compare_sides(env, "dq", &dq);
   op_compare_sides(env, "dk", &dk);

@@ -247,6 +247,18 @@ static double rotary_loss(const void *context) {
   return weighted(c->args.q_out, c->dq);
 }
 
+/* Cosines and sines of whole multiples of the position. */
+static hv_tensor rotary_table(int64_t positions, int64_t rotary_dim) {
+  hv_tensor t = zeros(positions, rotary_dim);
+  double *table = t.data;
+  for (int64_t i = 0; i < positions * rotary_dim; i++) {
+    int64_t position = i / rotary_dim, pair = i % (rotary_dim / 2);
+    double angle = (double)(position * (1 + pair));
+    table[i] = i % rotary_dim < rotary_dim / 2 ? cos(angle) : sin(angle);
+  }
+  return t;
+}
+
 /* The gradient of a rotation is the inverse rotation. */
 static void rotary(void **state) {
   (void)state;
@@ -255,13 +267,7 @@ static void rotary(void **state) {
   rotary_case c = {.dq = normals(n, 2 * head_dim)};
   c.args = (hv_rotary_args){.q = normals(n, 2 * head_dim), .head_dim = (int32_t)head_dim};
   c.args.positions = hv_tensor_make(positions, HV_I32, 1, n);
-  c.args.cos_sin = zeros(4, rotary_dim);
-  double *table = c.args.cos_sin.data;
-  for (int64_t i = 0; i < 4 * rotary_dim; i++) {
-    int64_t position = i / rotary_dim, pair = i % (rotary_dim / 2);
-    double angle = (double)(position * (1 + pair));
-    table[i] = i % rotary_dim < rotary_dim / 2 ? cos(angle) : sin(angle);
-  }
+  c.args.cos_sin = rotary_table(4, rotary_dim);
   c.args.q_out = zeros(n, 2 * head_dim);
   hv_rotary_args back = c.args;
   back.q = c.dq;
@@ -271,19 +277,39 @@ static void rotary(void **state) {
   check("q", rotary_loss, &c, c.args.q, back.q_out);
 }
 
+/* Attention of queries and keys that are rotated first, or not. */
 typedef struct attention_case {
   hv_attention_args args;
   hv_tensor dout;
+  hv_rotary_args rotate_q, rotate_k; /* without operands where nothing is rotated */
 } attention_case;
 
 static double attention_loss(const void *context) {
   const attention_case *c = context;
+  if (hv_present(c->rotate_q.q)) {
+    hv_rotary(env.stream[0], &c->rotate_q);
+    hv_rotary(env.stream[0], &c->rotate_k);
+  }
   hv_attention(env.stream[0], &c->args);
   finish();
   return weighted(c->args.out, c->dout);
 }
 
-static void check_attention(layout_kind kind) {
+/* Row i is at position (i · step) mod POSITIONS. */
+static hv_rotary_args rotation(hv_tensor x, int32_t head_dim, int32_t step) {
+  enum { POSITIONS = 5, MOST_ROWS = 1024 };
+  static int32_t lists[2][MOST_ROWS];
+  int32_t *list = lists[step % 2];
+  assert_true(x.rows <= MOST_ROWS);
+  for (int32_t i = 0; i < x.rows; i++) list[i] = i * step % POSITIONS;
+  return (hv_rotary_args){.q = x,
+                          .positions = hv_tensor_make(list, HV_I32, 1, x.rows),
+                          .cos_sin = rotary_table(POSITIONS, head_dim),
+                          .head_dim = head_dim,
+                          .q_out = zeros(x.rows, x.cols)};
+}
+
+static void check_attention(layout_kind kind, bool rotated) {
   layout l;
   env.max_size = 40; /* every score is visited for every difference */
   make_layout(&env, kind, &l);
@@ -291,8 +317,13 @@ static void check_attention(layout_kind kind) {
   attention_case c = {.dout = normals(l.query_rows, heads * head_dim)};
   hv_attention_args *a = &c.args;
   *a = (hv_attention_args){.num_heads = heads, .num_kv_heads = kv_heads, .head_dim = head_dim, .causal = l.causal};
-  a->q = normals(l.query_rows, heads * head_dim);
-  a->k = normals(l.key_rows, kv_heads * head_dim);
+  hv_tensor q = normals(l.query_rows, heads * head_dim), k = normals(l.key_rows, kv_heads * head_dim);
+  if (rotated) {
+    c.rotate_q = rotation(q, head_dim, 3);
+    c.rotate_k = rotation(k, head_dim, 2);
+  }
+  a->q = rotated ? c.rotate_q.q_out : q;
+  a->k = rotated ? c.rotate_k.q_out : k;
   a->v = normals(l.key_rows, kv_heads * head_dim);
   a->segments = hv_tensor_make(l.segment, HV_I32, l.segments, 6);
   a->max_q_rows = l.max_q_rows;
@@ -312,23 +343,26 @@ static void check_attention(layout_kind kind) {
   b.max_group_rows = l.max_group_rows;
   b.causal = l.causal;
   b.scale = 0.5;
+  b.cos_sin = c.rotate_q.cos_sin;
+  b.q_positions = c.rotate_q.positions;
+  b.k_positions = c.rotate_k.positions;
   b.row_dot = zeros(l.query_rows, heads);
   b.dq = zeros(l.query_rows, heads * head_dim);
   b.dk = zeros(l.key_rows, kv_heads * head_dim);
   b.dv = zeros(l.key_rows, kv_heads * head_dim);
   hv_attention_backward(env.stream[0], &b);
   finish();
-  check("q", attention_loss, &c, a->q, b.dq);
-  check("k", attention_loss, &c, a->k, b.dk);
+  check("q", attention_loss, &c, q, b.dq);
+  check("k", attention_loss, &c, k, b.dk);
   check("v", attention_loss, &c, a->v, b.dv);
 }
 
 static void attention(void **state) {
   (void)state;
   for (int i = 0; i < 4; i++) {
-    check_attention(LAYOUT_IMAGES);
-    check_attention(LAYOUT_PACKED);
-    check_attention(LAYOUT_BRANCHES_ONLY);
+    check_attention(LAYOUT_IMAGES, i % 2 == 1);
+    check_attention(LAYOUT_PACKED, i % 2 == 1);
+    check_attention(LAYOUT_BRANCHES_ONLY, i % 2 == 1);
     op_env_clear(&env);
   }
 }
