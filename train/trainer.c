@@ -138,6 +138,10 @@ static hv_status send_next(hv_trainer *trainer, hv_batch_source *source, int64_t
   return HV_OK;
 }
 
+hv_status hv_trainer_read_ahead(hv_trainer *trainer, hv_batch_source *source) {
+  return trainer->built ? HV_OK : send_next(trainer, source, trainer->step);
+}
+
 static void download_loss(hv_trainer *trainer, hv_tensor loss, float *to) {
   *to = 0.0f;
   if (hv_present(loss)) hv_download(trainer->stream, to, loss.data, sizeof *to);
@@ -213,7 +217,7 @@ hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *sourc
   bool leads = !trainer->comm || trainer->comm->rank == 0;
   *measured = !trainer->device->nan_watch && hv_device_measure_choices(trainer->device, leads);
   if (!*measured) return HV_OK;
-  hv_status status = trainer->built ? HV_OK : send_next(trainer, source, trainer->step);
+  hv_status status = hv_trainer_read_ahead(trainer, source);
   if (!status) {
     hv_params_zero_gradients(trainer->params, trainer->stream);
     /* A step's first pass sets most gradients, later ones add to them: other products. */
@@ -230,7 +234,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   hv_stream *stream = trainer->stream;
   double start = hv_clock_seconds();
   *out = (hv_step_result){0};
-  if (!trainer->built) HV_TRY(send_next(trainer, source, trainer->step));
+  HV_TRY(hv_trainer_read_ahead(trainer, source));
   hv_params_zero_gradients(trainer->params, stream);
   for (int32_t part = 0; part < trainer->parts; part++) {
     hv_model_activations activations;

@@ -105,6 +105,9 @@ typedef struct hv_step_result {
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 
+/* Reads the run's next batch, with which a step begins, unless it is here. */
+HV_NODISCARD hv_status hv_trainer_read_ahead(hv_trainer *trainer, hv_batch_source *source);
+
 /* Before the first step: one pass over the run's next batch whose results are thrown away, in which the first rank's
  * device chooses by measuring (hv_device_measure_choices). All ranks call it. *measured is false, and nothing was done,
  * where the device has nothing to measure or its results are watched. */

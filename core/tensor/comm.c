@@ -223,6 +223,7 @@ hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own) {
   }
   char said[MOST_SAID + 1] = "";
   if (lowest >= 0) status = tell_all(comm, what, comm->rank == lowest ? hv_status_message(own) : NULL, said);
+  comm->all_know = any && !status;
   if (own) {
     hv_status_free(status);
     return own;

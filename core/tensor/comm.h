@@ -76,6 +76,7 @@ struct hv_comm {
   int32_t rank, size;
   hv_ticket calls;   /* made so far */
   hv_status error;   /* the first failure; kept until the communicator is closed */
+  bool all_know;     /* hv_comm_all_know */
   hv_text *record;   /* not owned; NULL: nothing is recorded */
   hv_trace *trace;   /* not owned; may be set between calls; NULL: none */
   double *host;      /* page-locked; of hv_comm_sum */
@@ -131,6 +132,11 @@ HV_NODISCARD hv_status hv_comm_sum(hv_comm *comm, const char *what, double *valu
 /* Whether something went well on all ranks: every rank gives its own outcome; where any failed, all get an error, the
  * ones that did well one that names the lowest rank that did not, with its message. Takes ownership of `own`. */
 HV_NODISCARD hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own);
+
+/* Whether the last hv_comm_agree gave all ranks an error: then they know of it, and can make calls together still. */
+static inline bool hv_comm_all_know(const hv_comm *comm) {
+  return comm->all_know;
+}
 
 /* all[r] = the `bytes` host bytes that rank r gives; waits for them, and allocates: for the start of a run. */
 HV_NODISCARD hv_status hv_comm_gather(hv_comm *comm, const char *what, const void *own, size_t bytes, void *all);

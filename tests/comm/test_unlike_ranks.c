@@ -81,6 +81,20 @@ static void what_is_not_one_run_is_refused(void **state) {
   run_two(*state, "run", "--resume", "", "data.read_ahead=3");
 }
 
+/* One rank fails alone when another has made the directory and its lock. */
+static void what_one_rank_cannot_begin_leaves_nothing(void **state) {
+  char start[512], own[512];
+  const char *folder = *state;
+  run_two(folder, "first", "", "", "");
+  must_shell("cp -r '%s/first' '%s/other' && sed -i s/llm.model.norm.weight/llm.model.norm.height/ "
+             "'%s/other/model/model.safetensors'",
+             folder, folder, folder);
+  snprintf(start, sizeof start, "--set 'init_from=%s/first/model'", folder);
+  snprintf(own, sizeof own, "init_from=%s/other/model", folder);
+  end_two(2, folder, "run", start, "", own, "first values failed on rank 1: ");
+  assert_false(hv_file_exists(in_folder(folder, "run")));
+}
+
 static int count_words(const char *text, const char *words) {
   int count = 0;
   for (const char *at = text; (at = strstr(at, words)) != NULL; at++) count++;
@@ -121,6 +135,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(all_take_what_the_first_measured, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_is_not_one_run_is_refused, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(what_one_rank_cannot_begin_leaves_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_wait_for_checkpoints_where_one_lacks_memory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_wait_for_the_one_that_reads_slowly, make_folder, remove_folder),
   };

@@ -116,8 +116,9 @@ static hv_status start_from_directory(run *self) {
 
 /* Values of a run that begins. */
 static hv_status initialize(run *self) {
-  if (self->config->init_from) return start_from_directory(self);
-  return hv_trainer_initialize(self->trainer, NULL, NULL);
+  hv_trainer *trainer = self->trainer;
+  HV_TRY(self->config->init_from ? start_from_directory(self) : hv_trainer_initialize(trainer, NULL, NULL));
+  return hv_ema_reset(trainer->ema, trainer->stream);
 }
 
 static hv_status write_config(const run *self) {
@@ -221,6 +222,18 @@ static void resume_best(run *self, const hv_best *found) {
       self->best.metric);
 }
 
+static hv_status check_position(const run *self, const hv_run_position *position) {
+  const hv_train_config *config = self->config;
+  if (position->seed != config->seed) {
+    return hv_error(HV_ERR_INPUT, "%s was started with seed %" PRId64 ", not %" PRId64 ": its data order would change",
+                    config->output, position->seed, config->seed);
+  }
+  if (position->samples % config->train.batch_size == 0) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s stands after %" PRId64 " samples, which train.batch_size %" PRId64 " does not divide",
+                  config->output, position->samples, config->train.batch_size);
+}
+
 /* Starts fresh, or from the newest whole checkpoint. */
 static hv_status begin(run *self, hv_run_position *position) {
   const char *output = self->config->output;
@@ -232,22 +245,13 @@ static hv_status begin(run *self, hv_run_position *position) {
   HV_TRY(find_start(self, &step));
   if (step < 0) {
     if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
-    HV_TRY(initialize(self));
-    return hv_ema_reset(trainer->ema, trainer->stream);
+    return hv_comm_agree(self->comm, "setting the model's first values", initialize(self));
   }
   HV_TRY(hv_comm_agree(self->comm, "comparing configurations",
                        self->leader ? hv_run_report_changes(self->config) : HV_OK));
   HV_TRY(
       hv_checkpoint_load(output, step, trainer->params, trainer->optimizer, trainer->ema, trainer->stream, position));
-  if (position->seed != self->config->seed) {
-    return hv_error(HV_ERR_INPUT, "%s was started with seed %" PRId64 ", not %" PRId64 ": its data order would change",
-                    output, position->seed, self->config->seed);
-  }
-  if (position->samples % self->config->train.batch_size != 0) {
-    return hv_error(HV_ERR_INPUT,
-                    "%s stands after %" PRId64 " samples, which train.batch_size %" PRId64 " does not divide", output,
-                    position->samples, self->config->train.batch_size);
-  }
+  HV_TRY(hv_comm_agree(self->comm, "going on from the checkpoint", check_position(self, position)));
   trainer->step = position->step;
   trainer->samples = position->samples;
   trainer->means = position->means;
@@ -322,6 +326,23 @@ static void warn_of_warmup(const run *self) {
       rate->peak);
 }
 
+/* A new run's algorithms, the same on all ranks; one that is resumed keeps to those it had. */
+static hv_status measure_algorithms(run *self) {
+  bool measured;
+  if (!self->config->measure_algorithms || self->trainer->step > 0) return HV_OK;
+  HV_TRY(hv_trainer_measure_choices(self->trainer, &self->source.source, &measured));
+  return measured ? hv_run_choices_share(self->comm, self->trainer->device) : HV_OK;
+}
+
+/* The run's batches, the first of which is read here: a run does not begin with one that cannot be. */
+static hv_status open_batches(run *self, int64_t first_sample) {
+  HV_TRY(hv_run_data_open_training(&self->data, first_sample, &self->loader));
+  self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)self->config->train.branches);
+  if (self->trainer->step == self->total_steps) return HV_OK;
+  return hv_trainer_read_ahead(self->trainer, &self->source.source);
+}
+
+/* What ranks do by themselves they agree on, so that the one that holds the directory hears of a failure. */
 static hv_status open_run(run *self, hv_device *device) {
   const hv_train_config *config = self->config;
   hv_run_position position;
@@ -332,22 +353,23 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->data, self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
-  HV_TRY(open_trainer(self, device));
+  HV_TRY(hv_comm_agree(self->comm, "opening the model", open_trainer(self, device)));
   HV_TRY(begin(self, &position));
-  HV_TRY(hv_params_nan_status(self->trainer->params, self->trainer->stream));
+  hv_status finite = hv_params_nan_status(self->trainer->params, self->trainer->stream);
+  HV_TRY(hv_comm_agree(self->comm, "looking at the parameters", finite));
   int64_t frames = hv_demonstrations_frames(self->data.train);
   self->total_steps = count_steps(config, frames, &position);
-  HV_TRY(check_steps(self));
+  HV_TRY(hv_comm_agree(self->comm, "counting steps", check_steps(self)));
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
                                            .warmup_steps = config->optimizer.warmup_steps,
                                            .decay = config->optimizer.schedule,
                                            .total_steps = self->total_steps,
                                            .final_ratio = config->optimizer.final_ratio};
   warn_of_warmup(self);
-  HV_TRY(open_watch(self));
   HV_TRY(open_files(self));
-  HV_TRY(hv_run_data_open_training(&self->data, position.samples, &self->loader));
-  self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)config->train.branches);
+  HV_TRY(hv_comm_agree(self->comm, "reading the first batch", open_batches(self, position.samples)));
+  HV_TRY(measure_algorithms(self));
+  HV_TRY(open_watch(self));
   hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
               (long long)hv_params_total(self->trainer->params), (long long)frames, (long long)self->total_steps,
               (long long)config->train.batch_size);
@@ -500,14 +522,6 @@ static hv_status hear(run *self, int *signal_number, bool *save) {
   return hv_run_files_advance(self->files, numbers[WRITTEN]);
 }
 
-/* A new run's algorithms, the same on all ranks; one that is resumed keeps to those it had. */
-static hv_status measure_algorithms(run *self) {
-  bool measured;
-  if (!self->config->measure_algorithms || self->trainer->step > 0) return HV_OK;
-  HV_TRY(hv_trainer_measure_choices(self->trainer, &self->source.source, &measured));
-  return measured ? hv_run_choices_share(self->comm, self->trainer->device) : HV_OK;
-}
-
 /* A run that only made its model worse says so. */
 static void report_no_better(const run *self) {
   if (!self->leader || self->best.step != 0) return;
@@ -558,7 +572,6 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   /* Not every rank reads as fast, and one measures for all. */
   hv_comm_set_timeout(self.comm, HV_FILE_TIMEOUT);
   hv_status status = open_run(&self, device);
-  if (!status) status = measure_algorithms(&self);
   hv_comm_set_timeout(self.comm, config->parallel.timeout);
   bool trains = !status;
   if (trains) status = train(&self, signal_number);
@@ -568,5 +581,7 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
   if (report) write_report(config->output);
+  /* A rank that ends before the others ends them: what they have to write of an error comes first. */
+  if (status && hv_comm_all_know(self.comm)) hv_status_free(hv_comm_barrier(self.comm, "the end of a failed run"));
   return status;
 }

@@ -17,8 +17,10 @@
 
 struct hv_run_card {
   int file;
-  char *path;
-  json_t *object; /* NULL until the run begins */
+  char *run, *path;
+  char *made_directory; /* the topmost that was missing; NULL: none was */
+  bool made;            /* the file, by this process */
+  json_t *object;       /* NULL until the run begins */
 };
 
 /* Another process holds the lock: says which, as far as it told. */
@@ -48,30 +50,81 @@ static bool take_lock(int file) {
   return true;
 }
 
+/* The topmost directory that is missing on the way to `path`, which is one itself; *out is NULL where none is. */
+static hv_status find_missing(const char *path, char **out) {
+  char *copy = strdup(path);
+  *out = NULL;
+  if (!copy) return hv_error_memory("a directory name");
+  for (char *at = copy + (*copy == '/');; at++) {
+    bool last = *at == '\0';
+    if (!last && *at != '/') continue;
+    *at = '\0';
+    if (!hv_file_exists(copy)) {
+      *out = copy;
+      return HV_OK;
+    }
+    if (last) break;
+    *at = '/';
+  }
+  free(copy);
+  return HV_OK;
+}
+
+/* Removes `path` and the directories above it up to `top`, as far as they are empty. */
+static void remove_directories(const char *path, const char *top) {
+  char *copy = strdup(path);
+  while (copy && (rmdir(copy) == 0 || errno == ENOENT) && strlen(copy) > strlen(top)) {
+    *strrchr(copy, '/') = '\0';
+  }
+  free(copy);
+}
+
+/* Opens the file, making it and the directory where they are missing. */
+static hv_status open_file(hv_run_card *card) {
+  if (!card->made_directory) HV_TRY(find_missing(card->run, &card->made_directory));
+  HV_TRY(hv_make_directories(card->run));
+  card->file = open(card->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  card->made = card->file >= 0;
+  if (!card->made && errno == EEXIST) card->file = open(card->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  return card->file >= 0 ? HV_OK : hv_error_errno(errno, "cannot open %s", card->path);
+}
+
+/* Where another process has the lock, the file is that one's. */
+static hv_status lock_file(hv_run_card *card) {
+  if (take_lock(card->file)) return HV_OK;
+  if (errno == EWOULDBLOCK) {
+    card->made = false;
+    return refuse(card->run, card->path);
+  }
+  hv_log_warning("%s cannot be locked (%s): nothing keeps a second run out of this directory", card->path,
+                 strerror(errno));
+  return HV_OK;
+}
+
+/* A start that is refused removes its file, and may do so after it was opened here and before it could be locked. */
+static bool was_removed(const hv_run_card *card) {
+  struct stat own;
+  return fstat(card->file, &own) == 0 && own.st_nlink == 0;
+}
+
 hv_status hv_run_card_open(const char *run, hv_run_card **out) {
   hv_status status = HV_OK;
   *out = NULL;
   hv_run_card *card = calloc(1, sizeof *card);
   if (!card) return hv_error_memory("the run's card");
   card->file = -1;
+  card->run = strdup(run);
   card->path = hv_path_join(run, "run.json");
-  if (!card->path) {
+  if (!card->run || !card->path) {
     status = hv_error_memory("the run's card");
     goto done;
   }
-  HV_CHECK(hv_make_directories(run));
-  card->file = open(card->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (card->file < 0) {
-    status = hv_error_errno(errno, "cannot open %s", card->path);
-    goto done;
-  }
-  if (!take_lock(card->file)) {
-    if (errno == EWOULDBLOCK) {
-      status = refuse(run, card->path);
-      goto done;
-    }
-    hv_log_warning("%s cannot be locked (%s): nothing keeps a second run out of this directory", card->path,
-                   strerror(errno));
+  HV_CHECK(open_file(card));
+  HV_CHECK(lock_file(card));
+  while (was_removed(card)) {
+    close(card->file);
+    HV_CHECK(open_file(card));
+    HV_CHECK(lock_file(card));
   }
   *out = card;
   card = NULL;
@@ -80,10 +133,21 @@ done:
   return status;
 }
 
+/* Leaves nothing of a run that did not begin; while the lock is held, so that no other has begun with it. */
+static void remove_made(const hv_run_card *card) {
+  hv_status moved = hv_run_card_check(card);
+  if (card->made && !moved) (void)unlink(card->path);
+  if (card->made_directory && !moved) remove_directories(card->run, card->made_directory);
+  hv_status_free(moved);
+}
+
 void hv_run_card_close(hv_run_card *card) {
   if (!card) return;
+  if (!card->object && card->path) remove_made(card);
   if (card->file >= 0) close(card->file);
   json_decref(card->object);
+  free(card->made_directory);
+  free(card->run);
   free(card->path);
   free(card);
 }
@@ -165,7 +229,11 @@ static json_t *describe(const hv_run_facts *facts) {
 
 hv_status hv_run_card_begin(hv_run_card *card, const hv_run_facts *facts) {
   card->object = describe(facts);
-  return card->object ? write_card(card) : hv_error_memory("the run's card");
+  hv_status status = card->object ? write_card(card) : hv_error_memory("the run's card");
+  if (!status) return HV_OK;
+  json_decref(card->object);
+  card->object = NULL;
+  return status;
 }
 
 hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *message) {

@@ -19,7 +19,10 @@ typedef struct hv_run_card hv_run_card;
 /* Makes the run directory where it is missing and takes the lock. HV_ERR_INPUT where another process has it; the
  * message says which. What the file said before stays until hv_run_card_begin. */
 HV_NODISCARD hv_status hv_run_card_open(const char *run, hv_run_card **out);
-void hv_run_card_close(hv_run_card *card); /* lets the lock go; NULL is allowed */
+
+/* Lets the lock go. Of a run that did not begin, the file and the directories that were made for it are removed, these
+ * as far as they are empty. NULL is allowed. */
+void hv_run_card_close(hv_run_card *card);
 
 /* What a run is, for the file. */
 typedef struct hv_run_facts {
@@ -30,7 +33,7 @@ typedef struct hv_run_facts {
   int64_t total_steps;
 } hv_run_facts;
 
-/* Writes the card of a run in state "running". */
+/* Writes the card of a run in state "running"; after an error the run has not begun. */
 HV_NODISCARD hv_status hv_run_card_begin(hv_run_card *card, const hv_run_facts *facts);
 /* Writes how it ended; `message` may be NULL. Does nothing on a card that was not begun. */
 HV_NODISCARD hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *message);

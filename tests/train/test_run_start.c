@@ -1,0 +1,89 @@
+/* Starts of `hvla-train run` that are refused: what they leave. */
+#include <pthread.h>
+#include <time.h>
+
+#include "core/base/directory.h"
+#include "tests/check.h"
+#include "tests/train/damaged_demonstrations.h"
+#include "tests/train/program.h"
+#include "train/watch/run_card.h"
+
+/* What a run leaves that was refused over something which shows when the directory has been taken: with the directory,
+ * what was missing above it is gone. */
+static void expect_nothing_left(const char *folder, const char *rest, const char *words) {
+  bool empty;
+  expect_train(2, run_arguments(folder, "new/er/run", rest), words, NULL);
+  if (hv_file_exists(in_folder(folder, "new"))) fail_msg("refused with %s, a run has left new/", words);
+  assert_ok(hv_make_directories(in_folder(folder, "there")));
+  expect_train(2, run_arguments(folder, "there", rest), words, NULL);
+  assert_ok(hv_directory_is_empty(in_folder(folder, "there"), &empty));
+  if (!empty) fail_msg("refused with %s, a run has left something in its directory", words);
+}
+
+static void a_model_that_does_not_fit_leaves_nothing(void **state) {
+  char rest[1024];
+  expect_train(0, run_arguments(*state, "first", "--set train.steps=1"), NULL);
+  snprintf(rest, sizeof rest, "--set 'init_from=%s/first/model' --set model.llm.intermediate_size=64",
+           (const char *)*state);
+  expect_nothing_left(*state, rest, "mlp.gate_proj.weight");
+}
+
+static void a_first_batch_that_cannot_be_read_leaves_nothing(void **state) {
+  char rest[1024];
+  const char *path = in_folder(*state, "damaged.hdf5"), *episode = write_damaged_demonstrations(path, 2);
+  snprintf(rest, sizeof rest, "--set 'data.files=%s'", path);
+  expect_nothing_left(*state, rest, episode);
+}
+
+/* What was there stays, to the byte, and the next start finds nothing that is in its way. */
+static void a_refused_start_changes_nothing(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints")));
+  char *before = read_file(in_run(*state, "run", "metrics.jsonl"));
+  char *card = read_file(in_run(*state, "run", "run.json"));
+  expect_train(2, run_arguments(*state, "run", ""), "holds a model and no checkpoint", NULL);
+  char *after = read_file(in_run(*state, "run", "metrics.jsonl"));
+  char *later = read_file(in_run(*state, "run", "run.json"));
+  assert_string_equal(before, after);
+  assert_string_equal(card, later);
+  assert_int_equal(unlink(in_run(*state, "run", "run.json")), 0);
+  expect_train(2, run_arguments(*state, "run", ""), "holds a model and no checkpoint", NULL);
+  assert_false(hv_file_exists(in_run(*state, "run", "run.json")));
+  assert_ok(hv_remove_tree(in_run(*state, "run", "model")));
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  free(before);
+  free(after);
+  free(card);
+  free(later);
+}
+
+static void *close_soon(void *card) {
+  nanosleep(&(struct timespec){.tv_nsec = 60000000}, NULL);
+  hv_run_card_close(card);
+  return NULL;
+}
+
+/* A start that waits for the lock of one that is refused has a card in the directory, not one that was removed. */
+static void a_start_beside_one_that_is_refused_begins(void **state) {
+  pthread_t thread;
+  hv_run_card *refused, *other;
+  const char *run = in_folder(*state, "run");
+  assert_ok(hv_run_card_open(run, &refused));
+  assert_int_equal(pthread_create(&thread, NULL, close_soon, refused), 0);
+  assert_ok(hv_run_card_open(run, &other));
+  assert_int_equal(pthread_join(thread, NULL), 0);
+  assert_ok(hv_run_card_check(other));
+  assert_true(hv_run_card_held(run));
+  hv_run_card_close(other);
+  assert_false(hv_file_exists(run));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(a_model_that_does_not_fit_leaves_nothing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_first_batch_that_cannot_be_read_leaves_nothing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_refused_start_changes_nothing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_start_beside_one_that_is_refused_begins, make_folder, remove_folder),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
