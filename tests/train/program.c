@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <time.h>
 
+#include "core/io/safetensors.h"
 #include "tests/check.h"
 
 #define PROGRAM HVLA_BINARY_DIR "/train/hvla-train"
@@ -148,4 +149,20 @@ void flip_a_bit(const char *path) {
   byte ^= 4;
   assert_int_equal(pwrite(fd, &byte, 1, middle), 1);
   close(fd);
+}
+
+void spoil_model(const char *path, float value) {
+  hv_safetensors *file;
+  const hv_file_tensor *bias;
+  hv_mapping bytes;
+  assert_ok(hv_safetensors_open(path, &file));
+  assert_ok(hv_safetensors_require(file, "final_layer.mlp.fc2.bias", &bias));
+  assert_ok(hv_map_file(path, &bytes));
+  const uint8_t *at = memmem(bytes.data, bytes.size, bias->data, bias->size);
+  assert_non_null(at);
+  int fd = open(path, O_WRONLY);
+  assert_int_equal(pwrite(fd, &value, sizeof value, at - bytes.data), sizeof value);
+  close(fd);
+  hv_unmap(&bytes);
+  hv_safetensors_close(file);
 }

@@ -42,6 +42,9 @@ double number_in(const json_t *object, const char *key);
 /* Changes one bit in the middle of a file. */
 void flip_a_bit(const char *path);
 
+/* Gives the noise head in a model's file a bias. */
+void spoil_model(const char *path, float value);
+
 /* Fails unless two runs of one rank ended in the same bytes: the checkpoint of the step, and the model. */
 void assert_same_state(const char *folder, const char *a, const char *b, int step);
 

@@ -1,12 +1,9 @@
 /* What validation decides, from outside: the best model that is kept, the early end, and the moving average that is
  * measured and saved. */
-#include <fcntl.h>
 #include <math.h>
-#include <unistd.h>
 
 #include "core/base/file.h"
 #include "core/io/json.h"
-#include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
 
@@ -179,28 +176,11 @@ static void a_start_that_is_never_beaten_is_told(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
 }
 
-/* Gives the noise head of a model a bias. */
-static void spoil(const char *model, float value) {
-  hv_safetensors *file;
-  const hv_file_tensor *bias;
-  hv_mapping bytes;
-  assert_ok(hv_safetensors_open(model, &file));
-  assert_ok(hv_safetensors_require(file, "final_layer.mlp.fc2.bias", &bias));
-  assert_ok(hv_map_file(model, &bytes));
-  const uint8_t *at = memmem(bytes.data, bytes.size, bias->data, bias->size);
-  assert_non_null(at);
-  int fd = open(model, O_WRONLY);
-  assert_int_equal(pwrite(fd, &value, sizeof value, at - bytes.data), sizeof value);
-  close(fd);
-  hv_unmap(&bytes);
-  hv_safetensors_close(file);
-}
-
 /* The square of its bias is more than FP32 holds. */
 static void a_figure_that_never_is_finite_is_told(void **state) {
   char rest[1024];
   expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
-  spoil(in_run(*state, "first", "model/model.safetensors"), 1e30f);
+  spoil_model(in_run(*state, "first", "model/model.safetensors"), 1e30f);
   snprintf(rest, sizeof rest,
            "--set train.steps=50 --set init_from='%s' --set 'model={}' --set validation.interval=1 "
            "--set validation.patience=2 --set validation.at_start=true",
@@ -214,7 +194,7 @@ static void a_prediction_that_is_not_finite_has_no_error(void **state) {
   static const char *const lost[] = {"error_diffusion", "error_ensemble"};
   char rest[1024];
   expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
-  spoil(in_run(*state, "first", "model/model.safetensors"), NAN);
+  spoil_model(in_run(*state, "first", "model/model.safetensors"), NAN);
   snprintf(rest, sizeof rest,
            "--set train.steps=1 --set init_from='%s' --set 'model={}' --set validation.metric=error_ensemble",
            in_run(*state, "first", "model"));

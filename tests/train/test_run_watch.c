@@ -114,6 +114,23 @@ static void ends_a_run_that_is_lost(void **state) {
   json_decref(line);
 }
 
+/* Where no step has changed anything, no learning rate is at fault. */
+static void tells_what_may_be_wrong_with_a_lost_run(void **state) {
+  char rest[1024], *output;
+  expect_train(2,
+               run_of(*state, "--set optimizer.learning_rate=1000 --set optimizer.weight_decay=0 --set "
+                              "train.steps=30 --set watch.max_skipped=4 --set checkpoint.interval=0"),
+               "a lower optimizer.learning_rate may help", NULL);
+  expect_train(0, run_arguments(*state, "first", "--set train.steps=1"), NULL);
+  spoil_model(in_run(*state, "first", "model/model.safetensors"), NAN);
+  snprintf(rest, sizeof rest, "--set 'init_from=%s/first/model' --set 'model={}' --set watch.max_skipped=4",
+           (const char *)*state);
+  assert_int_equal(run_train("", run_arguments(*state, "spoilt", rest), &output), 2);
+  bool fits = strstr(output, "4 steps in a row") && strstr(output, "init_from") && strstr(output, "--debug-nan");
+  if (!fits || strstr(output, "a lower optimizer.learning_rate")) fail_msg("%s", output);
+  free(output);
+}
+
 static void tells_how_long_steps_wait_for_data(void **state) {
   expect_train(0, run_of(*state, "--set train.steps=2"), NULL);
   json_t *line = last_metrics(in_folder(*state, "run"), "step_s");
@@ -153,6 +170,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(leaves_out_spikes_and_tells_of_them, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_the_worst_part_of_a_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ends_a_run_that_is_lost, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_what_may_be_wrong_with_a_lost_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(debug_nan_names_the_first_value_that_is_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_the_rate_of_each_session, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_how_long_steps_wait_for_data, make_folder, remove_folder),

@@ -100,6 +100,13 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
   return hv_metrics_write(watch->metrics, &line);
 }
 
+/* No learning rate is to blame while none has changed anything. */
+static const char *advice(const hv_run_watch *watch) {
+  if (hv_optimizer_updates(watch->trainer->optimizer) > 0) return "a lower optimizer.learning_rate may help";
+  return "no step of the run has changed anything yet, so that it is not the learning rate: look at the frames named "
+         "above, at what the run starts from (init_from), or for the first value that is not finite, with --debug-nan";
+}
+
 /* A step skipped now and then does no harm; one after the other means that the run is lost. */
 static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result, double learning_rate) {
   json_decref(watch->suspects);
@@ -112,9 +119,8 @@ static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result
   watch->lost = true;
   return hv_error(HV_ERR_INPUT,
                   "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
-                  "finite, or spikes; a lower optimizer.learning_rate may help; checkpoints that were due meanwhile "
-                  "have not been written",
-                  (long long)watch->skipped_in_row, (long long)watch->trainer->step);
+                  "finite, or spikes; %s; checkpoints that were due meanwhile have not been written",
+                  (long long)watch->skipped_in_row, (long long)watch->trainer->step, advice(watch));
 }
 
 hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double learning_rate, double seconds,
