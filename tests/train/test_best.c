@@ -176,7 +176,7 @@ static void a_start_that_is_never_beaten_is_told(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
 }
 
-/* The square of its bias is more than FP32 holds. */
+/* The square of its bias is more than FP32 holds. What is measured before the first step is no step's failure. */
 static void a_figure_that_never_is_finite_is_told(void **state) {
   char rest[1024];
   expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
@@ -185,7 +185,7 @@ static void a_figure_that_never_is_finite_is_told(void **state) {
            "--set train.steps=50 --set init_from='%s' --set 'model={}' --set validation.interval=1 "
            "--set validation.patience=2 --set validation.at_start=true",
            in_run(*state, "first", "model"));
-  expect_train(0, run_of(*state, "run", rest), "stopped early after step 1",
+  expect_train(0, run_of(*state, "run", rest), "stopped early after step 2",
                "held_out_loss was not finite in 2 measurements", NULL);
 }
 

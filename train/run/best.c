@@ -21,7 +21,7 @@ bool hv_best_resume(hv_best *best, const hv_best *found) {
 
 bool hv_best_take(hv_best *best, int64_t step, double figure) {
   if (!isfinite(figure) || (best->step >= 0 && figure >= best->figure)) {
-    best->since++;
+    best->since += step > 0; /* before the first step there is nothing that could have become better */
     return false;
   }
   best->step = step;

@@ -12,7 +12,7 @@ typedef struct hv_best {
   char metric[HV_BEST_METRIC]; /* the figure's name */
   int64_t step;                /* after which the best one was measured; −1: none yet */
   double figure;
-  int64_t since;     /* measurements after it, none of them better */
+  int64_t since;     /* measurements after it, none of them better; without one, those after a step */
   uint64_t measured; /* what it is measured on, and how: hv_run_digest_held_out; 0: not known */
 } hv_best;
 
