@@ -255,6 +255,7 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
   HV_TRY(hv_arena_status(&trainer->arena));
   HV_TRY(hv_nan_watch_status(trainer->device));
   trainer->step++;
+  trainer->skipped = out->skipped ? trainer->skipped + 1 : 0;
   trainer->samples += hv_trainer_batch(trainer);
   return HV_OK;
 }

@@ -75,7 +75,8 @@ typedef struct hv_trainer {
   hv_loss_weights weights;
   uint64_t seed;
   int64_t step;       /* completed steps */
-  int64_t samples;    /* of the run's order that they took, on all ranks; a caller sets both to go on */
+  int64_t samples;    /* of the run's order that they took, on all ranks */
+  int64_t skipped;    /* in a row, up to the newest step; a caller sets these three to go on */
   float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
   hv_spike_settings spikes;
   hv_spike_means means;

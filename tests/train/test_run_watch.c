@@ -1,6 +1,7 @@
 /* Steps that are skipped by rule, what is told of them, and which rank is found to be slow. */
 #include <math.h>
 
+#include "core/io/json.h"
 #include "tests/check.h"
 #include "tests/train/program.h"
 #include "train/spike_rule.h"
@@ -131,6 +132,34 @@ static void tells_what_may_be_wrong_with_a_lost_run(void **state) {
   free(output);
 }
 
+/* A run that goes on counts on, so that one which stops now and then comes to its end, too; an older version's
+ * checkpoint tells of no count. */
+static void a_resumed_run_counts_on(void **state) {
+  static const char *const ends[] = {"up to step 4,", "up to step 7,"};
+  char rest[512], first[1024], more[1024];
+  expect_train(0, run_arguments(*state, "first", "--set train.steps=1"), NULL);
+  spoil_model(in_run(*state, "first", "model/model.safetensors"), NAN);
+  snprintf(rest, sizeof rest,
+           "--set 'init_from=%s/first/model' --set 'model={}' --set watch.max_skipped=4 --set checkpoint.interval=0",
+           (const char *)*state);
+  snprintf(first, sizeof first, "%s --set train.steps=3", rest);
+  snprintf(more, sizeof more, "%s --set train.steps=9 --resume", rest);
+  expect_train(0, run_arguments(*state, "run", first), NULL);
+  for (int older = 0; older < 2; older++) {
+    json_t *manifest;
+    const char *path = in_run(*state, "run", "checkpoints/step-3/state.json");
+    assert_ok(hv_json_load(path, &manifest));
+    assert_int_equal(number_in(manifest, "skipped_in_row"), 3);
+    if (older) {
+      json_object_del(manifest, "skipped_in_row");
+      json_object_del(manifest, "xxh3");
+      assert_ok(hv_json_save(path, manifest));
+    }
+    json_decref(manifest);
+    expect_train(2, run_arguments(*state, "run", more), "resumed from", "4 steps in a row", ends[older], NULL);
+  }
+}
+
 static void tells_how_long_steps_wait_for_data(void **state) {
   expect_train(0, run_of(*state, "--set train.steps=2"), NULL);
   json_t *line = last_metrics(in_folder(*state, "run"), "step_s");
@@ -153,12 +182,12 @@ static void tells_the_rate_of_each_session(void **state) {
   json_decref(lines);
 }
 
-/* The same run, looked at: it ends where the first number overflows. */
+/* The same run, looked at: it ends where the first number overflows, in a layer or in the sum of squares of all. */
 static void debug_nan_names_the_first_value_that_is_not_finite(void **state) {
   expect_train(2,
                run_of(*state, "--debug-nan --set optimizer.learning_rate=1000 --set optimizer.weight_decay=0 --set "
                               "train.steps=30"),
-               "the first value that is not finite came up in", NULL);
+               "the first value that is not finite came up", NULL);
 }
 
 int main(void) {
@@ -171,6 +200,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(names_the_worst_part_of_a_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ends_a_run_that_is_lost, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_may_be_wrong_with_a_lost_run, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_resumed_run_counts_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(debug_nan_names_the_first_value_that_is_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_the_rate_of_each_session, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_how_long_steps_wait_for_data, make_folder, remove_folder),

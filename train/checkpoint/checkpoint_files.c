@@ -133,11 +133,12 @@ static hv_status write_manifest(const char *directory, const hv_manifest *manife
   snprintf(path, sizeof path, "%s/state.json", directory);
   const hv_run_position *position = &manifest->position;
   json_t *state = json_pack(
-      "{s:i, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o, s:o}", "format", HV_CHECKPOINT_FORMAT, "version",
-      HVLA_VERSION, "step", (json_int_t)position->step, "updates", (json_int_t)position->updates, "samples",
-      (json_int_t)position->samples, "seed", (json_int_t)position->seed, "ranks", manifest->ranks, "sharding",
-      manifest->sharding, "dtype", hv_dtype_name(manifest->dtype), "parameters", (json_int_t)manifest->parameters,
-      "means", format_means(&position->means), "best", format_best(&position->best), "files", format_files(manifest));
+      "{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:o, s:o, s:o}", "format", HV_CHECKPOINT_FORMAT,
+      "version", HVLA_VERSION, "step", (json_int_t)position->step, "updates", (json_int_t)position->updates, "samples",
+      (json_int_t)position->samples, "skipped_in_row", (json_int_t)position->skipped, "seed",
+      (json_int_t)position->seed, "ranks", manifest->ranks, "sharding", manifest->sharding, "dtype",
+      hv_dtype_name(manifest->dtype), "parameters", (json_int_t)manifest->parameters, "means",
+      format_means(&position->means), "best", format_best(&position->best), "files", format_files(manifest));
   if (!state) return hv_error_memory("a checkpoint's manifest");
   hv_status status = save_manifest(path, state);
   json_decref(state);
@@ -202,13 +203,13 @@ static hv_status refuse_format(const char *path, int64_t format) {
 }
 
 static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *out) {
-  json_int_t format, step, updates, samples, seed, parameters, ranks = 1;
+  json_int_t format, step, updates, samples, seed, parameters, ranks = 1, skipped = 0; /* absent in older ones */
   const char *dtype, *sharding = "";
   out->format = json_integer_value(json_object_get(state, "format"));
   if (out->format > HV_CHECKPOINT_FORMAT) return refuse_format(path, out->format);
-  if (json_unpack(state, "{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s?I, s?s}", "format", &format, "step", &step, "updates",
-                  &updates, "samples", &samples, "seed", &seed, "dtype", &dtype, "parameters", &parameters, "ranks",
-                  &ranks, "sharding", &sharding) != 0) {
+  if (json_unpack(state, "{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s?I, s?s, s?I}", "format", &format, "step", &step,
+                  "updates", &updates, "samples", &samples, "seed", &seed, "dtype", &dtype, "parameters", &parameters,
+                  "ranks", &ranks, "sharding", &sharding, "skipped_in_row", &skipped) != 0) {
     return hv_error(HV_ERR_INPUT,
                     "%s: not the state of a run: format, step, updates, samples, seed, dtype and parameters are needed",
                     path);
@@ -217,12 +218,16 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   if (ranks < 1 || ranks > HV_CHECKPOINT_RANKS) {
     return hv_error(HV_ERR_INPUT, "%s: ranks is not a number from 1 to %d", path, HV_CHECKPOINT_RANKS);
   }
-  if (step < 0 || updates < 0 || updates > step || samples < 0 || samples > MOST_COUNTED || parameters < 1) {
+  if (step < 0 || updates < 0 || updates > step || samples < 0 || samples > MOST_COUNTED || parameters < 1 ||
+      skipped < 0 || skipped > step - updates) {
     return hv_error(HV_ERR_INPUT,
-                    "%s: no run stands at step %lld after %lld updates and %lld samples, with %lld parameters", path,
-                    (long long)step, (long long)updates, (long long)samples, (long long)parameters);
+                    "%s: no run stands at step %lld after %lld updates, %lld skipped steps in a row and %lld samples, "
+                    "with %lld parameters",
+                    path, (long long)step, (long long)updates, (long long)skipped, (long long)samples,
+                    (long long)parameters);
   }
-  out->position = (hv_run_position){.step = step, .updates = updates, .samples = samples, .seed = seed};
+  out->position =
+      (hv_run_position){.step = step, .updates = updates, .samples = samples, .skipped = skipped, .seed = seed};
   HV_TRY(parse_best(path, json_object_get(state, "best"), &out->position.best));
   HV_TRY(parse_means(path, json_object_get(state, "means"), &out->position.means));
   out->ranks = (int32_t)ranks;

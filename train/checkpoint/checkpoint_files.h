@@ -24,6 +24,7 @@ typedef struct hv_run_position {
   int64_t step;    /* optimizer steps done, skipped ones included */
   int64_t updates; /* those that changed the parameters */
   int64_t samples; /* of the training split's order that were consumed */
+  int64_t skipped; /* steps in a row, up to this one, that changed nothing */
   int64_t seed;
   hv_spike_means means;
   hv_best best; /* no metric: the checkpoint tells of none */

@@ -254,6 +254,7 @@ static hv_status begin(run *self, hv_run_position *position) {
   HV_TRY(hv_comm_agree(self->comm, "going on from the checkpoint", check_position(self, position)));
   trainer->step = position->step;
   trainer->samples = position->samples;
+  trainer->skipped = position->skipped;
   trainer->means = position->means;
   hv_log_info("resumed from %s/checkpoints/step-%" PRId64, output, step);
   resume_best(self, &position->best);

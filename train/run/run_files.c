@@ -296,6 +296,7 @@ static hv_status begin(hv_run_files *files, bool with_model) {
   files->manifest.position = (hv_run_position){.step = trainer->step,
                                                .updates = hv_optimizer_updates(trainer->optimizer),
                                                .samples = trainer->samples,
+                                               .skipped = trainer->skipped,
                                                .seed = config->seed,
                                                .means = trainer->means,
                                                .best = *files->with.best};

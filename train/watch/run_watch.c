@@ -111,16 +111,16 @@ static const char *advice(const hv_run_watch *watch) {
 static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result, double learning_rate) {
   json_decref(watch->suspects);
   watch->suspects = NULL;
-  watch->skipped_in_row = result->skipped ? watch->skipped_in_row + 1 : 0;
   if (!result->skipped) return HV_OK;
   HV_TRY(examine(watch, result->skipped));
-  if (watch->skipped_in_row < watch->config->watch.max_skipped) return HV_OK;
+  int64_t in_row = watch->trainer->skipped;
+  if (in_row < watch->config->watch.max_skipped) return HV_OK;
   HV_TRY(hv_run_watch_report(watch, result, learning_rate, NULL));
   watch->lost = true;
   return hv_error(HV_ERR_INPUT,
                   "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
                   "finite, or spikes; %s; checkpoints that were due meanwhile have not been written",
-                  (long long)watch->skipped_in_row, (long long)watch->trainer->step, advice(watch));
+                  (long long)in_row, (long long)watch->trainer->step, advice(watch));
 }
 
 hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double learning_rate, double seconds,
