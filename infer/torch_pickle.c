@@ -11,9 +11,9 @@ enum { KEY_SIZE = 24 };
 
 static const char *storage_class(hv_dtype dtype) {
   static const char *const names[] = {
-      [HV_F32] = "FloatStorage", [HV_BF16] = "BFloat16Storage", [HV_F64] = "DoubleStorage",
-      [HV_F16] = "HalfStorage",  [HV_I16] = "ShortStorage",     [HV_I32] = "IntStorage",
-      [HV_I64] = "LongStorage",  [HV_U8] = "ByteStorage",       [HV_I8] = "CharStorage"};
+      [HV_F32] = "FloatStorage", [HV_BF16] = "BFloat16Storage", [HV_F64] = "DoubleStorage", [HV_F16] = "HalfStorage",
+      [HV_I16] = "ShortStorage", [HV_I32] = "IntStorage",       [HV_I64] = "LongStorage",   [HV_U8] = "ByteStorage",
+      [HV_I8] = "CharStorage",   [HV_BOOL] = "BoolStorage"};
   return names[dtype];
 }
 

@@ -41,8 +41,7 @@ static void format_expected(const expectation *want, char *out, size_t size) {
 }
 
 static bool fits(const expectation *want, const hv_file_tensor *tensor) {
-  if (strcmp(tensor->dtype_name, hv_safetensors_dtype_name(want->dtype)) != 0 || tensor->rank != want->rank)
-    return false;
+  if (!tensor->known || tensor->dtype != want->dtype || tensor->rank != want->rank) return false;
   for (int32_t i = 0; i < want->rank; i++) {
     bool matches = want->shape[i] == ANY ? tensor->shape[i] > 0 : tensor->shape[i] == want->shape[i];
     if (!matches) return false;

@@ -93,6 +93,7 @@ static void encode(hv_dtype dtype, double value, void *out) {
   case HV_I16: i16 = (int16_t)value, memcpy(out, &i16, sizeof i16); break;
   case HV_I32: i32 = (int32_t)value, memcpy(out, &i32, sizeof i32); break;
   case HV_I64: i64 = (int64_t)value, memcpy(out, &i64, sizeof i64); break;
+  case HV_BOOL:
   case HV_U8: u8 = (uint8_t)value, memcpy(out, &u8, sizeof u8); break;
   case HV_I8: i8 = (int8_t)value, memcpy(out, &i8, sizeof i8); break;
   }

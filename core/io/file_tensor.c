@@ -25,6 +25,7 @@ void hv_file_tensor_read_f32(const hv_file_tensor *tensor, int64_t first, int64_
     case HV_I16: out[i] = (float)value.i16; break;
     case HV_I32: out[i] = (float)value.i32; break;
     case HV_I64: out[i] = (float)value.i64; break;
+    case HV_BOOL:
     case HV_U8: out[i] = (float)*at; break;
     case HV_I8: out[i] = (float)(int8_t)*at; break;
     }

@@ -16,7 +16,7 @@ static const struct {
   const char *name;
   hv_dtype dtype;
 } known_dtypes[] = {{"F32", HV_F32}, {"BF16", HV_BF16}, {"F16", HV_F16}, {"F64", HV_F64}, {"I64", HV_I64},
-                    {"I32", HV_I32}, {"I16", HV_I16},   {"I8", HV_I8},   {"U8", HV_U8},   {"BOOL", HV_U8}};
+                    {"I32", HV_I32}, {"I16", HV_I16},   {"I8", HV_I8},   {"U8", HV_U8},   {"BOOL", HV_BOOL}};
 
 /* One file of one or more. The header stays parsed: tensors point at its strings. */
 typedef struct shard {

@@ -20,7 +20,7 @@ typedef struct hv_file_tensor {
   const char *file;       /* path of the file that holds it */
   const char *dtype_name; /* as the file spells it: "F32", "BF16", "BOOL", … */
   bool known;             /* dtype is valid */
-  hv_dtype dtype;         /* BOOL is HV_U8 */
+  hv_dtype dtype;
   int32_t rank;
   int64_t shape[HV_FILE_MAX_RANK];
   int64_t count;    /* elements */

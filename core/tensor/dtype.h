@@ -1,4 +1,4 @@
-/* Element types. F32, BF16 and F64 carry parameters and activations; F16 occurs in files only. */
+/* Element types. F32, BF16 and F64 carry parameters and activations; F16 and BOOL occur in files only. */
 #ifndef HV_TENSOR_DTYPE_H
 #define HV_TENSOR_DTYPE_H
 
@@ -17,10 +17,11 @@ typedef enum hv_dtype {
   HV_I64,
   HV_U8,
   HV_I8,
+  HV_BOOL, /* a byte */
 } hv_dtype;
 
 static inline size_t hv_dtype_size(hv_dtype dtype) {
-  static const unsigned char sizes[] = {4, 2, 8, 2, 2, 4, 8, 1, 1};
+  static const unsigned char sizes[] = {4, 2, 8, 2, 2, 4, 8, 1, 1, 1};
   return sizes[dtype];
 }
 
@@ -28,9 +29,9 @@ static inline bool hv_dtype_is_floating(hv_dtype dtype) {
   return dtype <= HV_F16;
 }
 
-/* "fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8", "i8": the spelling of options and messages. */
+/* "fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8", "i8", "bool": the spelling of options and messages. */
 static inline const char *hv_dtype_name(hv_dtype dtype) {
-  static const char *const names[] = {"fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8", "i8"};
+  static const char *const names[] = {"fp32", "bf16", "fp64", "fp16", "i16", "i32", "i64", "u8", "i8", "bool"};
   return names[dtype];
 }
 

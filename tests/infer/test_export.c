@@ -442,17 +442,21 @@ static void the_public_folder_is_the_public_codes(void **state) {
   free(errors);
 }
 
-static void integers_stay_as_they_are(void **state) {
+static void whole_numbers_and_flags_stay_as_they_are(void **state) {
   (void)state;
-  write_odd_model("counted", "U8", "12345", 5);
-  export_quietly("export --model counted --out counted-bf16 --dtype bf16");
-  hv_safetensors *after;
-  const hv_file_tensor *odd;
-  assert_ok(hv_safetensors_open(in_folder(folder, "counted-bf16"), &after));
-  assert_ok(hv_safetensors_require(after, "odd", &odd));
-  assert_int_equal(odd->dtype, HV_U8);
-  assert_memory_equal(odd->data, "12345", 5);
-  hv_safetensors_close(after);
+  static const char bytes[] = {0, 1, 1, 0, 1}, *const dtypes[] = {"U8", "I8", "BOOL"};
+  for (int i = 0; i < 3; i++) {
+    hv_safetensors *after;
+    const hv_file_tensor *odd;
+    must_shell("cd '%s' && rm -rf counted counted-bf16", folder);
+    write_odd_model("counted", dtypes[i], bytes, sizeof bytes);
+    export_quietly("export --model counted --out counted-bf16 --dtype bf16 --verify");
+    assert_ok(hv_safetensors_open(in_folder(folder, "counted-bf16"), &after));
+    assert_ok(hv_safetensors_require(after, "odd", &odd));
+    assert_string_equal(odd->dtype_name, dtypes[i]);
+    assert_memory_equal(odd->data, bytes, sizeof bytes);
+    hv_safetensors_close(after);
+  }
 }
 
 static void what_cannot_be_exported_leaves_nothing(void **state) {
@@ -506,7 +510,7 @@ int main(void) {
       cmocka_unit_test(the_models_own_robot_is_predicted_for),
       cmocka_unit_test(verification_sees_what_differs),
       cmocka_unit_test(the_public_folder_is_the_public_codes),
-      cmocka_unit_test(integers_stay_as_they_are),
+      cmocka_unit_test(whole_numbers_and_flags_stay_as_they_are),
       cmocka_unit_test(what_cannot_be_exported_leaves_nothing),
       cmocka_unit_test(a_full_disk_leaves_nothing),
   };

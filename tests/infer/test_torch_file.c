@@ -216,6 +216,11 @@ static const struct made_up {
      HV_I8,
      "CharStorage",
      {1}},
+    {"c.mask",
+     {.name = "mask", .dtype = HV_BOOL, .rank = 1, .shape = {3}, .count = 3, .data = flags, .size = 3},
+     HV_BOOL,
+     "BoolStorage",
+     {1}},
 };
 enum { COUNT = sizeof made_up / sizeof *made_up };
 
