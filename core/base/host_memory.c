@@ -30,20 +30,51 @@ static bool read_number(const char *path, const char *key, size_t *out) {
   return found;
 }
 
-static bool read_of_group(const char *group, const char *name, const char *key, size_t *out) {
+/* Where a version of control groups keeps what it knows of memory. */
+typedef struct group_files {
+  const char *mount, *limit, *used, *reclaimable; /* the last: a key of memory.stat, with all groups inside */
+} group_files;
+
+static const group_files version_1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                      "total_inactive_file "};
+static const group_files version_2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "};
+
+/* What a control group, a directory, has left; pages of files that it read and nobody needs count as left. */
+static size_t group_available(const group_files *files, const char *group) {
   char path[PATH_SIZE + 64];
-  snprintf(path, sizeof path, "/sys/fs/cgroup%s/%s", group, name);
-  return read_number(path, key, out);
+  size_t limit, used, reclaimable;
+  snprintf(path, sizeof path, "%s/%s", group, files->limit);
+  if (!read_number(path, "", &limit)) return SIZE_MAX; /* no such file, or "max" */
+  snprintf(path, sizeof path, "%s/%s", group, files->used);
+  if (!read_number(path, "", &used)) return SIZE_MAX;
+  snprintf(path, sizeof path, "%s/memory.stat", group);
+  if (read_number(path, files->reclaimable, &reclaimable)) used -= smaller(used, reclaimable);
+  return limit > used ? limit - used : 0;
 }
 
-/* What a control group has left; pages of files that it read and nobody needs count as left. */
-static size_t group_available(const char *group) {
-  size_t limit, used, reclaimable;
-  /* No such file, or "max". */
-  if (!read_of_group(group, "memory.max", "", &limit)) return SIZE_MAX;
-  if (!read_of_group(group, "memory.current", "", &used)) return SIZE_MAX;
-  if (read_of_group(group, "memory.stat", "inactive_file ", &reclaimable)) used -= smaller(used, reclaimable);
-  return limit > used ? limit - used : 0;
+/* What is left of a group, "/a/b", and of all that it lies in, the root too: a container sees its own there. */
+static size_t groups_available(const char *root, const group_files *files, const char *group) {
+  char path[PATH_SIZE];
+  size_t available = SIZE_MAX;
+  int above = snprintf(path, sizeof path, "%s%s", root, files->mount);
+  snprintf(path + above, sizeof path - (size_t)above, "%s", group);
+  for (;;) {
+    available = smaller(available, group_available(files, path));
+    char *slash = strrchr(path + above, '/');
+    if (!slash) return available;
+    *slash = '\0';
+  }
+}
+
+/* Whether "cpu,memory" has the word "memory". */
+static bool holds_memory(const char *controllers) {
+  static const char word[] = "memory";
+  for (;;) {
+    size_t length = strcspn(controllers, ",");
+    if (length == sizeof word - 1 && strncmp(controllers, word, length) == 0) return true;
+    if (controllers[length] == '\0') return false;
+    controllers += length + 1;
+  }
 }
 
 size_t hv_host_address_space_left(void) {
@@ -55,23 +86,28 @@ size_t hv_host_address_space_left(void) {
   return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
 }
 
+size_t hv_host_groups_available(const char *root) {
+  char line[PATH_SIZE], path[PATH_SIZE];
+  size_t available = SIZE_MAX;
+  snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+  FILE *file = fopen(path, "re");
+  if (!file) return available;
+  /* "0::/a/b" in version 2, in version 1 a line a hierarchy with its controllers: "4:cpu,memory:/a/b". */
+  while (fgets(line, sizeof line, file)) {
+    line[strcspn(line, "\n")] = '\0';
+    char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+    if (!group) continue;
+    *group++ = '\0';
+    controllers++;
+    const group_files *files = !*controllers ? &version_2 : holds_memory(controllers) ? &version_1 : NULL;
+    if (files) available = smaller(available, groups_available(root, files, group));
+  }
+  (void)fclose(file);
+  return available;
+}
+
 size_t hv_host_memory_available(void) {
   size_t kib, available = read_number("/proc/meminfo", "MemAvailable:", &kib) ? kib * 1024 : SIZE_MAX;
   available = smaller(available, hv_host_address_space_left());
-  char line[PATH_SIZE], *group = NULL;
-  FILE *file = fopen("/proc/self/cgroup", "re");
-  if (!file) return available;
-  while (!group && fgets(line, sizeof line, file)) {
-    if (strncmp(line, "0::/", 4) == 0) group = line + 3;
-  }
-  (void)fclose(file);
-  if (!group) return available;
-  group[strcspn(group, "\n")] = '\0';
-  /* The group itself and all that it lies in; the last is the root, "". */
-  for (;;) {
-    available = smaller(available, group_available(group));
-    char *slash = strrchr(group, '/');
-    if (!slash) return available;
-    *slash = '\0';
-  }
+  return smaller(available, hv_host_groups_available(""));
 }

@@ -8,6 +8,9 @@
  * system or a container sets them) and by its address space; SIZE_MAX where the system does not tell. */
 size_t hv_host_memory_available(void);
 
+/* The part of it that control groups leave, of version 1 or 2. `root` stands before /proc and /sys: "" but in tests. */
+size_t hv_host_groups_available(const char *root);
+
 /* Bytes of address space that the process's limit (RLIMIT_AS, `ulimit -v`) leaves; SIZE_MAX without a limit. */
 size_t hv_host_address_space_left(void);
 

@@ -1,6 +1,8 @@
 /* The memory that is left on the host, held against what the system says itself. */
 #include <sys/resource.h>
 
+#include "core/base/directory.h"
+#include "core/base/file.h"
 #include "core/base/host_memory.h"
 #include "tests/check.h"
 
@@ -44,8 +46,59 @@ static void a_limit_on_the_address_space_counts(void **state) {
   if (old.rlim_cur == RLIM_INFINITY) assert_true(hv_host_address_space_left() == SIZE_MAX);
 }
 
+/* A file of a system that the test makes up in its folder. */
+static void put(const char *root, const char *path, const char *text) {
+  char *file = hv_path_join(root, path + 1);
+  assert_non_null(file);
+  char *slash = strrchr(file, '/');
+  *slash = '\0';
+  assert_ok(hv_make_directories(file));
+  *slash = '/';
+  write_text(file, text);
+  free(file);
+}
+
+static void control_groups_of_version_1_count(void **state) {
+  const char *root = *state;
+  assert_true(hv_host_groups_available(root) == SIZE_MAX);
+  put(root, "/proc/self/cgroup", "12:cpuset:/other\n4:cpu,memory:/job/step\n1:name=memory:/other\n0::/\n");
+  assert_true(hv_host_groups_available(root) == SIZE_MAX);
+  put(root, "/sys/fs/cgroup/memory/other/memory.limit_in_bytes", "1\n");
+  put(root, "/sys/fs/cgroup/memory/other/memory.usage_in_bytes", "1\n");
+  put(root, "/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); /* none */
+  put(root, "/sys/fs/cgroup/memory/memory.usage_in_bytes", "7000\n");
+  put(root, "/sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "9000\n");
+  put(root, "/sys/fs/cgroup/memory/job/step/memory.usage_in_bytes", "2500\n");
+  assert_int_equal(hv_host_groups_available(root), 6500);
+  put(root, "/sys/fs/cgroup/memory/job/step/memory.stat", "inactive_file 300\ntotal_inactive_file 500\n");
+  assert_int_equal(hv_host_groups_available(root), 7000);
+  put(root, "/sys/fs/cgroup/memory/job/memory.limit_in_bytes", "6000\n");
+  put(root, "/sys/fs/cgroup/memory/job/memory.usage_in_bytes", "5000\n");
+  assert_int_equal(hv_host_groups_available(root), 1000);
+}
+
+/* A container sees its own group at the root, and its name as the host calls it. */
+static void control_groups_of_version_2_count(void **state) {
+  const char *root = *state;
+  put(root, "/proc/self/cgroup", "0::/job/step\n");
+  put(root, "/sys/fs/cgroup/memory.max", "9000\n");
+  put(root, "/sys/fs/cgroup/memory.current", "2500\n");
+  put(root, "/sys/fs/cgroup/memory.stat", "anon 1\ninactive_file 500\n");
+  assert_int_equal(hv_host_groups_available(root), 7000);
+  put(root, "/sys/fs/cgroup/job/memory.max", "max\n");
+  put(root, "/sys/fs/cgroup/job/memory.current", "8000\n");
+  assert_int_equal(hv_host_groups_available(root), 7000);
+  put(root, "/sys/fs/cgroup/job/step/memory.max", "3000\n");
+  put(root, "/sys/fs/cgroup/job/step/memory.current", "4000\n");
+  assert_int_equal(hv_host_groups_available(root), 0);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(what_is_left_is_a_part_of_what_there_is),
-                                     cmocka_unit_test(a_limit_on_the_address_space_counts)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(what_is_left_is_a_part_of_what_there_is),
+      cmocka_unit_test(a_limit_on_the_address_space_counts),
+      cmocka_unit_test_setup_teardown(control_groups_of_version_1_count, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(control_groups_of_version_2_count, make_folder, remove_folder),
+  };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
