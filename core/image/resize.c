@@ -121,7 +121,9 @@ hv_status hv_resizer_open_frame(int32_t width, int32_t height, int32_t size, hv_
     hv_resizer_close(resizer);
     return hv_error_memory("a padded picture");
   }
-  for (size_t i = 0; i < pixels * CHANNELS; i++) resizer->padded[i] = (uint8_t)(255 * mean[i % CHANNELS]);
+  uint8_t colour[CHANNELS];
+  for (int i = 0; i < CHANNELS; i++) colour[i] = (uint8_t)fmin(fmax(255 * mean[i], 0), 255);
+  for (size_t i = 0; i < pixels * CHANNELS; i++) resizer->padded[i] = colour[i % CHANNELS];
   *out = resizer;
   return HV_OK;
 }

@@ -20,9 +20,9 @@ HV_NODISCARD hv_status hv_resizer_open(int32_t width, int32_t height, int32_t ou
                                        hv_resizer **out);
 
 /* What the model's camera frames go through: a square of `size`; HV_RESIZE_NAIVE does not keep the aspect,
- * HV_RESIZE_LETTERBOX first pads the shorter side to the longer one in the colour int(255 · mean), as many pixels
- * before as behind: by an odd difference the padded picture is one pixel off square, as in the public code. `mean` is
- * the first tower's. */
+ * HV_RESIZE_LETTERBOX first pads the shorter side to the longer one in the colour int(255 · mean), which Pillow clips
+ * to 0 … 255, as many pixels before as behind: by an odd difference the padded picture is one pixel off square, as in
+ * the public code. `mean` is the first tower's. */
 HV_NODISCARD hv_status hv_resizer_open_frame(int32_t width, int32_t height, int32_t size, hv_image_resize mode,
                                              const double mean[3], hv_resizer **out);
 

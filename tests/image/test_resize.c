@@ -77,6 +77,26 @@ static void letterbox_pads_in_the_mean_colour(void **state) {
   }
 }
 
+/* Pillow takes 300 for 255 and −5 for 0. */
+static void a_mean_that_is_no_colour_is_clipped(void **state) {
+  (void)state;
+  static const struct {
+    double mean[3];
+    uint8_t colour[3];
+  } cases[] = {
+      {{1, 0, 254.9 / 255}, {255, 0, 254}}, {{1.01, -0.01, 1e300}, {255, 0, 255}}, {{-1e300, 300, -2}, {0, 255, 0}}};
+  const uint8_t picture[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    uint8_t out[9 * 3];
+    hv_resizer *resizer;
+    assert_ok(hv_resizer_open_frame(3, 1, 3, HV_RESIZE_LETTERBOX, cases[i].mean, &resizer));
+    hv_resizer_run(resizer, picture, out);
+    hv_resizer_close(resizer);
+    for (int pixel = 0; pixel < 9; pixel++)
+      assert_memory_equal(out + pixel * 3, pixel / 3 == 1 ? picture + pixel % 3 * 3 : cases[i].colour, 3);
+  }
+}
+
 /* The generator that scripts/fixtures/make_resize.py describes. */
 static uint8_t *generate(size_t size, uint32_t x) {
   uint8_t *bytes = malloc(size);
@@ -129,9 +149,8 @@ static void impossible_sizes_are_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(naive_resize_gives_pillows_bytes),
-      cmocka_unit_test(letterbox_pads_in_the_mean_colour),
-      cmocka_unit_test(large_pictures_have_pillows_checksums),
+      cmocka_unit_test(naive_resize_gives_pillows_bytes),    cmocka_unit_test(letterbox_pads_in_the_mean_colour),
+      cmocka_unit_test(a_mean_that_is_no_colour_is_clipped), cmocka_unit_test(large_pictures_have_pillows_checksums),
       cmocka_unit_test(impossible_sizes_are_refused),
   };
   return cmocka_run_group_tests(tests, open_fixtures, close_fixtures);
