@@ -303,11 +303,12 @@ static void print_table(const hvla_result *result, const predict_options *given,
                 mean ? "the mean of both heads" : "the diffusion head's", result->confidence,
                 mean ? "above" : "not above", given->theta);
   }
+  double parts = result->input_ms + result->vision_ms + result->prefill_ms + result->denoise_ms + result->decode_ms;
   hv_text_add(out,
-              "\n%.1f ms: pictures and words %.1f, image encoders %.1f, prefill with first steps %.1f, denoising "
-              "%.1f, token steps %.1f\n",
-              result->total_ms, result->input_ms, result->vision_ms, result->prefill_ms, result->denoise_ms,
-              result->decode_ms);
+              "\n%.1f ms: making ready %.1f, pictures and words %.1f, image encoders %.1f, prefill with first steps "
+              "%.1f, denoising %.1f, token steps %.1f\n",
+              result->total_ms, result->total_ms - parts, result->input_ms, result->vision_ms, result->prefill_ms,
+              result->denoise_ms, result->decode_ms);
 }
 
 static hv_status predict(const predict_options *given, inputs *in, hv_text *out) {

@@ -159,9 +159,9 @@ typedef struct hvla_result {
   const float *confidences; /* the probability of each token */
   double confidence;        /* their mean */
   hvla_mode used;           /* where the action comes from: never HVLA_MODE_DEFAULT */
-  /* Milliseconds, of which the last four are measured with `timing` alone: pictures decoded and resized and words
-   * encoded; image encoders; the pass over pictures, words and state with each head's first step; later denoising
-   * steps (token steps in lockstep with them included); later token steps. */
+  /* Milliseconds: the whole call, with what one of another kind than before makes ready first; pictures decoded and
+   * resized and words encoded. With `timing` alone: image encoders; the pass over pictures, words and state with each
+   * head's first step; later denoising steps (token steps in lockstep with them included); later token steps. */
   double total_ms, input_ms, vision_ms, prefill_ms, denoise_ms, decode_ms;
 } hvla_result;
 

@@ -277,10 +277,11 @@ static hv_status finish(hvla_model *model, const hvla_request *request, const hv
 }
 
 static hv_status predict(hvla_model *model, const hvla_request *request, hvla_result *out) {
-  HV_TRY(select_policy(model, request));
   double start = 1e3 * hv_clock_seconds();
+  HV_TRY(select_policy(model, request));
+  double prepared = 1e3 * hv_clock_seconds();
   HV_TRY(read_inputs(model, request));
-  out->input_ms = 1e3 * hv_clock_seconds() - start;
+  out->input_ms = 1e3 * hv_clock_seconds() - prepared;
   hv_observation observation = {.images = model->images,
                                 .prompt_ids = model->prompt.ids,
                                 .prompt_count = (int32_t)model->prompt.count,
