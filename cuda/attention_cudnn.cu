@@ -79,8 +79,7 @@ static const char *open_cudnn(hv_attention_library *library) {
 }
 
 static const char *open_on_card(hv_attention_library *library) {
-  const char *wanted = getenv("HVLA_CUDNN");
-  if (wanted && strcmp(wanted, "0") == 0) return "HVLA_CUDNN is 0";
+  if (hv_is_switched_off("HVLA_CUDNN")) return "HVLA_CUDNN is 0";
   const char *why = open_cudnn(library);
   if (why) return why;
   if (library->dnn.Create(&library->handle) != CUDNN_STATUS_SUCCESS) return LIBRARY " does not start on this card";

@@ -64,7 +64,7 @@ static hv_status begins_early(const hv_card *card, bool *out) {
   HV_TRY(check(cudaDriverGetVersion(&driver), "asking for the driver's version"));
   HV_TRY(check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version"));
   *out = 10 * card->major + card->minor >= EARLY_CAPABILITY && driver >= OLDEST_FOR_EARLY &&
-         runtime >= OLDEST_FOR_EARLY && hv_wants_early_launches();
+         runtime >= OLDEST_FOR_EARLY && !hv_is_switched_off("HVLA_EARLY");
   return HV_OK;
 }
 

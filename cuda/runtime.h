@@ -36,10 +36,12 @@ typedef struct hv_card {
   char bus[32]; /* its place in the machine; "" where several processes may have it */
 } hv_card;
 
-/* HVLA_EARLY=0 in the environment does without launches that begin early, for comparing. */
-static inline bool hv_wants_early_launches(void) {
-  const char *wanted = getenv("HVLA_EARLY");
-  return !wanted || strcmp(wanted, "0") != 0;
+/* Whether the environment does without something, "HVLA_EARLY=0", for comparing:
+ *   HVLA_CUDNN  cuDNN for the vision towers' attention; the own kernel runs (attention_library.h)
+ *   HVLA_EARLY  launches that begin before the ones before them are over (HV_LAUNCH_EARLY) */
+static inline bool hv_is_switched_off(const char *variable) {
+  const char *text = getenv(variable);
+  return text && strcmp(text, "0") == 0;
 }
 
 /* Whether a kernel waits where HV_LAUNCH_EARLY lets it begin. What is made for cards before compute capability 9.0 has

@@ -108,13 +108,13 @@ hv_status hv_runtime_open(const hv_device_options *options, hv_runtime **out) {
     return status;
   }
   runtime->seed = setting("HVLA_EMU_SEED", 0);
-  const char *interleaves = getenv("HVLA_EMU_INTERLEAVE");
-  runtime->interleaves = interleaves && strcmp(interleaves, "0") != 0;
+  runtime->interleaves = setting("HVLA_EMU_INTERLEAVE", 0) != 0;
   runtime->lockable = setting("HVLA_EMU_LOCKABLE", SIZE_MAX);
   runtime->recordings_to_disturb = setting("HVLA_EMU_DISTURB", 0);
   runtime->allocated = setting("HVLA_EMU_TAKEN", 0);
   size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-  runtime->card = hv_card{"emulated card", 8, 9, 1, hv_wants_early_launches(), setting("HVLA_EMU_MEMORY", machine), ""};
+  runtime->card =
+      hv_card{"emulated card", 8, 9, 1, !hv_is_switched_off("HVLA_EARLY"), setting("HVLA_EMU_MEMORY", machine), ""};
   *out = runtime;
   return HV_OK;
 }
