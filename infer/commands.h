@@ -3,6 +3,7 @@
 #define HV_INFER_COMMANDS_H
 
 #include "core/io/command.h"
+#include "core/tensor/dtype.h"
 
 extern const hv_command hv_command_predict, hv_command_bench, hv_command_export;
 
@@ -43,7 +44,7 @@ extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const 
 #define HV_DTYPE_OPTION(type_)                                                                                         \
   {                                                                                                                    \
     .key = "dtype", .type = HV_OPTION_ENUM, .offset = offsetof(type_, dtype), .fallback = "auto",                      \
-    .choices = hv_dtype_choices,                                                                                       \
+    .choices = hv_dtype_choices, .elsewhere = HV_FP16_IS,                                                              \
     .doc = "What weights and activations are stored in; auto: fp32 on the CPU, bf16 elsewhere."                        \
   }
 #define HV_THREADS_OPTION(type_)                                                                                       \

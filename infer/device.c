@@ -25,7 +25,7 @@ hv_status hv_infer_parse_dtype(const char *name, const hv_device *device, hv_dty
   } else if (strcmp(name, "bf16") == 0) {
     *out = HV_BF16;
   } else {
-    return hv_error(HV_ERR_INPUT, "dtype %s: fp32 and bf16 are possible", name);
+    return hv_error(HV_ERR_INPUT, "dtype %s: fp32 and bf16 are possible; %s", name, HV_FP16_IS);
   }
   return HV_OK;
 }

@@ -63,6 +63,7 @@ static const hv_option options[] = {
      .offset = offsetof(check_options, dtype),
      .fallback = "fp32",
      .choices = dtypes,
+     .elsewhere = HV_FP16_IS,
      .doc = "Storage of parameters and activations."},
     {.key = "debug-nan",
      .type = HV_OPTION_BOOL,

@@ -70,6 +70,7 @@ const hv_option hv_train_config_table[] = {
      AT(dtype),
      .fallback = "fp32",
      .choices = dtypes,
+     .elsewhere = HV_FP16_IS,
      .doc = "Storage of parameters and activations; arithmetic and master values are fp32 either way."},
     {.key = "device",
      .type = HV_OPTION_STRING,

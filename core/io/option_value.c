@@ -58,24 +58,31 @@ void hv_option_describe(const hv_option *option, hv_text *out) {
   }
 }
 
-/* "must be …, not <value>; did you mean …?" */
-static hv_status refuse(const hv_option *option, const json_t *value) {
-  hv_text expected = {0}, found = {0};
-  hv_option_describe(option, &expected);
-  hv_status status = hv_json_format_line(value, &found);
-  if (status) goto done;
-  const char *mistyped = json_string_value(value);
-  hv_nearest nearest = {.name = mistyped};
-  if (option->type == HV_OPTION_ENUM && mistyped) {
-    for (int i = 0; option->choices[i]; i++) hv_nearest_offer(&nearest, option->choices[i]);
+/* What to do about a value that was refused: " (put it in quotes)", "; did you mean …?", or nothing. */
+static void advise(const hv_option *option, const json_t *value, hv_text *out) {
+  hv_nearest nearest = {.name = json_string_value(value)};
+  if (is_text(option) && !json_is_object(value) && !json_is_array(value)) hv_text_add(out, " (put it in quotes)");
+  if (option->type != HV_OPTION_ENUM || !nearest.name) return;
+  if (option->elsewhere) {
+    hv_text_add(out, "; %s", option->elsewhere);
+    return;
   }
-  bool quote = is_text(option) && !json_is_object(value) && !json_is_array(value);
-  status = hv_error(HV_ERR_INPUT, "must be %s, not %.60s%s%s%s%s", hv_text_string(&expected), hv_text_string(&found),
-                    quote ? " (put it in quotes)" : "", nearest.best ? "; did you mean " : "",
-                    nearest.best ? nearest.best : "", nearest.best ? "?" : "");
-done:
+  for (int i = 0; option->choices[i]; i++) hv_nearest_offer(&nearest, option->choices[i]);
+  if (nearest.best) hv_text_add(out, "; did you mean %s?", nearest.best);
+}
+
+/* "must be …, not <value>", with advice. */
+static hv_status refuse(const hv_option *option, const json_t *value) {
+  hv_text expected = {0}, found = {0}, advice = {0};
+  hv_option_describe(option, &expected);
+  advise(option, value, &advice);
+  hv_status status = hv_json_format_line(value, &found);
+  if (!status)
+    status = hv_error(HV_ERR_INPUT, "must be %s, not %.60s%s", hv_text_string(&expected), hv_text_string(&found),
+                      hv_text_string(&advice));
   hv_text_free(&expected);
   hv_text_free(&found);
+  hv_text_free(&advice);
   return status;
 }
 

@@ -65,6 +65,7 @@ typedef struct hv_option {
   double min,
       max; /* of INT, FLOAT and the items of INT_LIST and NUMBER_MAP, both inclusive; no range where both are 0 */
   const char *const *choices; /* ENUM: NULL-terminated names */
+  const char *elsewhere;      /* ENUM: said of any other value instead of the nearest name; or NULL */
   const char *unit;           /* in a document the unit ("steps"), on a command line the placeholder ("DIR"); or NULL */
   const char *doc;            /* a sentence or two for people */
 } hv_option;

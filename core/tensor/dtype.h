@@ -35,6 +35,9 @@ static inline const char *hv_dtype_name(hv_dtype dtype) {
   return names[dtype];
 }
 
+/* What an error says beside the dtypes that a model can be trained or run in. */
+#define HV_FP16_IS "fp16 is a dtype of exported files alone (hvla-infer export --dtype fp16)"
+
 static inline float hv_bf16_to_float(uint16_t bits) {
   uint32_t word = (uint32_t)bits << 16;
   float value;

@@ -13,11 +13,11 @@ typedef struct settings {
 } settings;
 
 static const hv_option table[] = {
-    {"steps", HV_OPTION_INT, offsetof(settings, steps), "10", 1, 1e6, NULL, NULL, ""},
-    {"train.rate", HV_OPTION_FLOAT, offsetof(settings, rate), "0.5", 0, 1, NULL, NULL, ""},
-    {"train.frozen", HV_OPTION_STRING_LIST, offsetof(settings, frozen), "[]", 0, 0, NULL, NULL, ""},
-    {"name", HV_OPTION_STRING, offsetof(settings, name), "null", 0, 0, NULL, NULL, ""},
-    {"model", HV_OPTION_OPAQUE, offsetof(settings, model), "null", 0, 0, NULL, NULL, ""},
+    {"steps", HV_OPTION_INT, offsetof(settings, steps), "10", 1, 1e6, NULL, NULL, NULL, ""},
+    {"train.rate", HV_OPTION_FLOAT, offsetof(settings, rate), "0.5", 0, 1, NULL, NULL, NULL, ""},
+    {"train.frozen", HV_OPTION_STRING_LIST, offsetof(settings, frozen), "[]", 0, 0, NULL, NULL, NULL, ""},
+    {"name", HV_OPTION_STRING, offsetof(settings, name), "null", 0, 0, NULL, NULL, NULL, ""},
+    {"model", HV_OPTION_OPAQUE, offsetof(settings, model), "null", 0, 0, NULL, NULL, NULL, ""},
 };
 enum { COUNT = sizeof table / sizeof *table };
 

@@ -14,14 +14,15 @@ typedef struct settings {
 static const char *const modes[] = {"ensemble", "diffusion", NULL};
 
 static const hv_option options[] = {
-    {"model", HV_OPTION_PATH, offsetof(settings, model), NULL, 0, 0, NULL, "DIR", "Model directory."},
-    {"image", HV_OPTION_STRING_LIST, offsetof(settings, images), "[]", 0, 0, NULL, "NAME=FILE", "A camera's picture."},
-    {"ddim-steps", HV_OPTION_INT, offsetof(settings, steps), "4", 1, 100, NULL, "N", "Steps of the sampler."},
-    {"theta", HV_OPTION_FLOAT, offsetof(settings, theta), "0.96", 0, 1, NULL, "X",
+    {"model", HV_OPTION_PATH, offsetof(settings, model), NULL, 0, 0, NULL, NULL, "DIR", "Model directory."},
+    {"image", HV_OPTION_STRING_LIST, offsetof(settings, images), "[]", 0, 0, NULL, NULL, "NAME=FILE",
+     "A camera's picture."},
+    {"ddim-steps", HV_OPTION_INT, offsetof(settings, steps), "4", 1, 100, NULL, NULL, "N", "Steps of the sampler."},
+    {"theta", HV_OPTION_FLOAT, offsetof(settings, theta), "0.96", 0, 1, NULL, NULL, "X",
      "Confidence above which both heads are averaged, "
      "which is the paper's value and rarely needs another one, whatever the robot."},
-    {"mode", HV_OPTION_ENUM, offsetof(settings, mode), "ensemble", 0, 0, modes, "MODE", "Which head acts."},
-    {"json", HV_OPTION_BOOL, offsetof(settings, json), "false", 0, 0, NULL, NULL, "Print one JSON object."},
+    {"mode", HV_OPTION_ENUM, offsetof(settings, mode), "ensemble", 0, 0, modes, NULL, "MODE", "Which head acts."},
+    {"json", HV_OPTION_BOOL, offsetof(settings, json), "false", 0, 0, NULL, NULL, NULL, "Print one JSON object."},
 };
 static const hv_command predict = {.name = "predict",
                                    .summary = "one action",

@@ -21,19 +21,21 @@ typedef struct settings {
 static const char *const schedules[] = {"constant", "cosine", NULL};
 
 static const hv_option table[] = {
-    {"train.steps", HV_OPTION_INT, offsetof(settings, steps), NULL, 1, 1e9, NULL, "steps", "Optimizer steps to run."},
-    {"train.seed", HV_OPTION_INT, offsetof(settings, seed), "7", 0, 0, NULL, NULL, "Of every random draw."},
-    {"train.learning_rate", HV_OPTION_FLOAT, offsetof(settings, rate), "2e-5", 0, 1, NULL, NULL, "Step size."},
-    {"train.schedule", HV_OPTION_ENUM, offsetof(settings, schedule), "constant", 0, 0, schedules, NULL, "Of the rate."},
-    {"train.frozen", HV_OPTION_STRING_LIST, offsetof(settings, frozen), "[\"vision_*\"]", 0, 0, NULL, NULL,
+    {"train.steps", HV_OPTION_INT, offsetof(settings, steps), NULL, 1, 1e9, NULL, NULL, "steps",
+     "Optimizer steps to run."},
+    {"train.seed", HV_OPTION_INT, offsetof(settings, seed), "7", 0, 0, NULL, NULL, NULL, "Of every random draw."},
+    {"train.learning_rate", HV_OPTION_FLOAT, offsetof(settings, rate), "2e-5", 0, 1, NULL, NULL, NULL, "Step size."},
+    {"train.schedule", HV_OPTION_ENUM, offsetof(settings, schedule), "constant", 0, 0, schedules, NULL, NULL,
+     "Of the rate."},
+    {"train.frozen", HV_OPTION_STRING_LIST, offsetof(settings, frozen), "[\"vision_*\"]", 0, 0, NULL, NULL, NULL,
      "Patterns."},
-    {"data.shuffle", HV_OPTION_BOOL, offsetof(settings, shuffle), "true", 0, 0, NULL, NULL, "Whether."},
-    {"data.name", HV_OPTION_STRING, offsetof(settings, name), "null", 0, 0, NULL, NULL, "Key."},
-    {"data.file", HV_OPTION_PATH, offsetof(settings, file), "demos.hdf5", 0, 0, NULL, NULL, "Demonstrations."},
-    {"data.grippers", HV_OPTION_INT_LIST, offsetof(settings, grippers), "[]", 0, 31, NULL, NULL, "Dimensions."},
-    {"data.cameras", HV_OPTION_STRING_MAP, offsetof(settings, cameras), "null", 0, 0, NULL, NULL, "Names."},
-    {"train.groups", HV_OPTION_NUMBER_MAP, offsetof(settings, groups), "{}", 0.1, 10, NULL, NULL, "Factors."},
-    {"model", HV_OPTION_OPAQUE, offsetof(settings, model), "null", 0, 0, NULL, NULL, "The architecture."},
+    {"data.shuffle", HV_OPTION_BOOL, offsetof(settings, shuffle), "true", 0, 0, NULL, NULL, NULL, "Whether."},
+    {"data.name", HV_OPTION_STRING, offsetof(settings, name), "null", 0, 0, NULL, NULL, NULL, "Key."},
+    {"data.file", HV_OPTION_PATH, offsetof(settings, file), "demos.hdf5", 0, 0, NULL, NULL, NULL, "Demonstrations."},
+    {"data.grippers", HV_OPTION_INT_LIST, offsetof(settings, grippers), "[]", 0, 31, NULL, NULL, NULL, "Dimensions."},
+    {"data.cameras", HV_OPTION_STRING_MAP, offsetof(settings, cameras), "null", 0, 0, NULL, NULL, NULL, "Names."},
+    {"train.groups", HV_OPTION_NUMBER_MAP, offsetof(settings, groups), "{}", 0.1, 10, NULL, NULL, NULL, "Factors."},
+    {"model", HV_OPTION_OPAQUE, offsetof(settings, model), "null", 0, 0, NULL, NULL, NULL, "The architecture."},
 };
 enum { COUNT = sizeof table / sizeof *table };
 

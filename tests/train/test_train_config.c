@@ -33,11 +33,18 @@ static void names_the_nearest_key_of_a_model(void **state) {
 
 static void refuses_wrong_types_and_ranges(void **state) {
   static const char *const cases[][2] = {
-      {"train.steps=many", "train.steps"},          {"train.steps=1.5", "train.steps"},
-      {"train.batch_size=0", "train.batch_size"},   {"optimizer.learning_rate=fast", "optimizer.learning_rate"},
-      {"optimizer.beta1=1.5", "optimizer.beta1"},   {"dtype=fp8", "fp32"},
-      {"optimizer.schedule=cosin", "cosine"},       {"data.override_instruction=maybe", "data.override_instruction"},
-      {"data.gripper_dims=[1, x]", "gripper_dims"}, {"checkpoint.keep=-1", "checkpoint.keep"},
+      {"train.steps=many", "train.steps"},
+      {"train.steps=1.5", "train.steps"},
+      {"train.batch_size=0", "train.batch_size"},
+      {"optimizer.learning_rate=fast", "optimizer.learning_rate"},
+      {"optimizer.beta1=1.5", "optimizer.beta1"},
+      {"dtype=fp8", "fp32"},
+      {"dtype=fp16", "must be one of fp32, bf16, not \"fp16\"; fp16 is a dtype of exported files alone (hvla-infer "
+                     "export --dtype fp16)"},
+      {"optimizer.schedule=cosin", "cosine"},
+      {"data.override_instruction=maybe", "data.override_instruction"},
+      {"data.gripper_dims=[1, x]", "gripper_dims"},
+      {"checkpoint.keep=-1", "checkpoint.keep"},
   };
   const char *config = write_tiny_config(*state, "x");
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
