@@ -22,10 +22,10 @@ static const hv_option options[] = {
             "colours right?"},
 };
 
-static json_t *cameras_to_json(const hv_file_summary *summary) {
+static json_t *cameras_to_json(const hv_episode_facts *facts) {
   json_t *array = json_array();
-  for (size_t i = 0; array && i < summary->num_cameras; i++) {
-    const hv_camera *camera = &summary->cameras[i];
+  for (size_t i = 0; array && i < facts->num_cameras; i++) {
+    const hv_camera *camera = &facts->cameras[i];
     json_t *entry = json_pack("{s:o, s:i, s:i, s:s}", "name", hv_json_text(camera->name), "width", camera->width,
                               "height", camera->height, "encoding", hv_encoding_name(camera->encoding));
     if (entry && json_array_append_new(array, entry) == 0) continue;
@@ -36,11 +36,12 @@ static json_t *cameras_to_json(const hv_file_summary *summary) {
 }
 
 static hv_status format_json(const hv_file_summary *summary, hv_text *out) {
-  json_t *document =
-      json_pack("{s:s, s:I, s:I, s:i, s:i, s:o, s:o, s:o}", "layout", summary->layout, "episodes",
-                (json_int_t)summary->episodes, "frames", (json_int_t)summary->frames, "action_dim", summary->action_dim,
-                "state_dim", summary->state_dim, "cameras", cameras_to_json(summary), "instructions",
-                hv_json_strings(&summary->instructions), "warnings", hv_json_strings(&summary->warnings));
+  const hv_survey *survey = &summary->survey;
+  json_t *document = json_pack("{s:s, s:I, s:I, s:i, s:i, s:o, s:o, s:o}", "layout", survey->layout->name, "episodes",
+                               (json_int_t)survey->episodes.count, "frames", (json_int_t)summary->frames, "action_dim",
+                               survey->facts.action_dim, "state_dim", summary->state_dim, "cameras",
+                               cameras_to_json(&survey->facts), "instructions", hv_json_strings(&summary->instructions),
+                               "warnings", hv_json_strings(&summary->warnings));
   if (!document) return hv_error_memory("the summary");
   hv_status status = hv_json_format_line(document, out);
   hv_text_add(out, "\n");
@@ -54,24 +55,26 @@ static void add_list(hv_text *out, const char *title, const hv_string_list *list
 }
 
 static void format_table(const hv_file_summary *summary, const char *path, hv_text *out) {
+  const hv_survey *survey = &summary->survey;
+  const hv_episode_facts *all = &survey->facts;
   hv_text_add(out, "%-14s%s\n", "file", path);
-  hv_text_add(out, "%-14s%s\n", "layout", summary->layout);
-  hv_text_add(out, "%-14s%lld, %lld frames (%lld to %lld each)\n", "episodes", (long long)summary->episodes,
+  hv_text_add(out, "%-14s%s\n", "layout", survey->layout->name);
+  hv_text_add(out, "%-14s%zu, %lld frames (%lld to %lld each)\n", "episodes", survey->episodes.count,
               (long long)summary->frames, (long long)summary->shortest, (long long)summary->longest);
   add_list(out, "splits", &summary->splits);
-  hv_text_add(out, "%-14s%d dimensions\n", "actions", summary->action_dim);
+  hv_text_add(out, "%-14s%d dimensions\n", "actions", all->action_dim);
   hv_text_add(out, "%-14s%d dimensions by default", "state", summary->state_dim);
-  for (size_t i = 0; i < summary->state.count; i++) hv_text_add(out, "%s%s", i ? ", " : ": ", summary->state.items[i]);
+  for (size_t i = 0; i < survey->state.count; i++) hv_text_add(out, "%s%s", i ? ", " : ": ", survey->state.items[i]);
   hv_text_add(out, "\n");
-  for (size_t i = 0; i < summary->num_signals; i++) {
-    hv_text_add(out, "%-14s%-32s %4d\n", i ? "" : "state keys", summary->signals[i].name, summary->signals[i].width);
+  for (size_t i = 0; i < all->num_signals; i++) {
+    hv_text_add(out, "%-14s%-32s %4d\n", i ? "" : "state keys", all->signals[i].name, all->signals[i].width);
   }
-  for (size_t i = 0; i < summary->num_cameras; i++) {
-    const hv_camera *camera = &summary->cameras[i];
+  for (size_t i = 0; i < all->num_cameras; i++) {
+    const hv_camera *camera = &all->cameras[i];
     hv_text_add(out, "%-14s%-32s %4d x %d, %s\n", i ? "" : "cameras", camera->name, camera->width, camera->height,
                 hv_encoding_name(camera->encoding));
   }
-  if (summary->num_cameras == 0) hv_text_add(out, "%-14snone\n", "cameras");
+  if (all->num_cameras == 0) hv_text_add(out, "%-14snone\n", "cameras");
   add_list(out, "instructions", &summary->instructions);
   add_list(out, "warnings", &summary->warnings);
 }
@@ -84,7 +87,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   hv_file_summary summary = {0};
   hv_status status = HV_OK;
   HV_CHECK(hv_file_summarize(file, &summary));
-  if (given->picture) HV_CHECK(hv_contact_sheet(file, &summary, given->picture));
+  if (given->picture) HV_CHECK(hv_contact_sheet(&summary.survey, given->picture));
   if (given->json) {
     HV_CHECK(format_json(&summary, &out->text));
   } else {

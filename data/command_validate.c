@@ -1,11 +1,10 @@
 #include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "core/base/log.h"
 #include "core/io/json.h"
 #include "data/commands.h"
-#include "data/layout.h"
+#include "data/survey.h"
 
 typedef struct validate_options {
   hv_string_list files;
@@ -31,10 +30,10 @@ static hv_status note(findings *found, const char *file, const char *episode, hv
   return entry && json_array_append_new(found->bad, entry) == 0 ? HV_OK : hv_error_memory("a finding");
 }
 
-static hv_status read_images(const hv_layout *layout, hv_hdf5 *file, const char *episode, const hv_episode_facts *facts,
+static hv_status read_images(const hv_survey *survey, const char *episode, const hv_episode_facts *facts,
                              const hv_camera *camera) {
   hv_frames *frames;
-  HV_TRY(layout->open_frames(file, episode, facts, camera->name, &frames));
+  HV_TRY(survey->layout->open_frames(survey->file, episode, facts, camera->name, &frames));
   uint8_t *rgb = malloc((size_t)frames->width * (size_t)frames->height * 3);
   hv_status status = rgb ? HV_OK : hv_error_memory("a frame");
   for (int64_t t = 0; t < frames->count && !status; t++) status = frames->read(frames, t, rgb);
@@ -43,40 +42,35 @@ static hv_status read_images(const hv_layout *layout, hv_hdf5 *file, const char 
   return status;
 }
 
-/* A run reads the cameras and the state that it names from every episode. */
-static hv_status check_presence(const hv_hdf5 *file, const char *episode, const hv_episode_facts *facts,
-                                const hv_episode_facts *survey, const hv_string_list *state) {
-  for (size_t i = 0; i < survey->num_cameras; i++) {
-    if (hv_episode_camera(facts, survey->cameras[i].name)) continue;
-    return hv_error(HV_ERR_INPUT, "%s: %s: camera %s is missing; other episodes have it", hv_hdf5_path(file), episode,
-                    survey->cameras[i].name);
+/* A run reads the cameras that it names from every episode. */
+static hv_status check_cameras(const hv_survey *survey, const char *episode, const hv_episode_facts *facts) {
+  for (size_t i = 0; i < survey->facts.num_cameras; i++) {
+    const char *camera = survey->facts.cameras[i].name;
+    if (hv_episode_camera(facts, camera)) continue;
+    return hv_error(HV_ERR_INPUT, "%s: %s: camera %s is missing; other episodes have it", hv_hdf5_path(survey->file),
+                    episode, camera);
   }
-  return hv_layout_compare(file, episode, facts, survey, state);
+  return HV_OK;
 }
 
-static hv_status check_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
-                               const hv_episode_facts *survey, const hv_string_list *state) {
+static hv_status check_episode(const hv_survey *survey, const char *episode) {
   hv_episode_facts facts;
-  HV_TRY(layout->describe(file, episode, &facts));
-  hv_status status = HV_OK;
-  HV_CHECK(check_presence(file, episode, &facts, survey, state));
-  HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, NULL));
-  for (size_t i = 0; i < facts.num_cameras; i++) {
-    HV_CHECK(read_images(layout, file, episode, &facts, &facts.cameras[i]));
-  }
-done:
+  HV_TRY(hv_survey_episode(survey, episode, HV_SURVEY_ALL_SIGNALS, &facts));
+  hv_status status = check_cameras(survey, episode, &facts);
+  for (size_t i = 0; i < facts.num_cameras && !status; i++)
+    status = read_images(survey, episode, &facts, &facts.cameras[i]);
   hv_episode_facts_free(&facts);
   return status;
 }
 
-static hv_status check_splits(findings *found, const hv_layout *layout, hv_hdf5 *file) {
+static hv_status check_splits(findings *found, const hv_survey *survey) {
   hv_string_list splits = {0};
-  hv_status status = layout->list_splits(file, &splits);
+  hv_status status = survey->layout->list_splits(survey->file, &splits);
   for (size_t i = 0; i < splits.count && !status; i++) {
     hv_string_list names;
-    hv_status problem = layout->list_episodes(file, splits.items[i], &names);
+    hv_status problem = survey->layout->list_episodes(survey->file, splits.items[i], &names);
     if (!problem) hv_string_list_free(&names);
-    status = note(found, hv_hdf5_path(file), splits.items[i], problem);
+    status = note(found, hv_hdf5_path(survey->file), splits.items[i], problem);
   }
   hv_string_list_free(&splits);
   return status;
@@ -86,24 +80,18 @@ static hv_status check_splits(findings *found, const hv_layout *layout, hv_hdf5 
 static hv_status check_file(findings *found, const char *path) {
   hv_hdf5 *file;
   HV_TRY(hv_hdf5_open(path, &file));
-  const hv_layout *layout;
-  hv_string_list names = {0}, state = {0};
-  hv_episode_facts survey = {0};
+  hv_survey survey;
   hv_status status = HV_OK;
-  HV_CHECK(hv_layout_find(file, &layout));
-  HV_CHECK(layout->list_episodes(file, NULL, &names));
-  HV_CHECK(hv_layout_survey(layout, file, &names, &survey));
-  HV_CHECK(layout->default_state(&survey, &state));
-  for (size_t i = 0; i < names.count; i++) {
-    HV_CHECK(note(found, path, names.items[i], check_episode(layout, file, names.items[i], &survey, &state)));
+  HV_CHECK(hv_survey_open(file, &survey));
+  for (size_t i = 0; i < survey.episodes.count; i++) {
+    const char *episode = survey.episodes.items[i];
+    HV_CHECK(note(found, path, episode, check_episode(&survey, episode)));
   }
-  HV_CHECK(check_splits(found, layout, file));
+  HV_CHECK(check_splits(found, &survey));
   found->files++;
-  found->episodes += names.count;
+  found->episodes += survey.episodes.count;
 done:
-  hv_string_list_free(&state);
-  hv_episode_facts_free(&survey);
-  hv_string_list_free(&names);
+  hv_survey_close(&survey);
   hv_hdf5_close(file);
   return status;
 }

@@ -77,16 +77,6 @@ HV_NODISCARD hv_status hv_layout_read_signal(const hv_layout *layout, hv_hdf5 *f
 HV_NODISCARD hv_status hv_layout_check_numbers(const hv_layout *layout, hv_hdf5 *file, const char *episode,
                                                const hv_episode_facts *facts, const hv_string_list *signals);
 
-/* What the file's sound episodes have between them: the first one's dimensions, every camera and signal that any has.
- * Bad ones are left out; without a sound one all is 0. */
-HV_NODISCARD hv_status hv_layout_survey(const hv_layout *layout, hv_hdf5 *file, const hv_string_list *episodes,
-                                        hv_episode_facts *out);
-
-/* HV_ERR_INPUT where an episode's actions, or those signals of the survey that are the state, are not as wide as the
- * survey's; a signal that is missing, too. */
-HV_NODISCARD hv_status hv_layout_compare(const hv_hdf5 *file, const char *episode, const hv_episode_facts *facts,
-                                         const hv_episode_facts *survey, const hv_string_list *state);
-
 /* The layout that takes the file; none: HV_ERR_INPUT lists the known ones and what the file has. */
 HV_NODISCARD hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out);
 

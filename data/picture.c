@@ -40,16 +40,16 @@ done:
 }
 
 /* The rows of the cameras that an episode has and none before it; *undrawn counts down. */
-static hv_status draw_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
-                              const hv_file_summary *summary, bool *drawn, size_t *undrawn, hv_image *sheet) {
+static hv_status draw_episode(const hv_survey *survey, const char *episode, bool *drawn, size_t *undrawn,
+                              hv_image *sheet) {
   hv_episode_facts facts;
-  HV_TRY(layout->describe(file, episode, &facts));
+  HV_TRY(survey->layout->describe(survey->file, episode, &facts));
   hv_status status = HV_OK;
-  for (size_t i = 0; i < summary->num_cameras && !status; i++) {
+  for (size_t i = 0; i < survey->facts.num_cameras && !status; i++) {
     hv_frames *frames;
-    const char *camera = summary->cameras[i].name;
+    const char *camera = survey->facts.cameras[i].name;
     if (drawn[i] || !hv_episode_camera(&facts, camera)) continue;
-    status = layout->open_frames(file, episode, &facts, camera, &frames);
+    status = survey->layout->open_frames(survey->file, episode, &facts, camera, &frames);
     if (!status) status = draw_row(frames, sheet, (int)i);
     hv_frames_close(frames);
     drawn[i] = true;
@@ -59,34 +59,28 @@ static hv_status draw_episode(const hv_layout *layout, hv_hdf5 *file, const char
   return status;
 }
 
-static hv_status draw(const hv_layout *layout, hv_hdf5 *file, const hv_string_list *episodes,
-                      const hv_file_summary *summary, hv_image *sheet) {
-  size_t undrawn = summary->num_cameras;
+static hv_status draw(const hv_survey *survey, hv_image *sheet) {
+  size_t undrawn = survey->facts.num_cameras;
   bool *drawn = calloc(undrawn, sizeof *drawn);
   if (!drawn) return hv_error_memory("a picture");
   hv_status status = HV_OK;
-  for (size_t i = 0; i < episodes->count && undrawn > 0 && !status; i++) {
-    status = draw_episode(layout, file, episodes->items[i], summary, drawn, &undrawn, sheet);
+  for (size_t i = 0; i < survey->episodes.count && undrawn > 0 && !status; i++) {
+    status = draw_episode(survey, survey->episodes.items[i], drawn, &undrawn, sheet);
   }
   free(drawn);
   return status;
 }
 
-hv_status hv_contact_sheet(hv_hdf5 *file, const hv_file_summary *summary, const char *path) {
-  if (summary->num_cameras == 0) return hv_error(HV_ERR_INPUT, "%s: has no camera to draw", hv_hdf5_path(file));
-  const hv_layout *layout;
-  HV_TRY(hv_layout_find(file, &layout));
-  hv_string_list names;
-  HV_TRY(layout->list_episodes(file, NULL, &names));
+hv_status hv_contact_sheet(const hv_survey *survey, const char *path) {
+  int32_t rows = (int32_t)survey->facts.num_cameras;
+  if (rows == 0) return hv_error(HV_ERR_INPUT, "%s: has no camera to draw", hv_hdf5_path(survey->file));
   hv_image sheet = {0};
   hv_status status = HV_OK;
-  int32_t rows = (int32_t)summary->num_cameras;
   HV_CHECK(hv_image_allocate(GAP + COLUMNS * (CELL + GAP), GAP + rows * (CELL + GAP), &sheet));
   memset(sheet.rgb, 255, (size_t)sheet.width * (size_t)sheet.height * 3);
-  HV_CHECK(draw(layout, file, &names, summary, &sheet));
+  HV_CHECK(draw(survey, &sheet));
   status = hv_image_save_png(path, &sheet);
 done:
   hv_image_free(&sheet);
-  hv_string_list_free(&names);
   return status;
 }

@@ -3,9 +3,9 @@
 #ifndef HV_DATA_PICTURE_H
 #define HV_DATA_PICTURE_H
 
-#include "data/summary.h"
+#include "data/survey.h"
 
 /* Writes a PNG. A file without cameras is HV_ERR_INPUT. */
-HV_NODISCARD hv_status hv_contact_sheet(hv_hdf5 *file, const hv_file_summary *summary, const char *path);
+HV_NODISCARD hv_status hv_contact_sheet(const hv_survey *survey, const char *path);
 
 #endif

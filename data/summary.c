@@ -43,10 +43,10 @@ static hv_status finish_tally(const tally *t, hv_string_list *out) {
 }
 
 /* Cameras that an episode does not have as others do. */
-static hv_status compare_cameras(const hv_file_summary *summary, const hv_episode_facts *facts, const char *episode,
+static hv_status compare_cameras(const hv_survey *survey, const hv_episode_facts *facts, const char *episode,
                                  tally *warnings) {
-  for (size_t i = 0; i < summary->num_cameras; i++) {
-    const hv_camera *expected = &summary->cameras[i], *found = hv_episode_camera(facts, expected->name);
+  for (size_t i = 0; i < survey->facts.num_cameras; i++) {
+    const hv_camera *expected = &survey->facts.cameras[i], *found = hv_episode_camera(facts, expected->name);
     if (found && found->width == expected->width && found->height == expected->height) continue;
     hv_text text = {0};
     hv_text_add(&text, found ? "camera %s has another size than in the episodes before" : "camera %s is missing",
@@ -59,33 +59,21 @@ static hv_status compare_cameras(const hv_file_summary *summary, const hv_episod
   return HV_OK;
 }
 
-/* What all episodes have between them; its arrays are the summary's from then on. */
-static hv_status start_summary(const hv_layout *layout, hv_episode_facts *survey, hv_file_summary *out) {
-  out->action_dim = survey->action_dim;
-  out->cameras = survey->cameras;
-  out->num_cameras = survey->num_cameras;
-  out->signals = survey->signals;
-  out->num_signals = survey->num_signals;
-  HV_TRY(layout->default_state(survey, &out->state));
-  for (size_t i = 0; i < out->state.count; i++) {
-    const hv_signal *signal = hv_episode_signal(survey, out->state.items[i]);
+static void add_state(hv_file_summary *out) {
+  for (size_t i = 0; i < out->survey.state.count; i++) {
+    const hv_signal *signal = hv_episode_signal(&out->survey.facts, out->survey.state.items[i]);
     if (signal) out->state_dim += signal->width;
   }
-  return HV_OK;
 }
 
-static hv_status add_episode(const hv_layout *layout, hv_hdf5 *file, const char *episode,
-                             const hv_episode_facts *survey, hv_file_summary *out, tally *warnings) {
+static hv_status add_episode(const char *episode, hv_file_summary *out, tally *warnings) {
   hv_episode_facts facts;
-  HV_TRY(layout->describe(file, episode, &facts));
+  HV_TRY(hv_survey_episode(&out->survey, episode, HV_SURVEY_STATE, &facts));
   hv_status status = HV_OK;
-  HV_CHECK(compare_cameras(out, &facts, episode, warnings));
-  HV_CHECK(hv_layout_compare(file, episode, &facts, survey, &out->state));
-  HV_CHECK(hv_layout_check_numbers(layout, file, episode, &facts, &out->state));
-  if (out->episodes == 0 || facts.frames < out->shortest) out->shortest = facts.frames;
+  HV_CHECK(compare_cameras(&out->survey, &facts, episode, warnings));
+  if (out->frames == 0 || facts.frames < out->shortest) out->shortest = facts.frames;
   if (facts.frames > out->longest) out->longest = facts.frames;
   out->frames += facts.frames;
-  out->episodes++;
   for (size_t i = 0; i < facts.warnings.count; i++) HV_CHECK(add_to_tally(warnings, facts.warnings.items[i], episode));
   if (!facts.instruction) {
     HV_CHECK(add_to_tally(warnings, "no instruction: the run configuration must give one", episode));
@@ -97,12 +85,13 @@ done:
   return status;
 }
 
-static hv_status add_splits(const hv_layout *layout, hv_hdf5 *file, hv_file_summary *out) {
+static hv_status add_splits(hv_file_summary *out) {
+  const hv_survey *survey = &out->survey;
   hv_string_list splits = {0};
-  hv_status status = layout->list_splits(file, &splits);
+  hv_status status = survey->layout->list_splits(survey->file, &splits);
   for (size_t i = 0; i < splits.count && !status; i++) {
     hv_string_list names;
-    hv_status problem = layout->list_episodes(file, splits.items[i], &names);
+    hv_status problem = survey->layout->list_episodes(survey->file, splits.items[i], &names);
     if (problem) {
       status = hv_string_list_append(&out->warnings, hv_status_message(problem));
       hv_status_free(problem);
@@ -116,48 +105,39 @@ static hv_status add_splits(const hv_layout *layout, hv_hdf5 *file, hv_file_summ
 }
 
 static hv_status warn_of_cameras(hv_file_summary *out) {
-  if (out->num_cameras == 0) return hv_string_list_append(&out->warnings, "no camera: the file cannot train a policy");
-  for (size_t i = 0; i < out->num_cameras; i++) {
-    if (out->cameras[i].chunk_frames < 2) continue;
+  const hv_episode_facts *all = &out->survey.facts;
+  if (all->num_cameras == 0) return hv_string_list_append(&out->warnings, "no camera: the file cannot train a policy");
+  for (size_t i = 0; i < all->num_cameras; i++) {
+    if (all->cameras[i].chunk_frames < 2) continue;
     HV_TRY(hv_string_list_append_format(
         &out->warnings,
         "camera %s is stored in chunks of %lld frames: a random frame costs the reading of all of them; rewrite "
         "the file with one frame a chunk",
-        out->cameras[i].name, (long long)out->cameras[i].chunk_frames));
+        all->cameras[i].name, (long long)all->cameras[i].chunk_frames));
   }
   return HV_OK;
 }
 
 hv_status hv_file_summarize(hv_hdf5 *file, hv_file_summary *out) {
   *out = (hv_file_summary){0};
-  hv_string_list names = {0};
   tally warnings = {0};
-  hv_episode_facts survey;
-  const hv_layout *layout;
   hv_status status = HV_OK;
-  HV_CHECK(hv_layout_find(file, &layout));
-  out->layout = layout->name;
-  HV_CHECK(layout->list_episodes(file, NULL, &names));
-  HV_CHECK(hv_layout_survey(layout, file, &names, &survey));
-  HV_CHECK(start_summary(layout, &survey, out));
-  for (size_t i = 0; i < names.count; i++) {
-    HV_CHECK(add_episode(layout, file, names.items[i], &survey, out, &warnings));
-  }
-  HV_CHECK(add_splits(layout, file, out));
+  HV_CHECK(hv_survey_open(file, &out->survey));
+  add_state(out);
+  for (size_t i = 0; i < out->survey.episodes.count; i++)
+    HV_CHECK(add_episode(out->survey.episodes.items[i], out, &warnings));
+  HV_CHECK(add_splits(out));
   HV_CHECK(warn_of_cameras(out));
-  HV_CHECK(layout->check_file(file, out->frames, &out->warnings));
+  HV_CHECK(out->survey.layout->check_file(file, out->frames, &out->warnings));
   HV_CHECK(finish_tally(&warnings, &out->warnings));
 done:
   free_tally(&warnings);
-  hv_string_list_free(&names);
   if (status) hv_file_summary_free(out);
   return status;
 }
 
 void hv_file_summary_free(hv_file_summary *summary) {
-  free(summary->cameras);
-  free(summary->signals);
-  hv_string_list_free(&summary->state);
+  hv_survey_close(&summary->survey);
   hv_string_list_free(&summary->splits);
   hv_string_list_free(&summary->instructions);
   hv_string_list_free(&summary->warnings);
