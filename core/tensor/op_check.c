@@ -358,7 +358,7 @@ static void examine_attention_backward(exam *e, const hv_attention_backward_args
   operand(e, "dv", a->dv, t, nk, kv_cols, WRITE);
   require(e, a->max_q_rows >= 0 && a->max_q_rows <= nq, "max_q_rows must lie between 0 and the rows of q");
   require(e, a->max_key_rows >= 0 && a->max_group_rows >= 0, "max_key_rows or max_group_rows is negative");
-  add_product(e, 5 * nq, a->max_key_rows, q_cols);
+  add_product(e, 4 * nq, a->max_key_rows, q_cols); /* the scores are the forward pass's, made again */
   check_aliases(e, NO_ALIASES);
 }
 

@@ -5,7 +5,9 @@
 #include "core/tensor/ops.h"
 
 typedef struct hv_op_cost {
-  double matrix_flops; /* 2 per multiply-add of matrix products; attention as if every query saw max_key_rows keys */
+  /* 2 per multiply-add of matrix products; attention as if every query saw max_key_rows keys, and without the scores
+   * that its backward pass makes again. */
+  double matrix_flops;
   double bytes;        /* of all operands, each once */
   double weight_bytes; /* of the weights of linear operations */
 } hv_op_cost;

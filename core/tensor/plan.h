@@ -21,7 +21,7 @@ typedef struct hv_plan_machine {
 } hv_plan_machine;
 
 typedef struct hv_plan_counts {
-  double matrix_flops;    /* of matrix products and attention (each query with max_key_rows keys), 2 per multiply-add */
+  double matrix_flops;    /* as hv_op_cost of op_check.h counts them */
   double bytes;           /* read and written by all operations, each operand once */
   double weight_bytes;    /* of weights read by linear operations */
   double seconds;         /* of all operations, one after the other */

@@ -66,6 +66,27 @@ static void work_is_counted(void **state) {
   hv_plan_device_counts(b->device, &counts);
   assert_true(counts.matrix_flops == 4.0 * 12 * 9 * 32);
   assert_int_equal(counts.operations, 1);
+  hv_attention_backward_args attention_back = {.q = attention.q,
+                                               .k = attention.k,
+                                               .v = attention.v,
+                                               .out = attention.out,
+                                               .segments = attention.segments,
+                                               .num_heads = 4,
+                                               .num_kv_heads = 2,
+                                               .head_dim = 8,
+                                               .max_q_rows = 5,
+                                               .max_key_rows = 9};
+  attention_back.lse = take(b, HV_F32, 12, 4);
+  attention_back.dout = take(b, HV_F32, 12, 32);
+  attention_back.key_groups = take(b, HV_I32, 3, 4);
+  attention_back.row_dot = take(b, HV_F32, 12, 4);
+  attention_back.dq = take(b, HV_F32, 12, 32);
+  attention_back.dk = take(b, HV_F32, 20, 16);
+  attention_back.dv = take(b, HV_F32, 20, 16);
+  hv_plan_device_reset(b->device);
+  hv_attention_backward(b->stream, &attention_back);
+  hv_plan_device_counts(b->device, &counts);
+  assert_true(counts.matrix_flops == 8.0 * 12 * 9 * 32); /* of dq, dk, dv and the scores' gradient */
   assert_ok(hv_stream_synchronize(b->stream));
 }
 
