@@ -50,32 +50,25 @@ void HV_KERNEL(write)(hv_dtype dtype, const real *from, int64_t count, void *to)
   }
 }
 
-enum { STRIP = 64, ROWS_AT_ONCE = 64 };
+enum { ROWS_AT_ONCE = 64 };
 
 typedef struct column_sums_context {
-  const hv_tensor *dy, *factor, *sum;
+  int64_t rows;
+  add_terms *add;
+  const void *terms;
+  const hv_tensor *sum;
 } column_sums_context;
 
 /* Rows are summed in runs whose sums are then added: the error grows with the number of runs, not of rows. */
 static void column_strip(const column_sums_context *c, int64_t col, int64_t cols) {
-  real total[STRIP] = {0}, dy_buffer[STRIP], factor_buffer[STRIP];
-  for (int64_t first = 0; first < c->dy->rows; first += ROWS_AT_ONCE) {
-    real run[STRIP] = {0};
-    int64_t last = min_i64(c->dy->rows, first + ROWS_AT_ONCE);
-    for (int64_t row = first; row < last; row++) {
-      const real *dy = load(c->dy, row, col, cols, dy_buffer);
-      if (c->factor) {
-        const real *factor = load(c->factor, row, col, cols, factor_buffer);
-#pragma omp simd
-        for (int64_t j = 0; j < cols; j++) run[j] += dy[j] * factor[j];
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < cols; j++) run[j] += dy[j];
-      }
-    }
+  real total[HV_SUM_STRIP] = {0}, buffer[HV_SUM_STRIP];
+  for (int64_t first = 0; first < c->rows; first += ROWS_AT_ONCE) {
+    real run[HV_SUM_STRIP] = {0};
+    int64_t last = min_i64(c->rows, first + ROWS_AT_ONCE);
+    for (int64_t row = first; row < last; row++) c->add(c->terms, row, col, cols, run);
     for (int64_t j = 0; j < cols; j++) total[j] += run[j];
   }
-  const real *sum = load(c->sum, 0, col, cols, dy_buffer);
+  const real *sum = load(c->sum, 0, col, cols, buffer);
   for (int64_t j = 0; j < cols; j++) total[j] += sum[j];
   store(c->sum, 0, col, cols, total);
 }
@@ -83,11 +76,35 @@ static void column_strip(const column_sums_context *c, int64_t col, int64_t cols
 static void column_strips(const void *context, int64_t first, int64_t last, void *scratch) {
   (void)scratch;
   const column_sums_context *c = context;
-  for (int64_t i = first; i < last; i++) column_strip(c, i * STRIP, min_i64(STRIP, c->dy->cols - i * STRIP));
+  for (int64_t i = first; i < last; i++)
+    column_strip(c, i * HV_SUM_STRIP, min_i64(HV_SUM_STRIP, c->sum->cols - i * HV_SUM_STRIP));
 }
 
-void HV_KERNEL(column_sums)(hv_cpu_pool *pool, const hv_tensor *dy, const hv_tensor *factor, const hv_tensor *sum) {
-  column_sums_context c = {.dy = dy, .factor = factor, .sum = sum};
-  int64_t strips = (dy->cols + STRIP - 1) / STRIP;
-  hv_cpu_for(pool, strips, hv_cpu_grain(STRIP * dy->rows), column_strips, &c);
+void HV_KERNEL(column_sums_of)(hv_cpu_pool *pool, int64_t rows, add_terms *add, const void *terms,
+                               const hv_tensor *sum) {
+  column_sums_context c = {.rows = rows, .add = add, .terms = terms, .sum = sum};
+  hv_cpu_for(pool, (sum->cols + HV_SUM_STRIP - 1) / HV_SUM_STRIP, hv_cpu_grain(2 * HV_SUM_STRIP * rows), column_strips,
+             &c);
+}
+
+typedef struct products {
+  const hv_tensor *x, *factor;
+} products;
+
+static void add_products(const void *terms, int64_t row, int64_t col, int64_t cols, real *sum) {
+  const products *p = terms;
+  real x_buffer[HV_SUM_STRIP], factor_buffer[HV_SUM_STRIP];
+  const real *x = load(p->x, row, col, cols, x_buffer);
+  if (p->factor) {
+    const real *factor = load(p->factor, row, col, cols, factor_buffer);
+#pragma omp simd
+    for (int64_t j = 0; j < cols; j++) sum[j] += x[j] * factor[j];
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < cols; j++) sum[j] += x[j];
+  }
+}
+
+void HV_KERNEL(column_sums)(hv_cpu_pool *pool, const hv_tensor *x, const hv_tensor *factor, const hv_tensor *sum) {
+  HV_KERNEL(column_sums_of)(pool, x->rows, add_products, &(products){.x = x, .factor = factor}, sum);
 }

@@ -96,7 +96,12 @@ static inline int64_t product_scratch(int64_t m, int64_t n) {
 void HV_KERNEL(activate)(hv_activation activation, const real *x, int64_t count, real *y);
 void HV_KERNEL(activation_gradient)(hv_activation activation, const real *pre, int64_t count, real *d);
 
-/* sum[c] += column sums of dy ∘ (factor, where not NULL), by strips of columns. */
-void HV_KERNEL(column_sums)(hv_cpu_pool *pool, const hv_tensor *dy, const hv_tensor *factor, const hv_tensor *sum);
+/* sum [1, cols] += what `add` adds to `sum` for each of `rows` rows, at most HV_SUM_STRIP columns at a time. */
+enum { HV_SUM_STRIP = 64 };
+typedef void add_terms(const void *terms, int64_t row, int64_t col, int64_t cols, real *sum);
+void HV_KERNEL(column_sums_of)(hv_cpu_pool *pool, int64_t rows, add_terms *add, const void *terms,
+                               const hv_tensor *sum);
+/* The same of x ∘ (factor, where not NULL). */
+void HV_KERNEL(column_sums)(hv_cpu_pool *pool, const hv_tensor *x, const hv_tensor *factor, const hv_tensor *sum);
 
 #endif

@@ -134,31 +134,14 @@ static void norm_backward_rows(const void *context, int64_t first, int64_t last,
   }
 }
 
-enum { STRIP = 64, ROWS_AT_ONCE = 64 };
-
-/* Column sums of dy ∘ x̂ into dweight. */
-static void weight_gradient_strip(const hv_norm_backward_args *a, int64_t col, int64_t cols) {
-  real total[STRIP] = {0}, dy_buffer[STRIP], x_buffer[STRIP];
-  for (int64_t first = 0; first < a->x.rows; first += ROWS_AT_ONCE) {
-    real run[STRIP] = {0};
-    int64_t last = min_i64(a->x.rows, first + ROWS_AT_ONCE);
-    for (int64_t row = first; row < last; row++) {
-      const real *dy = load(&a->dy, row, col, cols, dy_buffer), *x = load(&a->x, row, col, cols, x_buffer);
-      real centre = a->kind == HV_NORM_LAYER ? load_one(&a->stats, row, 0) : 0, rstd = load_one(&a->stats, row, 1);
+/* The terms of dweight: dy ∘ x̂ */
+static void add_weight_terms(const void *terms, int64_t row, int64_t col, int64_t cols, real *sum) {
+  const hv_norm_backward_args *a = terms;
+  real dy_buffer[HV_SUM_STRIP], x_buffer[HV_SUM_STRIP];
+  const real *dy = load(&a->dy, row, col, cols, dy_buffer), *x = load(&a->x, row, col, cols, x_buffer);
+  real centre = a->kind == HV_NORM_LAYER ? load_one(&a->stats, row, 0) : 0, rstd = load_one(&a->stats, row, 1);
 #pragma omp simd
-      for (int64_t j = 0; j < cols; j++) run[j] += dy[j] * ((x[j] - centre) * rstd);
-    }
-    for (int64_t j = 0; j < cols; j++) total[j] += run[j];
-  }
-  const real *sum = load(&a->dweight, 0, col, cols, dy_buffer);
-  for (int64_t j = 0; j < cols; j++) total[j] += sum[j];
-  store(&a->dweight, 0, col, cols, total);
-}
-
-static void weight_gradient_strips(const void *context, int64_t first, int64_t last, void *scratch) {
-  (void)scratch;
-  const hv_norm_backward_args *a = context;
-  for (int64_t i = first; i < last; i++) weight_gradient_strip(a, i * STRIP, min_i64(STRIP, a->x.cols - i * STRIP));
+  for (int64_t j = 0; j < cols; j++) sum[j] += dy[j] * ((x[j] - centre) * rstd);
 }
 
 void HV_KERNEL(norm_backward)(hv_cpu_pool *pool, const hv_norm_backward_args *args) {
@@ -169,9 +152,7 @@ void HV_KERNEL(norm_backward)(hv_cpu_pool *pool, const hv_norm_backward_args *ar
   norm_backward_context n = {.args = args, .weight = load(&args->weight, 0, 0, d, list)};
   if (hv_present(args->ddelta)) n.scale = load(&args->delta_scale, 0, 0, d, list + d);
   hv_cpu_for(pool, args->x.rows, hv_cpu_grain(3 * d), norm_backward_rows, &n);
-  if (hv_present(args->dweight)) {
-    hv_cpu_for(pool, (d + STRIP - 1) / STRIP, hv_cpu_grain(2 * STRIP * args->x.rows), weight_gradient_strips, args);
-  }
+  if (hv_present(args->dweight)) HV_KERNEL(column_sums_of)(pool, args->x.rows, add_weight_terms, args, &args->dweight);
   if (hv_present(args->dbias)) HV_KERNEL(column_sums)(pool, &args->dy, NULL, &args->dbias);
   if (hv_present(args->ddelta_scale)) HV_KERNEL(column_sums)(pool, &args->dx, &args->delta, &args->ddelta_scale);
 }
