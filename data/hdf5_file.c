@@ -194,12 +194,17 @@ hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
   return status;
 }
 
+/* Where add_child puts names. */
+typedef struct children {
+  hv_string_list *names;
+  hv_status status; /* why a name could not be added */
+} children;
+
 static herr_t add_child(hid_t group, const char *name, const H5L_info_t *info, void *argument) {
   (void)group, (void)info;
-  hv_status status = hv_string_list_append(argument, name);
-  if (!status) return 0;
-  hv_status_free(status);
-  return -1;
+  children *found = argument;
+  found->status = hv_string_list_append(found->names, name);
+  return found->status ? -1 : 0;
 }
 
 hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_string_list *out) {
@@ -219,9 +224,9 @@ hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_string_list *out
     goto done;
   }
   hsize_t position = 0;
-  if (H5Literate(id, H5_INDEX_NAME, H5_ITER_INC, &position, add_child, out) < 0) {
-    status = hv_hdf5_error(file, group, "its members cannot be listed");
-  }
+  children found = {.names = out};
+  bool listed = H5Literate(id, H5_INDEX_NAME, H5_ITER_INC, &position, add_child, &found) >= 0;
+  if (!listed) status = hv_status_first(found.status, hv_hdf5_error(file, group, "its members cannot be listed"));
 done:
   if (id >= 0) H5Oclose(id);
   hv_hdf5_leave();
