@@ -85,6 +85,25 @@ static void reports_what_there_is(void **state) {
   expect_train(2, arguments, "holds no run", NULL);
 }
 
+/* Words and numbers of other kinds than a run writes. */
+static void reports_what_no_run_writes(void **state) {
+  char arguments[1024];
+  write_text(in_folder(*state, "run.json"), "{\"start\": 1e300, \"end\": 1e308, \"parameters\": 1, \"host\": 3}");
+  write_text(in_folder(*state, "metrics.jsonl"),
+             "{\"step\": 1, \"skipped\": true, \"skip_reason\": \"<b>\", \"suspects\": [{\"first_sample\": "
+             "9223372036854775807, \"samples\": 2, \"frames\": [3, \"<i>\"]}], \"loss_ce\": 1e308}\n"
+             "{\"loss_ce\": 4}\n{\"step\": 1e300, \"loss_ce\": 4}\n{\"step\": 3, \"loss_ce\": 5, \"skipped\": true}\n");
+  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
+  expect_train(0, arguments, "report.html", NULL);
+  char *page = read_file(in_folder(*state, "report.html"));
+  assert_holds(page, (const char *const[]){"<td>&lt;b&gt;</td>", "<td>?, &lt;i&gt;</td>", "0 rank(s) on ?, ?",
+                                           "<i class=\"c3\"></i>training <b>5</b>", NULL});
+  assert_null(strstr(page, "(null)"));
+  assert_null(strstr(page, "last begun"));
+  assert_int_equal(count(page, "<figure"), 1);
+  free(page);
+}
+
 static void draws_curves_inside_their_frame(void **state) {
   double x[2000], y[2000];
   hv_text drawing = {0};
@@ -120,12 +139,18 @@ static void draws_curves_inside_their_frame(void **state) {
   assert_null(strstr(drawing.data, "nan"));
   assert_null(strstr(drawing.data, "inf"));
   hv_text_free(&drawing);
+
+  y[0] = 5e-324; /* that of a number which is hardly one is none, either */
+  hv_chart_draw(&chart, &drawing);
+  assert_int_equal(count(drawing.data, ">0</text>"), 2);
+  hv_text_free(&drawing);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_run_leaves_its_report, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_what_there_is, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(reports_what_no_run_writes, make_folder, remove_folder),
       cmocka_unit_test(draws_curves_inside_their_frame),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -160,6 +160,21 @@ static void tells_of_figures_that_are_not_finite(void **state) {
   expect_train(0, arguments, "  nan   best 5.0000e+27 at 1", NULL);
 }
 
+/* Whatever the files hold, of whose figures sums and differences may have no value. */
+static void tells_of_figures_that_no_run_has(void **state) {
+  char arguments[1024];
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  snprintf(arguments, sizeof arguments, "status '%s/run'", (const char *)*state);
+  write_text(in_run(*state, "run", "run.json"),
+             "{\"state\": \"finished\", \"host\": \"node1\", \"steps\": 9223372036854775807, \"batch_size\": 1e99}");
+  write_text(in_run(*state, "run", "metrics.jsonl"),
+             "{\"step\": -9223372036854775807, \"loss\": 1e308, \"samples_per_s\": 1e-300}\n"
+             "{\"step\": -9223372036854775807, \"loss\": -1e308}\n");
+  expect_train(0, arguments, "(process 0 on node1, 0 ranks, ?)", "step -9223372036854775807 of", NULL);
+  write_text(in_run(*state, "run", "metrics.jsonl"), "{\"step\": 1, \"loss\": 1e99}\n{\"step\": 2, \"loss\": -1e99}\n");
+  expect_train(0, arguments, "-1.0000e+99 █▁\n", NULL);
+}
+
 /* Written by a machine whose clock is ahead of this one's. */
 static void tells_of_no_time_that_lies_ahead(void **state) {
   char arguments[1024];
@@ -195,8 +210,8 @@ static void formats_durations(void **state) {
   static const struct {
     double seconds;
     const char *text;
-  } cases[] = {{0, "0 s"},          {-3593, "0 s"},       {59.4, "59 s"},
-               {125, "2 min 05 s"}, {7500, "2 h 05 min"}, {266400, "3 d 02 h"}};
+  } cases[] = {{0, "0 s"},           {-3593, "0 s"},       {59.4, "59 s"}, {125, "2 min 05 s"},
+               {7500, "2 h 05 min"}, {266400, "3 d 02 h"}, {1e300, "?"},   {NAN, "?"}};
   char text[32];
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -261,6 +276,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_card_that_cannot_be_written_stays, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_a_dead_run_what_is_left_of_it, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_of_figures_that_no_run_has, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_no_time_that_lies_ahead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_cannot_be_read, make_folder, remove_folder),

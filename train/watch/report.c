@@ -20,7 +20,7 @@ typedef struct points {
   size_t count;
 } points;
 
-/* The lines that have a finite number under the key. */
+/* The lines that have a step, and a finite number under the key. */
 static hv_status collect(const hv_run_history *history, const char *key, points *out) {
   size_t index, lines = json_array_size(history->lines);
   const json_t *line;
@@ -29,9 +29,9 @@ static hv_status collect(const hv_run_history *history, const char *key, points 
   out->y = out->x + lines;
   out->smooth = out->y + lines;
   json_array_foreach(history->lines, index, line) {
-    double value = hv_line_number(line, key);
-    if (!isfinite(value)) continue;
-    out->x[out->count] = hv_line_number(line, "step");
+    double step = hv_line_number(line, "step"), value = hv_line_number(line, key);
+    if (!isfinite(step) || !isfinite(value)) continue;
+    out->x[out->count] = step;
     out->y[out->count++] = value;
   }
   return HV_OK;
@@ -232,17 +232,18 @@ static void add_skipped(const hv_run_history *history, hv_text *out) {
   json_array_foreach(history->lines, index, line) {
     if (!json_object_get(line, "skipped") || shown == MOST_ROWS) continue;
     shown++;
-    const char *reason = json_string_value(json_object_get(line, "skip_reason"));
     const json_t *suspect = json_array_get(json_object_get(line, "suspects"), 0);
     const json_t *frames = json_object_get(suspect, "frames");
-    json_int_t first = json_integer_value(json_object_get(suspect, "first_sample"));
-    hv_text_add(out, "<tr><td>%lld</td><td>%s</td><td>%lld</td><td>%lld to %lld</td><td>",
-                (long long)json_integer_value(json_object_get(line, "step")), reason ? reason : "",
-                (long long)json_integer_value(json_object_get(suspect, "rank")), (long long)first,
-                (long long)(first + json_integer_value(json_object_get(suspect, "samples")) - 1));
+    double first = hv_line_number(suspect, "first_sample"), count = hv_line_number(suspect, "samples");
+    hv_text_add(out, "<tr><td>%lld</td><td>", (long long)json_integer_value(json_object_get(line, "step")));
+    hv_html_escape(hv_line_text(line, "skip_reason"), out);
+    hv_text_add(out, "</td><td>%lld</td><td>", (long long)json_integer_value(json_object_get(suspect, "rank")));
+    if (isfinite(first + count)) hv_text_add(out, "%.0f to %.0f", first, first + count - 1);
+    hv_text_add(out, "</td><td>");
     for (size_t f = 0; f < json_array_size(frames); f++) {
+      const char *frame = json_string_value(json_array_get(frames, f));
       hv_text_add(out, "%s", f ? ", " : "");
-      hv_html_escape(json_string_value(json_array_get(frames, f)), out);
+      hv_html_escape(frame ? frame : "?", out);
     }
     hv_text_add(out, "</td></tr>");
   }
@@ -326,14 +327,13 @@ static hv_status add_environment(const hv_run_history *history, hv_text *out) {
              1e-6 * hv_line_number(card, "trainable"));
     add_fact("parameters", text, out);
     snprintf(text, sizeof text, "%lld rank(s) on %s, %s, %lld processors",
-             (long long)json_integer_value(json_object_get(card, "ranks")),
-             json_string_value(json_object_get(card, "device")), json_string_value(json_object_get(card, "dtype")),
-             (long long)json_integer_value(json_object_get(card, "processors")));
+             (long long)json_integer_value(json_object_get(card, "ranks")), hv_line_text(card, "device"),
+             hv_line_text(card, "dtype"), (long long)json_integer_value(json_object_get(card, "processors")));
     add_fact("device", text, out);
     add_fact("host", json_string_value(json_object_get(card, "host")), out);
     add_fact("system", json_string_value(json_object_get(card, "system")), out);
-    snprintf(text, sizeof text, "hvla-train %s, commit %s", json_string_value(json_object_get(card, "version")),
-             json_string_value(json_object_get(card, "commit")));
+    snprintf(text, sizeof text, "hvla-train %s, commit %s", hv_line_text(card, "version"),
+             hv_line_text(card, "commit"));
     add_fact("program", text, out);
   }
   hv_status status = add_checkpoints(history, out);
@@ -358,7 +358,9 @@ static void add_head(const hv_run_history *history, hv_text *out) {
   const char *name = slash && slash[1] ? slash + 1 : history->run;
   const char *message = json_string_value(json_object_get(history->card, "message"));
   char when[64] = "";
-  time_t start = (time_t)json_number_value(json_object_get(history->card, "start"));
+  static const double latest = 1e12; /* seconds since 1970; a calendar has as many */
+  double begun = hv_line_number(history->card, "start");
+  time_t start = begun > 0 && begun < latest ? (time_t)begun : 0;
   struct tm calendar;
   if (start > 0 && gmtime_r(&start, &calendar)) strftime(when, sizeof when, "%-d %B %Y, %H:%M UTC", &calendar);
   hv_text_add(out, "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "

@@ -43,9 +43,11 @@ static double round_tick(double span) {
   return power * (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10);
 }
 
+/* Of a span that is next to nothing a tick could not be told from 0. */
 static axis make_axis(double low, double high, double from, double to) {
-  if (!(high > low)) {
-    double around = high != 0 ? 0.5 * fabs(high) : 1;
+  static const double least = 1e-290;
+  if (!(high - low > least)) {
+    double around = fabs(high) > least ? 0.5 * fabs(high) : 1;
     low -= around;
     high += around;
   }

@@ -76,8 +76,15 @@ void hv_run_history_free(hv_run_history *history) {
 }
 
 double hv_line_number(const json_t *line, const char *key) {
+  static const double most = 1e100;
   const json_t *value = json_object_get(line, key);
-  return json_is_number(value) ? json_number_value(value) : (double)NAN;
+  double number = json_is_number(value) ? json_number_value(value) : (double)NAN;
+  return fabs(number) <= most ? number : (double)NAN;
+}
+
+const char *hv_line_text(const json_t *line, const char *key) {
+  const char *text = json_string_value(json_object_get(line, key));
+  return text ? text : "?";
 }
 
 const json_t *hv_run_history_last(const hv_run_history *history, const char *key) {
@@ -109,7 +116,7 @@ int64_t hv_run_history_skipped(const hv_run_history *history) {
 double hv_run_history_seconds_left(const hv_run_history *history) {
   double rate = hv_line_number(hv_run_history_last(history, "samples_per_s"), "samples_per_s");
   double batch = hv_line_number(history->card, "batch_size");
-  int64_t left = hv_run_history_steps(history) - hv_run_history_step(history);
+  double left = (double)hv_run_history_steps(history) - (double)hv_run_history_step(history);
   if (left > 0 && strcmp(history->state, "finished") == 0) return (double)NAN; /* patience ended it */
-  return rate > 0 && left >= 0 ? (double)left * batch / rate : (double)NAN;
+  return rate > 0 && left >= 0 ? left * batch / rate : (double)NAN;
 }

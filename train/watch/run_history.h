@@ -24,8 +24,12 @@ typedef struct hv_run_history {
 HV_NODISCARD hv_status hv_run_history_read(const char *run, hv_run_history *out);
 void hv_run_history_free(hv_run_history *history); /* leaves it empty */
 
-/* A number of a line, NAN where it has none. */
+/* A number of a line, NAN where it has none. One beyond any figure of a run (1e100) is none: sums, spans and means of
+ * what this gives are finite. */
 double hv_line_number(const json_t *line, const char *key);
+
+/* A text of a line, "?" where it has none. */
+const char *hv_line_text(const json_t *line, const char *key);
 
 /* Where the run stands. */
 int64_t hv_run_history_step(const hv_run_history *history);  /* of the newest line; 0: none yet */

@@ -10,7 +10,8 @@
 #include "train/watch/format_figure.h"
 
 void hv_format_duration(double seconds, char *out, size_t size) {
-  if (!isfinite(seconds)) {
+  static const double most = 1e15;
+  if (!(seconds < most)) {
     snprintf(out, size, "?");
     return;
   }
@@ -166,13 +167,11 @@ static void add_state(const hv_run_history *history, const json_t *status, hv_te
   char since[32];
   hv_format_duration(hv_line_number(status, "seconds_since"), since, sizeof since);
   hv_text_add(out, "%s: %s", history->run, history->state);
-  const char *host = json_string_value(json_object_get(status, "host"));
-  if (host) {
+  if (json_is_string(json_object_get(status, "host"))) {
     hv_text_add(out, " (process %lld on %s, %lld rank%s, %s)",
-                (long long)json_integer_value(json_object_get(status, "pid")), host,
+                (long long)json_integer_value(json_object_get(status, "pid")), hv_line_text(status, "host"),
                 (long long)json_integer_value(json_object_get(status, "ranks")),
-                json_integer_value(json_object_get(status, "ranks")) == 1 ? "" : "s",
-                json_string_value(json_object_get(status, "device")));
+                json_integer_value(json_object_get(status, "ranks")) == 1 ? "" : "s", hv_line_text(status, "device"));
   }
   if (json_array_size(history->lines) > 0) hv_text_add(out, ", newest figures %s ago", since);
   hv_text_add(out, "\n");

@@ -13,7 +13,8 @@ HV_NODISCARD hv_status hv_run_status_make(const hv_run_history *history, json_t 
 /* The same in a few lines, with a curve of the losses. */
 void hv_run_status_format(const hv_run_history *history, const json_t *status, hv_text *out);
 
-/* "2 h 05 min", "3 min 12 s", "0 s" for what is negative, "?" for what is not finite. `size` of at least 32. */
+/* "2 h 05 min", "3 min 12 s", "0 s" for what is negative, "?" for what is no number, or beyond 1e15. `size` of at
+ * least 32. */
 void hv_format_duration(double seconds, char *out, size_t size);
 
 #endif
