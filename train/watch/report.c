@@ -16,18 +16,19 @@
 
 /* A curve's points out of the metrics, and the same smoothed. */
 typedef struct points {
-  double *x, *y, *smooth; /* one block, owned */
-  size_t count;
+  double *x, *y, *smooth_x, *smooth; /* one block, owned */
+  size_t count, smooth_count;
 } points;
 
 /* The lines that have a step, and a finite number under the key. */
 static hv_status collect(const hv_run_history *history, const char *key, points *out) {
   size_t index, lines = json_array_size(history->lines);
   const json_t *line;
-  *out = (points){.x = malloc((3 * lines + 1) * sizeof *out->x)};
+  *out = (points){.x = malloc((4 * lines + 1) * sizeof *out->x)};
   if (!out->x) return hv_error_memory("a curve");
   out->y = out->x + lines;
-  out->smooth = out->y + lines;
+  out->smooth_x = out->y + lines;
+  out->smooth = out->smooth_x + lines;
   json_array_foreach(history->lines, index, line) {
     double step = hv_line_number(line, "step"), value = hv_line_number(line, key);
     if (!isfinite(step) || !isfinite(value)) continue;
@@ -37,15 +38,20 @@ static hv_status collect(const hv_run_history *history, const char *key, points 
   return HV_OK;
 }
 
-/* Running means over a twentieth of the run, shorter at both ends. */
+/* Running means over a twentieth of the run, shorter at both ends. Of a long run at as many places as can be seen: at
+ * every one they would take time with the square of its steps. */
 static void smooth(points *p) {
+  enum { MOST_PLACES = 500 };
   size_t half = p->count / 40;
-  for (size_t i = 0; i < p->count; i++) {
+  p->smooth_count = p->count < MOST_PLACES ? p->count : MOST_PLACES;
+  for (size_t place = 0; place < p->smooth_count; place++) {
+    size_t i = p->smooth_count > 1 ? place * (p->count - 1) / (p->smooth_count - 1) : 0;
     size_t reach = half < i ? half : i;
     if (reach > p->count - 1 - i) reach = p->count - 1 - i;
     double sum = 0;
     for (size_t j = i - reach; j <= i + reach; j++) sum += p->y[j];
-    p->smooth[i] = sum / (double)(2 * reach + 1);
+    p->smooth_x[place] = p->x[i];
+    p->smooth[place] = sum / (double)(2 * reach + 1);
   }
 }
 
@@ -61,9 +67,9 @@ static hv_status draw_training(const hv_run_history *history, const char *title,
   chart.series[0] =
       (hv_series){.name = "", .x = raw.x, .y = raw.y, .count = raw.count, .colour = colour, .faint = true};
   chart.series[1] = (hv_series){.name = held_out_key ? "training" : "running mean",
-                                .x = raw.x,
+                                .x = raw.smooth_x,
                                 .y = raw.smooth,
-                                .count = raw.count,
+                                .count = raw.smooth_count,
                                 .colour = colour};
   chart.series[2] = (hv_series){
       .name = "held out", .x = held_out.x, .y = held_out.y, .count = held_out.count, .colour = 6, .marked = true};
