@@ -44,6 +44,8 @@ static hv_status load_parameters(hvla_model *model, hv_dtype dtype) {
   HV_CHECK(hv_model_directory_open(model->directory, &directory));
   model->config = directory.model.config;
   HV_CHECK(hv_model_open(&model->config, model->device, dtype, &model->model));
+  /* Before memory is asked for: a config.json of another model may ask for any amount. */
+  HV_CHECK(hv_model_directory_check(&directory, hv_model_params(model->model)));
   HV_CHECK(hv_params_allocate(hv_model_params(model->model)));
   HV_CHECK(hv_stream_open(model->device, &stream));
   HV_CHECK(hv_model_directory_fill(&directory, hv_model_params(model->model), stream, NULL));

@@ -561,6 +561,26 @@ static void wrong_directories_are_refused(void **state) {
   assert_non_null(strstr(error.message, "dataset_statistics.json"));
 }
 
+/* Before there is room for it: this one would take 20 TB. */
+static void a_model_of_another_size_than_its_file_is_refused(void **state) {
+  (void)state;
+  hvla_model *model;
+  json_t *config;
+  const char *path = in_folder(folder, "vast/config.json");
+  setup_directory("vast", (tiny_directory_options){.keys = 1});
+  assert_ok(hv_json_load(path, &config));
+  json_t *llm = json_object_get(config, "llm");
+  json_object_set_new(llm, "vocab_size", json_integer(1 << 24));
+  json_object_set_new(llm, "hidden_size", json_integer(1 << 17));
+  json_object_set_new(llm, "num_attention_heads", json_integer(1 << 10));
+  json_object_set_new(llm, "num_key_value_heads", json_integer(1 << 10));
+  assert_ok(hv_json_save(path, config));
+  json_decref(config);
+  assert_int_equal(hvla_load(in_folder(folder, "vast"), NULL, &model, &error), HVLA_ERROR_INPUT);
+  assert_non_null(strstr(error.message, "do not fit config.json"));
+  assert_non_null(strstr(error.message, "[16777216, 131072] is expected"));
+}
+
 typedef struct worker {
   hvla_model *model;
   uint64_t seed;
@@ -612,6 +632,7 @@ int main(void) {
       cmocka_unit_test(the_time_is_that_of_the_whole_call),
       cmocka_unit_test(what_a_model_lacks_is_refused),
       cmocka_unit_test(wrong_directories_are_refused),
+      cmocka_unit_test(a_model_of_another_size_than_its_file_is_refused),
       cmocka_unit_test(models_work_side_by_side),
   };
   return cmocka_run_group_tests(tests, enter, remove_folder);
