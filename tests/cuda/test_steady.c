@@ -1,6 +1,8 @@
 /* A steady training step on a device asks it for no memory and waits for it once, at its end, whatever number of
  * micro-batches it has, and then for the copies, which are over by then: what the device's methods are called for is
- * counted. test_steady [DEVICE], by default emu. */
+ * counted. It trains on what the CPU trains on. test_steady [DEVICE], by default emu. */
+#include <math.h>
+
 #include "tests/cuda/under_test.h"
 #include "tests/hybridvla/tiny_model.h"
 #include "train/trainer.h"
@@ -72,8 +74,69 @@ static void a_steady_step_allocates_nothing(void **state) {
   }
 }
 
+enum { TURNS = 4 };
+
+/* Gives unlike batches in turn. */
+typedef struct turning_source {
+  hv_batch_source source;
+  tiny_batch batches[TURNS];
+  int next;
+} turning_source;
+
+static hv_status next_in_turn(hv_batch_source *source, const hv_batch **out) {
+  turning_source *self = (turning_source *)source;
+  *out = &self->batches[self->next++ % TURNS].batch;
+  return HV_OK;
+}
+
+static void nothing_to_release(hv_batch_source *source, const hv_batch *batch) {
+  (void)source;
+  (void)batch;
+}
+
+/* The loss of a second step of several micro-batches, which are unlike: in the first, memory that operations ask for is
+ * waited for. */
+static double train_on_turns(hv_device *device) {
+  enum { SAMPLES = 1, BRANCHES = 1, PARTS = 3 };
+  hv_config config = tiny_config(HV_HYBRID, false);
+  turning_source turning = {.source = {.next = next_in_turn, .release = nothing_to_release}};
+  for (int i = 0; i < TURNS; i++) turning.batches[i] = tiny_batch_make(&config, SAMPLES, BRANCHES, 20 + (uint64_t)i);
+  hv_trainer_options options = {
+      .config = &config,
+      .limits = {.samples = SAMPLES, .branches = BRANCHES, .prompt = turning.batches[0].batch.prompt_stride},
+      .parts = PARTS,
+      .weights = {1, 1},
+      .optimizer = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_norm = 1.0},
+      .seed = 7};
+  hv_trainer *trainer;
+  assert_ok(hv_trainer_open(device, &options, &trainer));
+  assert_ok(hv_trainer_initialize(trainer, NULL, NULL));
+  hv_step_result result;
+  for (int i = 0; i < 2; i++) assert_ok(hv_trainer_step(trainer, &turning.source, 1e-3, &result));
+  hv_trainer_close(trainer);
+  for (int i = 0; i < TURNS; i++) tiny_batch_free(&turning.batches[i]);
+  return result.loss;
+}
+
+/* The host runs ahead of the device, and refills what a batch was built in only when the device has it. */
+static void every_micro_batch_is_trained_on(void **state) {
+  (void)state;
+  double losses[OP_SIDES];
+  hv_device *devices[OP_SIDES];
+  assert_ok(hv_device_load(under_test, &(hv_device_options){.index = 0}, &devices[0]));
+  assert_ok(hv_cpu_device_open(NULL, &devices[1]));
+  for (int side = 0; side < OP_SIDES; side++) {
+    losses[side] = train_on_turns(devices[side]);
+    hv_device_close(devices[side]);
+  }
+  assert_true(fabs(losses[0] / losses[1] - 1) < 1e-5);
+}
+
 int main(int argc, char **argv) {
   choose_device(argc, argv);
-  const struct CMUnitTest tests[] = {cmocka_unit_test(a_steady_step_allocates_nothing)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_steady_step_allocates_nothing),
+      cmocka_unit_test(every_micro_batch_is_trained_on),
+  };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
