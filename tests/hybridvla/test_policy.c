@@ -175,6 +175,44 @@ static void cached_denoising_equals_whole_sequences(void **state) {
     }
 }
 
+/* More steps of an action than any device takes at once. */
+static void a_long_chunk_is_denoised_as_in_whole_sequences(void **state) {
+  (void)state;
+  enum { CHUNK = 66 };
+  hv_config config = tiny_config(HV_DIFFUSION, false);
+  config.action_chunk = CHUNK;
+  config.action_dim = 1;
+  scene s = scene_open(config, HV_F32);
+  double alpha_bar[HV_MAX_DIFFUSION_STEPS], difference = 0, size = 0;
+  float noise[CHUNK];
+  hv_sampler_stage stage;
+  hv_policy_result result;
+  hv_policy_options options = hv_policy_default_options(&config);
+  options.ddim_steps = 1;
+  options.max_prompt = PROMPT;
+  assert_ok(hv_schedule_ddim(config.diffusion_steps, 1, &stage));
+  hv_schedule_alpha_bar(config.diffusion_steps, alpha_bar);
+  s.batch.timesteps[0] = stage.timestep;
+  for (uint32_t i = 0; i < CHUNK; i++) {
+    noise[i] = hv_random_normal(31, HV_RANDOM_NOISE, 0, 0, 0, i);
+    s.batch.actions[i] = 0;
+    s.batch.noise[i] = noise[i] / (float)sqrt(1 - alpha_bar[stage.timestep]); /* x_t is the noise that is given */
+  }
+  tiny_run_step(&s.run, &s.batch.batch, false, false);
+  double *eps = download(&s, s.run.activations.noise_pred);
+  hv_policy *policy = open_policy(&s, &options);
+  assert_ok(hv_policy_predict(policy, &s.observation, &(hv_policy_draws){.noise = noise}, &result));
+  for (int i = 0; i < CHUNK; i++) {
+    double expected = stage.x_factor * noise[i] + stage.eps_factor * eps[i];
+    difference += pow(result.diffusion[i] - expected, 2);
+    size += pow(expected, 2);
+  }
+  assert_true(sqrt(difference) <= 1e-5 * sqrt(size));
+  hv_policy_close(policy);
+  free(eps);
+  scene_close(&s);
+}
+
 static void cached_tokens_equal_whole_sequences(void **state) {
   (void)state;
   for (int empty = 0; empty < 2; empty++) {
@@ -548,6 +586,7 @@ static void an_ensemble_takes_the_mean_only_when_sure(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(cached_denoising_equals_whole_sequences),
+      cmocka_unit_test(a_long_chunk_is_denoised_as_in_whole_sequences),
       cmocka_unit_test(cached_tokens_equal_whole_sequences),
       cmocka_unit_test(lockstep_equals_one_after_the_other),
       cmocka_unit_test(one_policy_serves_prompts_of_all_lengths),
