@@ -30,7 +30,8 @@ static const void *data(const parity *p, const char *name) {
   return tensor ? tensor->data : NULL;
 }
 
-static parity parity_open(const char *name) {
+/* `diffusion_steps`: of the model, to be short; 0: as many as it has. */
+static parity parity_open_with(const char *name, int32_t diffusion_steps) {
   parity p = {0};
   hv_model_directory directory;
   char path[600];
@@ -39,6 +40,7 @@ static parity parity_open(const char *name) {
   assert_ok(hv_stream_open(p.device, &p.stream));
   assert_ok(hv_model_directory_open(p.folder, &directory));
   p.config = directory.model.config;
+  if (diffusion_steps > 0) p.config.diffusion_steps = diffusion_steps;
   assert_ok(hv_model_open(&p.config, p.device, HV_F32, &p.model));
   assert_ok(hv_params_allocate(hv_model_params(p.model)));
   assert_ok(hv_model_directory_fill(&directory, hv_model_params(p.model), p.stream, NULL));
@@ -54,6 +56,10 @@ static parity parity_open(const char *name) {
       .noise = data(&p, "noise"), .ar_noise = data(&p, "ar_noise"), .step_noise = data(&p, "step_noise")};
   p.ar_timestep = data(&p, "ar_timestep");
   return p;
+}
+
+static parity parity_open(const char *name) {
+  return parity_open_with(name, 0);
 }
 
 static void parity_close(parity *p) {
@@ -267,6 +273,35 @@ static void each_length_of_a_prompt_is_its_own_prediction(void **state) {
   parity_close(&p);
 }
 
+/* Draws that are given and draws that are made are two recordings: a prediction without `step_noise` does not go on
+ * with what another was given, nor the other way round. Each is alone first. */
+static void given_and_made_draws_are_two_predictions(void **state) {
+  (void)state;
+  enum { PREDICTIONS = 6, KINDS = 2, STEPS = 5 };
+  float alone[KINDS][64];
+  parity p = parity_open_with("one_arm", STEPS);
+  hv_policy_options options = hv_policy_default_options(&p.config);
+  options.mode = HV_MODE_DIFFUSION;
+  options.sampler = HV_SAMPLER_DDPM;
+  hv_policy *policy;
+  size_t bytes = (size_t)p.values * sizeof(float);
+  assert_true(p.values <= 64);
+  for (int i = -KINDS; i < PREDICTIONS; i++) {
+    int made = i < 0 ? i + KINDS : i / 2 % 2;
+    hv_policy_result result;
+    hv_policy_draws draws = p.draws;
+    if (made) draws.step_noise = NULL;
+    if (i <= 0) assert_ok(hv_policy_open(p.model, &options, &policy));
+    assert_ok(hv_policy_predict(policy, &p.observation, &draws, &result));
+    if (i < 0) memcpy(alone[made], result.diffusion, bytes);
+    assert_memory_equal(alone[made], result.diffusion, bytes);
+    if (i < 0) hv_policy_close(policy);
+  }
+  assert_memory_not_equal(alone[0], alone[1], bytes);
+  hv_policy_close(policy);
+  parity_close(&p);
+}
+
 /* How many products of the emulated card take this algorithm; *all: how many there are. */
 static int products_that_take(const parity *p, int algorithm, int *all) {
   hv_text text = {0};
@@ -341,6 +376,7 @@ int main(int argc, char **argv) {
       CASE(autoregressive),
       cmocka_unit_test(a_lost_recording_costs_no_prediction),
       cmocka_unit_test(each_length_of_a_prompt_is_its_own_prediction),
+      cmocka_unit_test(given_and_made_draws_are_two_predictions),
       cmocka_unit_test(measuring_costs_no_prediction),
       cmocka_unit_test(each_length_of_a_prompt_is_measured),
   };
