@@ -165,6 +165,55 @@ static void many_rows(void **state) {
   close_both(&env);
 }
 
+/* A residual in bf16 under a result in fp32, which a library refuses or would read as fp32; with nothing besides, and
+ * few rows and many. */
+static void residual_of_another_dtype(void **state) {
+  (void)state;
+  op_env env;
+  open_both(&env, HV_BF16, "1");
+  env.name = "a residual of another dtype";
+  for (int i = 0; i < 4; i++) {
+    env.seed = (uint64_t)i + 1;
+    run_linear(&env, (shape){i % 2 ? 40 : 5, 32, 48}, (variant){.residual = true, .f32_result = true, .bias = i >= 2});
+    op_env_clear(&env);
+  }
+  close_both(&env);
+}
+
+/* Operands that could be moved 16 bytes at a time but for where they begin. */
+static op_operand from_the_second_column(op_operand whole, int64_t rows) {
+  for (int side = 0; side < OP_SIDES; side++) {
+    hv_tensor t = hv_tensor_rows(whole.at[side], 0, rows);
+    whole.at[side] = hv_tensor_cols(t, 1, t.cols - 8);
+  }
+  return whole;
+}
+
+static void odd_addresses(void **state) {
+  (void)state;
+  enum { IN = 32, OUT = 48 };
+  static const int64_t row_counts[] = {5, 20};
+  op_env env;
+  open_both(&env, HV_BF16, "1");
+  env.name = "odd addresses";
+  env.wide = true;
+  for (int i = 0; i < 2; i++) {
+    int64_t rows = row_counts[i], all = rows + 1; /* behind the last there is room for what is read with it */
+    op_operand x = from_the_second_column(op_random(&env, OP_T, all, IN + 8, 1, 0), rows);
+    op_operand weight = from_the_second_column(op_random(&env, OP_T, OUT, IN + 8, spread(IN), 0), OUT);
+    op_operand bias = from_the_second_column(op_random(&env, OP_T, 1, OUT + 8, 1, 0), 1);
+    op_operand residual = from_the_second_column(op_random(&env, OP_T, all, OUT + 8, 1, 0), rows);
+    op_operand pre = from_the_second_column(op_result(&env, OP_T, all, OUT + 8), rows);
+    op_operand y = from_the_second_column(op_result(&env, OP_T, all, OUT + 8), rows);
+    OP_RUN(&env, linear, .x = x.at[side], .weight = weight.at[side], .bias = bias.at[side],
+           .residual = residual.at[side], .activation = HV_ACT_SILU, .pre = pre.at[side], .y = y.at[side]);
+    op_compare_sides(&env, "pre", &pre);
+    op_compare_sides(&env, "y", &y);
+    op_env_clear(&env);
+  }
+  close_both(&env);
+}
+
 /* Nothing to do is done without a fault. */
 static void no_rows(void **state) {
   (void)state;
@@ -190,6 +239,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(backward_weight_fp32),
       cmocka_unit_test(backward_weight_bf16),
       cmocka_unit_test(odd_rows),
+      cmocka_unit_test(residual_of_another_dtype),
+      cmocka_unit_test(odd_addresses),
       cmocka_unit_test(many_rows),
       cmocka_unit_test(no_rows),
   };
