@@ -190,6 +190,20 @@ static void shapes_bf16(void **state) {
   run_shapes(HV_BF16);
 }
 
+/* Few queries over many keys, whose parts are merged, before anything else has asked for scratch memory. */
+static void decoding_comes_first(void **state) {
+  (void)state;
+  static const shape decode = {"decoding comes first", 1, 333, 2, 8, 4, 4, 32, true, false, 0, 0, 0};
+  op_env env;
+  operands o;
+  open_both(&env, HV_BF16, "1");
+  env.name = decode.name;
+  make_operands(&env, &decode, DENSE, &o);
+  run_forward(&env, &o); /* the emulator looks for what was written beside allocations */
+  op_compare_sides(&env, "out", &o.out);
+  close_both(&env);
+}
+
 static uint64_t digest_of(hv_dtype dtype, const char *order) {
   op_env env;
   open_both(&env, dtype, order);
@@ -213,6 +227,7 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(shapes_fp32),
       cmocka_unit_test(shapes_bf16),
+      cmocka_unit_test(decoding_comes_first),
       cmocka_unit_test(same_bytes_in_any_order),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
