@@ -126,6 +126,19 @@ static int64_t width_from(op_env *env, int64_t least, int64_t rows) {
   return width < least ? least : width;
 }
 
+/* What was normalised is the sum as it is stored, which the backward pass reads: its norm is the same to the bit. */
+static void expect_norm_of_stored(op_env *env, hv_norm_kind kind, double eps, const op_operand *sum,
+                                  const op_operand *weight, const op_operand *bias, const op_operand *y) {
+  int64_t n = y->at[0].rows, d = y->at[0].cols;
+  op_operand again = op_result(env, OP_T, n, d);
+  OP_RUN(env, norm, .kind = kind, .eps = eps, .x = sum->at[side], .weight = weight->at[side], .bias = bias->at[side],
+         .y = again.at[side]);
+  const double *found = op_read(env, 0, y), *expected = op_read(env, 0, &again);
+  if (memcmp(found, expected, (size_t)(n * d) * sizeof *found) != 0) {
+    fail_msg("%s: y is not the norm of the sum that was stored (seed %llu)", env->name, (unsigned long long)env->seed);
+  }
+}
+
 static void norm(op_env *env) {
   hv_norm_kind kind = random_norm(env);
   int64_t n = op_size(env), d = width_from(env, kind == HV_NORM_VARIANCE ? 2 : 1, n);
@@ -157,6 +170,7 @@ static void norm(op_env *env) {
          .y = y.at[side], .stats = stats.at[side]);
   if (delta.host) op_compare(env, "sum", &sum, sums);
   op_compare(env, "y", &y, ys);
+  if (delta.host) expect_norm_of_stored(env, kind, eps, &sum, &weight, &bias, &y);
   if (hv_present(stats.at[0])) op_compare(env, "stats", &stats, expected_stats);
 }
 
