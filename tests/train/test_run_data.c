@@ -199,6 +199,18 @@ static void held_out_episodes_that_are_trained_on_are_counted(void **state) {
   free(output);
 }
 
+/* A run makes room for the instructions of both splits: here those that are only held out are longer. */
+static void held_out_instructions_may_be_longer(void **state) {
+  char copy[256], rest[1024];
+  snprintf(copy, sizeof copy, "%s", in_folder(*state, "longer.hdf5"));
+  copy_with_instruction(copy, "raise the cube from the table, slowly, and hold it above where it lay");
+  snprintf(rest, sizeof rest,
+           "--set train.steps=1 --set validation.samples=8 --set 'data.files=[%s]' --set data.train_split=valid "
+           "--set data.valid_split=train",
+           copy);
+  expect_train(0, run_arguments(*state, "longer", rest), "held out:", NULL);
+}
+
 /* With others, of equal counts, ranks would train apart. */
 static void ranks_must_have_the_same_demonstrations(void **state) {
   static const char *const changed[] = {"/data/demo_1/actions", "/data/demo_1/obs/robot0_eef_pos",
@@ -248,6 +260,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(absolute_dimensions_hold_past_the_end, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_must_have_the_same_demonstrations, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(held_out_episodes_that_are_trained_on_are_counted, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(held_out_instructions_may_be_longer, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_resumed_run_tells_of_other_demonstrations, make_folder, remove_folder)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
