@@ -108,6 +108,16 @@ static void every_type_is_read(void **state) {
   hv_options_free(table, COUNT, &s);
 }
 
+/* null, or nothing behind the colon. */
+static void no_value_is_an_empty_list(void **state) {
+  (void)state;
+  settings s;
+  assert_ok(parse("train: {steps: 10, frozen: null}\ndata:\n  grippers:\n", &s));
+  assert_int_equal(s.frozen.count, 0);
+  assert_int_equal(s.grippers.count, 0);
+  hv_options_free(table, COUNT, &s);
+}
+
 static void wrong_values_say_what_is_right(void **state) {
   (void)state;
   static const struct {
@@ -118,6 +128,7 @@ static void wrong_values_say_what_is_right(void **state) {
       {"train: {steps: ten}", "train.steps", "not \"ten\""},
       {"train: {steps: null}", "train.steps", "not null"},
       {"train: {steps: [1]}", "train.steps", "an integer"},
+      {"train: {steps: 1, seed: 1e300}", "train.seed", "an integer"},
       {"train: {steps: 1, learning_rate: 2}", "train.learning_rate", "a number from 0 to 1, not 2"},
       {"train: {steps: 1, schedule: cosin}", "train.schedule",
        "one of constant, cosine, not \"cosin\"; did you mean cosine?"},
@@ -210,6 +221,7 @@ static void wrong_sets_are_refused(void **state) {
       {"data.shuffle=1", "true or false"},
       {"train.learning_rate=fast", "a number"},
       {"train.frozen=[x", "line"},
+      {"data.cameras.front=5", "--set: data.cameras must be a mapping of strings"},
       {"model=3", "a mapping"},
       {"model.vision.7.width=3", "no place"},
       {"model.vision.x=3", "no place"},
@@ -268,13 +280,30 @@ static void distances_count_swaps_as_one(void **state) {
   }
 }
 
+/* Of one or two letters nothing else is left after two edits. */
+static void short_names_are_near_to_nothing(void **state) {
+  (void)state;
+  hv_nearest nearest = {.name = "ab"};
+  hv_nearest_offer(&nearest, "cd");
+  assert_null(nearest.best);
+  hv_nearest_offer(&nearest, "abc");
+  assert_string_equal(nearest.best, "abc");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(defaults_fill_what_is_absent),           cmocka_unit_test(every_type_is_read),
-      cmocka_unit_test(wrong_values_say_what_is_right),         cmocka_unit_test(all_mistakes_come_together),
-      cmocka_unit_test(unknown_keys_name_the_nearest),          cmocka_unit_test(sets_override_the_file),
-      cmocka_unit_test(sets_reach_into_opaque_mappings),        cmocka_unit_test(wrong_sets_are_refused),
-      cmocka_unit_test(a_resolved_document_parses_to_the_same), cmocka_unit_test(the_table_documents_itself),
+      cmocka_unit_test(defaults_fill_what_is_absent),
+      cmocka_unit_test(every_type_is_read),
+      cmocka_unit_test(no_value_is_an_empty_list),
+      cmocka_unit_test(short_names_are_near_to_nothing),
+      cmocka_unit_test(wrong_values_say_what_is_right),
+      cmocka_unit_test(all_mistakes_come_together),
+      cmocka_unit_test(unknown_keys_name_the_nearest),
+      cmocka_unit_test(sets_override_the_file),
+      cmocka_unit_test(sets_reach_into_opaque_mappings),
+      cmocka_unit_test(wrong_sets_are_refused),
+      cmocka_unit_test(a_resolved_document_parses_to_the_same),
+      cmocka_unit_test(the_table_documents_itself),
       cmocka_unit_test(distances_count_swaps_as_one),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
