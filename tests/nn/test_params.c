@@ -258,12 +258,28 @@ static void initial_values_are_a_names_own(void **state) {
   for (int i = 0; i < VALUES; i++) assert_true(found[i] == 0);
 }
 
+/* A part of one matrix would go on being trained where its neighbours are. */
+static void what_is_one_matrix_is_frozen_whole(void **state) {
+  static const char *const part[] = {"k"}, *const whole[] = {"q", "k", "v"};
+  store s;
+  (void)state;
+  open_store(&s);
+  assert_error(hv_params_freeze(s.params, part, 1), "q and k are one matrix", "freeze both or neither");
+  close_store(&s);
+  open_store(&s);
+  assert_ok(hv_params_freeze(s.params, whole, 3));
+  assert_false(hv_params_get(s.params, s.stack)->trainable);
+  assert_true(hv_params_get(s.params, s.weight)->trainable);
+  close_store(&s);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(first_product_sets),
       cmocka_unit_test(later_products_add),
       cmocka_unit_test(stacks_may_begin_in_parts),
       cmocka_unit_test(what_nothing_touches_is_zero),
+      cmocka_unit_test(what_is_one_matrix_is_frozen_whole),
       cmocka_unit_test(large_values_are_converted_whole),
       cmocka_unit_test(initial_values_are_a_names_own),
   };
