@@ -126,6 +126,28 @@ static void binary_gripper_is_masked(void **state) {
   json_decref(found);
 }
 
+static void one_frame_has_statistics(void **state) {
+  char arguments[512];
+  const char *path = in_folder(*state, "one.hdf5");
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  static const char *const others[] = {"/data/demo_0/obs", "/data/demo_1", "/data/demo_2", "/mask"};
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++) remove_object(file, others[i]);
+  remove_object(file, "/data/demo_0/actions");
+  put_f64(file, "/data/demo_0/actions", 2, (const hsize_t[]){1, 2}, (const double[]){0.25, -3});
+  put_integer_attribute(file, "/data/demo_0", "num_samples", 1);
+  assert_true(H5Fclose(file) >= 0);
+  snprintf(arguments, sizeof arguments, "stats '%s'", path);
+  json_t *found = data_json(0, arguments);
+  const json_t *action = json_object_get(json_object_get(found, "one"), "action");
+  static const char *const names[] = {"mean", "min", "max", "q01", "q99"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    assert_true(json_number_value(json_array_get(json_object_get(action, names[i]), 1)) == -3);
+  }
+  assert_true(json_number_value(json_array_get(json_object_get(action, "std"), 0)) == 0);
+  json_decref(found);
+}
+
 static void validates_lift(void **state) {
   (void)state;
   json_t *found = data_json(0, "validate " LIFT " --json");
@@ -218,6 +240,7 @@ int main(void) {
       cmocka_unit_test(statistics_equal_numpy),
       cmocka_unit_test_setup_teardown(statistics_to_a_file_keep_other_keys, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(binary_gripper_is_masked, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(one_frame_has_statistics, make_folder, remove_folder),
       cmocka_unit_test(validates_lift),
       cmocka_unit_test_setup_teardown(shows_one_frame, make_folder, remove_folder),
       cmocka_unit_test(shows_state_and_action_of_lift),
