@@ -283,6 +283,21 @@ static void tensors_are_cut_into_files_at_the_limit(void **state) {
   json_decref(index);
 }
 
+/* No file is empty, though the first tensor is larger than any should be. */
+static void a_tensor_beyond_the_limit_has_a_file_of_its_own(void **state) {
+  static const uint8_t data[2 * CUT_BYTES] = {0};
+  const char *folder = in_folder(*state, "beyond");
+  hv_safetensors_shards *shards;
+  assert_ok(hv_make_directories(folder));
+  assert_ok(hv_safetensors_shards_open(folder, CUT_BYTES / 2, &shards));
+  assert_ok(hv_safetensors_shards_declare(shards, "a", HV_U8, 1, (const int64_t[]){CUT_BYTES}));
+  assert_ok(hv_safetensors_shards_declare(shards, "b", HV_U8, 1, (const int64_t[]){CUT_BYTES}));
+  assert_ok(hv_safetensors_shards_write(shards, data, sizeof data));
+  assert_ok(hv_safetensors_shards_commit(shards));
+  assert_true(hv_file_exists(in_folder(*state, "beyond/model-00001-of-00002.safetensors")));
+  assert_true(hv_file_exists(in_folder(*state, "beyond/model-00002-of-00002.safetensors")));
+}
+
 static void files_want_the_data_that_was_declared(void **state) {
   static const uint8_t data[CUT_BYTES + 1] = {0};
   const char *folder = in_folder(*state, "more");
@@ -350,6 +365,7 @@ int main(void) {
       cmocka_unit_test(a_file_of_six_gigabytes_is_read),
       cmocka_unit_test(shards_are_one_model),
       cmocka_unit_test(tensors_are_cut_into_files_at_the_limit),
+      cmocka_unit_test(a_tensor_beyond_the_limit_has_a_file_of_its_own),
       cmocka_unit_test(files_want_the_data_that_was_declared),
       cmocka_unit_test(an_index_stays_in_its_directory),
       cmocka_unit_test(files_that_are_something_else_are_named),
