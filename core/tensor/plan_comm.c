@@ -29,7 +29,6 @@ static hv_status plan_run(hv_comm *comm, const hv_comm_call *call, hv_stream *st
   plan_comm *plan = (plan_comm *)comm;
   double whole = (double)call->whole.cols * (double)hv_dtype_size(call->whole.dtype);
   double ranks = comm->size, steps = ranks - 1;
-  if (call->collective == HV_BARRIER) whole = 0;
   if (call->collective == HV_ALL_REDUCE) steps *= 2;
   double bytes = whole * steps / ranks;
   double rate = ring_rate(&plan->links, comm->size);

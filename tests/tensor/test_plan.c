@@ -179,6 +179,20 @@ static void collectives_take_the_slowest_link(void **state) {
   hv_comm_close(comm);
 }
 
+/* As many ranks as a machine has do not use the network. A ring of four passes everything on three times. */
+static void one_machine_needs_no_network(void **state) {
+  bench *b = *state;
+  hv_comm *comm;
+  hv_plan_links links = {
+      .node_ranks = 4, .node_bytes_per_s = 1000, .network_bytes_per_s = 1, .efficiency = 1, .hop_s = 0.25};
+  hv_tensor whole = take(b, HV_F32, 1, 400);
+  assert_ok(hv_plan_comm_open(b->device, 1, 4, &links, &comm));
+  hv_comm_wait(comm, hv_comm_all_gather(comm, "values", hv_comm_share(comm, whole), whole, b->stream), b->stream);
+  assert_true(fabs(hv_plan_stream_end(b->stream) - (3 * 0.25 + 1600 * 0.75 / 1000)) < 1e-9);
+  assert_ok(hv_comm_status(comm));
+  hv_comm_close(comm);
+}
+
 static void results_read_as_zeros(void **state) {
   bench *b = *state;
   hv_tensor t = take(b, HV_F32, 1, 4);
@@ -299,6 +313,7 @@ int main(void) {
       TEST(memory_is_accounted_by_kind),
       TEST(time_passes_as_on_the_machine),
       TEST(collectives_take_the_slowest_link),
+      TEST(one_machine_needs_no_network),
       TEST(results_read_as_zeros),
       TEST(the_first_wrong_operand_is_told),
       TEST(checks_refuse),
