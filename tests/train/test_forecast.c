@@ -1,5 +1,6 @@
 /* The forecast of memory against a trainer's own account on a real device, kind by kind, as one rank of one or four and
  * for every way of sharing state. test_forecast [DEVICE], by default cpu. */
+#include "core/hybridvla/policy.h"
 #include "tests/device.h"
 #include "tests/train/program.h"
 #include "train/plan/forecast.h"
@@ -22,6 +23,17 @@ static hv_status run_alone(hv_comm *comm, const hv_comm_call *call, hv_stream *s
 }
 static const hv_comm_methods alone = {.close = close_alone, .run = run_alone};
 
+/* What a run opens beside its trainer to measure held-out frames with. */
+static void hold_policy(const hv_train_config *config, const hv_trainer *trainer) {
+  hv_policy *policy;
+  hv_policy_options options = hv_policy_default_options(hv_model_get_config(trainer->model));
+  if (!config->data.valid_split) return;
+  options.ddim_steps = (int32_t)config->validation.ddim_steps;
+  options.max_prompt = PROMPT;
+  assert_ok(hv_policy_open(trainer->model, &options, &policy));
+  hv_policy_close(policy);
+}
+
 static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_config *model, int32_t ranks) {
   hv_device *device;
   hv_trainer *trainer;
@@ -41,6 +53,7 @@ static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_con
   assert_ok(hv_made_up_batch_open(model, options.limits.samples, PROMPT, &made_up));
   hv_fixed_source source = hv_fixed_source_make(&made_up.batch);
   for (int i = 0; i < STEPS; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-4, &result));
+  hold_policy(config, trainer);
   hv_memory_use peak = device->memory.peak;
   hv_made_up_batch_close(&made_up);
   hv_trainer_close(trainer);
@@ -92,7 +105,7 @@ static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_s
   hv_train_config_free(&config);
 }
 
-/* Without validation: a trainer alone opens no policy. */
+/* Without validation no policy is opened. */
 #define ALONE "data.valid_split=null"
 
 static void one_rank_is_forecast(void **state) {
@@ -102,6 +115,12 @@ static void one_rank_is_forecast(void **state) {
   assert_forecast(1, plain, 2);
   assert_forecast(1, half, 2);
   assert_forecast(1, block, 4);
+}
+
+static void measuring_is_forecast(void **state) {
+  (void)state;
+  static const char *const sets[] = {"dtype=fp32", "data.valid_split=valid"};
+  assert_forecast(1, sets, 2);
 }
 
 static void each_sharding_is_forecast(void **state) {
@@ -139,7 +158,7 @@ static void a_card_is_forecast_where_there_is_none(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) under_test = argv[1];
   need_card(under_test);
-  const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_forecast),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_forecast), cmocka_unit_test(measuring_is_forecast),
                                      cmocka_unit_test(each_sharding_is_forecast),
                                      cmocka_unit_test(a_card_is_forecast_where_there_is_none)};
   return cmocka_run_group_tests(tests, NULL, NULL);
