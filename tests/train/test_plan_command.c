@@ -23,6 +23,16 @@ static double bytes_of(const json_t *object, const char *kind) {
   return json_number_value(value);
 }
 
+/* Whether one of the lines of advice holds the words. */
+static bool advises(const json_t *result, const char *words) {
+  size_t i;
+  const json_t *line;
+  json_array_foreach(json_object_get(result, "advice"), i, line) {
+    if (strstr(json_string_value(line), words)) return true;
+  }
+  return false;
+}
+
 static void seven_billion_are_planned_without_them(void **state) {
   (void)state;
   static const char *const kinds[] = {"weights",     "master",    "moments",      "gradients",
@@ -42,6 +52,7 @@ static void seven_billion_are_planned_without_them(void **state) {
   json_t *shared = plan(0, CONFIG("7b.yaml") "--gpus 8 --gpu-memory 80 --set parallel.sharding=parameters");
   assert_true(bytes_of(shared, "moments") * 8 > 54e9 && bytes_of(shared, "moments") * 8 < 56e9);
   assert_true(bytes_of(shared, "activations") == bytes_of(whole, "activations"));
+  assert_false(advises(shared, "micro-batches of a step")); /* there is one */
   json_decref(whole);
   json_decref(shared);
 }
@@ -97,16 +108,6 @@ static void the_largest_micro_batch_that_fits_is_found(void **state) {
   assert_micro_batch(1, 3, three - 1, 1);
   assert_micro_batch(1, 2, two - 1, 1);
   assert_micro_batch(1, 1, one - 1, 1);
-}
-
-/* Whether one of the lines of advice holds the words. */
-static bool advises(const json_t *result, const char *words) {
-  size_t i;
-  const json_t *line;
-  json_array_foreach(json_object_get(result, "advice"), i, line) {
-    if (strstr(json_string_value(line), words)) return true;
-  }
-  return false;
 }
 
 /* What so many GPUs cannot run is planned as the advice says that they could. */
@@ -171,6 +172,47 @@ static void sums_of_gradients_are_counted(void **state) {
   assert_true(calls[0] > 0 && calls[1] == 2 * calls[0]);
 }
 
+static double assumed(const json_t *result, const char *key) {
+  return json_number_value(json_object_get(json_object_get(result, "assumed"), key));
+}
+
+/* Neither moments in 8 bits nor, beside parameters in fp32, gradients in bf16, which such a run may not have. */
+static void the_least_is_told_where_nothing_fits(void **state) {
+  (void)state;
+  const char *tiny = CONFIG("tiny.yaml") "--device cpu ";
+  char arguments[512];
+  double least = 1e9;
+  size_t i;
+  const json_t *row;
+  snprintf(arguments, sizeof arguments, "%s --set optimizer.moments=int8 --set train.batch_size=1", tiny);
+  json_t *result = plan(0, arguments);
+  json_array_foreach(json_object_get(result, "table"), i, row) least = fmin(least, bytes_of(row, "total"));
+  json_decref(result);
+  snprintf(arguments, sizeof arguments, "%s --gpu-memory %.9f", tiny, (least - 1) * 1e-9);
+  result = plan(1, arguments);
+  assert_true(json_is_null(json_object_get(result, "recommended")));
+  assert_true(json_is_null(json_object_get(result, "coarser")));
+  assert_true(assumed(result, "matrix_flops_per_s") == 50e12); /* fp32 has no tensor cores */
+  assert_true(advises(result, "The least, train.recompute=block train.micro_batch=1, needs"));
+  json_decref(result);
+}
+
+/* Rates are told in the units of the options and taken in those of the plan. */
+static void what_is_given_is_assumed(void **state) {
+  (void)state;
+  json_t *result = plan(0, CONFIG("tiny.yaml") "--gpus 2 --matrix-tflops 100 --memory-tb-per-s 1.5 --node-gpus 4 "
+                                               "--node-gb-per-s 20 --network-gb-per-s 12.5 --link-efficiency 0.5 "
+                                               "--set bench.prompt_tokens=9");
+  assert_true(assumed(result, "matrix_flops_per_s") == 100e12);
+  assert_true(assumed(result, "memory_bytes_per_s") == 1.5e12);
+  assert_true(assumed(result, "node_gpus") == 4);
+  assert_true(assumed(result, "node_bytes_per_s") == 20e9);
+  assert_true(assumed(result, "network_bytes_per_s") == 12.5e9);
+  assert_true(assumed(result, "link_efficiency") == 0.5);
+  assert_true(assumed(result, "prompt_tokens") == 10); /* <s> besides */
+  json_decref(result);
+}
+
 static void what_cannot_run_is_told(void **state) {
   (void)state;
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
@@ -233,16 +275,20 @@ static void a_benchmark_that_does_not_fit_is_explained(void **state) {
   free(output);
 }
 
-static void the_tiny_configuration_is_measured(const char *device) {
+static void the_tiny_configuration_is_measured(const char *device, int batch, int steps) {
   char call[1024], *output;
   json_error_t problem;
   snprintf(call, sizeof call,
-           "bench " CONFIG("tiny.yaml") "--random-weights --optimizer --batch 1 --steps 1 --json --device %s", device);
+           "bench " CONFIG("tiny.yaml") "--random-weights --optimizer --batch %d --steps %d --json --device %s", batch,
+           steps, device);
   int code = run_train("LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'", call, &output);
   if (code != 0) fail_msg("%s ended with %d:\n%s", call, code, output);
   json_t *object = json_loads(output, 0, &problem);
   if (!object) fail_msg("no JSON object: %s\n%s", problem.text, output);
-  assert_true(json_number_value(json_object_get(object, "samples_per_s")) > 0);
+  const json_t *ms = json_object_get(object, "ms");
+  double min = number_in(ms, "min"), median = number_in(ms, "median"), max = number_in(ms, "max");
+  assert_true(min > 0 && min <= median && median <= max);
+  assert_true(fabs(number_in(object, "samples_per_s") * median - 1e3 * batch) < 1e-6 * batch);
   assert_true(json_integer_value(json_object_get(object, "peak_memory_bytes")) > 20000000);
   json_decref(object);
   free(output);
@@ -265,12 +311,12 @@ static void a_model_without_words_is_planned_and_measured(void **state) {
 
 static void benches_run_on_the_cpu(void **state) {
   (void)state;
-  the_tiny_configuration_is_measured("cpu");
+  the_tiny_configuration_is_measured("cpu", 2, 2);
 }
 
 static void benches_run_on_the_emulator(void **state) {
   (void)state;
-  the_tiny_configuration_is_measured("emu");
+  the_tiny_configuration_is_measured("emu", 1, 1);
 }
 
 int main(void) {
@@ -281,6 +327,8 @@ int main(void) {
       cmocka_unit_test(the_nearest_that_runs_is_planned),
       cmocka_unit_test(many_gpus_are_planned_with_8_bit_moments),
       cmocka_unit_test(sums_of_gradients_are_counted),
+      cmocka_unit_test(the_least_is_told_where_nothing_fits),
+      cmocka_unit_test(what_is_given_is_assumed),
       cmocka_unit_test(what_cannot_run_is_told),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
