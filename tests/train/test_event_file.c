@@ -7,6 +7,7 @@
 #include "tests/train/program.h"
 #include "train/watch/event.pb-c.h"
 #include "train/watch/event_file.h"
+#include "train/watch/metrics.h"
 
 /* Bit by bit, as CRC-32C is defined. */
 static uint32_t crc32c(const uint8_t *data, size_t size) {
@@ -93,6 +94,55 @@ static void frames_records_with_checksums(void **state) {
   hv_unmap(&mapping);
 }
 
+/* The number under the tag of an event, which must have it. */
+static float scalar_in(const Hv__Event *event, const char *tag) {
+  for (size_t i = 0; i < event->summary->n_value; i++) {
+    if (strcmp(event->summary->value[i]->tag, tag) == 0) return event->summary->value[i]->simple_value;
+  }
+  fail_msg("no figure %s", tag);
+  return 0;
+}
+
+static void lines_become_scalars(void **state) {
+  hv_validation held_out = {.loss = 5, .present = {true, true, true, true}, .action_dim = 2, .ensemble_rate = 0.25};
+  held_out.dims[HV_PREDICT_ENSEMBLE][1] = 0.75;
+  hv_metrics_line line = {
+      .step = 4, .learning_rate = 0.5, .result = {.loss = NAN, .skipped = HV_SKIP_LOSS}, .held_out = &held_out};
+  hv_metrics *metrics;
+  assert_ok(hv_metrics_open(*state, 0, true, &metrics));
+  assert_ok(hv_metrics_write(metrics, &line));
+  hv_metrics_close(metrics);
+  hv_mapping mapping;
+  size_t offset = 0;
+  map_newest(*state, 1, &mapping);
+  for (int i = 0; i < 2; i++) hv__event__free_unpacked(next_event(&mapping, &offset), NULL);
+  Hv__Event *event = next_event(&mapping, &offset);
+  assert_int_equal(event->step, 4);
+  assert_true(isnan(scalar_in(event, "train/loss")));
+  assert_true(scalar_in(event, "train/learning_rate") == 0.5f);
+  assert_true(scalar_in(event, "train/skipped") == 1);
+  assert_true(scalar_in(event, "held_out/loss") == 5);
+  assert_true(scalar_in(event, "held_out/ensemble_rate") == 0.25f);
+  assert_true(scalar_in(event, "held_out/error_ensemble_dims/1") == 0.75f);
+  hv__event__free_unpacked(event, NULL);
+  hv_unmap(&mapping);
+}
+
+/* Of the step that is gone on from, and before it, lines stay; one that was cut off does not. */
+static void later_lines_are_dropped(void **state) {
+  hv_metrics *metrics;
+  assert_ok(hv_metrics_open(*state, 0, false, &metrics));
+  for (int64_t step = 1; step <= 3; step++) assert_ok(hv_metrics_write(metrics, &(hv_metrics_line){.step = step}));
+  hv_metrics_close(metrics);
+  must_shell("printf '{\"step\": 2, \"lo' >> '%s'", in_folder(*state, "metrics.jsonl"));
+  assert_ok(hv_metrics_open(*state, 2, false, &metrics));
+  hv_metrics_close(metrics);
+  json_t *lines = read_metrics(*state);
+  assert_int_equal(json_array_size(lines), 2);
+  assert_true(number_in(json_array_get(lines, 1), "step") == 2);
+  json_decref(lines);
+}
+
 static const char *run_of(const char *folder, const char *rest) {
   static char arguments[2048];
   snprintf(arguments, sizeof arguments, "run --config '%s' %s", write_tiny_config(folder, in_folder(folder, "run")),
@@ -176,6 +226,8 @@ static void tensorboard_reads_the_same_figures(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(frames_records_with_checksums, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(lines_become_scalars, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(later_lines_are_dropped, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_resumed_run_begins_a_file_of_its_own, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(event_files_can_be_left_out, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tensorboard_reads_the_same_figures, make_folder, remove_folder),
