@@ -104,6 +104,59 @@ static void reports_what_no_run_writes(void **state) {
   free(page);
 }
 
+/* A run of eighty steps, one of which was skipped, with figures of its own in every place; no file but these is there.
+ */
+static void write_figures(const char *folder) {
+  char lines[16384];
+  size_t used = 0;
+  for (int step = 1; step <= 80; step++) {
+    const char *more = "";
+    if (step == 10) {
+      more = ", \"skipped\": true, \"skip_reason\": \"loss_spike\", \"suspects\": [{\"rank\": 1, "
+             "\"first_sample\": 22, \"samples\": 6, \"frames\": [\"lift.hdf5/demo_0:1\"]}]";
+    } else if (step == 80) {
+      more = ", \"held_out_loss\": 5.25, \"held_out_loss_diffusion\": 0.75, \"held_out_loss_ce\": 4.5, "
+             "\"error_diffusion\": 0.4, \"error_diffusion_dims\": [0.2, 0.6], "
+             "\"error_autoregressive\": 0.3, \"error_autoregressive_dims\": [0.35, 0.25], "
+             "\"error_mean_action\": 0.6, \"error_mean_action_dims\": [0.55, 0.65]";
+    }
+    used += (size_t)snprintf(lines + used, sizeof lines - used,
+                             "{\"step\": %d, \"time\": %d, \"loss_diffusion\": %g, \"loss_ce\": 4%s}\n", step,
+                             1000 + step, step == 80 ? 0.5 : 1.25, more);
+  }
+  assert_true(used < sizeof lines);
+  write_text(in_folder(folder, "metrics.jsonl"), lines);
+  write_text(in_folder(folder, "config.yaml"), "train: {steps: 90}\n");
+  write_text(in_folder(folder, "run.json"), "{\"state\": \"running\", \"start\": 1000}");
+}
+
+static void figures_stand_where_they_belong(void **state) {
+  static const char *const words[] = {
+      "<b>80</b><em>of 90",
+      "<b>0.3000</b><em>autoregressive; the mean action 0.6000</em>",
+      "<b>1 min 20 s</b>", /* to the last figures: nothing says when it ended */
+      "<span>skipped steps</span><b>1</b>",
+      "<td>1</td><td>22 to 27</td><td>lift.hdf5/demo_0:1</td>",
+      "<th>diffusion</th><td class=\"best\">0.2000</td><td>0.6000</td><td>0.4000</td>",
+      "<th>autoregressive</th><td>0.3500</td><td class=\"best\">0.2500</td><td>0.3000</td>",
+      NULL};
+  char arguments[1024];
+  write_figures(*state);
+  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
+  expect_train(0, arguments, "report.html", NULL);
+  char *page = read_file(in_folder(*state, "report.html"));
+  assert_holds(page, words);
+  char *noise = strstr(page, "<h3>Noise head"), *tokens = strstr(page, "<h3>Vocabulary head");
+  assert_true(noise && tokens && noise < tokens);
+  assert_non_null(strstr(tokens, "held out <b>4.5</b>"));
+  *tokens = '\0';
+  /* Means over fewer steps at the end than between: the last is of one. */
+  assert_non_null(strstr(noise, "training <b>0.5</b>"));
+  assert_non_null(strstr(noise, "held out <b>0.75</b>"));
+  assert_int_equal(count(noise, ">0</text>"), 2); /* both axes begin there */
+  free(page);
+}
+
 static void draws_curves_inside_their_frame(void **state) {
   double x[2000], y[2000];
   hv_text drawing = {0};
@@ -112,15 +165,16 @@ static void draws_curves_inside_their_frame(void **state) {
     x[i] = i;
     y[i] = i == 1000 ? 1e30 : sin(i * 0.01);
   }
-  hv_chart chart = {.title = "a < b", .unit = "", .count = 1, .cut_spikes = true};
+  hv_chart chart = {.title = "a < \"b\"", .unit = "", .count = 1, .cut_spikes = true};
   chart.series[0] = (hv_series){.name = "s", .x = x, .y = y, .count = 2000, .colour = 1};
   hv_chart_draw(&chart, &drawing);
   assert_false(drawing.failed);
-  assert_non_null(strstr(drawing.data, "a &lt; b"));
+  assert_non_null(strstr(drawing.data, "a &lt; &quot;b&quot;"));
   assert_true(count(drawing.data, "L") >= 400 && count(drawing.data, "L") <= 520); /* neighbours are averaged */
   assert_null(strstr(strstr(drawing.data, "<svg"), "e+"));                         /* a spike stays near the frame */
   assert_non_null(strstr(drawing.data, "spikes are cut off, the highest is 1e+30</small>"));
   assert_non_null(strstr(drawing.data, ">0</text>"));
+  assert_non_null(strstr(drawing.data, ">-1</text>")); /* the tick below the lowest */
   hv_text_free(&drawing);
 
   y[10] = 100; /* one of few values */
@@ -151,6 +205,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_run_leaves_its_report, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_what_there_is, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_what_no_run_writes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(figures_stand_where_they_belong, make_folder, remove_folder),
       cmocka_unit_test(draws_curves_inside_their_frame),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
