@@ -160,6 +160,13 @@ static hv_status fill_all(hv_params *params, const source *sources, hv_mapped_ra
   return status;
 }
 
+static bool is_carried_along(const hv_config *config, const char *name) {
+  for (int32_t i = 0; i < config->num_towers; i++) {
+    if (hv_vision_is_unused(&config->vision[i], name)) return true;
+  }
+  return false;
+}
+
 hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params, hv_stream *stream,
                                   hv_text *unexpected) {
   return hv_model_directory_fill_others(directory, params, NULL, stream, unexpected);
@@ -185,7 +192,8 @@ hv_status hv_model_directory_fill_others(const hv_model_directory *directory, hv
   HV_CHECK(fill_all(params, sources, ranges, count, stream));
   for (int32_t i = 0; unexpected && i < hv_safetensors_count(directory->tensors); i++) {
     const char *name = hv_safetensors_get(directory->tensors, i)->name;
-    if (hv_params_find(params, name) < 0) hv_text_add(unexpected, "%s\n", name);
+    if (hv_params_find(params, name) >= 0 || is_carried_along(&directory->model.config, name)) continue;
+    hv_text_add(unexpected, "%s\n", name);
   }
 done:
   free(sources);

@@ -26,7 +26,8 @@ char *hv_model_directory_statistics(const char *path);
 HV_NODISCARD hv_status hv_model_directory_check(const hv_model_directory *directory, const hv_params *params);
 
 /* Values of every parameter from the file (params allocated before); nothing is written where the check above fails.
- * Tensors that no parameter asks for are listed in `unexpected`, one a line, if it is not NULL. */
+ * Tensors that no parameter asks for are listed in `unexpected`, one a line, if it is not NULL; not those of the vision
+ * towers that published checkpoints carry along (hv_vision_is_unused). */
 HV_NODISCARD hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params,
                                                hv_stream *stream, hv_text *unexpected);
 

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/nn/linear.h"
 
@@ -82,6 +83,18 @@ hv_status hv_vit_open(const hv_vision_config *config, hv_params *params, hv_vit 
   declare_tokens(config, params, out);
   for (int32_t i = 0; i < out->num_blocks; i++) declare_block(config, params, i, &out->blocks[i]);
   return HV_OK;
+}
+
+bool hv_vision_is_unused(const hv_vision_config *config, const char *name) {
+  char last_block[32];
+  size_t prefix = strlen(config->prefix);
+  snprintf(last_block, sizeof last_block, "blocks.%d.", config->depth - 1);
+  const char *const unused[] = {last_block, "norm.", "attn_pool."};
+  if (strncmp(name, config->prefix, prefix) != 0 || name[prefix] != '.') return false;
+  for (size_t i = 0; i < sizeof unused / sizeof *unused; i++) {
+    if (strncmp(name + prefix + 1, unused[i], strlen(unused[i])) == 0) return true;
+  }
+  return false;
 }
 
 void hv_vit_close(hv_vit *vit) {

@@ -48,6 +48,10 @@ typedef struct hv_vit_saved {
   hv_vit_block_saved *blocks; /* num_blocks of them, owned by the vit that filled it: hv_vit_saved_close */
 } hv_vit_saved;
 
+/* Whether `name` is of a tensor that published checkpoints carry along and no feature depends on: of the tower's last
+ * block, its last norm or its pooling. */
+bool hv_vision_is_unused(const hv_vision_config *config, const char *name);
+
 /* Declares the tower's parameters. HV_ERR_MEMORY. */
 HV_NODISCARD hv_status hv_vit_open(const hv_vision_config *config, hv_params *params, hv_vit *out);
 void hv_vit_close(hv_vit *vit);

@@ -97,6 +97,28 @@ static void parameters_are_filled_from_the_file(void **state) {
   close_store(&s);
 }
 
+/* The file's last block becomes the one that is not read where the tower is said to be a block shorter. */
+static void what_checkpoints_carry_along_is_expected(void **state) {
+  (void)state;
+  store s = open_store(PARITY "one_arm", INT32_MAX);
+  hv_vision_config *tower = &s.directory.model.config.vision[0];
+  hv_text unexpected = {0};
+  char carried[HV_PREFIX_SIZE + 32], read[HV_PREFIX_SIZE + 32];
+  tower->depth--;
+  snprintf(carried, sizeof carried, "%s.blocks.%d.", tower->prefix, tower->depth - 1);
+  snprintf(read, sizeof read, "%s.blocks.%d.", tower->prefix, tower->depth - 2);
+  assert_ok(hv_model_directory_fill(&s.directory, s.params, s.stream, &unexpected));
+  assert_null(strstr(unexpected.data, carried));
+  assert_non_null(strstr(unexpected.data, read));
+  snprintf(carried, sizeof carried, "%s.norm.weight", tower->prefix);
+  assert_true(hv_vision_is_unused(tower, carried));
+  snprintf(carried, sizeof carried, "%s.attn_pool.latent", tower->prefix);
+  assert_true(hv_vision_is_unused(tower, carried));
+  assert_false(hv_vision_is_unused(tower, "llm_backbone.llm.model.norm.weight"));
+  hv_text_free(&unexpected);
+  close_store(&s);
+}
+
 static void all_misfits_are_told_at_once(void **state) {
   (void)state;
   store s = open_store(PARITY "one_arm", 0);
@@ -381,12 +403,20 @@ static void what_others_keep_beside_it_stays(void **state) {
 int main(int argc, char **argv) {
   if (argc > 1) return save_for_ever(argv[1]);
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(the_file_says_what_the_config_does_not), cmocka_unit_test(parameters_are_filled_from_the_file),
-      cmocka_unit_test(all_misfits_are_told_at_once),           cmocka_unit_test(a_folder_without_a_model_is_named),
-      cmocka_unit_test(a_saved_model_opens_the_same),           cmocka_unit_test(a_full_disk_leaves_the_old_model),
-      cmocka_unit_test(what_no_parameter_can_be_is_told),       cmocka_unit_test(what_is_carried_comes_whole),
-      cmocka_unit_test(a_killed_save_leaves_a_whole_model),     cmocka_unit_test(a_directory_takes_anothers_place),
-      cmocka_unit_test(an_empty_directory_stays_and_is_filled), cmocka_unit_test(what_others_keep_beside_it_stays),
+      cmocka_unit_test(the_file_says_what_the_config_does_not),
+      cmocka_unit_test(parameters_are_filled_from_the_file),
+      cmocka_unit_test(the_file_says_what_the_config_does_not),
+      cmocka_unit_test(what_checkpoints_carry_along_is_expected),
+      cmocka_unit_test(all_misfits_are_told_at_once),
+      cmocka_unit_test(a_folder_without_a_model_is_named),
+      cmocka_unit_test(a_saved_model_opens_the_same),
+      cmocka_unit_test(a_full_disk_leaves_the_old_model),
+      cmocka_unit_test(what_no_parameter_can_be_is_told),
+      cmocka_unit_test(what_is_carried_comes_whole),
+      cmocka_unit_test(a_killed_save_leaves_a_whole_model),
+      cmocka_unit_test(a_directory_takes_anothers_place),
+      cmocka_unit_test(an_empty_directory_stays_and_is_filled),
+      cmocka_unit_test(what_others_keep_beside_it_stays),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
