@@ -49,12 +49,31 @@ static hv_status check_episode_name(hv_hdf5 *file, const char *name) {
                   hv_hdf5_path(file), name);
 }
 
+/* What holds actions is an episode, which is not passed over in silence for its name. */
+static hv_status check_other_name(hv_hdf5 *file, const char *name) {
+  char path[PATH_SIZE];
+  hv_hdf5_kind kind;
+  HV_TRY(join(file, path, "data", name, ""));
+  HV_TRY(hv_hdf5_find(file, path, &kind));
+  if (kind != HV_HDF5_GROUP) return HV_OK;
+  HV_TRY(join(file, path, "data", name, "actions"));
+  HV_TRY(hv_hdf5_find(file, path, &kind));
+  if (kind == HV_HDF5_ABSENT) return HV_OK;
+  return hv_error(HV_ERR_INPUT,
+                  "%s: /data/%s: holds actions as an episode does, and is not called demo_ and a number; rename or "
+                  "remove it",
+                  hv_hdf5_path(file), name);
+}
+
 static hv_status list_all(hv_hdf5 *file, hv_string_list *out) {
   hv_string_list members;
   HV_TRY(hv_hdf5_children(file, "/data", &members));
   hv_status status = HV_OK;
   for (size_t i = 0; i < members.count; i++) {
-    if (strncmp(members.items[i], "demo_", 5) != 0) continue;
+    if (strncmp(members.items[i], "demo_", 5) != 0) {
+      HV_CHECK(check_other_name(file, members.items[i]));
+      continue;
+    }
     HV_CHECK(check_episode_name(file, members.items[i]));
     HV_CHECK(hv_string_list_append(out, members.items[i]));
   }

@@ -37,6 +37,14 @@ static void no_episodes(hid_t file) {
 static void name_without_number(hid_t file) {
   H5Lmove(file, "/data/demo_1", file, "/data/demo_last", H5P_DEFAULT, H5P_DEFAULT);
 }
+static void other_name(hid_t file) {
+  H5Lmove(file, "/data/demo_1", file, "/data/episode_1", H5P_DEFAULT, H5P_DEFAULT);
+}
+/* A group and a data set that are no episodes. */
+static void names_beside_episodes(hid_t file) {
+  put_u8(file, "/data/notes/actions_of_a_kind", 1, (const hsize_t[]){1}, (const uint8_t[]){1}, H5P_DEFAULT);
+  put_u8(file, "/data/version", 1, (const hsize_t[]){1}, (const uint8_t[]){1}, H5P_DEFAULT);
+}
 static void name_twice(hid_t file) {
   H5Lcreate_hard(file, "/data/demo_1", file, "/data/demo_01", H5P_DEFAULT, H5P_DEFAULT);
 }
@@ -249,6 +257,14 @@ static const damage damages[] = {
     {"no /data", no_data, INSPECT, 2, "small.hdf5", {"none of the known layouts", "other", "robomimic"}, NULL},
     {"zero demos", no_episodes, INSPECT, 2, "/data", {"no episode", "demo_0"}, NULL},
     {"a name without a number", name_without_number, STATS, 2, "/data/demo_last", {"integer"}, NULL},
+    {"an episode of another name",
+     other_name,
+     STATS,
+     2,
+     "/data/episode_1",
+     {"holds actions", "demo_ and a number"},
+     NULL},
+    {"other names beside episodes", names_beside_episodes, STATS, 0, NULL, {NULL}, ""},
     {"a number twice", name_twice, STATS, 2, "/data", {"demo_01", "demo_1", "same number"}, NULL},
     {"LIBERO", libero, STATS, 2, "small.hdf5", {"none of the known layouts"}, NULL},
     {"wrong num_samples", wrong_num_samples, STATS, 2, "/data/demo_1", {"num_samples is 9", "6 rows"}, "demo_1"},
