@@ -1,6 +1,7 @@
 /* Linear layers and their gradients: products by hv_matmul, and what its epilogues cannot do in one pass over the
  * result:
  *   linear                  y = activation(z) + residual, z = x weightᵀ + bias
+ *   linear_swiglu           y = silu(gate) ∘ up, [gate | up] = x weightᵀ
  *   linear_backward_input   dx = (dy weight) ∘ activation'(pre) + add
  *   linear_backward_weight  dweight += (or =) dyᵀ x, dbias += column sums of dy
  * The library adds biases, residuals (a product is added to them) and the tanh GELU; it has no exact GELU, SiLU or
@@ -161,7 +162,7 @@ static void linear_in_two_passes(hv_stream *stream, const hv_linear_args *args) 
 
 void hv_cuda_linear(hv_stream *stream, const hv_linear_args *args) {
   if (args->x.rows == 0) return;
-  if (hv_linear_is_few(args)) {
+  if (hv_linear_is_few(args->x, args->weight)) {
     hv_linear_few(stream, args);
     return;
   }
@@ -176,6 +177,20 @@ void hv_cuda_linear(hv_stream *stream, const hv_linear_args *args) {
   }
   linear_scratch scratch = take_scratch(stream, 0);
   if (scratch.workspace) multiply(stream, &product, &scratch);
+}
+
+void hv_cuda_linear_swiglu(hv_stream *stream, const hv_linear_swiglu_args *args) {
+  if (!args->keep && hv_linear_is_few(args->x, args->weight)) {
+    hv_linear_swiglu_few(stream, args);
+    return;
+  }
+  hv_linear_args linear = {};
+  linear.x = args->x;
+  linear.weight = args->weight;
+  linear.y = args->gate_up;
+  hv_cuda_linear(stream, &linear);
+  hv_swiglu_args swiglu = {args->gate_up, args->y};
+  hv_cuda_swiglu(stream, &swiglu);
 }
 
 /* dx = dz ∘ activation'(pre) + add, add optional; dz may be dx. */

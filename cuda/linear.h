@@ -1,11 +1,12 @@
-/* linear for few rows: a prediction's steps. */
+/* linear and linear_swiglu for few rows: a prediction's steps. */
 #ifndef HV_CUDA_LINEAR_H
 #define HV_CUDA_LINEAR_H
 
 #include "core/tensor/ops.h"
 
-/* Whether hv_linear_few takes the operands: bf16, at most 16 rows, rows of x and weight that 16 bytes at a time fit. */
-bool hv_linear_is_few(const hv_linear_args *args);
+/* Whether these take the operands: bf16, at most 16 rows, rows of x and weight that 16 bytes at a time fit. */
+bool hv_linear_is_few(hv_tensor x, hv_tensor weight);
 void hv_linear_few(hv_stream *stream, const hv_linear_args *args);
+void hv_linear_swiglu_few(hv_stream *stream, const hv_linear_swiglu_args *args); /* keeps no gate_up */
 
 #endif

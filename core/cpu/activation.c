@@ -105,6 +105,11 @@ void HV_KERNEL(swiglu)(hv_cpu_pool *pool, const hv_swiglu_args *args) {
   hv_cpu_for(pool, count, hv_cpu_grain(4 * HV_CHUNK), swiglu_chunks, args);
 }
 
+void HV_KERNEL(linear_swiglu)(hv_cpu_pool *pool, const hv_linear_swiglu_args *args) {
+  HV_KERNEL(linear)(pool, &(hv_linear_args){.x = args->x, .weight = args->weight, .y = args->gate_up});
+  HV_KERNEL(swiglu)(pool, &(hv_swiglu_args){.gate_up = args->gate_up, .y = args->y});
+}
+
 static void swiglu_backward_chunks(const void *context, int64_t first, int64_t last, void *scratch) {
   (void)scratch;
   const hv_swiglu_backward_args *a = context;

@@ -177,6 +177,7 @@ static bool admit(hv_stream *stream, hv_status error) {
   X(residual_add, x)                                                                                                   \
   X(residual_scale_backward, dy)                                                                                       \
   X(swiglu, y)                                                                                                         \
+  X(linear_swiglu, y)                                                                                                  \
   X(swiglu_backward, dy)                                                                                               \
   X(rotary, cos_sin)                                                                                                   \
   X(attention, q)                                                                                                      \

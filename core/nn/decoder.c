@@ -205,11 +205,15 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
                                       .residual = has_query_rows(rows) ? saved->query_x : x,
                                       .y = saved->sum});
   norm(llm, params, layer->post_norm, saved->sum, saved->norm2, saved->stats2, stream);
-  hv_linear(stream, &(hv_linear_args){.x = saved->norm2,
-                                      .weight = hv_param_stacked_value(params, layer->gate_up, 2),
-                                      .y = saved->gate_up});
-  if (hv_present(y)) {
-    hv_swiglu(stream, &(hv_swiglu_args){.gate_up = saved->gate_up, .y = saved->hidden});
+  hv_tensor gate_up_weight = hv_param_stacked_value(params, layer->gate_up, 2);
+  if (!hv_present(y)) {
+    hv_linear(stream, &(hv_linear_args){.x = saved->norm2, .weight = gate_up_weight, .y = saved->gate_up});
+  } else {
+    hv_linear_swiglu(stream, &(hv_linear_swiglu_args){.x = saved->norm2,
+                                                      .weight = gate_up_weight,
+                                                      .gate_up = saved->gate_up,
+                                                      .keep = hv_present(saved->stats2),
+                                                      .y = saved->hidden});
     hv_linear(stream,
               &(hv_linear_args){
                   .x = saved->hidden, .weight = hv_param_value(params, layer->down), .residual = saved->sum, .y = y});

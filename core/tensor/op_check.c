@@ -19,7 +19,7 @@ enum {
   ANY = -1,
 };
 
-typedef enum direction { READ, WRITE } direction;
+typedef enum direction { READ, WRITE, SCRATCH /* written, and means nothing afterwards */ } direction;
 
 /* An operation under examination: the first thing found wrong, and what its operands add up to. */
 typedef struct exam {
@@ -140,7 +140,7 @@ static bool may_lie_on(const exam *e, int result, int other, const char *const *
  * same view. */
 static void check_aliases(exam *e, const char *const *allowed) {
   for (int i = 0; i < e->operands && !e->status; i++) {
-    if (e->seen[i].access != WRITE) continue;
+    if (e->seen[i].access == READ) continue;
     for (int j = 0; j < e->operands; j++) {
       if (i == j || !overlap(&e->seen[i].tensor, &e->seen[j].tensor)) continue;
       if (may_lie_on(e, i, j, allowed) || may_lie_on(e, j, i, allowed)) continue;
@@ -265,6 +265,17 @@ static void examine_residual_scale_backward(exam *e, const hv_residual_scale_bac
 static void examine_swiglu(exam *e, const hv_swiglu_args *a) {
   int t = type_operand(e, "y", a->y, -1, -1, WRITE);
   operand(e, "gate_up", a->gate_up, t, a->y.rows, 2 * a->y.cols, READ);
+  check_aliases(e, NO_ALIASES);
+}
+
+static void examine_linear_swiglu(exam *e, const hv_linear_swiglu_args *a) {
+  int64_t n = a->x.rows, in = a->x.cols, f = a->y.cols;
+  int t = type_operand(e, "x", a->x, -1, -1, READ);
+  operand(e, "weight", a->weight, t, 2 * f, in, READ);
+  operand_rows(e, "gate_up", a->gate_up, t, n, 2 * f, a->keep ? WRITE : SCRATCH, a->keep ? n : 0);
+  operand(e, "y", a->y, t, n, f, WRITE);
+  add_product(e, n, 2 * f, in);
+  add_weight(e, a->weight);
   check_aliases(e, NO_ALIASES);
 }
 

@@ -128,6 +128,15 @@ typedef struct hv_swiglu_args {
   hv_tensor y;       /* T [n, f] */
 } hv_swiglu_args;
 
+/* gate_up = x weightᵀ and y = silu(gate) ∘ up in one call: with few rows in one pass over the weights. */
+typedef struct hv_linear_swiglu_args {
+  hv_tensor x;       /* T [n, in] */
+  hv_tensor weight;  /* T [2 f, in] */
+  hv_tensor gate_up; /* T [n, 2 f]; what it holds afterwards has a meaning with `keep` only */
+  bool keep;
+  hv_tensor y; /* T [n, f] */
+} hv_linear_swiglu_args;
+
 /* With y, what the forward pass gave is made again in the pass that reads gate_up anyway. */
 typedef struct hv_swiglu_backward_args {
   hv_tensor gate_up;  /* T [n, 2 f] */
@@ -414,6 +423,7 @@ typedef struct hv_exchange_args {
   X(residual_add)                                                                                                      \
   X(residual_scale_backward)                                                                                           \
   X(swiglu)                                                                                                            \
+  X(linear_swiglu)                                                                                                     \
   X(swiglu_backward)                                                                                                   \
   X(rotary)                                                                                                            \
   X(attention)                                                                                                         \

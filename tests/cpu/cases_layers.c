@@ -249,6 +249,25 @@ static void swiglu(op_env *env) {
   op_compare(env, "y", &y, expected);
 }
 
+static void linear_swiglu(op_env *env) {
+  int64_t n = op_size(env), in = op_depth(env), f = op_size(env);
+  bool keep = op_coin(env);
+  op_operand x = op_random(env, OP_T, n, in, 1, 0), weight = op_random(env, OP_T, 2 * f, in, 1.5 / sqrt((double)in), 0);
+  op_operand gate_up = op_result(env, OP_T, n, 2 * f), y = op_result(env, OP_T, n, f);
+  double *product = op_array(env, n * 2 * f), *expected = op_array(env, n * f);
+  for (int64_t i = 0; i < n; i++) {
+    double *row = product + i * 2 * f;
+    for (int64_t j = 0; j < 2 * f; j++) {
+      for (int64_t k = 0; k < in; k++) row[j] += x.host[i * in + k] * weight.host[j * in + k];
+    }
+    for (int64_t j = 0; j < f; j++) expected[i * f + j] = activate(HV_ACT_SILU, row[j]) * row[f + j];
+  }
+  OP_RUN(env, linear_swiglu, .x = x.at[side], .weight = weight.at[side], .gate_up = gate_up.at[side], .keep = keep,
+         .y = y.at[side]);
+  if (keep) op_compare(env, "gate_up", &gate_up, product);
+  op_compare(env, "y", &y, expected);
+}
+
 static void swiglu_backward(op_env *env) {
   int64_t n = op_size(env), f = op_width(env, n);
   op_operand gate_up = op_random(env, OP_T, n, 2 * f, 2, 0), dy = op_random(env, OP_T, n, f, 1, 0);
@@ -348,6 +367,7 @@ const op_case op_layer_cases[] = {
     {"residual_add", residual_add},
     {"residual_scale_backward", residual_scale_backward},
     {"swiglu", swiglu},
+    {"linear_swiglu", linear_swiglu},
     {"swiglu_backward", swiglu_backward},
     {"rotary", rotary},
     {NULL, NULL},

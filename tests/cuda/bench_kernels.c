@@ -214,11 +214,38 @@ static void bench_linear(bench *b, int64_t rows, int64_t in, int64_t out) {
   release_all(b);
 }
 
+typedef struct linear_swiglu_work {
+  hv_linear_swiglu_args args[COPIES];
+} linear_swiglu_work;
+
+static void run_linear_swiglu(bench *b, const void *work, int index) {
+  hv_linear_swiglu(b->stream, &((const linear_swiglu_work *)work)->args[index % COPIES]);
+}
+
+static void bench_linear_swiglu(bench *b, int64_t rows, int64_t in, int64_t width) {
+  if (b->small) in = in / 512 * 8 + 8, width /= 64;
+  linear_swiglu_work w;
+  hv_linear_swiglu_args one = {.x = numbers(b, rows, in)};
+  one.gate_up = blank(b, HV_BF16, rows, 2 * width);
+  one.y = blank(b, HV_BF16, rows, width);
+  for (int i = 0; i < COPIES; i++) {
+    w.args[i] = one;
+    w.args[i].weight = numbers(b, 2 * width, in);
+  }
+  char text[96];
+  snprintf(text, sizeof text, "linear_swiglu, %lld rows, %lld to 2 x %lld", (long long)rows, (long long)in,
+           (long long)width);
+  print(text, measure(b, run_linear_swiglu, &w), 4.0 * (double)(rows * in * width),
+        2.0 * (double)(rows * in + 2 * in * width + rows * width));
+  release_all(b);
+}
+
 static void bench_linears(bench *b) {
   static const int64_t sizes[][2] = {{4096, 12288}, {4096, 4096}, {4096, 22016}, {11008, 4096}, {4096, 32064}};
   static const int64_t rows[] = {1, 13, 16, 17, 10656};
   for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) bench_linear(b, rows[r], sizes[s][0], sizes[s][1]);
+    if (rows[r] <= 16) bench_linear_swiglu(b, rows[r], 4096, 11008);
   }
 }
 

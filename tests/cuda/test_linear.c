@@ -58,6 +58,17 @@ static void run_linear(op_env *env, shape s, variant v) {
   if (v.pre) op_compare_sides(env, "pre", &pre);
 }
 
+/* y has `out` columns: with 16 rows or fewer they and what they are made of come from one launch, if that is not kept.
+ */
+static void run_linear_swiglu(op_env *env, shape s, variant v) {
+  op_operand x = matrix(env, s.rows, s.in, 1), weight = matrix(env, 2 * s.out, s.in, spread(s.in));
+  op_operand gate_up = op_result(env, OP_T, s.rows, 2 * s.out), y = op_result(env, OP_T, s.rows, s.out);
+  OP_RUN(env, linear_swiglu, .x = x.at[side], .weight = weight.at[side], .gate_up = gate_up.at[side], .keep = v.pre,
+         .y = y.at[side]);
+  op_compare_sides(env, "y", &y);
+  if (v.pre) op_compare_sides(env, "gate_up", &gate_up);
+}
+
 static void run_backward_input(op_env *env, shape s, variant v) {
   op_operand dy = matrix(env, s.rows, s.out, 1);
   op_operand weight = matrix(env, s.out, s.in, spread(s.out));
@@ -82,18 +93,23 @@ static void run_backward_weight(op_env *env, shape s, variant v) {
 
 typedef void (*run_one)(op_env *env, shape s, variant v);
 
-/* Every activation once, the other choices by chance. */
-static void run_all(const char *name, hv_dtype dtype, run_one run) {
+/* At every shape, with the first `activations_tried` of five activations and other choices by chance. */
+static void run_with(const char *name, hv_dtype dtype, run_one run, int activations_tried) {
   op_env env;
   open_both(&env, dtype, "1");
   env.name = name;
   for (int i = 0; i < SHAPES * 5; i++) {
+    if (i % 5 >= activations_tried) continue;
     env.seed = (uint64_t)i + 1;
     env.draws = 0;
     run(&env, shapes[i / 5], variant_of(&env, i));
     op_env_clear(&env);
   }
   close_both(&env);
+}
+
+static void run_all(const char *name, hv_dtype dtype, run_one run) {
+  run_with(name, dtype, run, 5);
 }
 
 static void linear_fp32(void **state) {
@@ -103,6 +119,14 @@ static void linear_fp32(void **state) {
 static void linear_bf16(void **state) {
   (void)state;
   run_all("linear", HV_BF16, run_linear);
+}
+static void linear_swiglu_fp32(void **state) {
+  (void)state;
+  run_with("linear_swiglu", HV_F32, run_linear_swiglu, 2);
+}
+static void linear_swiglu_bf16(void **state) {
+  (void)state;
+  run_with("linear_swiglu", HV_BF16, run_linear_swiglu, 2);
 }
 static void backward_input_fp32(void **state) {
   (void)state;
@@ -234,6 +258,8 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(linear_fp32),
       cmocka_unit_test(linear_bf16),
+      cmocka_unit_test(linear_swiglu_fp32),
+      cmocka_unit_test(linear_swiglu_bf16),
       cmocka_unit_test(backward_input_fp32),
       cmocka_unit_test(backward_input_bf16),
       cmocka_unit_test(backward_weight_fp32),
