@@ -156,16 +156,22 @@ int64_t hv_trainer_batch(const hv_trainer *trainer) {
 }
 
 /* The losses of all parts and ranks, each divided by what the whole batch holds, and the caller's own numbers. Waits
- * for the device, and for the other ranks. */
-static hv_status sum_over_ranks(hv_trainer *trainer, hv_step_result *out) {
-  double sums[2 + HV_TRAINER_NUMBERS] = {0};
-  HV_TRY(hv_stream_synchronize(trainer->stream));
+ * for the device, and for the other ranks; `own`, what this rank has failed with or NULL, becomes an error of all. */
+static hv_status sum_over_ranks(hv_trainer *trainer, hv_status own, hv_step_result *out) {
+  enum { FAILED = 2 + HV_TRAINER_NUMBERS, SUMS };
+  double sums[SUMS] = {0};
+  hv_status status = hv_stream_synchronize(trainer->stream);
+  if (status) return hv_status_first(own, status);
   for (int32_t part = 0; part < trainer->parts; part++) {
     for (int i = 0; i < 2; i++) sums[i] += trainer->losses[part][i];
   }
   memcpy(sums + 2, trainer->numbers, sizeof trainer->numbers);
   if (!is_alone(trainer)) {
-    HV_TRY(hv_comm_sum(trainer->comm, "losses, signals and files", sums, 2 + HV_TRAINER_NUMBERS));
+    own = hv_status_first(own, hv_nan_watch_status(trainer->device));
+    sums[FAILED] = own ? 1 : 0;
+    status = hv_comm_sum(trainer->comm, "losses, signals and files", sums, SUMS);
+    if (status) return hv_status_first(own, status);
+    if (sums[FAILED] > 0) return hv_comm_agree(trainer->comm, "the step", own);
   }
   memcpy(trainer->numbers, sums + 2, sizeof trainer->numbers);
   out->loss_diffusion = sums[0];
@@ -174,14 +180,14 @@ static hv_status sum_over_ranks(hv_trainer *trainer, hv_step_result *out) {
   return HV_OK;
 }
 
-/* Clips and updates, unless a spike rules the update out: then the figures are waited for before it is queued. Several
- * ranks add theirs up before it, too: behind it, these sums would wait for all values that it publishes, which the next
- * forward pass hides. */
-static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_result *out) {
+/* Clips and updates, unless a spike or an error rules the update out: then the figures are waited for before it is
+ * queued. Several ranks add theirs up before it, too: behind it, these sums would wait for all values that it
+ * publishes, which the next forward pass hides. */
+static hv_status update(hv_trainer *trainer, hv_status own, double learning_rate, hv_step_result *out) {
   bool judged = trainer->spikes.factor > 0, ahead = judged || !is_alone(trainer), not_finite;
   hv_nan_watch_pass(trainer->device, "update");
   hv_optimizer_measure(trainer->optimizer, learning_rate, trainer->stream);
-  if (ahead) HV_TRY(sum_over_ranks(trainer, out));
+  if (ahead) HV_TRY(sum_over_ranks(trainer, own, out));
   if (judged) {
     out->grad_norm = hv_optimizer_norm(trainer->optimizer);
     if (isfinite(out->grad_norm)) {
@@ -193,7 +199,7 @@ static hv_status update(hv_trainer *trainer, double learning_rate, hv_step_resul
   hv_optimizer_update(trainer->optimizer, trainer->stream);
   hv_ema_update(trainer->ema, trainer->stream);
   hv_trace_end(span, trainer->stream);
-  HV_TRY(ahead ? hv_stream_synchronize(trainer->stream) : sum_over_ranks(trainer, out));
+  HV_TRY(ahead ? hv_stream_synchronize(trainer->stream) : sum_over_ranks(trainer, own, out));
   hv_optimizer_finish(trainer->optimizer, &out->grad_norm, &not_finite);
   out->skipped = not_finite ? HV_SKIP_NOT_FINITE : HV_SKIP_NONE;
   if (!not_finite) hv_spike_add(&trainer->spikes, &trainer->means, out->loss, out->grad_norm);
@@ -230,26 +236,38 @@ hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *sourc
   return status;
 }
 
+/* Goes on to the next batch, or stays with the one that it has where there is none to be had. */
+static hv_status take_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
+  trainer->current = 1 - trainer->current;
+  trainer->built = false;
+  hv_status status = send_next(trainer, source, step);
+  if (status) trainer->current = 1 - trainer->current;
+  return status;
+}
+
+/* A rank that fails alone, over a batch that it cannot read, goes through the rest of the step, in which the others
+ * wait for it: in the sum at its end all hear of it, and none changes anything. */
 hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate, hv_step_result *out) {
   hv_stream *stream = trainer->stream;
   double start = hv_clock_seconds();
   *out = (hv_step_result){0};
   HV_TRY(hv_trainer_read_ahead(trainer, source));
   hv_params_zero_gradients(trainer->params, stream);
+  hv_status own = HV_OK;
   for (int32_t part = 0; part < trainer->parts; part++) {
     hv_model_activations activations;
     run_pass(trainer, part + 1 == trainer->parts, &activations);
     download_loss(trainer, activations.loss_diffusion, &trainer->losses[part][0]);
     download_loss(trainer, activations.loss_ce, &trainer->losses[part][1]);
-    trainer->current = 1 - trainer->current;
-    trainer->built = false;
-    HV_TRY(send_next(trainer, source, trainer->step + (part + 1 == trainer->parts)));
+    if (!own) own = take_next(trainer, source, trainer->step + (part + 1 == trainer->parts));
+    if (own && is_alone(trainer)) return own;
   }
   if (!is_alone(trainer)) {
-    HV_TRY(hv_stream_synchronize(stream));
+    hv_status status = hv_stream_synchronize(stream);
+    if (status) return hv_status_first(own, status);
     out->own_seconds = hv_clock_seconds() - start;
   }
-  HV_TRY(update(trainer, learning_rate, out));
+  HV_TRY(update(trainer, own, learning_rate, out));
   /* Events order the streams, and leave each its own errors. The copy itself has had the whole step to end. */
   HV_TRY(hv_error_context(hv_stream_synchronize(trainer->uploads), "sending a batch to the device"));
   HV_TRY(hv_arena_status(&trainer->arena));

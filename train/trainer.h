@@ -102,7 +102,8 @@ typedef struct hv_step_result {
 } hv_step_result;
 
 /* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW, the average; no update where
- * a gradient is not finite or `spikes` rules it out. Waits for the device and for the other ranks. */
+ * a gradient is not finite or `spikes` rules it out. Waits for the device and for the other ranks. Where one of several
+ * ranks cannot read a batch, all of them end with an error, together (hv_comm_all_know), and nothing was updated. */
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 

@@ -130,13 +130,19 @@ static hv_status measure_loss(measurement *m, const hv_loader_batch *loaded) {
   return HV_OK;
 }
 
+/* The batch that is next, on all ranks or on none: in what follows they may wait for one another. */
+static hv_status next_batch(const measurement *m, const hv_loader_batch **out) {
+  hv_status status = hv_loader_next(m->loader, out);
+  return m->trainer->comm ? hv_comm_agree(m->trainer->comm, "reading held-out frames", status) : status;
+}
+
 static hv_status measure_batches(measurement *m, hv_validation *out) {
   double start = hv_clock_seconds();
   for (;;) {
     const hv_loader_batch *loaded;
     hv_progress_work(m->progress, "held-out frames", out->frames, hv_loader_samples(m->loader),
                      hv_clock_seconds() - start);
-    HV_TRY(hv_loader_next(m->loader, &loaded));
+    HV_TRY(next_batch(m, &loaded));
     if (!loaded) return HV_OK;
     hv_status status = loaded->batch.samples > 0 ? measure_loss(m, loaded) : HV_OK;
     for (int32_t s = 0; s < loaded->batch.samples && !status; s++) status = predict(m, loaded, s, out);

@@ -173,10 +173,11 @@ static hv_status check_numbers(hv_comm *comm) {
     return hv_error(HV_ERR_NO, "the sums are %g and %g", values[0], values[1]);
   }
   HV_TRY(hv_comm_agree(comm, "a shared task", HV_OK));
+  if (hv_comm_all_know(comm)) return hv_error(HV_ERR_NO, "rank %d takes success for an error", comm->rank);
   bool fails = comm->rank == 1 || comm->rank == comm->size - 1;
   hv_status status = hv_comm_agree(comm, "a shared task", fails ? hv_error(HV_ERR_IO, "my disk is full") : HV_OK);
   const char *want = fails ? "my disk is full" : "a shared task failed on rank 1: my disk is full";
-  bool right = status && strstr(hv_status_message(status), want);
+  bool right = status && strstr(hv_status_message(status), want) && hv_comm_all_know(comm);
   if (!right) return hv_error(HV_ERR_NO, "rank %d hears \"%s\"", comm->rank, hv_status_message(status));
   hv_status_free(status);
   return hv_comm_status(comm);

@@ -79,6 +79,7 @@ static void one_rank_has_nothing_to_do(void **state) {
   assert_ok(hv_comm_barrier(comm, "the end"));
   assert_true(values[0] == 1 && values[3] == 4 && sum == 2.5);
   assert_error(hv_comm_agree(comm, "a task", hv_error(HV_ERR_IO, "no disk")), "no disk");
+  assert_true(hv_comm_all_know(comm));
   assert_non_null(strstr(hv_text_string(&record), "all_gather fp32 4 values\nbroadcast fp32 4 values\n"));
   hv_comm_record(comm, NULL);
   hv_text_free(&record);

@@ -12,6 +12,7 @@
 #include "core/io/safetensors.h"
 #include "tests/check.h"
 #include "tests/comm/ranks.h"
+#include "tests/train/damaged_demonstrations.h"
 #include "tests/train/program.h"
 
 enum { STEPS = 12, LONGER = 40 /* steps: some seconds */ };
@@ -216,8 +217,8 @@ typedef struct outcomes {
 } outcomes;
 
 /* Kills one of two ranks `ms` milliseconds after the first step, and mpirun with it where `launcher` says so. The other
- * rank names it and ends within a minute, and so does mpirun; also where mpirun crashes over the loss (with SIGSEGV, as
- * some versions do now and then). */
+ * rank names it, tells what there is to go on from, and ends within a minute, and so does mpirun; also where mpirun
+ * crashes over the loss (with SIGSEGV, as some versions do now and then). */
 static void kill_a_rank_of(const char *folder, const char *name, const char *settings, int64_t ms, bool launcher,
                            outcomes *out) {
   char log[512], named[64];
@@ -235,7 +236,8 @@ static void kill_a_rank_of(const char *folder, const char *name, const char *set
   int code = wait_for_all(mpirun, other, start, &seconds);
   snprintf(named, sizeof named, "(process %d on ", (int)victim);
   char *text = read_file(log);
-  bool clear = strstr(text, named) && strstr(text, "has died") && strstr(text, "cannot end on rank");
+  bool clear = strstr(text, named) && strstr(text, "has died") && strstr(text, "cannot end on rank") &&
+               strstr(text, "to go on from");
   if (code == 0 || !clear) fail_msg("two ranks, one killed after %d ms, ended with %d:\n%s", (int)ms, code, text);
   free(text);
   out->killed++;
@@ -373,6 +375,32 @@ static void ranks_that_end_together_complete_their_checkpoint(void **state) {
   json_decref(line);
 }
 
+/* Nor does one rank's error, of which the others hear in the step in which it came up: here a picture that cannot be
+ * read, in the batch that follows, or in the midst of a step. */
+static void one_ranks_error_costs_no_checkpoint(void **state) {
+  static const struct {
+    int sample; /* of batches of 8, half of each for either rank */
+    const char *settings, *checkpoint;
+  } cases[] = {
+      {28, "", "checkpoints/step-2/state.json"},
+      {28, "--set parallel.sharding=parameters", "checkpoints/step-2/state.json"},
+      {29, "--set train.micro_batch=1 --set parallel.sharding=gradients", "checkpoints/step-3/state.json"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    char rest[512], name[16];
+    const char *path = in_folder(*state, "damaged.hdf5");
+    const char *episode = write_damaged_demonstrations(path, frame_of_sample(cases[i].sample));
+    snprintf(name, sizeof name, "run-%zu", i);
+    snprintf(rest, sizeof rest, "--set 'data.files=%s' --set checkpoint.interval=1 %s", path, cases[i].settings);
+    expect_ranks(2, 2, run_of(*state, name, rest), "the step failed on rank 1: ", episode);
+    if (!hv_file_exists(in_run(*state, name, cases[i].checkpoint))) fail_msg("%s: no %s", name, cases[i].checkpoint);
+    char *card = read_file(in_run(*state, name, "run.json"));
+    assert_true(strstr(card, "\"failed\"") && strstr(card, episode));
+    free(card);
+    assert_true(hv_file_exists(in_run(*state, name, "report.html")));
+  }
+}
+
 /* One of two ranks is stopped three quarters of the time: more than the other can lose to whatever else the machine is
  * busy with. */
 static void a_slow_rank_is_told(void **state) {
@@ -437,6 +465,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_rank_and_mpirun_killed_together_end_the_others, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_skip_the_same_steps, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_end_together_complete_their_checkpoint, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(one_ranks_error_costs_no_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_rank_may_measure_more_slowly, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_keep_the_best_model, make_folder, remove_folder),

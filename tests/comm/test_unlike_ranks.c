@@ -5,6 +5,7 @@
 
 #include "tests/check.h"
 #include "tests/comm/ranks.h"
+#include "tests/train/damaged_demonstrations.h"
 #include "tests/train/program.h"
 
 /* A run of two ranks; the second has a variable of the environment and a setting of its own ("": none). Valid until the
@@ -95,6 +96,18 @@ static void what_one_rank_cannot_begin_leaves_nothing(void **state) {
   assert_false(hv_file_exists(in_folder(folder, "run")));
 }
 
+/* A held-out frame that one rank cannot read is no riddle to the other, which writes what there is to say of it. */
+static void all_hear_of_a_held_out_frame_that_cannot_be_read(void **state) {
+  char own[512];
+  const char *path = in_folder(*state, "damaged.hdf5"), *episode = write_damaged_demonstrations(path, 0);
+  snprintf(own, sizeof own, "data.files=%s", path);
+  end_two(2, *state, "run", "--set data.valid_split=train --set validation.samples=3", "", own,
+          "reading held-out frames failed on rank 1: ");
+  char *card = read_file(in_run(*state, "run", "run.json"));
+  assert_true(strstr(card, "\"failed\"") && strstr(card, episode));
+  free(card);
+}
+
 static int count_words(const char *text, const char *words) {
   int count = 0;
   for (const char *at = text; (at = strstr(at, words)) != NULL; at++) count++;
@@ -136,6 +149,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(all_take_what_the_first_measured, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_is_not_one_run_is_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_one_rank_cannot_begin_leaves_nothing, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(all_hear_of_a_held_out_frame_that_cannot_be_read, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_wait_for_checkpoints_where_one_lacks_memory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_wait_for_the_one_that_reads_slowly, make_folder, remove_folder),
   };

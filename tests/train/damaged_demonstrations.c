@@ -6,7 +6,12 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 
-enum { EPISODES = 10 /* demo_0 to demo_9, that the tiny configuration trains on */, PATH_SIZE = 64 };
+/* The training split is demo_0 to demo_9. */
+enum { FRAMES = 435, PATH_SIZE = 64 };
+
+int64_t frame_of_sample(int64_t sample) {
+  return hv_sample_order(0, 0, FRAMES, sample);
+}
 
 /* The pictures of an episode; how many. */
 static hid_t open_pictures(hid_t file, int episode, hsize_t *frames) {
@@ -20,25 +25,20 @@ static hid_t open_pictures(hid_t file, int episode, hsize_t *frames) {
   return set;
 }
 
-const char *write_damaged_demonstrations(const char *path, int64_t sample) {
+const char *write_damaged_demonstrations(const char *path, int64_t frame) {
   static const char junk[] = "this is not deflate";
   static char name[PATH_SIZE];
-  hsize_t frames, total = 0;
+  hsize_t frames, at = (hsize_t)frame;
   must_shell("cp '" DEMONSTRATIONS "' '%s' && chmod u+w '%s'", path, path);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
   assert_true(file >= 0);
-  for (int e = 0; e < EPISODES; e++) {
-    H5Dclose(open_pictures(file, e, &frames));
-    total += frames;
-  }
-  hsize_t frame = (hsize_t)hv_sample_order(0, 0, (int64_t)total, sample);
   int episode = 0;
   hid_t set;
-  for (set = open_pictures(file, 0, &frames); frame >= frames; set = open_pictures(file, ++episode, &frames)) {
+  for (set = open_pictures(file, 0, &frames); at >= frames; set = open_pictures(file, ++episode, &frames)) {
     H5Dclose(set);
-    frame -= frames;
+    at -= frames;
   }
-  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (const hsize_t[]){frame, 0, 0, 0}, sizeof junk, junk) >= 0);
+  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (const hsize_t[]){at, 0, 0, 0}, sizeof junk, junk) >= 0);
   H5Dclose(set);
   assert_true(H5Fclose(file) >= 0);
   snprintf(name, sizeof name, "/data/demo_%d", episode);

@@ -30,7 +30,8 @@ static void a_model_that_does_not_fit_leaves_nothing(void **state) {
 
 static void a_first_batch_that_cannot_be_read_leaves_nothing(void **state) {
   char rest[1024];
-  const char *path = in_folder(*state, "damaged.hdf5"), *episode = write_damaged_demonstrations(path, 2);
+  const char *path = in_folder(*state, "damaged.hdf5"),
+             *episode = write_damaged_demonstrations(path, frame_of_sample(2));
   snprintf(rest, sizeof rest, "--set 'data.files=%s'", path);
   expect_nothing_left(*state, rest, episode);
 }

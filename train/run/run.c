@@ -558,13 +558,26 @@ static hv_status train(run *self, int *signal_number) {
   return hv_run_files_finish(self->files);
 }
 
-/* After an error: the checkpoint that is being written meanwhile is of sound steps. Ranks wait for it together, which
- * they can where all know of the error; else the one that has it ends the others (hv_comm_abort). */
+/* The checkpoint that is being written when the run fails is of sound steps. All ranks wait for it, in the place that
+ * the run has begun in. */
 static void keep_checkpoint(const run *self) {
-  if ((self->comm->size > 1 && !self->watch.lost) || !is_in_place(self)) return;
-  hv_status late = hv_run_files_settle(self->files);
+  hv_status moved = hv_comm_agree(self->comm, "looking for the run directory", hv_run_card_check(self->card));
+  hv_status late = moved ? HV_OK : hv_run_files_settle(self->files);
   if (late) hv_log_warning("%s", hv_status_message(late));
+  hv_status_free(moved);
   hv_status_free(late);
+}
+
+/* Ranks that do not know of an error cannot wait for a checkpoint: the one that has it ends them (hv_comm_abort). It
+ * tells; where a rank was lost, the first two do, of which one is there. */
+static void tell_newest_checkpoint(const run *self) {
+  hv_status lost = hv_comm_status(self->comm);
+  if (!lost || self->comm->rank <= 1) hv_run_files_tell_newest(self->files);
+  hv_status_free(lost);
+}
+
+static bool all_ranks_know(const run *self) {
+  return self->comm->size == 1 || hv_comm_all_know(self->comm);
 }
 
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
@@ -577,12 +590,14 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   bool trains = !status;
   if (trains) status = train(&self, signal_number);
   if (status) hv_interrupt_silence(options->interrupt);
-  if (status && trains) keep_checkpoint(&self);
+  bool together = status && all_ranks_know(&self);
+  if (trains && together) keep_checkpoint(&self);
+  if (trains && status && !together) tell_newest_checkpoint(&self);
   status = end_run(&self, status, *signal_number);
   bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
   if (report) write_report(config->output);
   /* A rank that ends before the others ends them: what they have to write of an error comes first. */
-  if (status && hv_comm_all_know(self.comm)) hv_status_free(hv_comm_barrier(self.comm, "the end of a failed run"));
+  if (together) hv_status_free(hv_comm_barrier(self.comm, "the end of a failed run"));
   return status;
 }

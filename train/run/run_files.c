@@ -365,6 +365,28 @@ hv_status hv_run_files_settle(hv_run_files *files) {
   return patiently(files, settle);
 }
 
+void hv_run_files_tell_newest(const hv_run_files *files) {
+  const char *run = files->with.config->output;
+  int64_t newest = -1;
+  hv_text damaged = {0}, text = {0};
+  hv_status status = hv_checkpoint_newest(run, &newest, &damaged);
+  if (files->phase != IDLE) {
+    hv_text_add(&text, "the checkpoint of step %lld was still being written and is given up; ",
+                (long long)files->manifest.position.step);
+  }
+  if (status) {
+    hv_text_add(&text, "which one there is to go on from cannot be told: %s", hv_status_message(status));
+  } else if (newest < 0) {
+    hv_text_add(&text, "%s holds no whole checkpoint to go on from", run);
+  } else {
+    hv_text_add(&text, "the checkpoint of step %lld is the newest to go on from", (long long)newest);
+  }
+  hv_log_warning("%s", hv_text_string(&text));
+  hv_text_free(&damaged);
+  hv_text_free(&text);
+  hv_status_free(status);
+}
+
 static hv_status finish(hv_run_files *files) {
   HV_TRY(settle(files));
   HV_TRY(save_all(files));

@@ -54,6 +54,10 @@ HV_NODISCARD hv_status hv_run_files_advance(hv_run_files *files, double sum);
  * which all ranks have come to. After an error of a checkpoint nothing is. */
 HV_NODISCARD hv_status hv_run_files_settle(hv_run_files *files);
 
+/* After an error that not all ranks have come to: tells of a checkpoint that it costs, and which one there is to go on
+ * from. */
+void hv_run_files_tell_newest(const hv_run_files *files);
+
 /* Waits for what is being written, and writes a checkpoint and the model of the trainer's step if that is not on disk.
  */
 HV_NODISCARD hv_status hv_run_files_finish(hv_run_files *files);

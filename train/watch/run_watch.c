@@ -73,20 +73,15 @@ static bool is_due(const hv_run_watch *watch, const hv_step_result *result, cons
   return held_out || result->skipped || step == watch->total_steps || step % watch->config->log_interval == 0;
 }
 
-hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
-                              const hv_validation *held_out) {
-  int64_t step = watch->trainer->step, frames = hv_demonstrations_frames(watch->data->train);
-  hv_pace pace;
-  bool paced = watch->pace.steps > 0; /* not before the first step */
-  if (!is_due(watch, result, held_out)) return HV_OK;
-  if (paced) HV_TRY(hv_pace_measure(watch->trainer->comm, &watch->pace, &pace));
-  watch->pace = (hv_pace_sums){0};
-  if (!watch->leader) return HV_OK;
+/* What the leader does; `pace` is NULL before the first step. */
+static hv_status write_figures(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
+                               const hv_pace *pace, const hv_validation *held_out) {
+  int64_t frames = hv_demonstrations_frames(watch->data->train);
   HV_TRY(hv_run_card_check(watch->card));
   if (held_out) tell_held_out(watch, held_out);
-  if (paced) tell_straggler(watch, &pace);
+  if (pace) tell_straggler(watch, pace);
   double flops = hv_progress_flops(&watch->progress), best = watch->progress.options.device_flops;
-  hv_metrics_line line = {.step = step,
+  hv_metrics_line line = {.step = watch->trainer->step,
                           .epoch = (double)watch->trainer->samples / (double)frames,
                           .result = *result,
                           .learning_rate = learning_rate,
@@ -94,10 +89,23 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
                           .model_flops = flops,
                           .speed_of_light = best > 0 ? flops / best : 0,
                           .memory_bytes = (double)watch->trainer->device->memory.peak.total,
-                          .pace = paced ? &pace : NULL,
+                          .pace = pace,
                           .held_out = held_out,
                           .suspects = watch->suspects};
   return hv_metrics_write(watch->metrics, &line);
+}
+
+hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
+                              const hv_validation *held_out) {
+  hv_comm *comm = watch->trainer->comm;
+  hv_pace pace;
+  bool paced = watch->pace.steps > 0;
+  if (!is_due(watch, result, held_out)) return HV_OK;
+  if (paced) HV_TRY(hv_pace_measure(comm, &watch->pace, &pace));
+  watch->pace = (hv_pace_sums){0};
+  hv_status status = HV_OK;
+  if (watch->leader) status = write_figures(watch, result, learning_rate, paced ? &pace : NULL, held_out);
+  return hv_comm_agree(comm, "writing the figures", status);
 }
 
 /* No learning rate is to blame while none has changed anything. */
@@ -116,11 +124,12 @@ static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result
   int64_t in_row = watch->trainer->skipped;
   if (in_row < watch->config->watch.max_skipped) return HV_OK;
   HV_TRY(hv_run_watch_report(watch, result, learning_rate, NULL));
-  watch->lost = true;
-  return hv_error(HV_ERR_INPUT,
-                  "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
-                  "finite, or spikes; %s; checkpoints that were due meanwhile have not been written",
-                  (long long)in_row, (long long)watch->trainer->step, advice(watch));
+  hv_status lost =
+      hv_error(HV_ERR_INPUT,
+               "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
+               "finite, or spikes; %s; checkpoints that were due meanwhile have not been written",
+               (long long)in_row, (long long)watch->trainer->step, advice(watch));
+  return hv_comm_agree(watch->trainer->comm, "training", lost);
 }
 
 hv_status hv_run_watch_step(hv_run_watch *watch, const hv_step_result *result, double learning_rate, double seconds,

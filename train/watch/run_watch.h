@@ -17,7 +17,6 @@ typedef struct hv_run_watch {
   int64_t total_steps;
   hv_metrics *metrics; /* of the leader; owned */
   hv_progress progress;
-  bool lost;        /* too many of them: all ranks have come to this end, together */
   json_t *suspects; /* of the newest step, where it was skipped: hv_suspects_describe; owned, NULL: none */
   hv_pace_sums pace;
   hv_pace_alarm alarm;
