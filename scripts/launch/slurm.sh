@@ -4,20 +4,32 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-# A training run as a SLURM job, one task a rank:
-#
-#   sbatch --nodes=2 --ntasks-per-node=8 scripts/launch/slurm.sh build/release/train/hvla-train run --config run.yaml
-#
-# Ranks meet on the job's first node (CUDA cards by NCCL), or are connected by MPI. HVLA_SRUN_MPI is srun's --mpi,
-# `pmix` by default, which Debian's Open MPI needs; what there is, `srun --mpi=list` tells, and `none` is enough for
-# NCCL. Ask for cards with --gpus-per-node or --gpus-per-task, for processors with --cpus-per-task.
-#
-# Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a
-# checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. `scancel JOB`
-# writes a checkpoint as well and ends the job, `scancel --batch --signal=USR1 JOB` sends it back. A job that fails
-# stays ended; so does one that has lost a node, unless SLURM notices that (SlurmdTimeout) before the other ranks do,
-# which takes them about a minute. Run directory and data must be on a file system that all nodes share.
+# A training run as a SLURM job, one task a rank: see the usage.
 set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: sbatch --nodes=N --ntasks-per-node=M [OPTIONS OF SBATCH…] scripts/launch/slurm.sh PROGRAM ARGUMENTS…
+
+  sbatch --nodes=2 --ntasks-per-node=8 scripts/launch/slurm.sh build/release/train/hvla-train run --config run.yaml
+
+N times M processes train together, each a task of the job. Ranks meet on the job's first node (CUDA cards by NCCL), or
+are connected by MPI. HVLA_SRUN_MPI is srun's --mpi, `pmix` by default, which Debian's Open MPI needs; what there is,
+`srun --mpi=list` tells, and `none` is enough for NCCL. Ask for cards with --gpus-per-node or --gpus-per-task, for
+processors with --cpus-per-task. Run directory and data must be on a file system that all nodes share.
+
+Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a
+checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. `scancel JOB`
+writes a checkpoint as well and ends the job, `scancel --batch --signal=USR1 JOB` sends it back. A job that fails
+stays ended; so does one that has lost a node, unless SLURM notices that (SlurmdTimeout) before the other ranks do,
+which takes them about a minute.
+TEXT
+}
+
+fail() {
+  echo "slurm.sh: $*; see scripts/launch/slurm.sh --help" >&2
+  exit 2
+}
 
 # What the program says after a signal: the checkpoint is written.
 readonly stopped=75
@@ -25,8 +37,12 @@ readonly stopped=75
 asked=''
 trap 'asked=yes' USR1 TERM
 
-(($# > 0)) || { echo "slurm.sh: the command is missing: sbatch … slurm.sh hvla-train run --config FILE" >&2 && exit 2; }
-[[ -n ${SLURM_JOB_ID:-} ]] || { echo "slurm.sh: submit this with sbatch" >&2 && exit 2; }
+case ${1:-} in
+  -h | --help) usage && exit 0 ;;
+  -*) fail "unknown option '$1' (options of sbatch stand before the script)" ;;
+esac
+(($# > 0)) || fail "no program is given"
+[[ -n ${SLURM_JOB_ID:-} ]] || fail "this is no SLURM job: submit it with sbatch"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: ${SLURM_NTASKS:-$SLURM_NNODES} ranks, $OMP_NUM_THREADS threads each"
 

@@ -86,8 +86,8 @@ expect 75 yes signal 'RUNNING None' train
 expect 75 yes killed 'RUNNING None' train
 
 expect 2 no 0 'RUNNING None'
-grep -q 'the command is missing' "$folder/log" || fail "no command: $(cat "$folder/log")"
+grep -q 'no program is given' "$folder/log" || fail "no command: $(cat "$folder/log")"
 unset SLURM_JOB_ID
 expect 2 no 0 'RUNNING None' train
-grep -q 'submit this with sbatch' "$folder/log" || fail "no job: $(cat "$folder/log")"
+grep -q 'submit it with sbatch' "$folder/log" || fail "no job: $(cat "$folder/log")"
 echo "jobs start, end and go back to the queue as they should"
