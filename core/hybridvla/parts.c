@@ -1,6 +1,5 @@
 #include "core/hybridvla/parts.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "core/hybridvla/schedule.h"
@@ -30,17 +29,6 @@ static void declare_projector(hv_model_parts *parts) {
   }
 }
 
-static hv_param_id declare_matrix(hv_params *params, const char *name, int64_t rows, int64_t cols) {
-  return hv_params_declare(
-      params,
-      &(hv_param_spec){
-          .name = name, .rank = 2, .shape = {rows, cols}, .init = HV_INIT_NORMAL, .decay = true, .linear = true});
-}
-
-static hv_param_id declare_norm(hv_params *params, const char *name, int64_t count) {
-  return hv_params_declare(params, &(hv_param_spec){.name = name, .rank = 1, .shape = {count}, .init = HV_INIT_ONE});
-}
-
 static hv_status declare_llm(hv_model_parts *parts) {
   const hv_llm_config *llm = &parts->config.llm;
   parts->layers = calloc((size_t)llm->num_hidden_layers, sizeof *parts->layers);
@@ -48,7 +36,6 @@ static hv_status declare_llm(hv_model_parts *parts) {
   parts->embed_group = hv_params_begin_group(parts->params, "llm_backbone.llm.model.embed_tokens");
   parts->embed_tokens =
       hv_params_declare(parts->params, &(hv_param_spec){.name = "llm_backbone.llm.model.embed_tokens.weight",
-                                                        .rank = 2,
                                                         .shape = {llm->vocab_size, llm->hidden_size},
                                                         .init = HV_INIT_NORMAL,
                                                         .decay = true,
@@ -57,8 +44,10 @@ static hv_status declare_llm(hv_model_parts *parts) {
     hv_decoder_layer_declare(llm, parts->params, i, &parts->layers[i]);
   }
   parts->head_group = hv_params_begin_group(parts->params, "llm_backbone.llm.lm_head");
-  parts->llm_norm = declare_norm(parts->params, "llm_backbone.llm.model.norm.weight", llm->hidden_size);
-  parts->lm_head = declare_matrix(parts->params, "llm_backbone.llm.lm_head.weight", llm->vocab_size, llm->hidden_size);
+  parts->llm_norm = hv_params_declare_vector(parts->params, NULL, "llm_backbone.llm.model.norm.weight",
+                                             llm->hidden_size, HV_INIT_ONE);
+  parts->lm_head = hv_params_declare_matrix(parts->params, NULL, "llm_backbone.llm.lm_head.weight", llm->vocab_size,
+                                            llm->hidden_size);
   return HV_OK;
 }
 
@@ -85,7 +74,8 @@ static void declare_embedders(hv_model_parts *parts) {
   static const hv_init inits[] = {HV_INIT_XAVIER, HV_INIT_ZERO};
   int32_t hidden = config->llm.hidden_size;
   parts->final_group = hv_params_begin_group(parts->params, "final_layer");
-  parts->final_norm = declare_norm(parts->params, "final_layer.norm_final.weight", hidden);
+  parts->final_norm =
+      hv_params_declare_vector(parts->params, NULL, "final_layer.norm_final.weight", hidden, HV_INIT_ONE);
   parts->final_mlp =
       (hv_mlp){.layers = 2, .widths = {hidden, hidden, config->action_dim}, .activation = HV_ACT_GELU_TANH};
   hv_mlp_declare(&parts->final_mlp, parts->params, "final_layer.mlp", fc, inits);

@@ -15,7 +15,7 @@ static int64_t key_width(const hv_llm_config *llm) {
 
 void hv_decoder_layer_declare(const hv_llm_config *llm, hv_params *params, int32_t index, hv_decoder_layer *out) {
   enum { INPUT_NORM, Q, K, V, O, POST_NORM, GATE, UP, DOWN, PARAMETERS };
-  static const char *const suffixes[PARAMETERS] = {
+  static const char *const names[PARAMETERS] = {
       "input_layernorm.weight",  "self_attn.q_proj.weight", "self_attn.k_proj.weight",
       "self_attn.v_proj.weight", "self_attn.o_proj.weight", "post_attention_layernorm.weight",
       "mlp.gate_proj.weight",    "mlp.up_proj.weight",      "mlp.down_proj.weight"};
@@ -25,14 +25,13 @@ void hv_decoder_layer_declare(const hv_llm_config *llm, hv_params *params, int32
       [POST_NORM] = hidden,  [GATE] = inner,         [UP] = inner,         [DOWN] = hidden};
   const int64_t cols[PARAMETERS] = {
       [Q] = hidden, [K] = hidden, [V] = hidden, [O] = query_width(llm), [GATE] = hidden, [UP] = hidden, [DOWN] = inner};
-  char prefix[64], names[PARAMETERS][128];
+  char prefix[64];
   hv_param_spec specs[PARAMETERS];
   snprintf(prefix, sizeof prefix, "llm_backbone.llm.model.layers.%d", index);
   for (int i = 0; i < PARAMETERS; i++) {
-    snprintf(names[i], sizeof names[i], "%s.%s", prefix, suffixes[i]);
     bool matrix = cols[i] > 0;
-    specs[i] = (hv_param_spec){.name = names[i],
-                               .rank = matrix ? 2 : 1,
+    specs[i] = (hv_param_spec){.prefix = prefix,
+                               .name = names[i],
                                .shape = {rows[i], cols[i]},
                                .init = matrix ? HV_INIT_NORMAL : HV_INIT_ONE,
                                .decay = matrix,

@@ -10,14 +10,12 @@ void hv_mlp_declare(hv_mlp *mlp, hv_params *params, const char *prefix, const ch
     char name[256];
     snprintf(name, sizeof name, "%s.%s.weight", prefix, names[i]);
     mlp->weight[i] = hv_params_declare(params, &(hv_param_spec){.name = name,
-                                                                .rank = 2,
                                                                 .shape = {mlp->widths[i + 1], mlp->widths[i]},
                                                                 .init = weight_init[i],
                                                                 .decay = true,
                                                                 .linear = true});
     snprintf(name, sizeof name, "%s.%s.bias", prefix, names[i]);
-    mlp->bias[i] = hv_params_declare(
-        params, &(hv_param_spec){.name = name, .rank = 1, .shape = {mlp->widths[i + 1]}, .init = HV_INIT_ZERO});
+    mlp->bias[i] = hv_params_declare_vector(params, NULL, name, mlp->widths[i + 1], HV_INIT_ZERO);
   }
 }
 

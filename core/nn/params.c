@@ -1,5 +1,6 @@
 #include <fnmatch.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,6 +77,13 @@ static void matrix_form(hv_param *param) {
 
 enum { PARAM_ALIGNMENT = 64 /* elements: 128 bytes of BF16 */ };
 
+/* On the heap; NULL: no memory. */
+static char *join_name(const hv_param_spec *spec) {
+  char *whole;
+  if (!spec->prefix) return strdup(spec->name);
+  return asprintf(&whole, "%s.%s", spec->prefix, spec->name) < 0 ? NULL : whole;
+}
+
 hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *specs, int count) {
   hv_param_id first = params->count;
   if (params->group_count == 0) {
@@ -85,7 +93,7 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
   hv_group_state *group = &params->groups[params->group_count - 1];
   int64_t offset = (group->info.count + PARAM_ALIGNMENT - 1) / PARAM_ALIGNMENT * PARAM_ALIGNMENT;
   for (int i = 0; i < count; i++) {
-    char *name = strdup(specs[i].name);
+    char *name = join_name(&specs[i]);
     if (!name || !grow((void **)&params->params, params->count, &params->capacity, sizeof *params->params)) {
       free(name);
       declaration_failed(params, hv_error_memory("the parameters"));
@@ -94,7 +102,6 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
     hv_param *param = &params->params[params->count++];
     *param = (hv_param){.name = name,
                         .group = params->group_count - 1,
-                        .rank = specs[i].rank,
                         .offset = offset,
                         .init = specs[i].init,
                         .decay = specs[i].decay,
@@ -103,7 +110,10 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
                         .stack = first,
                         .trainable = true,
                         .rate = 1.0f};
-    memcpy(param->shape, specs[i].shape, sizeof param->shape);
+    while (param->rank < HV_PARAM_MAX_RANK && specs[i].shape[param->rank] > 0) {
+      param->shape[param->rank] = specs[i].shape[param->rank];
+      param->rank++;
+    }
     matrix_form(param);
     group->info.lookup |= param->lookup;
     offset += param->rows * param->cols;
@@ -115,6 +125,17 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
 
 hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec) {
   return hv_params_declare_stacked(params, spec, 1);
+}
+
+hv_param_id hv_params_declare_matrix(hv_params *params, const char *prefix, const char *name, int64_t rows,
+                                     int64_t cols) {
+  return hv_params_declare(
+      params, &(hv_param_spec){.prefix = prefix, .name = name, .shape = {rows, cols}, .decay = true, .linear = true});
+}
+
+hv_param_id hv_params_declare_vector(hv_params *params, const char *prefix, const char *name, int64_t count,
+                                     hv_init init) {
+  return hv_params_declare(params, &(hv_param_spec){.prefix = prefix, .name = name, .shape = {count}, .init = init});
 }
 
 hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int count) {

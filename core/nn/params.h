@@ -62,22 +62,28 @@ typedef struct hv_group {
 
 typedef struct hv_params hv_params;
 
+/* The device must outlive it. */
 HV_NODISCARD hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_params **out);
 void hv_params_close(hv_params *params); /* NULL is allowed */
 
 /* Starts a group; parameters declared from then on belong to it. Names are copied. Errors of declarations (memory, a
- * name twice) are remembered and returned by hv_params_allocate. */
+ * name twice, no group) are remembered and returned by hv_params_allocate. */
 hv_group_id hv_params_begin_group(hv_params *params, const char *name);
 
 typedef struct hv_param_spec {
-  const char *name;
-  int32_t rank;
-  int64_t shape[HV_PARAM_MAX_RANK];
+  const char *prefix, *name;        /* of "prefix.name"; prefix NULL: the name is whole */
+  int64_t shape[HV_PARAM_MAX_RANK]; /* up to the first 0 */
   hv_init init;
   bool decay, lookup, linear;
 } hv_param_spec;
 
 hv_param_id hv_params_declare(hv_params *params, const hv_param_spec *spec);
+
+/* A linear layer's weight [rows, cols], from N(0, 0.02); a bias, a norm's weight or a LayerScale [count]. */
+hv_param_id hv_params_declare_matrix(hv_params *params, const char *prefix, const char *name, int64_t rows,
+                                     int64_t cols);
+hv_param_id hv_params_declare_vector(hv_params *params, const char *prefix, const char *name, int64_t count,
+                                     hv_init init);
 
 /* Declares matrices (or vectors) of equal width one behind the other without a gap, so that together they are one
  * matrix: [q | k | v], [gate | up]. Returns the first; the others follow. */

@@ -7,27 +7,10 @@
 
 #include "core/nn/linear.h"
 
-/* Declares "<prefix>.<name>", of the rank that its shape has up to its first 0. */
-static hv_param_id declare(hv_params *params, const char *prefix, const char *name, hv_param_spec spec) {
-  char full[256];
-  snprintf(full, sizeof full, "%s.%s", prefix, name);
-  spec.name = full;
-  while (spec.rank < HV_PARAM_MAX_RANK && spec.shape[spec.rank] > 0) spec.rank++;
-  return hv_params_declare(params, &spec);
-}
-
-static hv_param_id declare_matrix(hv_params *params, const char *prefix, const char *name, int64_t rows, int64_t cols) {
-  return declare(params, prefix, name, (hv_param_spec){.shape = {rows, cols}, .decay = true, .linear = true});
-}
-
-static hv_param_id declare_vector(hv_params *params, const char *prefix, const char *name, int64_t count,
-                                  hv_init init) {
-  return declare(params, prefix, name, (hv_param_spec){.shape = {count}, .init = init});
-}
-
 /* Tokens and positions: [1, rows, width] */
 static hv_param_id declare_rows(hv_params *params, const char *prefix, const char *name, int64_t rows, int64_t width) {
-  return declare(params, prefix, name, (hv_param_spec){.shape = {1, rows, width}, .decay = true});
+  return hv_params_declare(params,
+                           &(hv_param_spec){.prefix = prefix, .name = name, .shape = {1, rows, width}, .decay = true});
 }
 
 static void declare_tokens(const hv_vision_config *config, hv_params *params, hv_vit *vit) {
@@ -41,14 +24,17 @@ static void declare_tokens(const hv_vision_config *config, hv_params *params, hv
     vit->reg_token = declare_rows(params, prefix, "reg_token", config->register_tokens, width);
   }
   vit->pos_embed = declare_rows(params, prefix, "pos_embed", positions, width);
-  vit->patch_weight = declare(params, prefix, "patch_embed.proj.weight",
-                              (hv_param_spec){.shape = {width, 3, patch, patch}, .decay = true, .linear = true});
+  vit->patch_weight = hv_params_declare(params, &(hv_param_spec){.prefix = prefix,
+                                                                 .name = "patch_embed.proj.weight",
+                                                                 .shape = {width, 3, patch, patch},
+                                                                 .decay = true,
+                                                                 .linear = true});
   if (config->patch_bias) {
-    vit->patch_bias = declare_vector(params, prefix, "patch_embed.proj.bias", width, HV_INIT_ZERO);
+    vit->patch_bias = hv_params_declare_vector(params, prefix, "patch_embed.proj.bias", width, HV_INIT_ZERO);
   }
   if (config->pre_norm) {
-    vit->norm_pre_weight = declare_vector(params, prefix, "norm_pre.weight", width, HV_INIT_ONE);
-    vit->norm_pre_bias = declare_vector(params, prefix, "norm_pre.bias", width, HV_INIT_ZERO);
+    vit->norm_pre_weight = hv_params_declare_vector(params, prefix, "norm_pre.weight", width, HV_INIT_ONE);
+    vit->norm_pre_bias = hv_params_declare_vector(params, prefix, "norm_pre.bias", width, HV_INIT_ZERO);
   }
 }
 
@@ -57,22 +43,22 @@ static void declare_block(const hv_vision_config *config, hv_params *params, int
   snprintf(prefix, sizeof prefix, "%s.blocks.%d", config->prefix, index);
   int64_t width = config->width, mlp = config->mlp_width;
   block->group = hv_params_begin_group(params, prefix);
-  block->norm1_weight = declare_vector(params, prefix, "norm1.weight", width, HV_INIT_ONE);
-  block->norm1_bias = declare_vector(params, prefix, "norm1.bias", width, HV_INIT_ZERO);
-  block->qkv_weight = declare_matrix(params, prefix, "attn.qkv.weight", 3 * width, width);
-  block->qkv_bias = declare_vector(params, prefix, "attn.qkv.bias", 3 * width, HV_INIT_ZERO);
-  block->proj_weight = declare_matrix(params, prefix, "attn.proj.weight", width, width);
-  block->proj_bias = declare_vector(params, prefix, "attn.proj.bias", width, HV_INIT_ZERO);
-  block->norm2_weight = declare_vector(params, prefix, "norm2.weight", width, HV_INIT_ONE);
-  block->norm2_bias = declare_vector(params, prefix, "norm2.bias", width, HV_INIT_ZERO);
-  block->fc1_weight = declare_matrix(params, prefix, "mlp.fc1.weight", mlp, width);
-  block->fc1_bias = declare_vector(params, prefix, "mlp.fc1.bias", mlp, HV_INIT_ZERO);
-  block->fc2_weight = declare_matrix(params, prefix, "mlp.fc2.weight", width, mlp);
-  block->fc2_bias = declare_vector(params, prefix, "mlp.fc2.bias", width, HV_INIT_ZERO);
+  block->norm1_weight = hv_params_declare_vector(params, prefix, "norm1.weight", width, HV_INIT_ONE);
+  block->norm1_bias = hv_params_declare_vector(params, prefix, "norm1.bias", width, HV_INIT_ZERO);
+  block->qkv_weight = hv_params_declare_matrix(params, prefix, "attn.qkv.weight", 3 * width, width);
+  block->qkv_bias = hv_params_declare_vector(params, prefix, "attn.qkv.bias", 3 * width, HV_INIT_ZERO);
+  block->proj_weight = hv_params_declare_matrix(params, prefix, "attn.proj.weight", width, width);
+  block->proj_bias = hv_params_declare_vector(params, prefix, "attn.proj.bias", width, HV_INIT_ZERO);
+  block->norm2_weight = hv_params_declare_vector(params, prefix, "norm2.weight", width, HV_INIT_ONE);
+  block->norm2_bias = hv_params_declare_vector(params, prefix, "norm2.bias", width, HV_INIT_ZERO);
+  block->fc1_weight = hv_params_declare_matrix(params, prefix, "mlp.fc1.weight", mlp, width);
+  block->fc1_bias = hv_params_declare_vector(params, prefix, "mlp.fc1.bias", mlp, HV_INIT_ZERO);
+  block->fc2_weight = hv_params_declare_matrix(params, prefix, "mlp.fc2.weight", width, mlp);
+  block->fc2_bias = hv_params_declare_vector(params, prefix, "mlp.fc2.bias", width, HV_INIT_ZERO);
   block->ls1 = block->ls2 = -1;
   if (config->layer_scale) {
-    block->ls1 = declare_vector(params, prefix, "ls1.gamma", width, HV_INIT_ONE);
-    block->ls2 = declare_vector(params, prefix, "ls2.gamma", width, HV_INIT_ONE);
+    block->ls1 = hv_params_declare_vector(params, prefix, "ls1.gamma", width, HV_INIT_ONE);
+    block->ls2 = hv_params_declare_vector(params, prefix, "ls2.gamma", width, HV_INIT_ONE);
   }
 }
 

@@ -17,11 +17,11 @@ typedef struct store {
 } store;
 
 static hv_param_spec matrix(const char *name) {
-  return (hv_param_spec){.name = name, .rank = 2, .shape = {OUT, IN}, .linear = true};
+  return (hv_param_spec){.name = name, .shape = {OUT, IN}, .linear = true};
 }
 
 static hv_param_spec vector(const char *name) {
-  return (hv_param_spec){.name = name, .rank = 1, .shape = {OUT}};
+  return (hv_param_spec){.name = name, .shape = {OUT}};
 }
 
 static void open_store(store *s) {
@@ -179,7 +179,7 @@ enum { WIDE = 96, VALUES = WIDE * WIDE };
 static void large_values_are_converted_whole(void **state) {
   (void)state;
   enum { SIDE = 800, COUNT = SIDE * SIDE };
-  const hv_param_spec spec = {.name = "large", .rank = 2, .shape = {SIDE, SIDE}};
+  const hv_param_spec spec = {.name = "large", .shape = {SIDE, SIDE}};
   store s;
   float *values = malloc(COUNT * sizeof *values), *found = malloc(COUNT * sizeof *found);
   assert_ok(hv_cpu_device_open(NULL, &s.device));
@@ -209,8 +209,7 @@ static void initial_values(const char *const names[4], uint64_t seed, const char
   hv_params_begin_group(params, "all");
   for (int i = 0; i < 4; i++) {
     int kind = names[i][0] - 'a'; /* how it begins says how it is initialised */
-    hv_params_declare(params,
-                      &(hv_param_spec){.name = names[i], .rank = 2, .shape = {WIDE, WIDE}, .init = inits[kind]});
+    hv_params_declare(params, &(hv_param_spec){.name = names[i], .shape = {WIDE, WIDE}, .init = inits[kind]});
   }
   assert_ok(hv_params_allocate(params));
   assert_ok(hv_params_initialize(params, seed, stream));
