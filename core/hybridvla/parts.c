@@ -182,9 +182,14 @@ hv_status hv_model_parts_prepare(hv_model_parts *parts, int64_t max_positions, i
   take_constants(parts, &measure);
   HV_TRY(hv_stream_synchronize(stream));
   hv_arena_close(&parts->constants);
-  HV_TRY(hv_arena_open(parts->device, HV_MEMORY_WORKSPACE, measure.peak, "the model's constants", &parts->constants));
-  take_constants(parts, &parts->constants);
-  return upload_constants(parts, stream);
+  hv_status status =
+      hv_arena_open(parts->device, HV_MEMORY_WORKSPACE, measure.peak, "the model's constants", &parts->constants);
+  if (!status) {
+    take_constants(parts, &parts->constants);
+    status = upload_constants(parts, stream);
+  }
+  if (status) parts->max_positions = parts->max_images = 0; /* the next call begins anew */
+  return status;
 }
 
 hv_vit_tables hv_model_vit_tables(const hv_model_parts *parts, int32_t tower, int64_t images) {

@@ -539,6 +539,34 @@ static void what_a_model_lacks_is_refused(void **state) {
   scene_close(&s);
 }
 
+static const hv_device_methods *usual;
+
+static hv_status allocate_no_constants(hv_device *device, size_t bytes, const char *what, void **out) {
+  if (strcmp(what, "the model's constants") != 0) return usual->allocate(device, bytes, what, out);
+  *out = NULL;
+  return hv_error(HV_ERR_MEMORY, "out of memory: %s need %zu bytes", what, bytes);
+}
+
+/* A longer prompt than any before needs larger tables. Without memory for them, there are none, and the next policy
+ * has to make them. */
+static void without_memory_a_policy_can_be_opened_later(void **state) {
+  (void)state;
+  scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
+  hv_policy_options options = hv_policy_default_options(&s.config);
+  usual = s.run.device->methods;
+  hv_device_methods lacking = *usual;
+  hv_policy *policy;
+  lacking.allocate = allocate_no_constants;
+  s.run.device->methods = &lacking;
+  for (int i = 0; i < 2; i++) assert_error(hv_policy_open(s.run.model, &options, &policy), "the model's constants");
+  s.run.device->methods = usual;
+  policy = open_policy(&s, &options);
+  hv_policy_result result;
+  assert_ok(hv_policy_predict(policy, &s.observation, &(hv_policy_draws){.seed = 1}, &result));
+  hv_policy_close(policy);
+  scene_close(&s);
+}
+
 static void wrong_observations_are_refused(void **state) {
   (void)state;
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
@@ -599,6 +627,7 @@ int main(void) {
       cmocka_unit_test(a_refreshed_policy_sees_changed_parameters),
       cmocka_unit_test(the_work_of_each_step_is_known),
       cmocka_unit_test(what_a_model_lacks_is_refused),
+      cmocka_unit_test(without_memory_a_policy_can_be_opened_later),
       cmocka_unit_test(wrong_observations_are_refused),
       cmocka_unit_test(an_ensemble_takes_the_mean_only_when_sure),
   };
