@@ -72,10 +72,12 @@ hv_status hv_directory_list(const char *path, hv_string_list *out) {
   DIR *folder = opendir(path);
   if (!folder) return hv_error_errno(errno, "cannot read directory %s", path);
   hv_status status = HV_OK;
-  for (const struct dirent *entry; !status && (entry = readdir(folder)) != NULL;) {
+  const struct dirent *entry;
+  while (!status && (errno = 0, entry = readdir(folder)) != NULL) {
     const char *name = entry->d_name;
     if (strcmp(name, ".") != 0 && strcmp(name, "..") != 0) status = hv_string_list_append(out, name);
   }
+  if (!status && errno != 0) status = hv_error_errno(errno, "cannot read directory %s", path);
   closedir(folder);
   if (status) hv_string_list_free(out);
   return status;
