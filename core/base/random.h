@@ -28,7 +28,6 @@ typedef enum hv_random_domain {
   HV_RANDOM_POLICY_AR_NOISE = 5,    /* prediction: x that the action tokens attend to */
   HV_RANDOM_POLICY_AR_TIMESTEP = 6, /* prediction: t that the action tokens attend to */
   HV_RANDOM_POLICY_STEP_NOISE = 7,  /* prediction: noise of DDPM steps; branch: step of the chain */
-  HV_RANDOM_MIXTURE = 8,            /* which data set a sample comes from */
 } hv_random_domain;
 
 typedef struct hv_random_block {
