@@ -1,6 +1,7 @@
 /* Files: read-only memory maps, whole-file reads, and writes that are complete or absent.
  *
- * Every error names the path. Paths are plain strings; directories are made with mode 0777 less the umask.
+ * Every error but those of memory names the path. Paths are plain strings; directories are made with mode 0777 less the
+ * umask.
  */
 #ifndef HV_BASE_FILE_H
 #define HV_BASE_FILE_H
@@ -23,7 +24,8 @@ typedef struct hv_mapping {
 HV_NODISCARD hv_status hv_map_file(const char *path, hv_mapping *out);
 void hv_unmap(hv_mapping *mapping); /* leaves it empty; an empty one is allowed */
 
-/* Whole file as text, NUL-terminated; *out is freed by the caller. `limit` bytes at most, more is an error. */
+/* Whole file as text, NUL-terminated; *out is freed by the caller. `limit` bytes at most, more is an error. `length`,
+ * without the NUL, may be NULL. */
 HV_NODISCARD hv_status hv_read_text(const char *path, size_t limit, char **out, size_t *length);
 
 /* A file's content in short, to find damage by. */
@@ -40,8 +42,8 @@ HV_NODISCARD hv_status hv_digest_file(const char *path, hv_file_digest *out);
  * refused. */
 HV_NODISCARD hv_status hv_write_file_atomic(const char *path, const void *data, size_t size);
 
-/* A large file written in pieces with the same promise. abort (or a crash) leaves only a *.tmp that commit would
- * have renamed. After commit or abort the writer is gone. */
+/* A large file written in pieces with the same promise, for one writer of a path in a process. After commit or abort
+ * the writer is gone, and its `path`.<process>.tmp, which only a crash leaves. */
 typedef struct hv_file_writer hv_file_writer;
 HV_NODISCARD hv_status hv_file_writer_open(const char *path, hv_file_writer **out);
 HV_NODISCARD hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size);

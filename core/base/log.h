@@ -1,4 +1,5 @@
-/* The one logger: lines on standard error, "time level message" when it is a file, "message" on a terminal.
+/* The one logger: lines on standard error, "level: message" on a terminal, where information has no level in front of
+ * it, and "time level: message" elsewhere.
  *
  * Only programs (a main.c, the trainer's progress) and warnings that a person must see use it; a function below
  * that reports by its status. Safe to call from any thread: a line is written in one piece.
@@ -14,7 +15,7 @@ extern "C" {
 
 typedef enum hv_log_level { HV_LOG_DEBUG, HV_LOG_INFO, HV_LOG_WARNING, HV_LOG_ERROR } hv_log_level;
 
-/* The one global of the library. Lines below the level are dropped; HV_LOG_INFO at the start. */
+/* For the whole process. Lines below the level are dropped; HV_LOG_INFO at the start. */
 void hv_log_set_level(hv_log_level level);
 
 void hv_log(hv_log_level level, const char *format, ...) HV_PRINTF(2, 3);

@@ -23,7 +23,7 @@ hv_params *hv_model_params(hv_model *model);
 hv_device *hv_model_device(const hv_model *model);
 
 /* Puts the model's constants (rotary table for `max_positions`, alpha_bar, vision segments for `max_images`) on the
- * device. Called once after allocation, before the first pass; waits for the stream. */
+ * device, or more of them than there are. After allocation, while nothing runs on the model; waits for the stream. */
 HV_NODISCARD hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_images, hv_stream *stream);
 
 /* How much of a decoder layer a training step works out twice instead of keeping it; nothing at the start. Results are
@@ -39,8 +39,8 @@ typedef struct hv_loss_weights {
 typedef struct hv_model_activations {
   hv_tensor vision_features;    /* T [B V P, vision width] */
   hv_tensor image_tokens;       /* T [B V P, D] */
-  hv_tensor noise_pred;         /* F32 (F64) [B K H, A]; absent without diffusion */
-  hv_tensor logits;             /* F32 (F64) [label rows, vocabulary]; overwritten by their gradient when training */
+  hv_tensor noise_pred;         /* S [B K H, A]; absent without diffusion */
+  hv_tensor logits;             /* S [label rows, vocabulary]; overwritten by their gradient when training */
   hv_tensor loss_diffusion;     /* S [1, 1] */
   hv_tensor loss_ce;            /* S [1, 1] */
   struct hv_model_saved *saved; /* owned by the model; valid until its next forward pass */

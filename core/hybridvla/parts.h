@@ -24,7 +24,7 @@ typedef struct hv_model_parts {
   hv_group_id embedder_group;
   hv_mlp state_embedder;    /* "proprio_embedder"; no layers where state_dim is 0 */
   hv_mlp x_embedder;        /* no layers without diffusion, like the three below */
-  hv_mlp timestep_embedder; /* after the sinusoid of TIMESTEP_FEATURES */
+  hv_mlp timestep_embedder; /* after the sinusoid of HV_TIMESTEP_FEATURES */
   hv_group_id final_group;
   hv_param_id final_norm; /* of final_layer: hybridvla.md §5 */
   hv_mlp final_mlp;

@@ -109,8 +109,7 @@ hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequenc
 const hv_sequence_counts *hv_sequence_get_counts(const hv_sequence *sequence);
 const hv_sequence_tables *hv_sequence_get_tables(const hv_sequence *sequence);
 
-/* The counts of the largest batch within the limits, for planning. On the plan device, build a batch of them with
- * hv_sequence_build_largest: no values, the largest shapes. */
+/* For planning, on the plan device: a batch of these counts, without values. */
 void hv_sequence_build_largest(hv_sequence *sequence);
 
 /* Unmasked action values and labels that a batch adds to the divisors of the losses. */

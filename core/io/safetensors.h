@@ -53,7 +53,7 @@ HV_NODISCARD hv_status hv_safetensors_require(const hv_safetensors *file, const 
 /* "F32 [2, 3]" into `out`, for messages. */
 void hv_format_shape(const char *dtype_name, const int64_t *shape, int32_t rank, char *out, size_t size);
 
-/* Values [first, first + count) as floats (every known dtype; I64 and F64 are rounded). */
+/* Values [first, first + count) as floats (every known dtype; F64, I32 and I64 are rounded). */
 void hv_file_tensor_read_f32(const hv_file_tensor *tensor, int64_t first, int64_t count, float *out);
 
 /* The same in `to`, rounded to nearest even; tensor and `to` are floating point, or the same. A finite value that `to`

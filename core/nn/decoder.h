@@ -44,7 +44,7 @@ typedef struct hv_kv_cache_layer {
   hv_tensor k, v;
 } hv_kv_cache_layer;
 
-/* Activations of one layer; n rows enter, m leave (m == n without query_rows). */
+/* Activations of one layer; n rows enter, m leave: m == n exactly without query_rows. */
 typedef struct hv_decoder_saved {
   hv_tensor norm1, stats1;       /* [n, D], [n, 2] */
   hv_tensor query_norm, query_x; /* [m, D]: norm1 and x at query_rows; absent without */

@@ -22,7 +22,8 @@ typedef struct hv_mlp_saved {
   hv_tensor hidden[HV_MLP_MAX_LAYERS - 1]; /* [n, widths[i + 1]] after it */
 } hv_mlp_saved;
 
-/* Declares "<prefix>.<names[i]>.weight" and ".bias" for each layer in the store's current group. */
+/* Declares "<prefix>.<names[i]>.weight" and ".bias" for each layer in the store's current group, of the layers and
+ * widths that *mlp has. */
 void hv_mlp_declare(hv_mlp *mlp, hv_params *params, const char *prefix, const char *const names[],
                     const hv_init weight_init[]);
 

@@ -45,7 +45,7 @@ typedef struct hv_vit_saved {
   hv_tensor patches;          /* [images P, 3 patch²] */
   hv_tensor embedded;         /* tokens before norm_pre */
   hv_tensor pre_stats;        /* of norm_pre */
-  hv_vit_block_saved *blocks; /* num_blocks of them, owned by the vit that filled it: hv_vit_saved_close */
+  hv_vit_block_saved *blocks; /* [num_blocks], owned */
 } hv_vit_saved;
 
 /* Whether `name` is of a tensor that published checkpoints carry along and no feature depends on: of the tower's last

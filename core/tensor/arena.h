@@ -2,8 +2,8 @@
  *
  * A step takes its saved activations and scratch from one arena. Sized once, by running the same step on the plan
  * device (hv_arena_for_plan), it makes a steady-state step free of allocations. Asking for more than the block holds is
- * remembered and reported by hv_arena_status; the tensors handed out from then on overlap, so a caller that cannot
- * vouch for the size checks the status before queueing work. Not thread-safe.
+ * remembered and reported by hv_arena_status; the tensors handed out from then on overlap and may reach beyond
+ * the block, so a caller that cannot vouch for the size checks the status before queueing work. Not thread-safe.
  */
 #ifndef HV_TENSOR_ARENA_H
 #define HV_TENSOR_ARENA_H

@@ -130,7 +130,8 @@ HV_NODISCARD hv_status hv_comm_barrier(hv_comm *comm, const char *what);
 HV_NODISCARD hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count);
 
 /* Whether something went well on all ranks: every rank gives its own outcome; where any failed, all get an error, the
- * ones that did well one that names the lowest rank that did not, with its message. Takes ownership of `own`. */
+ * ones that did well one that names the lowest rank that did not, with the beginning of its message. Takes ownership of
+ * `own`. */
 HV_NODISCARD hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own);
 
 /* Whether the last hv_comm_agree gave all ranks an error: then they know of it, and can make calls together still. */

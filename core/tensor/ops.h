@@ -155,9 +155,8 @@ typedef struct hv_rotary_args {
   hv_tensor k;         /* T [n, num_kv_heads head_dim], optional */
   hv_tensor v;         /* T [n, num_kv_heads head_dim], optional */
   hv_tensor positions; /* I32 [1, n] */
-  hv_tensor
-      cos_sin; /* F32 (F64 where T is) [max_positions, rotary_dim]: cosines, then sines, of position · frequency */
-  hv_tensor kv_rows; /* I32 [1, n], optional */
+  hv_tensor cos_sin;   /* S [max_positions, rotary_dim]: cosines, then sines, of position · frequency */
+  hv_tensor kv_rows;   /* I32 [1, n], optional */
   int32_t head_dim;
   bool inverse;
   hv_tensor q_out, k_out, v_out;
@@ -224,7 +223,7 @@ typedef struct hv_attention_backward_args {
 typedef struct hv_gather_rows_args {
   hv_tensor src;      /* T [*, d] */
   hv_tensor src_rows; /* I32 [1, count], optional */
-  hv_tensor dst;      /* T [*, d] */
+  hv_tensor dst;      /* F32, BF16 or F64 [*, d] */
   hv_tensor dst_rows; /* I32 [1, count], optional; no row twice */
   int64_t count;
 } hv_gather_rows_args;
@@ -278,10 +277,10 @@ typedef struct hv_sinusoid_args {
 
 /* y[r] = sqrt(ab) actions[r / branches] + sqrt(1 − ab) noise[r],  ab = alpha_bar[timesteps[r]] */
 typedef struct hv_q_sample_args {
-  hv_tensor actions;   /* F32 (F64 where T is) [b, m] */
-  hv_tensor noise;     /* F32 (F64 where T is) [b branches, m] */
+  hv_tensor actions;   /* S [b, m] */
+  hv_tensor noise;     /* S [b branches, m] */
   hv_tensor timesteps; /* I32 [1, b branches] */
-  hv_tensor alpha_bar; /* F32 (F64 where T is) [1, steps] */
+  hv_tensor alpha_bar; /* S [1, steps] */
   int32_t branches;
   hv_tensor y; /* T [b branches, m] */
 } hv_q_sample_args;
@@ -298,7 +297,7 @@ typedef struct hv_sampler_step_args {
 /* loss += Σ mask (pred − noise)² / divisor;  dpred = weight · 2 mask (pred − noise) / divisor */
 typedef struct hv_diffusion_loss_args {
   hv_tensor pred;    /* T or F32 [n, a] */
-  hv_tensor noise;   /* F32 (F64 where T is) [n, a] */
+  hv_tensor noise;   /* S [n, a] */
   hv_tensor mask;    /* F32 [1, n], optional: 1 or 0 for each row */
   hv_tensor divisor; /* F32 [1, 1]: unmasked values in the global batch, > 0 */
   double weight;
@@ -344,7 +343,7 @@ typedef struct hv_draw_below_args {
   hv_tensor y; /* I32 [1, n] */
 } hv_draw_below_args;
 
-/* dst = src, converted to dst's dtype; [n, d] both */
+/* dst = src, converted to dst's dtype; F32, BF16 or F64 [n, d] both */
 typedef struct hv_convert_args {
   hv_tensor src, dst;
 } hv_convert_args;
