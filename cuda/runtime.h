@@ -36,7 +36,7 @@ typedef struct hv_card {
   char bus[32]; /* its place in the machine; "" where several processes may have it */
 } hv_card;
 
-/* Whether the environment does without something, "HVLA_EARLY=0", for comparing:
+/* Whether the environment does without something, "HVLA_EARLY=0", for comparing (docs/performance.md):
  *   HVLA_CUDNN  cuDNN for the vision towers' attention; the own kernel runs (attention_library.h)
  *   HVLA_EARLY  launches that begin before the ones before them are over (HV_LAUNCH_EARLY) */
 static inline bool hv_is_switched_off(const char *variable) {
