@@ -104,7 +104,8 @@ static hv_status decode_jpeg_pixels(tjhandle jpeg, const void *data, size_t size
     return hv_error(HV_ERR_INPUT, "a CMYK JPEG is not supported; save it as RGB");
   }
   HV_TRY(hv_image_allocate(width, height, out));
-  if (tjDecompress2(jpeg, data, size, out->rgb, width, 0, height, TJPF_RGB, 0) == 0) return HV_OK;
+  /* Each scan goes over all pixels anew: without a limit, a file of a megabyte, of many small ones, takes minutes. */
+  if (tjDecompress2(jpeg, data, size, out->rgb, width, 0, height, TJPF_RGB, TJFLAG_LIMITSCANS) == 0) return HV_OK;
   if (!is_harmless(jpeg)) return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
   if (!has_end(data, size)) return hv_error(HV_ERR_INPUT, "damaged JPEG: it ends before the picture does");
   return HV_OK;

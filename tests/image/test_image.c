@@ -113,6 +113,26 @@ static void a_picture_that_claims_to_be_huge_is_refused(void **state) {
   free(bytes);
 }
 
+/* A progressive JPEG refines the whole picture in each scan. */
+static void a_jpeg_of_endless_scans_is_refused(void **state) {
+  enum { START_OF_SCAN = 0xda, SCANS = 500 };
+  const hv_file_tensor *encoded = fixture(*state, "file", "progressive.jpg");
+  const uint8_t *bytes = encoded->data;
+  size_t last = 0, end = encoded->size - 2;
+  for (size_t i = 0; i < end; i++) {
+    if (bytes[i] == 0xff && bytes[i + 1] == START_OF_SCAN) last = i;
+  }
+  hv_text bomb = {0};
+  hv_text_add_bytes(&bomb, encoded->data, end);
+  for (int i = 0; i < SCANS; i++) hv_text_add_bytes(&bomb, (const char *)bytes + last, end - last);
+  hv_text_add_bytes(&bomb, (const char *)bytes + end, 2);
+  assert_false(bomb.failed);
+  hv_image image;
+  assert_error(hv_image_decode(bomb.data, bomb.length, "bomb.jpg", &image), "bomb.jpg", "more than 500 scans");
+  assert_null(image.rgb);
+  hv_text_free(&bomb);
+}
+
 static void other_files_are_named_for_what_they_are_not(void **state) {
   (void)state;
   hv_image image;
@@ -163,6 +183,7 @@ int main(void) {
       cmocka_unit_test(truncated_files_are_refused),
       cmocka_unit_test(stray_bytes_in_a_jpeg_hide_no_truncation),
       cmocka_unit_test(a_picture_that_claims_to_be_huge_is_refused),
+      cmocka_unit_test(a_jpeg_of_endless_scans_is_refused),
       cmocka_unit_test(other_files_are_named_for_what_they_are_not),
       cmocka_unit_test(a_jpeg_of_four_inks_is_refused),
       cmocka_unit_test(a_written_png_reads_back),
