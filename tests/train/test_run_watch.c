@@ -105,6 +105,32 @@ static void suspects_what_is_not_finite_before_what_is_large(void **state) {
   assert_int_equal(suspects[0].first_sample, (4 * 3 + 2) * 2);
 }
 
+/* The second of two ranks has the largest loss, 1000, in its last micro-batch of three. */
+static hv_status add_the_other_rank(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
+  static const double other[] = {2, 1, 1000};
+  double *all = call->whole.data;
+  (void)comm;
+  (void)stream;
+  assert_int_equal(call->whole.cols, 6);
+  for (int i = 0; i < 3; i++) all[3 + i] += other[i];
+  return HV_OK;
+}
+
+/* A rank's samples follow those of the ranks before it. */
+static void suspects_samples_of_another_rank(void **state) {
+  static const hv_comm_methods methods = {.run = add_the_other_rank};
+  float losses[3][2] = {{1, 1}, {2, 2}, {1, 1}};
+  hv_comm comm = {.name = "two", .methods = &methods, .size = 2};
+  hv_trainer trainer = {
+      .comm = &comm, .parts = 3, .losses = losses, .weights = {1, 1}, .limits = {.samples = 2}, .samples = 60};
+  hv_suspect suspects[HV_MAX_SUSPECTS];
+  int count;
+  (void)state;
+  assert_ok(hv_suspects_find(&trainer, suspects, &count));
+  assert_true(count == 1 && suspects[0].rank == 1 && suspects[0].loss == 1000);
+  assert_int_equal(suspects[0].first_sample, 60 - 12 + (3 + 2) * 2);
+}
+
 static void ends_a_run_that_is_lost(void **state) {
   expect_train(2,
                run_of(*state, "--set optimizer.learning_rate=1000 --set optimizer.weight_decay=0 --set train.steps=30 "
@@ -196,6 +222,7 @@ int main(void) {
       cmocka_unit_test(finds_the_slowest_rank),
       cmocka_unit_test(warns_of_a_rank_that_stays_slow),
       cmocka_unit_test(suspects_what_is_not_finite_before_what_is_large),
+      cmocka_unit_test(suspects_samples_of_another_rank),
       cmocka_unit_test_setup_teardown(leaves_out_spikes_and_tells_of_them, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_the_worst_part_of_a_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ends_a_run_that_is_lost, make_folder, remove_folder),
