@@ -187,6 +187,21 @@ static void tells_of_no_time_that_lies_ahead(void **state) {
   expect_train(0, arguments, "newest figures 0 s ago", NULL);
 }
 
+/* What is left takes as long as its samples do; of equal figures the first is the best. */
+static void tells_what_is_left_and_what_was_best(void **state) {
+  assert_ok(hv_make_directories(in_folder(*state, "run")));
+  write_text(in_run(*state, "run", "run.json"), "{\"state\": \"running\", \"steps\": 100, \"batch_size\": 8}");
+  write_text(in_run(*state, "run", "metrics.jsonl"),
+             "{\"step\": 10, \"held_out_loss\": 5}\n{\"step\": 20, \"held_out_loss\": 4}\n"
+             "{\"step\": 30, \"held_out_loss\": 4}\n{\"step\": 40, \"held_out_loss\": 4.5, \"samples_per_s\": 4}\n");
+  json_t *status = status_of(*state);
+  const json_t *loss = json_object_get(json_object_get(status, "held_out"), "loss");
+  assert_true(number_in(status, "seconds_left") == (100 - 40) * 8 / 4.0);
+  assert_true(number_in(loss, "last") == 4.5 && number_in(loss, "best") == 4);
+  assert_true(number_in(loss, "best_step") == 20);
+  json_decref(status);
+}
+
 static void refuses_what_is_no_run(void **state) {
   char arguments[1024];
   snprintf(arguments, sizeof arguments, "status '%s'", (const char *)*state);
@@ -277,6 +292,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_a_dead_run_what_is_left_of_it, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_are_not_finite, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_figures_that_no_run_has, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(tells_what_is_left_and_what_was_best, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_what_is_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_of_no_time_that_lies_ahead, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(tells_what_cannot_be_read, make_folder, remove_folder),
