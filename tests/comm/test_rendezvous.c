@@ -286,6 +286,21 @@ static void a_rank_of_a_run_of_another_name_is_sent_away(void **state) {
 }
 
 /* Two runs of one size that tell no names: the message says what to look for. */
+/* Nor does a rank 0 that knows none send others away. */
+static void a_rank_0_without_a_name_lets_all_in(void **state) {
+  (void)state;
+  int listener, port;
+  meeting all[MOST];
+  assert_ok(hv_rendezvous_listen(0, &listener, &port));
+  for (int r = 0; r < 2; r++) {
+    all[r] = (meeting){.options = {.rank = r, .size = 2, .host = "127.0.0.1", .port = port, .timeout = 10}};
+    all[r].options.listener = r == 0 ? listener : -1;
+    all[r].options.run = r == 0 ? NULL : "JOB=1";
+  }
+  on_all(2, all, meet);
+  close_all(2, all);
+}
+
 static void a_second_rank_of_one_number_is_refused(void **state) {
   (void)state;
   int listener, port;
@@ -460,6 +475,7 @@ int main(void) {
       cmocka_unit_test(a_rank_may_leave_while_others_speak),
       cmocka_unit_test(a_rank_of_another_run_is_refused),
       cmocka_unit_test(a_rank_of_a_run_of_another_name_is_sent_away),
+      cmocka_unit_test(a_rank_0_without_a_name_lets_all_in),
       cmocka_unit_test(a_second_rank_of_one_number_is_refused),
       cmocka_unit_test(nobody_there_is_one_clear_line),
       cmocka_unit_test(the_first_host_of_a_node_list_is_found),
