@@ -156,6 +156,23 @@ static void validates_lift(void **state) {
   json_decref(found);
 }
 
+/* A file that cannot be read is told of by the exit code, whatever is wrong with the others. */
+static void validation_looks_at_all_files(void **state) {
+  char arguments[1024];
+  const char *bad = in_folder(*state, "bad.hdf5"), *none = in_folder(*state, "none.hdf5");
+  write_demo_file(bad);
+  hid_t file = H5Fopen(bad, H5F_ACC_RDWR, H5P_DEFAULT);
+  put_integer_attribute(file, "/data/demo_1", "num_samples", 9);
+  assert_true(H5Fclose(file) >= 0);
+  for (int i = 0; i < 3; i++) {
+    snprintf(arguments, sizeof arguments, "validate --json '%s' '%s'", i == 1 ? none : bad, i == 2 ? none : bad);
+    json_t *found = data_json(i == 0 ? 1 : 2, arguments);
+    assert_true(json_is_false(json_object_get(found, "ok")));
+    assert_int_equal(json_array_size(json_object_get(found, "bad_episodes")), i == 0 ? 2 : 1);
+    json_decref(found);
+  }
+}
+
 static void shows_one_frame(void **state) {
   char arguments[512];
   const char *demos = in_folder(*state, "demos.hdf5"), *path = in_folder(*state, "frame.png");
@@ -209,6 +226,7 @@ static void command_line_mistakes_are_explained(void **state) {
       {"stats", "FILE"},
       {"inspect a b", "unexpected argument b"},
       {"stats --key", "--key needs a value"},
+      {"stats --state-keys robot0_eef_pos,, " LIFT, "robot0_eef_pos,,: an empty name"},
       {"stats --gripper '[9]' " LIFT, "gripper dimension 9"},
       {"stats " LIFT " " LIFT, "--key"},
       {"frame " LIFT, "--episode"},
@@ -242,6 +260,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(binary_gripper_is_masked, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(one_frame_has_statistics, make_folder, remove_folder),
       cmocka_unit_test(validates_lift),
+      cmocka_unit_test_setup_teardown(validation_looks_at_all_files, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(shows_one_frame, make_folder, remove_folder),
       cmocka_unit_test(shows_state_and_action_of_lift),
       cmocka_unit_test(command_line_mistakes_are_explained),
