@@ -380,6 +380,8 @@ static void the_meeting_place_is_read_from_the_environment(void **state) {
   expect_place(&torchrun, "node1", 65534);
   setenv("MASTER_PORT", "29500", 1);
   expect_place(&torchrun, "node1", 29500);
+  setenv("TORCHELASTIC_USE_AGENT_STORE", "False", 1); /* torchrun leaves the port to rank 0 */
+  expect_place(&torchrun, "node1", 29500);
   setenv("TORCHELASTIC_USE_AGENT_STORE", "True", 1);
   expect_place(&torchrun, "node1", 29501);
   unsetenv("MASTER_ADDR");
@@ -413,6 +415,9 @@ static void two_ranks_on_one_card_are_refused(void **state) {
   assert_ok(hv_rank_places_check(places, 3));
   snprintf(places[2].card, sizeof places[2].card, "0000:1b:00.0");
   assert_error(hv_rank_places_check(places, 3), "ranks 0 and 2 are both on card 0000:1b:00.0 of node1");
+  for (int r = 0; r < 3; r++) places[r].boot[0] = '\0'; /* unknown: then the names tell */
+  assert_error(hv_rank_places_check(places, 3), "ranks 0 and 2 are both");
+  assert_ok(hv_rank_places_check(places, 2));
   for (int r = 0; r < 3; r++) places[r].card[0] = '\0';
   assert_ok(hv_rank_places_check(places, 3));
   snprintf(places[1].host, sizeof places[1].host, "node1");
