@@ -128,7 +128,7 @@ void write_demo_file(const char *path) {
   assert_true(H5Fclose(file) >= 0);
 }
 
-void put_raw_frame(hid_t file, const void *bytes, size_t size) {
+void put_raw_frame(hid_t file, hsize_t frame, const void *bytes, size_t size) {
   static const uint8_t pixels[6 * DEMO_FRAME];
   const char *path = "/data/demo_1/obs/front_image";
   remove_object(file, path);
@@ -137,7 +137,7 @@ void put_raw_frame(hid_t file, const void *bytes, size_t size) {
   H5Pset_deflate(properties, 4);
   put_u8(file, path, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, pixels, properties);
   hid_t set = H5Dopen2(file, path, H5P_DEFAULT);
-  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (hsize_t[]){2, 0, 0, 0}, size, bytes) >= 0);
+  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, 0, (hsize_t[]){frame, 0, 0, 0}, size, bytes) >= 0);
   H5Dclose(set);
   H5Pclose(properties);
 }

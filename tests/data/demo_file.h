@@ -24,7 +24,7 @@ void remove_object(hid_t file, const char *path);
 /* Replaces a data set by zeros of another type and shape. */
 void replace(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape);
 
-/* Gives demo_1 frames of one chunk each, deflated, but the third holds these bytes as they are. */
-void put_raw_frame(hid_t file, const void *bytes, size_t size);
+/* Gives demo_1 its six frames in a chunk each, deflated, but this one (0 to 5) holds these bytes as they are. */
+void put_raw_frame(hid_t file, hsize_t frame, const void *bytes, size_t size);
 
 #endif

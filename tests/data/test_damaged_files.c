@@ -235,12 +235,12 @@ static void unknown_filter(hid_t file) {
   H5Pclose(properties);
 }
 static void corrupt_deflate(hid_t file) {
-  put_raw_frame(file, "this is not deflate", 19);
+  put_raw_frame(file, 2, "this is not deflate", 19);
 }
 static void short_chunk(hid_t file) {
   /* zlib's form of three zero bytes. */
   static const uint8_t three[] = {0x78, 0x9c, 0x63, 0x60, 0x60, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01};
-  put_raw_frame(file, three, sizeof three);
+  put_raw_frame(file, 5, three, sizeof three);
 }
 static void no_camera(hid_t file) {
   remove_object(file, IMAGE);

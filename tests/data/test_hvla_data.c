@@ -31,7 +31,7 @@ static void draws_a_picture(void **state) {
   const char *path = in_folder(*state, "lift.png");
   snprintf(arguments, sizeof arguments, "inspect " LIFT " --picture '%s'", path);
   assert_int_equal(run_data(arguments, &out, &errors), 0);
-  assert_non_null(strstr(out, "523 frames"));
+  assert_non_null(strstr(out, "523 frames (43 to 46 each)"));
   hv_image image;
   assert_ok(hv_image_load(path, &image));
   assert_int_equal(image.width, 4 + 8 * 164);
@@ -148,6 +148,19 @@ static void one_frame_has_statistics(void **state) {
   json_decref(found);
 }
 
+static void an_instruction_that_all_have_is_told_once(void **state) {
+  char arguments[512];
+  const char *path = in_folder(*state, "small.hdf5");
+  write_demo_file(path);
+  snprintf(arguments, sizeof arguments, "inspect --json '%s'", path);
+  json_t *found = data_json(0, arguments);
+  const json_t *instructions = json_object_get(found, "instructions");
+  assert_int_equal(json_integer_value(json_object_get(found, "episodes")), DEMO_COUNT);
+  assert_int_equal(json_array_size(instructions), 1);
+  assert_string_equal(json_string_value(json_array_get(instructions, 0)), "Pick up the cube");
+  json_decref(found);
+}
+
 static void validates_lift(void **state) {
   (void)state;
   json_t *found = data_json(0, "validate " LIFT " --json");
@@ -259,6 +272,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(statistics_to_a_file_keep_other_keys, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(binary_gripper_is_masked, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(one_frame_has_statistics, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(an_instruction_that_all_have_is_told_once, make_folder, remove_folder),
       cmocka_unit_test(validates_lift),
       cmocka_unit_test_setup_teardown(validation_looks_at_all_files, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(shows_one_frame, make_folder, remove_folder),

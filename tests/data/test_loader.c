@@ -447,7 +447,7 @@ static void unreadable_frames_are_named(void **state) {
   const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
-  put_raw_frame(file, "junk", 4);
+  put_raw_frame(file, 2, "junk", 4);
   H5Fclose(file);
   fixture f = open_small(path, (hv_vision_config){.image_size = 14, .image_mean = {0.5, 0.5, 0.5}});
   hv_loader_options options = options_of(&f);
