@@ -162,6 +162,13 @@ static void missing_parts_begin_anew(void **state) {
                "final_layer.norm_final.weight is new", NULL);
   assert_columns(*state, "x_embedder.mlp.fc1.weight", 0, 4, fresh);
   assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 0, 9, fresh);
+  /* Parts that the old model says it has must be there. */
+  must_shell("cd '%s/first/model' && grep -q '\"state_dim\": 0' config.json && grep -q autoregressive config.json && "
+             "sed -i 's/\"state_dim\": 0/\"state_dim\": 9/; s/autoregressive/hybrid/' config.json",
+             (const char *)*state);
+  assert_ok(hv_remove_tree(in_folder(*state, "second")));
+  expect_train(2, second_run(*state, "--set model.state_dim=9"), "proprio_embedder.mlp.fc1.weight",
+               "t_embedder.mlp.0.weight", NULL);
 }
 
 /* The key stands for the same numbers in both. */
