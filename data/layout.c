@@ -71,7 +71,7 @@ static hv_status check_finite(hv_hdf5 *file, const char *episode, const char *wh
     if (isfinite(values[i])) continue;
     return hv_error(HV_ERR_INPUT, "%s: %s: %s, step %lld, dimension %lld is %s; only finite numbers can be used",
                     hv_hdf5_path(file), episode, what, (long long)(i / width), (long long)(i % width),
-                    isnan(values[i]) ? "NaN" : "infinite");
+                    isnan(values[i]) ? "NaN" : "infinite, or beyond what fp32 holds");
   }
   return HV_OK;
 }
