@@ -145,9 +145,9 @@ static hv_status fill_cache(hv_dataset_frames *frames) {
   while (file->oldest && file->cached_bytes + bytes > file->cache_limit) drop_cached(file->oldest);
   uint8_t *pixels = malloc(bytes);
   if (!pixels) return hv_error_memory("the frames of an episode");
-  hv_status status = HV_OK;
   hv_hdf5_enter();
-  if (H5Dread(frames->dataset, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, pixels) < 0) {
+  hv_status status = hv_hdf5_check_chunks(file, frames->object, frames->dataset);
+  if (!status && H5Dread(frames->dataset, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, pixels) < 0) {
     status = hv_hdf5_error(file, frames->object, "cannot be read");
   }
   hv_hdf5_leave();
@@ -288,6 +288,7 @@ hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **ou
   if (frames->storage != STORAGE_FRAME_CHUNKS || H5Dget_storage_size(frames->dataset) == 0) {
     HV_CHECK(hv_hdf5_check_written(file, dataset, frames->dataset, &info));
   }
+  if (frames->storage == STORAGE_SLABS) HV_CHECK(hv_hdf5_check_chunks(file, dataset, frames->dataset));
 done:
   if (properties >= 0) H5Pclose(properties);
   hv_hdf5_leave();

@@ -45,6 +45,10 @@ HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, 
 HV_NODISCARD hv_status hv_hdf5_check_written(const hv_hdf5 *file, const char *object, hid_t dataset,
                                              const hv_hdf5_info *info);
 
+/* HV_ERR_INPUT where a chunk is stored in fewer bytes than it can be, behind which the library would read on. Between
+ * enter and leave, before it reads. */
+HV_NODISCARD hv_status hv_hdf5_check_chunks(hv_hdf5 *file, const char *object, hid_t dataset);
+
 /* Between enter and leave, after the file is opened: fills in the heap's fields. */
 HV_NODISCARD hv_status hv_hdf5_open_heap(hv_hdf5 *file);
 size_t hv_hdf5_reference_size(const hv_hdf5 *file);

@@ -242,6 +242,37 @@ static void short_chunk(hid_t file) {
   static const uint8_t three[] = {0x78, 0x9c, 0x63, 0x60, 0x60, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01};
   put_raw_frame(file, 5, three, sizeof three);
 }
+/* The first chunk of rows as these bytes, said to be stored without the filters that the data set has. */
+static void put_raw_rows(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape, bool checksum,
+                         size_t size) {
+  static const double zeros[6 * DEMO_FRAME];
+  hsize_t chunk[4], start[4] = {0};
+  remove_object(file, path);
+  memcpy(chunk, shape, (size_t)rank * sizeof *chunk);
+  chunk[0] = 2;
+  hid_t properties = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(rank, shape, NULL);
+  H5Pset_chunk(properties, rank, chunk);
+  H5Pset_deflate(properties, 4);
+  if (checksum) H5Pset_fletcher32(properties);
+  hid_t set = H5Dcreate2(file, path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT);
+  assert_true(H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, zeros) >= 0);
+  assert_true(H5Dwrite_chunk(set, H5P_DEFAULT, checksum ? 0 : 1, start, size, zeros) >= 0);
+  H5Dclose(set);
+  H5Sclose(space);
+  H5Pclose(properties);
+}
+static void short_rows(hid_t file) {
+  put_raw_rows(file, ACTIONS, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){6, 7}, false, 2 * 7 * sizeof(double) - 1);
+}
+static void whole_rows(hid_t file) {
+  put_raw_rows(file, ACTIONS, H5T_NATIVE_DOUBLE, 2, (hsize_t[]){6, 7}, false, 2 * 7 * sizeof(double));
+}
+static void rows_without_checksum(hid_t file) {
+  put_raw_rows(file, POSITION, H5T_NATIVE_FLOAT, 2, (hsize_t[]){6, 3}, true, 3);
+}
+static void short_images_of_two(hid_t file) {
+  put_raw_rows(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, false, 100);
+}
 static void no_camera(hid_t file) {
   remove_object(file, IMAGE);
 }
@@ -331,6 +362,10 @@ static const damage damages[] = {
     {"a corrupt deflate stream", corrupt_deflate, STATS, 0, NULL, {NULL}, "demo_1"},
     {"a camera that others have", no_camera, STATS, 0, NULL, {NULL}, "demo_1"},
     {"a chunk that is too short", short_chunk, STATS, 0, NULL, {NULL}, "demo_1"},
+    {"rows that are too short", short_rows, STATS, 2, ACTIONS, {"row 0", "111 bytes", "112 at least"}, "demo_1"},
+    {"rows as they are", whole_rows, STATS, 0, NULL, {NULL}, ""},
+    {"rows without a checksum", rows_without_checksum, INSPECT, 2, POSITION, {"3 bytes", "5 at least"}, "demo_1"},
+    {"frames that are too short", short_images_of_two, STATS, 0, NULL, {NULL}, "demo_1"},
 };
 
 /* The command itself: its exit code, one line that names file, object and what is wrong, nothing on standard output. */
