@@ -105,8 +105,10 @@ static void read_token(reader *r, const hv_field *field, const json_t *value, in
   json_int_t id = json_integer_value(value);
   if (json_is_null(value) && field->min < 0) {
     *out = -1;
-  } else if (!json_is_integer(value) || id < 0 || id > INT32_MAX) {
+  } else if (!json_is_integer(value)) {
     problem(r, field->key, "must be a token id%s, not %s", field->min < 0 ? " or null" : "", hv_json_kind(value));
+  } else if (id < 0 || id > INT32_MAX) {
+    problem(r, field->key, "must be a token id%s, not %lld", field->min < 0 ? " or null" : "", (long long)id);
   } else {
     *out = (int32_t)id;
   }

@@ -184,7 +184,7 @@ static void values_that_do_not_fit_are_refused(void **state) {
       {"llm.vocab_size", "274", "special_tokens.eod", "below llm.vocab_size 274"},
       {"special_tokens.bos", "280", "special_tokens.bos", "below llm.vocab_size 280"},
       {"special_tokens.pad", "null", "special_tokens.pad", "a token id, not null"},
-      {"special_tokens.empty", "-1", "special_tokens.empty", "a token id or null"},
+      {"special_tokens.empty", "-1", "special_tokens.empty", "a token id or null, not -1"},
       {"action_tokens.base", "281", "action_tokens.base", "at most llm.vocab_size 280"},
       {"action_tokens.base", "255", "action_tokens.base", "at least bins (256)"},
       {"diffusion.steps", "1001", "diffusion.steps", "an integer from 1 to 1000"},
