@@ -261,16 +261,20 @@ static hv_status settle(hv_run_files *files) {
   return HV_OK;
 }
 
-/* A second checkpoint has nowhere to be copied to. */
+/* A second checkpoint has nowhere to be copied to. What may have been written already, and was only not asked after
+ * since, is not worth a word. */
 static hv_status wait_for_former(hv_run_files *files) {
+  static const double WORTH_TELLING = 1e-4; /* seconds */
   if (files->phase == IDLE) return HV_OK;
   double start = hv_clock_seconds();
   int64_t step = files->manifest.position.step;
   HV_TRY(settle(files));
-  if (!files->told_of_waiting && files->comm->rank == 0) {
+  double waited = hv_clock_seconds() - start;
+  if (waited < WORTH_TELLING || files->told_of_waiting) return HV_OK;
+  if (files->comm->rank == 0) {
     hv_log_warning("training waited %.3g s for the checkpoint of step %lld: they are due faster than the disk takes "
                    "them; this is told once",
-                   hv_clock_seconds() - start, (long long)step);
+                   waited, (long long)step);
   }
   files->told_of_waiting = true;
   return HV_OK;
