@@ -495,9 +495,19 @@ static void foreign_files_are_refused(void **state) {
   free(errors);
 }
 
+/* As run_data, for damage that HDF5 itself is not up to: it asks for any amount of memory, which a sanitizer takes for
+ * an error, reads beyond its own and leaves some behind. All else that a sanitizer finds ends with 99, no answer. */
+static int validate_damaged(const char *path, char **out, char **errors) {
+  return run_shell(out, errors,
+                   "ASAN_OPTIONS=\"$ASAN_OPTIONS:exitcode=99:allocator_may_return_null=1:detect_leaks=0:"
+                   "suppressions=" HVLA_SOURCE_DIR "/tests/address_sanitizer.supp\" '" HVLA_BINARY_DIR
+                   "/data/hvla-data' validate '%s'",
+                   path);
+}
+
 /* Bytes of a sound file changed at random places: any answer but a crash or a hang. */
 static void random_damage_never_crashes(void **state) {
-  char arguments[512], *sound_bytes, *out, *errors;
+  char *sound_bytes, *out, *errors;
   const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
   size_t size;
@@ -513,8 +523,7 @@ static void random_damage_never_crashes(void **state) {
       bytes[(random >> 8) % (round % 2 ? size : 4096)] = (char)(random >> 3);
     }
     assert_ok(hv_write_file_atomic(path, bytes, size));
-    snprintf(arguments, sizeof arguments, "validate '%s'", path);
-    int code = run_data(arguments, &out, &errors);
+    int code = validate_damaged(path, &out, &errors);
     if (code < 0 || code > 2) fail_msg("round %d: exit code %d: %s", round, code, errors);
     refused += code > 0;
     free(out);
