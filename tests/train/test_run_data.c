@@ -8,6 +8,7 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 #include "train/run/run_agreement.h"
+#include "train/run/run_digest.h"
 
 enum { MICRO_BATCH = 2, MOST_RANKS = 2, STEPS = 12 };
 
@@ -128,7 +129,9 @@ static hv_status agree(const char *folder, int32_t rank, const char *file, const
   assert_ok(hv_train_config_load(write_tiny_config(folder, "unset"), sets, 3, &config));
   assert_ok(hv_train_config_model(&config, &model, &directory));
   assert_ok(hv_run_data_open(&config, &model.config, rank, 2, &data));
-  hv_status status = hv_run_check_agreement(&config, false, &data, &comm);
+  uint64_t held_out;
+  assert_ok(hv_run_digest_held_out(&data, &held_out));
+  hv_status status = hv_run_check_agreement(&config, false, &data, held_out, &comm);
   hv_run_data_close(&data);
   hv_model_directory_close(&directory);
   hv_model_config_free(&model);

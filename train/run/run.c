@@ -240,8 +240,6 @@ static hv_status begin(run *self, hv_run_position *position) {
   hv_trainer *trainer = self->trainer;
   int64_t step;
   *position = (hv_run_position){.seed = self->config->seed};
-  self->best = hv_best_make(hv_train_config_metric(self->config));
-  HV_TRY(hv_run_digest_held_out(&self->data, &self->best.measured));
   HV_TRY(find_start(self, &step));
   if (step < 0) {
     if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
@@ -352,7 +350,9 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_train_config_model(config, &self->model, &self->directory));
   HV_TRY(check_validation(self));
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
-  HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->data, self->comm));
+  self->best = hv_best_make(hv_train_config_metric(config));
+  HV_TRY(hv_run_digest_held_out(&self->data, &self->best.measured));
+  HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->data, self->best.measured, self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(hv_comm_agree(self->comm, "opening the model", open_trainer(self, device)));
   HV_TRY(begin(self, &position));

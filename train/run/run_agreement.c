@@ -41,9 +41,8 @@ static hv_status add_configuration(fingerprints *to, json_t *resolved) {
   return HV_OK;
 }
 
-static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data) {
-  uint64_t digest = hv_run_digest_split(0, data->train, &data->train_prompts);
-  if (data->valid) digest = hv_run_digest_split(digest, data->valid, &data->valid_prompts);
+static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data, uint64_t held_out) {
+  uint64_t digest = hv_run_digest_split(held_out, data->train, &data->train_prompts);
   return add(to, NULL, &digest, sizeof digest);
 }
 
@@ -63,7 +62,8 @@ static hv_status difference(const hv_train_config *config, const hv_run_data *da
       (long long)hv_demonstrations_frames(data->train));
 }
 
-hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_run_data *data, hv_comm *comm) {
+hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_run_data *data, uint64_t held_out,
+                                 hv_comm *comm) {
   fingerprints own = {0};
   double first[HV_COMM_MAX_SUM] = {0};
   json_t *resolved = NULL;
@@ -76,7 +76,7 @@ hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, con
     goto done;
   }
   HV_CHECK(add_configuration(&own, resolved));
-  HV_CHECK(add_demonstrations(&own, data));
+  HV_CHECK(add_demonstrations(&own, data, held_out));
   if (comm->rank == 0) memcpy(first, own.values, sizeof first);
   HV_CHECK(hv_comm_sum(comm, "the configuration", first, own.count));
   for (int i = 0; i < own.count && !status; i++) {
