@@ -503,8 +503,8 @@ const hv_option hv_train_config_table[] = {
      .min = 1,
      .max = 86400,
      .unit = "seconds",
-     .doc = "How long a rank waits for the others within a step before the run ends with an error that names the one "
-            "that is missing."},
+     .doc = "How long a rank waits for the others within a step, or at a held-out frame, before the run ends with an "
+            "error that names the one that is missing."},
     {.key = "bench.prompt_tokens",
      .type = HV_OPTION_INT,
      AT(bench_prompt),

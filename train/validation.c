@@ -136,6 +136,12 @@ static hv_status next_batch(const measurement *m, const hv_loader_batch **out) {
   return m->trainer->comm ? hv_comm_agree(m->trainer->comm, "reading held-out frames", status) : status;
 }
 
+/* Ranks measure the same, and no frame before all have done with the one before: one that is gone is missed as soon as
+ * in a step, however long the whole takes. */
+static hv_status keep_together(const measurement *m) {
+  return m->trainer->comm ? hv_comm_barrier(m->trainer->comm, "measuring held-out frames") : HV_OK;
+}
+
 static hv_status measure_batches(measurement *m, hv_validation *out) {
   double start = hv_clock_seconds();
   for (;;) {
@@ -145,7 +151,10 @@ static hv_status measure_batches(measurement *m, hv_validation *out) {
     HV_TRY(next_batch(m, &loaded));
     if (!loaded) return HV_OK;
     hv_status status = loaded->batch.samples > 0 ? measure_loss(m, loaded) : HV_OK;
-    for (int32_t s = 0; s < loaded->batch.samples && !status; s++) status = predict(m, loaded, s, out);
+    for (int32_t s = 0; s < loaded->batch.samples && !status; s++) {
+      status = predict(m, loaded, s, out);
+      if (!status) status = keep_together(m);
+    }
     out->frames += loaded->batch.samples;
     hv_loader_release(m->loader, loaded);
     if (status) return status;

@@ -429,24 +429,52 @@ static void a_slow_rank_is_told(void **state) {
   json_decref(line);
 }
 
-/* One of two ranks is stopped while both measure, for longer than a rank may be late within a step. */
+/* Starts two ranks that measure for some seconds; once they do, the second is told. */
+static pid_t start_measuring(const char *folder, const char *log, double timeout, pid_t *second) {
+  char rest[512];
+  snprintf(rest, sizeof rest,
+           "--set data.valid_split=valid --set validation.at_start=true --set train.steps=1 "
+           "--set validation.ddim_steps=100 --set parallel.timeout=%g",
+           timeout);
+  pid_t mpirun = start_ranks(2, run_of(folder, "run", rest), log);
+  wait_for_text(log, "training frames");
+  *second = process_of_a_rank(mpirun, 1);
+  assert_true(*second > 0);
+  return mpirun;
+}
+
+/* One of two ranks is stopped again and again while both measure: in all for longer than a rank may be late. */
 static void a_rank_may_measure_more_slowly(void **state) {
   char log[512];
+  pid_t slow;
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
-  pid_t process = start_ranks(2,
-                              run_of(*state, "run",
-                                     "--set data.valid_split=valid --set validation.at_start=true --set train.steps=1 "
-                                     "--set validation.ddim_steps=100 --set parallel.timeout=3"),
-                              log);
-  wait_for_text(log, "training frames");
-  pid_t slow = process_of_a_rank(process, 1);
-  assert_true(slow > 0);
-  assert_int_equal(kill(slow, SIGSTOP), 0);
-  nanosleep(&(struct timespec){.tv_sec = 10}, NULL);
-  assert_int_equal(kill(slow, SIGCONT), 0);
+  pid_t process = start_measuring(*state, log, 10, &slow);
+  for (int i = 0; i < 6; i++) {
+    (void)kill(slow, SIGSTOP);
+    nanosleep(&(struct timespec){.tv_sec = 2}, NULL);
+    (void)kill(slow, SIGCONT);
+    nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL);
+  }
   int code = wait_for_exit(process);
   char *text = read_file(log);
   if (code != 0) fail_msg("two ranks, one slow to measure, ended with %d:\n%s", code, text);
+  free(text);
+}
+
+/* One that does not come back is missed as in a step. */
+static void a_rank_that_hangs_while_it_measures_is_named(void **state) {
+  char log[512];
+  pid_t hanging;
+  double seconds;
+  snprintf(log, sizeof log, "%s/log", (const char *)*state);
+  pid_t process = start_measuring(*state, log, 3, &hanging);
+  double start = hv_clock_seconds();
+  assert_int_equal(kill(hanging, SIGSTOP), 0);
+  int code = wait_for_all(process, hanging, start, &seconds);
+  char *text = read_file(log);
+  if (code == 0 || !strstr(text, "did not come for 3 s") || !strstr(text, "held-out frames cannot end on rank 0")) {
+    fail_msg("two ranks, one stopped, ended with %d:\n%s", code, text);
+  }
   free(text);
 }
 
@@ -468,6 +496,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(one_ranks_error_costs_no_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_rank_may_measure_more_slowly, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_rank_that_hangs_while_it_measures_is_named, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_keep_the_best_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_end_early_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(one_rank_tells_of_the_start, make_folder, remove_folder),

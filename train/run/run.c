@@ -438,14 +438,9 @@ static hv_status judge(run *self, const hv_validation *held_out, bool *better, i
   return HV_OK;
 }
 
-/* Every rank measures all by itself, and not every rank reads and predicts as fast: the others wait for it longer than
- * within a step. */
 static hv_status measure(run *self, hv_validation *out, bool *better, int *signal_number) {
-  hv_comm_set_timeout(self->comm, HV_FILE_TIMEOUT);
-  hv_status status = validate(self, out);
-  if (!status) status = judge(self, out, better, signal_number);
-  hv_comm_set_timeout(self->comm, self->config->parallel.timeout);
-  return status;
+  HV_TRY(validate(self, out));
+  return judge(self, out, better, signal_number);
 }
 
 /* Saves what is due. Parameters whose gradients are lost push out none that are sound: while steps are skipped their

@@ -19,7 +19,7 @@
 #include "train/run/run_data.h"
 #include "train/watch/run_card.h"
 
-/* Seconds that ranks wait for one another while files are read or written, or the held-out split is measured. */
+/* Seconds that ranks wait for one another while files are read or written. */
 enum { HV_FILE_TIMEOUT = 1800 };
 
 typedef struct hv_run_files_options {
