@@ -171,6 +171,22 @@ static void missing_parts_begin_anew(void **state) {
                "t_embedder.mlp.0.weight", NULL);
 }
 
+/* As many dimensions as before, in another order. */
+static void another_order_is_followed(void **state) {
+  static const int order[] = {1, 0, 2, 3, 4, 6, 5};
+  char rest[1024];
+  const char *folder = *state;
+  expect_train(0, first_run(folder, "--set train.steps=1"), NULL);
+  snprintf(rest, sizeof rest,
+           "--set train.steps=1 --set optimizer.learning_rate=0 --set 'init_from=%s/first/model' --set "
+           "'output=%s/second' --set 'data.action_dims=[1, 0, 2, 3, 4, 6, 5]' --set data.statistics_key=other "
+           "--set 'init.action_dims=[1, 0, 2, 3, 4, 6, 5]'",
+           folder, folder);
+  expect_train(0, first_run(folder, rest), "action dimensions: 0 continues 1, 1 continues 0, 2 continues 2",
+               "x_embedder.mlp.fc1.weight: 7 columns kept, 0 new", NULL);
+  assert_columns(folder, "x_embedder.mlp.fc1.weight", 7, 7, order);
+}
+
 /* The key stands for the same numbers in both. */
 static void the_same_demonstrations_keep_their_key(void **state) {
   char rest[1024];
@@ -204,6 +220,7 @@ static void other_shapes_are_refused(void **state) {
     const char *sets, *words[3];
   } cases[] = {
       {"--set 'init.action_dims=[0, 1, 2]'", {"init.action_dims has 3 entries", "4 action dimensions"}},
+      {"--set 'init.action_dims=[0, 1, 2, 6, 5]'", {"init.action_dims has 5 entries", "4 action dimensions"}},
       {"--set 'init.action_dims=[0, 1, 2, 7]'", {"init.action_dims names 7", "has 7 action dimensions"}},
       {"--set 'init.state_dims=[1]'", {"init.state_dims has 1 entries", "9 numbers of the state"}},
       {"--set data.statistics_key=lift", {"the key \"lift\"", "first/model/dataset_statistics.json", "statistics_key"}},
@@ -230,6 +247,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(dimensions_may_be_new, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(without_a_map_the_first_dimensions_go_on, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(missing_parts_begin_anew, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(another_order_is_followed, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_same_demonstrations_keep_their_key, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(changes_without_a_shape_are_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(other_shapes_are_refused, make_folder, remove_folder),
