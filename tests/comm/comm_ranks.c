@@ -166,12 +166,26 @@ static hv_status check_barrier(hv_comm *comm) {
   return hv_error(HV_ERR_NO, "rank %d left a barrier after %.3f s", comm->rank, waited);
 }
 
+/* Of an odd number of bytes, as texts have them. */
+static hv_status check_gather(hv_comm *comm) {
+  enum { EACH = 3, MOST_RANKS = 16 };
+  char own[EACH] = {'a', 'b', (char)('c' + comm->rank)}, all[MOST_RANKS * EACH];
+  if (comm->size > MOST_RANKS) return hv_error(HV_ERR_INTERNAL, "%d ranks", comm->size);
+  HV_TRY(hv_comm_gather(comm, "texts", own, EACH, all));
+  for (int32_t r = 0; r < comm->size; r++) {
+    own[EACH - 1] = (char)('c' + r);
+    if (memcmp(all + (size_t)r * EACH, own, EACH) != 0) return hv_error(HV_ERR_NO, "rank %d's text is another", r);
+  }
+  return HV_OK;
+}
+
 static hv_status check_numbers(hv_comm *comm) {
   double values[2] = {comm->rank + 1, 0.5};
   HV_TRY(hv_comm_sum(comm, "numbers", values, 2));
   if (values[0] != comm->size * (comm->size + 1) / 2.0 || values[1] != 0.5 * comm->size) {
     return hv_error(HV_ERR_NO, "the sums are %g and %g", values[0], values[1]);
   }
+  HV_TRY(check_gather(comm));
   HV_TRY(hv_comm_agree(comm, "a shared task", HV_OK));
   if (hv_comm_all_know(comm)) return hv_error(HV_ERR_NO, "rank %d takes success for an error", comm->rank);
   bool fails = comm->rank == 1 || comm->rank == comm->size - 1;

@@ -83,6 +83,9 @@ static void one_rank_has_nothing_to_do(void **state) {
   assert_non_null(strstr(hv_text_string(&record), "all_gather fp32 4 values\nbroadcast fp32 4 values\n"));
   hv_comm_record(comm, NULL);
   hv_text_free(&record);
+  float elsewhere[4];
+  hv_comm_all_gather(comm, "values", hv_tensor_make(elsewhere, HV_F32, 1, 4), whole, NULL); /* would leave it unset */
+  assert_error(hv_comm_status(comm), "all_gather of values", "the share is the whole");
   hv_comm_close(comm);
   hv_device_close(device);
 }
