@@ -154,6 +154,25 @@ static hv_status check_copies(ranks *r, hv_dtype dtype, int64_t count) {
   return status;
 }
 
+/* A call takes what its stream has done by then, also where another stream is the first to wait: for a call behind it.
+ */
+static hv_status check_order(ranks *r) {
+  enum { COUNT = 100 };
+  buffers b;
+  hv_comm *comm = r->comm;
+  HV_TRY(open_buffers(r, HV_F64, COUNT, &b));
+  for (int64_t i = 0; i < COUNT; i++) {
+    expected_sum(HV_F64, comm->size, r->rounds_always, i, b.want + (size_t)i * sizeof(double));
+  }
+  fill(r, &b, comm->rank);
+  hv_ticket ticket = hv_comm_all_reduce(comm, "test data", b.whole, r->stream);
+  hv_status status = hv_comm_barrier(comm, "the call behind it");
+  hv_comm_wait(comm, ticket, r->stream);
+  if (!status) status = compare(r, &b, b.whole, 0, "all_reduce before a barrier");
+  close_buffers(r, &b);
+  return status;
+}
+
 /* No rank leaves a barrier before the last has come. */
 static hv_status check_barrier(hv_comm *comm) {
   enum { LATE_MS = 200 };
@@ -217,6 +236,7 @@ static hv_status check_collectives(ranks *r, const char *folder) {
     HV_CHECK(check_copies(r, HV_I16, counts[c]));
   }
   HV_CHECK(check_barrier(r->comm));
+  HV_CHECK(check_order(r));
   HV_CHECK(check_numbers(r->comm));
   status = write_record(r, folder, &record);
 done:
