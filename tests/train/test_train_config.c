@@ -79,6 +79,12 @@ static void refuses_contradictions(void **state) {
                "train.batch_size", NULL);
   expect_train(2, with("config --config '%s' --set train.ce_weight=0 --set %s", config, "train.diffusion_weight=0"),
                "nothing would be trained", NULL);
+  expect_train(2, with("config --config '%s' --set %s", config, "validation.at_start=true"),
+               "validation.at_start needs a held-out split", NULL);
+  expect_train(2, with("config --config '%s' --set dtype=fp32 --set %s", config, "optimizer.gradients=bf16"),
+               "optimizer.gradients may be bf16 with dtype bf16 alone", NULL);
+  expect_train(2, with("config --config '%s' --set %s", config, "'init.state_dims=[0]'"), "init.state_dims",
+               "init_from", NULL);
 }
 
 static void says_what_a_run_needs(void **state) {
