@@ -124,6 +124,11 @@ static void binary_gripper_is_masked(void **state) {
   for (size_t i = 0; i < 7; i++) assert_int_equal(json_is_true(json_array_get(mask, i)), i != 6);
   assert_int_equal(json_integer_value(json_object_get(small, "num_transitions")), 18);
   json_decref(found);
+  snprintf(arguments, sizeof arguments, "stats --gripper '[2]' '%s'", path); /* and no other is one then */
+  found = data_json(0, arguments);
+  mask = json_object_get(json_object_get(json_object_get(found, "small"), "action"), "mask");
+  for (size_t i = 0; i < 7; i++) assert_int_equal(json_is_true(json_array_get(mask, i)), i != 2);
+  json_decref(found);
 }
 
 static void one_frame_has_statistics(void **state) {
