@@ -314,6 +314,7 @@ static void verification_predicts_with_both(void **state) {
   assert_verified("export --verify --model model --out v4 --dtype bf16", "allowed: 0.1), 84 of 84 words are the same");
   assert_verified("export --verify --model noise --out v5 --dtype fp16", "allowed: 0.02)");
   assert_verified("export --verify --model v4 --out v6 --dtype fp32", "equal to the bit");
+  assert_verified("export --verify --model v5 --out v5-bf16 --dtype bf16", "allowed: 0.1)"); /* as wide, and rounded */
 
   /* Noise so far out of range that the eighth bit decides to which end the action is clipped. */
   write_scaled_model("touchy", "final_layer.mlp.fc2.weight", 100);
