@@ -337,7 +337,7 @@ static hv_status in_pieces(const exchange *at, hv_tensor what, hv_status (*piece
 /* Ranks whose calls differ wait for one another instead of taking each other's messages. */
 static int tag_of(const hv_comm_call *call) {
   uint64_t key = (uint64_t)call->ticket * 8 + (uint64_t)call->collective;
-  key = key * 0x9e3779b97f4a7c15u + (uint64_t)call->whole.cols * 8 + (uint64_t)call->whole.dtype;
+  key = key * 0x9e3779b97f4a7c15u + (uint64_t)call->whole.cols * 16 + (uint64_t)call->whole.dtype;
   return (int)((key * 0x9e3779b97f4a7c15u) >> 49); /* 15 bits: every MPI has 0 to 32767 */
 }
 
