@@ -2,6 +2,8 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 
+/* A step of few samples is forecast in a fraction of the time. */
+#define FEW_SAMPLES "--set train.batch_size=8 --set train.micro_batch=8 "
 #define CONFIG(name) "--config '" HVLA_SOURCE_DIR "/configs/" name "' "
 
 /* The JSON object that "plan <arguments> --json" prints, with that exit code; owned by the caller. */
@@ -60,14 +62,14 @@ static void seven_billion_are_planned_without_them(void **state) {
 /* One card of 80 GB: not with moments of 32 bits. */
 static void fewer_bits_are_told_of_where_nothing_else_fits(void **state) {
   (void)state;
-  json_t *result = plan(1, CONFIG("7b.yaml") "--gpus 1 --gpu-memory 80");
+  json_t *result = plan(1, CONFIG("7b.yaml") FEW_SAMPLES "--gpus 1 --gpu-memory 80");
   const json_t *coarser = json_object_get(result, "coarser");
   assert_true(json_is_null(json_object_get(result, "recommended")));
   assert_true(bytes_of(coarser, "total") < 80e9 && bytes_of(coarser, "moments") < 16e9);
   assert_string_equal(json_string_value(json_object_get(coarser, "moments")), "int8");
   assert_string_equal(json_string_value(json_object_get(coarser, "gradients")), "fp32");
   json_decref(result);
-  result = plan(1, CONFIG("7b.yaml") "--gpus 1 --gpu-memory 70");
+  result = plan(1, CONFIG("7b.yaml") FEW_SAMPLES "--gpus 1 --gpu-memory 70");
   assert_string_equal(json_string_value(json_object_get(json_object_get(result, "coarser"), "gradients")), "bf16");
   json_decref(result);
 }
@@ -218,7 +220,7 @@ static void what_cannot_run_is_told(void **state) {
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
                "train.batch_size 256 is not divided by the 3 GPUs", "train.micro_batch 32 does not divide",
                "3 GPUs cannot keep parts of the state", NULL);
-  expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 1 --gpu-memory 24", "does not fit", "most of it",
+  expect_train(1, "plan " CONFIG("7b.yaml") FEW_SAMPLES "--gpus 1 --gpu-memory 24", "does not fit", "most of it",
                "Nothing fits that leaves the results as they are", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 0", "gpus", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 2048", "gpus", "1024", NULL); /* no run has so many ranks */

@@ -34,13 +34,21 @@ static hv_status forecast(const searcher *self, hv_plan_candidate *candidate) {
   return HV_OK;
 }
 
-/* The largest micro-batch that fits, halving from a rank's whole part of the batch: fewer passes are never slower. */
-static hv_status try_micro_batches(const searcher *self, hv_plan_candidate *candidate) {
-  candidate->micro_batch = self->config->train.batch_size / self->options->ranks;
+/* What a micro-batch or recomputation changes nothing of. */
+static bool state_fits(const searcher *self, const hv_plan_candidate *candidate) {
+  const size_t *bytes = candidate->forecast.memory.bytes;
+  return bytes[HV_MEMORY_WEIGHTS] + bytes[HV_MEMORY_MASTER] + bytes[HV_MEMORY_MOMENTS] <= self->memory_bytes;
+}
+
+/* The largest micro-batch that fits, halving from `most`: fewer passes are never slower. Where not even the state does,
+ * 1 at once: forecasts of the largest batches take longest. */
+static hv_status try_micro_batches(const searcher *self, int64_t most, hv_plan_candidate *candidate) {
+  candidate->micro_batch = most;
   for (;;) {
     HV_TRY(forecast(self, candidate));
     if (candidate->fits || candidate->micro_batch == 1) return HV_OK;
-    candidate->micro_batch = candidate->micro_batch % 2 == 0 ? candidate->micro_batch / 2 : 1;
+    bool halve = candidate->micro_batch % 2 == 0 && state_fits(self, candidate);
+    candidate->micro_batch = halve ? candidate->micro_batch / 2 : 1;
   }
 }
 
@@ -53,11 +61,13 @@ static bool is_better(const hv_plan_candidate *a, const hv_plan_candidate *b) {
 static hv_status try_all(const searcher *self, int32_t moments, int32_t gradients, hv_plan_search *out,
                          void (*take)(const hv_plan_candidate *candidate, hv_plan_search *out)) {
   for (int s = 0; s < out->shardings; s++) {
+    int64_t most = self->config->train.batch_size / self->options->ranks; /* a rank's whole part of the batch */
     for (int r = 0; r < HV_RECOMPUTE_LEVELS; r++) {
       hv_plan_candidate candidate = {
           .sharding = (hv_sharding)s, .recompute = (hv_recompute)r, .moments = moments, .gradients = gradients};
-      HV_TRY(try_micro_batches(self, &candidate));
+      HV_TRY(try_micro_batches(self, most, &candidate));
       take(&candidate, out);
+      if (!state_fits(self, &candidate)) most = 1;
     }
   }
   return HV_OK;
