@@ -64,7 +64,8 @@ static json_t *trace_run(const char *folder, const char *sharding, const char *r
   char command[2048], name[64];
   snprintf(name, sizeof name, "%s.json", run);
   snprintf(command, sizeof command,
-           "train/hvla-train run --config '%s' --set 'output=%s/%s' --set train.batch_size=8 --set train.steps=6 --set "
+           "train/hvla-train run --config '%s' --set 'output=%s/%s' " LARGE_VOCABULARY
+           "--set train.batch_size=8 --set train.steps=6 --set "
            "checkpoint.interval=3 --set parallel.sharding=%s --trace '%s/%s'",
            write_tiny_config(folder, "unset"), folder, run, sharding, folder, name);
   expect_ranks(0, 2, command, "done");

@@ -53,7 +53,7 @@ static void all_wait_for_the_one_that_reads_slowly(void **state) {
   const char *pipe = in_folder(*state, "tokenizer");
   assert_int_equal(mkfifo(pipe, 0600), 0);
   snprintf(line, sizeof line,
-           "exec >'%s'; sleep 5; exec cat '" HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model'", pipe);
+           "exec >'%s'; sleep 5; exec cat '" HVLA_SOURCE_DIR "/tests/fixtures/tokenizer/small.model'", pipe);
   pid_t writer = fork();
   assert_true(writer >= 0);
   if (writer == 0) {

@@ -143,12 +143,12 @@ static void keeps_to_measured_algorithms(void **state) {
 static void checkpoints_are_written_where_no_copy_fits(void **state) {
   char *output;
   if (strcmp(under_test, "emu") != 0) skip(); /* the emulator can be told how much there is */
-  train(*state, "whole", under_test, "--set train.steps=4");
+  train(*state, "whole", under_test, LARGE_VOCABULARY "--set train.steps=4");
   assert_int_equal(setenv("HVLA_EMU_LOCKABLE", "12000000", 1), 0);
   const char *config = write_tiny_config(*state, "unset");
   char arguments[1024];
   snprintf(arguments, sizeof arguments,
-           "run --config '%s' --device emu --set 'output=%s/piecewise' --set train.steps=4", config,
+           "run --config '%s' --device emu --set 'output=%s/piecewise' " LARGE_VOCABULARY "--set train.steps=4", config,
            (const char *)*state);
   assert_int_equal(run_train("", arguments, &output), 0);
   assert_int_equal(unsetenv("HVLA_EMU_LOCKABLE"), 0);

@@ -31,7 +31,7 @@ pid_t start_train(const char *arguments, const char *log) {
 
 void wait_for_text(const char *path, const char *text) {
   char *content = NULL;
-  for (int tries = 0; tries < 600; tries++) {
+  for (int tries = 0; tries < 6000; tries++) {
     free(content);
     content = NULL;
     hv_status status = hv_read_text(path, 1 << 24, &content, NULL);
@@ -41,7 +41,7 @@ void wait_for_text(const char *path, const char *text) {
       free(content);
       return;
     }
-    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
   }
   fail_msg("%s never held \"%s\", but:\n%s", path, text, content ? content : "nothing");
 }
@@ -59,11 +59,11 @@ static const char tiny_config[] =
     "       image_size: 28, layer_norm_eps: 1e-6, class_token: false, register_tokens: 0, layer_scale: false,\n"
     "       pre_norm: false, activation: gelu, image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5]}\n"
     "  llm: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2,\n"
-    "        num_key_value_heads: 1, rms_norm_eps: 1e-5, rope_theta: 10000.0, vocab_size: 32064, hidden_act: silu}\n"
+    "        num_key_value_heads: 1, rms_norm_eps: 1e-5, rope_theta: 10000.0, vocab_size: 1024, hidden_act: silu}\n"
     "  diffusion: {steps: 100, schedule: squaredcos_cap_v2}\n"
-    "  action_tokens: {base: 32000, bins: 256}\n"
-    "  special_tokens: {bos: 1, eos: 2, pad: 32000, bod: 32001, eod: 32002, empty: 29871}\n"
-    "tokenizer: " HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model\n"
+    "  action_tokens: {base: 1000, bins: 256}\n"
+    "  special_tokens: {bos: 1, eos: 2, pad: 1000, bod: 1001, eod: 1002, empty: 924}\n"
+    "tokenizer: " HVLA_SOURCE_DIR "/tests/fixtures/tokenizer/small.model\n"
     "output: %s\n"
     "threads: 1\n"
     "log_interval: 1\n"

@@ -24,6 +24,10 @@ void wait_for_text(const char *path, const char *text);
  * its path inside `folder`; valid until the next call. */
 const char *write_tiny_config(const char *folder, const char *output);
 
+/* A setting with which that model has twenty times as many parameters, for what is to be large, or slow enough for
+ * signals to come before the last step. */
+#define LARGE_VOCABULARY "--set model.llm.vocab_size=32064 "
+
 /* "run --config C --set output=<folder>/<name> <rest>" with that configuration; valid until the next call. */
 const char *run_arguments(const char *folder, const char *name, const char *rest);
 

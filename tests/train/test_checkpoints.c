@@ -140,7 +140,8 @@ static void writes_the_same_while_training_waits(void **state) {
 
 /* The same of what is copied from the device a piece at a time. */
 static void what_is_larger_than_a_piece_is_written_whole(void **state) {
-  static const char large[] = "--set train.steps=1 --set train.batch_size=1 --set model.llm.hidden_size=72";
+  static const char large[] =
+      LARGE_VOCABULARY "--set train.steps=1 --set train.batch_size=1 --set model.llm.hidden_size=72";
   char rest[256];
   hv_mapping file;
   snprintf(rest, sizeof rest, "%s --set checkpoint.async=false", large);
@@ -329,7 +330,7 @@ static void survives_a_file_system_without_room(void **state) {
                 "mount -t tmpfs -o size=64m tmpfs disk || exit 77\n"
                 "train() { \"$0\" run --config tiny.yaml --set output=disk/run --resume \"$@\"; echo \"code $?\"; }\n"
                 "train --set train.steps=3\n"
-                "dd if=/dev/zero of=disk/filler bs=1M 2>/dev/null; truncate -s -3M disk/filler\n"
+                "dd if=/dev/zero of=disk/filler bs=1M 2>/dev/null; truncate -s -300K disk/filler\n"
                 "train\n"
                 "ls disk/run/checkpoints\n"
                 "rm disk/filler\n"

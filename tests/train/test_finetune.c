@@ -225,7 +225,7 @@ static void other_shapes_are_refused(void **state) {
       {"--set 'init.state_dims=[1]'", {"init.state_dims has 1 entries", "9 numbers of the state"}},
       {"--set data.statistics_key=lift", {"the key \"lift\"", "first/model/dataset_statistics.json", "statistics_key"}},
       {"--set model.llm.hidden_size=24 --set model.llm.num_attention_heads=3",
-       {"x_embedder.mlp.fc1.weight is F32 [16, 7]; [24, 4] is expected", "embed_tokens.weight is F32 [32064, 16]",
+       {"x_embedder.mlp.fc1.weight is F32 [16, 7]; [24, 4] is expected", "embed_tokens.weight is F32 [1024, 16]",
         "final_layer.mlp.fc2.weight"}},
       {"--set 'model.vision=[{prefix: vision_backbone.featurizer, width: 16, depth: 2, num_heads: 2, mlp_width: 32, "
        "patch_size: 14, image_size: 42, layer_norm_eps: 1e-6, class_token: false, register_tokens: 0, "

@@ -9,7 +9,7 @@
 #include "train/run/interrupt.h"
 
 enum { STEPS = 60 };
-static const char *const schedule = "--set train.steps=60 --set optimizer.schedule=cosine";
+static const char *const schedule = LARGE_VOCABULARY "--set train.steps=60 --set optimizer.schedule=cosine";
 
 /* Signals a run at some step and, after the exit code was `code`, resumes it: the end has the same bytes as a run that
  * nothing disturbed. `interval`: of checkpoints. */
@@ -90,6 +90,7 @@ static void a_preempted_run_finishes_what_it_writes(void **state) {
 static void a_signal_while_measuring_ends_the_run_there(void **state) {
   const char *log = in_folder(*state, "log");
   pid_t process = start_train(run_arguments(*state, "run",
+                                            LARGE_VOCABULARY
                                             "--set train.steps=60 --set log_interval=1 --set data.valid_split=train "
                                             "--set validation.interval=1 --set validation.ddim_steps=50 "
                                             "--set validation.keep_best=false --set checkpoint.interval=0"),

@@ -9,9 +9,10 @@
 
 enum { STEPS = 100 };
 static const char *const settings =
-    "--set train.steps=100 --set train.batch_size=2 --set checkpoint.interval=1 --resume";
+    LARGE_VOCABULARY "--set train.steps=100 --set train.batch_size=2 --set checkpoint.interval=1 --resume";
 
-static const char *const undisturbed = "--set train.steps=100 --set train.batch_size=2 --set checkpoint.interval=0";
+static const char *const undisturbed =
+    LARGE_VOCABULARY "--set train.steps=100 --set train.batch_size=2 --set checkpoint.interval=0";
 
 static void pause_ms(int ms) {
   nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);

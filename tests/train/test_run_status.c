@@ -101,7 +101,7 @@ static void knows_the_living_from_the_dead(void **state) {
 static void tells_why_a_run_failed(void **state) {
   char *output;
   expect_train(0, run_of(*state, "--set train.steps=3"), NULL);
-  assert_true(run_train("ulimit -f 4000;", run_of(*state, "--resume"), &output) == 2);
+  assert_true(run_train("ulimit -f 800;", run_of(*state, "--resume"), &output) == 2);
   free(output);
   json_t *status = status_of(*state);
   assert_string_equal(json_string_value(json_object_get(status, "state")), "failed");
