@@ -8,8 +8,8 @@
 #include "tests/train/program.h"
 #include "train/run/interrupt.h"
 
-enum { STEPS = 60 };
-static const char *const schedule = LARGE_VOCABULARY "--set train.steps=60 --set optimizer.schedule=cosine";
+enum { STEPS = 40 };
+static const char *const schedule = LARGE_VOCABULARY "--set train.steps=40 --set optimizer.schedule=cosine";
 
 /* Signals a run at some step and, after the exit code was `code`, resumes it: the end has the same bytes as a run that
  * nothing disturbed. `interval`: of checkpoints. */
@@ -20,7 +20,7 @@ static void interrupt_and_resume(void **state, int signal_number, int interval, 
   snprintf(rest, sizeof rest, "%s --set checkpoint.interval=%d", schedule, interval);
   expect_train(0, run_arguments(*state, "whole", rest), NULL);
   pid_t process = start_train(run_arguments(*state, "run", rest), log);
-  wait_for_text(log, "step 3/60");
+  wait_for_text(log, "step 3/40");
   assert_int_equal(kill(process, signal_number), 0);
   assert_int_equal(wait_for_exit(process), code);
   wait_for_text(log, said);
@@ -58,7 +58,7 @@ static void a_run_outlives_the_reader_of_its_log(void **state) {
                               run_arguments(*state, "run", schedule), FAR_END);
   close(ends[1]);
   close(FAR_END);
-  while (!strstr(words, "step 3/60")) {
+  while (!strstr(words, "step 3/40")) {
     ssize_t got = read(ends[0], words + used, sizeof words - 1 - used);
     if (got <= 0) fail_msg("the run ended after: %s", words);
     used += (size_t)got;
@@ -75,10 +75,10 @@ static void nohup_keeps_a_run_going(void **state) {
   const char *log = in_folder(*state, "log");
   pid_t process = start_shell("trap '' HUP; exec '%s' %s > '%s' 2>&1", HVLA_BINARY_DIR "/train/hvla-train",
                               run_arguments(*state, "run", schedule), log);
-  wait_for_text(log, "step 3/60");
+  wait_for_text(log, "step 3/40");
   assert_int_equal(kill(process, SIGHUP), 0);
   assert_int_equal(wait_for_exit(process), 0);
-  wait_for_text(log, "step 60/60");
+  wait_for_text(log, "step 40/40");
 }
 
 /* A batch system's warning, while every step's checkpoint is being written: that one is finished, too. */
