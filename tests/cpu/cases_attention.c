@@ -110,13 +110,7 @@ static op_operand random_positions(op_env *env, int64_t rows, int32_t positions)
 static rotations maybe_rotations(op_env *env, const layout *l, int32_t head_dim) {
   enum { POSITIONS = 30 };
   if (op_coin(env)) return (rotations){op_absent(), op_absent(), op_absent()};
-  double *table = op_array(env, (int64_t)POSITIONS * head_dim);
-  for (int32_t i = 0; i < POSITIONS * head_dim / 2; i++) {
-    double *pair = table + i / (head_dim / 2) * head_dim + i % (head_dim / 2), angle = op_uniform(env, -4, 4);
-    pair[0] = cos(angle);
-    pair[head_dim / 2] = sin(angle);
-  }
-  return (rotations){op_values(env, OP_S, POSITIONS, head_dim, table), random_positions(env, l->query_rows, POSITIONS),
+  return (rotations){op_rotary_table(env, POSITIONS, head_dim), random_positions(env, l->query_rows, POSITIONS),
                      random_positions(env, l->key_rows, POSITIONS)};
 }
 

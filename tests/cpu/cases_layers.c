@@ -321,18 +321,11 @@ static void rotary(op_env *env) {
   bool inverse = op_coin(env), placed = op_coin(env), in_place = !placed && op_coin(env);
   int32_t positions[512], places[512];
   int64_t shift = kv_rows - n;
-  double *table_values = op_array(env, POSITIONS * rotary_dim);
-  for (int64_t i = 0; i < POSITIONS * rotary_dim / 2; i++) {
-    double angle = op_uniform(env, -4, 4);
-    int64_t row = i / (rotary_dim / 2), pair = i % (rotary_dim / 2);
-    table_values[row * rotary_dim + pair] = cos(angle);
-    table_values[row * rotary_dim + rotary_dim / 2 + pair] = sin(angle);
-  }
+  op_operand table = op_rotary_table(env, POSITIONS, rotary_dim);
   for (int64_t i = 0; i < n; i++) {
     positions[i] = (int32_t)op_below(env, POSITIONS);
     places[i] = (int32_t)(n - 1 - i + shift);
   }
-  op_operand table = op_values(env, OP_S, POSITIONS, rotary_dim, table_values);
   op_operand position_list = op_ints(env, 1, n, positions),
              place_list = placed ? op_ints(env, 1, n, places) : op_absent();
   op_operand q = maybe(env, OP_T, n, heads * head_dim, 1), v = maybe(env, OP_T, n, kv_heads * head_dim, 1);

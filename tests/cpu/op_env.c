@@ -217,6 +217,16 @@ op_operand op_int_result(op_env *env, int64_t rows, int64_t cols) {
   return op_ints(env, rows, cols, values);
 }
 
+op_operand op_rotary_table(op_env *env, int64_t positions, int64_t dim) {
+  double *values = op_array(env, positions * dim);
+  for (int64_t i = 0; i < positions * dim / 2; i++) {
+    double *pair = values + i / (dim / 2) * dim + i % (dim / 2), angle = op_uniform(env, -4, 4);
+    pair[0] = cos(angle);
+    pair[dim / 2] = sin(angle);
+  }
+  return op_values(env, OP_S, positions, dim, values);
+}
+
 op_operand op_absent(void) {
   return (op_operand){.host = NULL};
 }

@@ -66,6 +66,8 @@ op_operand op_bytes(op_env *env, int64_t rows, int64_t cols); /* U8 */
 op_operand op_ints(op_env *env, int64_t rows, int64_t cols, const int32_t *values);
 op_operand op_shorts(op_env *env, int64_t rows, int64_t cols, const int16_t *values);
 op_operand op_longs(op_env *env, int64_t rows, int64_t cols, const int64_t *values);
+/* Cosines, then sines, of random angles: a table of rotary. `dim` is even. */
+op_operand op_rotary_table(op_env *env, int64_t positions, int64_t dim);
 /* A result: poison before the operation. */
 op_operand op_result(op_env *env, op_kind kind, int64_t rows, int64_t cols);
 op_operand op_int_result(op_env *env, int64_t rows, int64_t cols);
