@@ -5,7 +5,7 @@
  * Kernels are plain CUDA C++ (__global__, __device__, threadIdx, __syncthreads, __shfl_xor_sync …) with these rules:
  * - Shared memory is dynamic only. hv_shared_at<T>(offset) gives a pointer into it, of type hv_shared<T>: T* on CUDA, a
  *   checked pointer in the emulator. Index it as an array; wider accesses go through hv_load and hv_store. Offsets are
- *   multiples of 16 where 16 bytes are moved at once.
+ *   multiples of 16 where 16 bytes are moved at once; a thread writes at least 4 at once.
  * - HV_LAUNCH(kernel, grid, block, shared bytes, stream, arguments …) launches; a grid without blocks does nothing, and
  *   what goes wrong is kept for the stream's next synchronisation. A block has at most 1024 threads, a multiple of 32
  *   wherever a warp-wide operation is used, and at most HV_SHARED_LIMIT bytes of shared memory.

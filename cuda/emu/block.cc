@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cuda/emu/fiber.h"
+#include "cuda/emu/order.h"
 #include "cuda/emu/shadow.h"
 
 /* Launches of fewer threads than this are not spread over the system's threads. */
@@ -52,6 +53,10 @@ struct worker {
   meeting meetings[HV_EMU_MAX_THREADS / HV_EMU_WARP][HV_EMU_WARP]; /* by the lowest lane of the mask */
   const hv_emu_launch *launch;
   int thread_count, at_barrier, finished;
+  hv_order pass; /* of the threads, and how many of them still have their turn in it */
+  int turns_left;
+  bool progress; /* somebody had */
+  uint64_t seed; /* of the passes */
   unsigned char *shared;
   hv_shadow shadow;
   hv_status fault;
@@ -93,26 +98,81 @@ void hv_emu_fault(const char *format, ...) {
   report(self, text);
 }
 
-static void yield_to_scheduler(void) {
-  hv_fiber_switch(self->fiber, &self->worker->scheduler);
+/* The thread whose turn it is. Each pass over all of them has an order of its own. NULL: no thread can go on. */
+static emu_thread *next_ready(worker *w) {
+  for (;;) {
+    for (; w->turns_left > 0; w->turns_left--) {
+      emu_thread *thread = &w->threads[hv_order_next(&w->pass)];
+      if (thread->state != READY) continue;
+      w->turns_left--;
+      w->progress = true;
+      return thread;
+    }
+    if (!w->progress) return nullptr;
+    w->pass = hv_order_make((unsigned)w->thread_count, &w->seed);
+    w->turns_left = w->thread_count;
+    w->progress = false;
+  }
+}
+
+/* A stack for a thread that starts. */
+static hv_fiber *take_fiber(worker *w) {
+  if (w->free_count == 0) {
+    hv_status status = hv_fiber_open(STACK_BYTES, &w->fibers[w->fiber_count]);
+    if (status) {
+      w->fault = hv_status_first(w->fault, status);
+      return nullptr;
+    }
+    w->free_fibers[w->free_count++] = w->fiber_count++;
+  }
+  return &w->fibers[w->free_fibers[--w->free_count]];
+}
+
+static void thread_main(void *argument);
+
+/* Makes the next thread the running one; where it goes on, or the scheduler where no thread can or there is no memory
+ * to start it. Threads so take turns without the scheduler. */
+static hv_fiber *next_fiber(worker *w) {
+  emu_thread *thread = next_ready(w);
+  if (!thread) return &w->scheduler;
+  if (!thread->fiber) {
+    thread->fiber = take_fiber(w);
+    if (!thread->fiber) return &w->scheduler;
+    hv_fiber_start(thread->fiber, thread_main, thread);
+  }
+  self = thread;
+  return thread->fiber;
+}
+
+/* Lets the others run until it is the running thread's turn again. */
+static void give_way(void) {
+  hv_fiber *own = self->fiber, *next = next_fiber(self->worker);
+  if (next != own) hv_fiber_switch(own, next);
 }
 
 /* Gives up the running thread for good, after a fault that leaves nothing sensible to do. */
 [[noreturn]] static void stop_thread(void) {
   self->state = FINISHED;
   self->worker->finished++;
-  for (;;) yield_to_scheduler();
+  for (;;) give_way();
 }
 
-static bool inside_shared(const void *address, size_t bytes) {
-  const unsigned char *base = self->worker->shared, *at = (const unsigned char *)address;
-  return at >= base && at + bytes <= base + self->worker->launch->shared_bytes;
-}
+/* An access of the running thread, and whether it is one to its block's shared memory. */
+struct checked_access {
+  hv_shadow_access access;
+  bool inside;
+};
 
-static void report_outside(const void *address, size_t bytes, const char *does) {
+static inline checked_access access_to(const void *address, size_t bytes) {
   const worker *w = self->worker;
-  hv_emu_fault("%s %zu bytes at offset %td, outside its %zu bytes of shared memory", does, bytes,
-               (const unsigned char *)address - w->shared, w->launch->shared_bytes);
+  size_t offset = (size_t)((const unsigned char *)address - w->shared); /* below it: far above */
+  bool inside = offset < w->launch->shared_bytes && bytes <= w->launch->shared_bytes - offset;
+  return {{self->index, self->warp, offset, bytes}, inside};
+}
+
+static void report_outside(const hv_shadow_access *access, const char *does) {
+  hv_emu_fault("%s %zu bytes at offset %td, outside its %zu bytes of shared memory", does, access->bytes,
+               (ptrdiff_t)access->offset, self->worker->launch->shared_bytes);
 }
 
 static void report_access(const hv_shadow_access *access,
@@ -122,30 +182,25 @@ static void report_access(const hv_shadow_access *access,
   report(self, text);
 }
 
-static hv_shadow_access access_to(const void *address, size_t bytes) {
-  size_t offset = (size_t)((const unsigned char *)address - self->worker->shared);
-  return {self->index, self->warp, offset, bytes};
-}
-
 /* These two are called for every access; what they say of faults is apart. */
 bool hv_emu_shared_read(const void *address, size_t bytes) {
-  if (!inside_shared(address, bytes)) {
-    report_outside(address, bytes, "reads");
-    return false;
+  checked_access a = access_to(address, bytes);
+  if (!a.inside) {
+    report_outside(&a.access, "reads");
+  } else if (!hv_shadow_read(&self->worker->shadow, &a.access)) {
+    report_access(&a.access, hv_shadow_describe_read);
   }
-  hv_shadow_access access = access_to(address, bytes);
-  if (!hv_shadow_read(&self->worker->shadow, &access)) report_access(&access, hv_shadow_describe_read);
-  return true;
+  return a.inside;
 }
 
 bool hv_emu_shared_write(void *address, size_t bytes) {
-  if (!inside_shared(address, bytes)) {
-    report_outside(address, bytes, "writes");
-    return false;
+  checked_access a = access_to(address, bytes);
+  if (!a.inside) {
+    report_outside(&a.access, "writes");
+  } else if (!hv_shadow_write(&self->worker->shadow, &a.access)) {
+    report_access(&a.access, hv_shadow_describe_write);
   }
-  hv_shadow_access access = access_to(address, bytes);
-  if (!hv_shadow_write(&self->worker->shadow, &access)) report_access(&access, hv_shadow_describe_write);
-  return true;
+  return a.inside;
 }
 
 void hv_emu_device_access(const void *address) {
@@ -171,7 +226,7 @@ void hv_emu_barrier(void) {
     w->at_barrier = 0;
     hv_shadow_barrier(&w->shadow);
   }
-  yield_to_scheduler();
+  give_way();
 }
 
 void hv_emu_meet(uint32_t mask, hv_emu_combine combine, void *operand, bool orders_memory) {
@@ -193,7 +248,7 @@ void hv_emu_meet(uint32_t mask, hv_emu_combine combine, void *operand, bool orde
   m->arrived |= 1u << self->lane;
   if (m->arrived != mask) {
     self->state = AT_MEETING;
-    yield_to_scheduler();
+    give_way();
     return;
   }
   m->arrived = 0;
@@ -205,9 +260,9 @@ void hv_emu_meet(uint32_t mask, hv_emu_combine combine, void *operand, bool orde
 
 void hv_emu_copy_issue(void *to, const void *from, size_t bytes) {
   worker *w = self->worker;
-  if (!inside_shared(to, bytes)) {
-    hv_emu_fault("copies %zu bytes to offset %td, outside its %zu bytes of shared memory", bytes,
-                 (unsigned char *)to - w->shared, w->launch->shared_bytes);
+  checked_access target = access_to(to, bytes);
+  if (!target.inside) {
+    report_outside(&target.access, "copies");
     return;
   }
   if (from && !is_ahead(w->launch, from, bytes)) hv_emu_device_access(from);
@@ -260,66 +315,10 @@ static void thread_main(void *argument) {
   if (!thread->indices.waited) hv_emu_fault("returns without having waited for the launches before it");
   thread->state = FINISHED;
   w->finished++;
+  hv_fiber *next = next_fiber(w); /* before this one's stack may be taken */
   w->free_fibers[w->free_count++] = (int)(thread->fiber - w->fibers);
-  hv_fiber_leave(thread->fiber, &w->scheduler);
+  hv_fiber_leave(thread->fiber, next);
   abort(); /* never resumed */
-}
-
-/* A stack for a thread that starts. */
-static hv_fiber *take_fiber(worker *w) {
-  if (w->free_count == 0) {
-    hv_status status = hv_fiber_open(STACK_BYTES, &w->fibers[w->fiber_count]);
-    if (status) {
-      w->fault = hv_status_first(w->fault, status);
-      return nullptr;
-    }
-    w->free_fibers[w->free_count++] = w->fiber_count++;
-  }
-  return &w->fibers[w->free_fibers[--w->free_count]];
-}
-
-/* Runs one thread until it stops. False: there is no memory to start it. */
-static bool resume(worker *w, emu_thread *thread) {
-  if (!thread->fiber) {
-    thread->fiber = take_fiber(w);
-    if (!thread->fiber) return false;
-    hv_fiber_start(thread->fiber, thread_main, thread);
-  }
-  self = thread;
-  hv_fiber_switch(&w->scheduler, thread->fiber);
-  return true;
-}
-
-static uint64_t next_random(uint64_t *state) {
-  uint64_t z = *state += 0x9e3779b97f4a7c15u;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return z ^ z >> 31;
-}
-
-/* A seeded order of 0 … count − 1: start, start + stride, … modulo count. */
-struct order {
-  unsigned start, stride, count;
-};
-
-static unsigned common_divisor(unsigned a, unsigned b) {
-  while (b) {
-    unsigned rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a;
-}
-
-static order make_order(unsigned count, uint64_t *seed) {
-  uint64_t random = next_random(seed);
-  order o = {(unsigned)(random % count), (unsigned)(random >> 32) % count, count};
-  while (common_divisor(o.stride, count) != 1) o.stride = (o.stride + 1) % count;
-  return o;
-}
-
-static unsigned at(const order *o, unsigned i) {
-  return (unsigned)((o->start + (uint64_t)i * o->stride) % o->count);
 }
 
 /* No thread can go on, though some have not finished. */
@@ -371,19 +370,12 @@ static void begin_block(worker *w, uint3 block) {
 
 static void run_block(worker *w, uint3 block, uint64_t seed) {
   begin_block(w, block);
-  while (w->finished < w->thread_count) {
-    order o = make_order((unsigned)w->thread_count, &seed);
-    bool progress = false;
-    for (unsigned i = 0; i < o.count; i++) {
-      emu_thread *thread = &w->threads[at(&o, i)];
-      if (thread->state != READY) continue;
-      progress = true;
-      if (!resume(w, thread)) return;
-    }
-    if (progress) continue;
-    report_stuck(w);
-    return;
-  }
+  w->seed = seed;
+  w->turns_left = 0;
+  w->progress = true;
+  hv_fiber *first = next_fiber(w);
+  if (first != &w->scheduler) hv_fiber_switch(&w->scheduler, first);
+  if (w->finished < w->thread_count) report_stuck(w);
 }
 
 static hv_status open_worker(worker **out) {
@@ -464,11 +456,11 @@ hv_status hv_emu_run(hv_emu_workers *workers, const hv_emu_launch *launch) {
   for (int i = 0; i < used; i++) HV_TRY(open_worker(&workers->workers[i]));
   /* Blocks by a multiplicative order as well; the grid may exceed 32 bits, so strides are kept below 2^31. */
   unsigned window = blocks < 0x40000000u ? (unsigned)blocks : 0x40000000u;
-  order o = make_order(window, &seed);
+  hv_order o = hv_order_make(window, &seed);
 #pragma omp parallel for schedule(dynamic) num_threads(used) if (!few)
   for (uint64_t i = 0; i < blocks; i++) {
     worker *w = workers->workers[omp_get_thread_num()];
-    uint64_t index = i < window ? at(&o, (unsigned)i) : i;
+    uint64_t index = i < window ? hv_order_at(&o, (unsigned)i) : i;
     if (w->fault) continue;
     w->launch = launch;
     w->thread_count = (int)(launch->block.x * launch->block.y * launch->block.z);

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "cuda/emu/block.h"
+#include "cuda/emu/shadow.h"
 
 #define __global__
 #define __device__
@@ -30,6 +31,7 @@ public:
     return hv_emu_shared_read(p, sizeof(T)) ? *p : T{};
   }
   const hv_shared_element &operator=(T value) const {
+    static_assert(sizeof(T) >= HV_SHADOW_BYTES, "write neighbours together");
     if (hv_emu_shared_write(p, sizeof(T))) *p = value;
     return *this;
   }
@@ -113,6 +115,7 @@ template <int N, typename T> static inline hv_vec<T, N> hv_load(hv_shared<T> p) 
   return v;
 }
 template <int N, typename T> static inline void hv_store(hv_shared<T> p, hv_vec<T, N> v) {
+  static_assert(sizeof v >= HV_SHADOW_BYTES, "write neighbours together");
   (void)hv_emu_aligned(p.unchecked(), alignof(decltype(v)));
   if (hv_emu_shared_write(p.unchecked(), sizeof v)) memcpy(p.unchecked(), &v, sizeof v);
 }

@@ -9,7 +9,7 @@
 
 #include "core/base/status.h"
 
-enum { HV_SHADOW_BYTES = 2 /* of one piece: no kernel here shares single bytes */ };
+enum { HV_SHADOW_BYTES = 4 /* of one piece, the least that a thread may write at once */ };
 
 typedef struct hv_shadow_cell hv_shadow_cell;
 

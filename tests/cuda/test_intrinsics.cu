@@ -19,12 +19,17 @@ static __global__ void fragments_kernel(const float *a, const float *b, float *c
   for (int i = 0; i < 4; i++) c[(g + i / 2 * 8) * N + t + i % 2] = d[i];
 }
 
+static __device__ void fill(hv_shared<hv_bf16> to, const float *from, int count) {
+  hv_shared<uint32_t> pairs = hv_shared_cast<uint32_t>(to);
+  for (int i = (int)threadIdx.x; i < count / 2; i += HV_WARP) pairs[i] = hv_pack_bf16(from[2 * i], from[2 * i + 1]);
+}
+
 /* The same through ldmatrix: a as it lies, b transposed on the way. */
 static __global__ void ldmatrix_kernel(const float *a, const float *b, float *c) {
   hv_shared<hv_bf16> as = hv_shared_at<hv_bf16>(0), bs = hv_shared_at<hv_bf16>(M * K * sizeof(hv_bf16));
   int lane = (int)threadIdx.x;
-  for (int i = lane; i < M * K; i += HV_WARP) as[i] = hv_round_bf16(a[i]);
-  for (int i = lane; i < K * N; i += HV_WARP) bs[i] = hv_round_bf16(b[i]);
+  fill(as, a, M * K);
+  fill(bs, b, K * N);
   __syncwarp();
   uint32_t x[4], y[4];
   hv_ldmatrix_x4(x, as + lane % 16 * K + lane / 16 * 8);
@@ -39,8 +44,8 @@ static __global__ void ldmatrix_kernel(const float *a, const float *b, float *c)
 static __global__ void ldmatrix_plain_kernel(const float *a, const float *b_transposed, float *c) {
   hv_shared<hv_bf16> as = hv_shared_at<hv_bf16>(0), bs = hv_shared_at<hv_bf16>(M * K * sizeof(hv_bf16));
   int lane = (int)threadIdx.x;
-  for (int i = lane; i < M * K; i += HV_WARP) as[i] = hv_round_bf16(a[i]);
-  for (int i = lane; i < K * N; i += HV_WARP) bs[i] = hv_round_bf16(b_transposed[i]);
+  fill(as, a, M * K);
+  fill(bs, b_transposed, K * N);
   __syncwarp();
   uint32_t x[4], y[4];
   hv_ldmatrix_x4(x, as + lane % 16 * K + lane / 16 * 8);
