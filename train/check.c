@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/file.h"
 #include "core/tensor/nan_watch.h"
 #include "train/check_batch.h"
 #include "train/trainer.h"
@@ -201,6 +202,9 @@ static hv_status allocate_staging(check *self) {
 hv_status hv_check(const hv_check_options *options, hv_device *device) {
   hv_status status = HV_OK;
   check self = {.options = options};
+  if (hv_file_is_same(options->out, options->batch)) {
+    return hv_error(HV_ERR_INPUT, "--out %s is the file of --batch, which would be lost; choose another", options->out);
+  }
   HV_CHECK(hv_model_directory_open(options->model, &self.directory));
   HV_CHECK(choose_objective(&self));
   HV_CHECK(hv_file_batch_open(options->batch, &self.config, &self.file));

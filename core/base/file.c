@@ -205,6 +205,12 @@ bool hv_file_exists(const char *path) {
   return stat(path, &info) == 0;
 }
 
+bool hv_file_is_same(const char *a, const char *b) {
+  struct stat first, second;
+  return stat(a, &first) == 0 && stat(b, &second) == 0 && first.st_dev == second.st_dev &&
+         first.st_ino == second.st_ino;
+}
+
 hv_status hv_check_download(const char *path, const char *wanted, const void *head, size_t size) {
   static const char pointer[] = "version https://git-lfs", *const pages[] = {"<!doctype", "<html"};
   if (size >= sizeof pointer - 1 && memcmp(head, pointer, sizeof pointer - 1) == 0) {

@@ -58,6 +58,7 @@ HV_NODISCARD hv_status hv_sync_parent(const char *path);      /* the same in the
 HV_NODISCARD hv_status hv_sync_file(const char *path);        /* makes its content durable, whoever wrote it */
 HV_NODISCARD hv_status hv_remove_tree(const char *path);      /* as rm -rf; absent is fine */
 bool hv_file_exists(const char *path);
+bool hv_file_is_same(const char *a, const char *b); /* one file by two names, be it through links; absent: no */
 
 /* HV_ERR_INPUT where a file's first bytes tell of what downloads leave in its place, a Git LFS pointer or a web page;
  * `wanted` is what the file should be ("HDF5"). */

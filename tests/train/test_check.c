@@ -328,6 +328,20 @@ static void refuses_files_that_are_none(void **state) {
   assert_false(hv_file_exists(out));
 }
 
+/* Also by another name. Nothing has touched the batch then. */
+static void does_not_write_over_its_batch(void **state) {
+  const char *batch = in_folder(*state, "batch.safetensors"), *original = FIXTURES "one_arm/batch.safetensors";
+  const char *const names[] = {batch, in_folder(*state, "./batch.safetensors"), in_folder(*state, "link.safetensors")};
+  must_shell("cp '%s' '%s' && ln -s batch.safetensors '%s'", original, batch, names[2]);
+  for (int i = 0; i < 3; i++) {
+    char arguments[2048];
+    snprintf(arguments, sizeof arguments, "check --model '" FIXTURES "one_arm' --batch '%s' --out '%s'", batch,
+             names[i]);
+    expect_train(2, arguments, names[i], "--batch", NULL);
+    assert_true(same_bytes(batch, original));
+  }
+}
+
 /* Parameters after --steps are those of the same steps in one go, whatever the number of threads. */
 static void does_not_depend_on_threads(void **state) {
   const char *one = in_folder(*state, "one.safetensors"), *two = in_folder(*state, "two.safetensors");
@@ -371,6 +385,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(warns_of_a_prompt_without_its_end, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_all_shapes_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_files_that_are_none, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_write_over_its_batch, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_depend_on_threads, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(gives_master_values, make_folder, remove_folder),
   };
