@@ -8,6 +8,7 @@
 #include <zip.h>
 
 #include "core/base/file.h"
+#include "core/base/interruption.h"
 #include "infer/torch_pickle.h"
 
 enum {
@@ -46,6 +47,7 @@ typedef struct writer {
 static hv_status next_piece(byte_source *source) {
   const hv_torch_tensor *tensor = source->tensor;
   int64_t left = tensor->source->count - source->next, count = left < PIECE ? left : PIECE;
+  HV_TRY(hv_interruption_status());
   HV_TRY(hv_file_tensor_convert(tensor->source, source->next, count, tensor->dtype, source->writer->piece));
   source->next += count;
   source->begin = 0;

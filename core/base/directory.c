@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "core/base/file.h"
+#include "core/base/interruption.h"
 #include "core/base/log.h"
 
 /* `path` without slashes at its end, with a suffix; on the heap, NULL without memory. */
@@ -178,11 +179,13 @@ hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_director
   if (!target && errno != ENOENT) return hv_error_errno(errno, "cannot open %s", path);
   const char *to = target ? target : path;
   hv_status status = HV_OK;
+  hv_interruption_hold();
   if (target && stat(target, &info) == 0 && S_ISDIR(info.st_mode)) HV_CHECK(hv_directory_is_empty(target, &empty));
   HV_CHECK(choose_partial(to, empty, leftover, &partial));
   HV_CHECK(make_partial(partial));
   status = write(partial, context);
   if (!status) status = hv_sync_directory(partial);
+  if (!status) status = hv_interruption_status();
   if (!status) status = empty ? move_entries(partial, to) : hv_replace_directory(partial, to);
   /* Once it has taken the place of `to`, the name may be another process's. */
   if (status) status = hv_status_first(status, hv_remove_tree(partial));
@@ -190,5 +193,6 @@ hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_director
 done:
   free(partial);
   free(target);
+  hv_interruption_release();
   return status;
 }

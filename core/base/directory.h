@@ -28,7 +28,8 @@ typedef enum hv_leftover { HV_LEFTOVER_REFUSE, HV_LEFTOVER_REMOVE } hv_leftover;
 /* Has `write` fill `path`.partial (or .partial-2, …, where a leftover cannot be removed), syncs it and puts it in place
  * of what `path` was. A directory that is there and empty stays, which may be a disk's top or lie where nothing may be
  * written: it gets the content from a folder .partial of its own, all but at once. A link is followed. After an error
- * the old stands and nothing else is left. Missing directories above are made. */
+ * the old stands and nothing else is left; so it is when Ctrl-C, SIGTERM or SIGHUP end the process meanwhile
+ * (interruption.h). Missing directories above are made. */
 HV_NODISCARD hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_directory_writer *write,
                                           void *context);
 

@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "core/base/file.h"
+#include "core/base/interruption.h"
 
 struct hv_file_writer {
   int fd;
@@ -66,6 +67,7 @@ done:
 
 hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size) {
   const char *from = data;
+  HV_TRY(hv_interruption_status());
   while (size > 0) {
     ssize_t written = write(writer->fd, from, size);
     if (written < 0 && errno == EINTR) continue;

@@ -194,6 +194,44 @@ static void a_folder_is_filled_whole_or_not(void **state) {
   assert_true(hv_file_exists(in_folder(path, "5/other")));
 }
 
+/* Writes two files, before and after a signal comes. */
+static hv_status write_interrupted(const char *directory, void *context) {
+  const int *number = context;
+  HV_TRY(hv_write_file_atomic(in_folder(directory, "first"), "x", 1));
+  raise(*number);
+  return hv_write_file_atomic(in_folder(directory, "second"), "x", 1);
+}
+
+/* How the process of the writer ends: 0, or 128 + the signal. */
+static int end_of_interrupted(const char *path, int number, bool blocked, bool ignored) {
+  pid_t child = fork();
+  if (child == 0) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (blocked) sigprocmask(SIG_BLOCK, &set, NULL);
+    if (ignored) signal(number, SIG_IGN);
+    _exit(hv_write_directory(path, HV_LEFTOVER_REFUSE, write_interrupted, &number) == HV_OK ? 0 : 1);
+  }
+  int end;
+  assert_int_equal(waitpid(child, &end, 0), child);
+  return WIFSIGNALED(end) ? 128 + WTERMSIG(end) : WEXITSTATUS(end);
+}
+
+static void a_signal_leaves_no_part_of_a_folder(void **state) {
+  const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+  for (int i = 0; i < 3; i++) {
+    assert_int_equal(end_of_interrupted(in_folder(*state, "new"), signals[i], false, false), 128 + signals[i]);
+    assert_int_equal(count_entries(*state), 0);
+  }
+  assert_int_equal(mkdir(in_folder(*state, "empty"), 0777), 0);
+  assert_int_equal(end_of_interrupted(in_folder(*state, "empty"), SIGTERM, false, false), 128 + SIGTERM);
+  assert_int_equal(count_entries(in_folder(*state, "empty")), 0);
+  assert_int_equal(end_of_interrupted(in_folder(*state, "nohup"), SIGHUP, false, true), 0);
+  assert_int_equal(end_of_interrupted(in_folder(*state, "run"), SIGTERM, true, false), 0);
+  assert_true(hv_file_exists(in_folder(*state, "nohup/second")) && hv_file_exists(in_folder(*state, "run/second")));
+}
+
 static void maps_read_whole_files(void **state) {
   const char *path = in_folder(*state, "a.bin");
   hv_mapping mapping;
@@ -336,6 +374,7 @@ int main(void) {
       TEST(a_full_disk_leaves_the_old_file),
       TEST(what_cannot_take_its_place_leaves_nothing),
       TEST(a_folder_is_filled_whole_or_not),
+      TEST(a_signal_leaves_no_part_of_a_folder),
       TEST(maps_read_whole_files),
       TEST(reads_are_limited),
       TEST(directories_are_made_and_removed),
