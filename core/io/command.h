@@ -53,7 +53,8 @@ void hv_program_help(const hv_program *program, hv_text *out);
 void hv_command_help(const hv_program *program, const hv_command *command, hv_text *out);
 
 /* All of a program: does what the command line asks for, prints its text on standard output or an error on standard
- * error, and returns the exit code. Nothing else prints results or decides how a program ends. */
+ * error, and returns the exit code; a text that cannot be printed is an error, though all the work is done. Nothing
+ * else prints results or decides how a program ends. */
 int hv_program_main(const hv_program *program, int argc, char **argv);
 
 /* An option that many commands have, in a struct of type `type_` with a field of this name. */

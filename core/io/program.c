@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,13 +37,22 @@ static hv_status serve(const hv_program *program, int argc, const char *const *a
 
 static hv_status print(const hv_text *text) {
   if (fwrite(hv_text_string(text), 1, text->length, stdout) != text->length || fflush(stdout) != 0)
-    return hv_error_errno(errno, "cannot write to standard output");
+    return hv_error_errno(errno, "the command is done, but its result cannot be written to standard output");
   return HV_OK;
+}
+
+/* One that is closed would be the first file that is opened, and take in what is meant for the stream. Reading only, so
+ * that what is told to nobody remains an error. */
+static void open_closed_streams(void) {
+  for (int fd = 0; fd <= STDERR_FILENO; fd++) {
+    if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != fd) return;
+  }
 }
 
 int hv_program_main(const hv_program *program, int argc, char **argv) {
   /* A file size limit then shows as a failed write, with its message, instead of ending the process. */
   signal(SIGXFSZ, SIG_IGN);
+  open_closed_streams();
   hv_command_result result;
   hv_status status;
   do {

@@ -1,5 +1,11 @@
 /* Command lines: options, operands, help, and what a mistyped one is told. */
 #include "core/io/command.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/wait.h>
+
+#include "core/base/log.h"
 #include "tests/check.h"
 
 typedef struct settings {
@@ -166,11 +172,67 @@ static void help_names_every_option(void **state) {
   hv_text_free(&text);
 }
 
+/* A command that writes a file and warns meanwhile. */
+static hv_status write_note(const void *values, hv_command_result *out) {
+  const hv_string_list *files = values;
+  FILE *note = fopen(files->items[0], "w");
+  if (!note) return hv_error_errno(errno, "cannot write %s", files->items[0]);
+  hv_log_warning("a word of warning");
+  fputs("a note", note);
+  if (fclose(note) != 0) return hv_error_errno(errno, "cannot write %s", files->items[0]);
+  hv_text_add(&out->text, "a note is written\n");
+  return HV_OK;
+}
+
+static const hv_command note = {
+    .name = "note", .operands = "FILE", .min_operands = 1, .values_size = sizeof(hv_string_list), .work = write_note};
+static const hv_command *const note_commands[] = {&note};
+static const hv_program note_program = {"hvla-note", "Writes notes.", note_commands, 1};
+
+/* The exit code of the program that writes a note to `path` with one stream closed, the other going to a file. */
+static int note_without(int closed, const char *path, const char *words) {
+  pid_t child = fork();
+  if (child == 0) {
+    int other = open(words, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    dup2(other, STDOUT_FILENO);
+    dup2(other, STDERR_FILENO);
+    close(other);
+    close(closed);
+    char *argv[] = {"hvla-note", "note", (char *)(uintptr_t)path, NULL};
+    _exit(hv_program_main(&note_program, 3, argv));
+  }
+  int end;
+  assert_int_equal(waitpid(child, &end, 0), child);
+  return WIFEXITED(end) ? WEXITSTATUS(end) : -1;
+}
+
+static void assert_text(const char *path, const char *expected) {
+  char *text;
+  assert_ok(hv_read_text(path, 4096, &text, NULL));
+  if (!strstr(text, expected)) fail_msg("%s holds \"%s\", not \"%s\"", path, text, expected);
+  free(text);
+}
+
+/* The work is done; that nobody hears of it is an error for whom waits for the result, and none for a log. */
+static void a_closed_stream_is_no_file(void **state) {
+  const char *path = in_folder(*state, "note"), *words = in_folder(*state, "words");
+  assert_int_equal(note_without(STDOUT_FILENO, path, words), 2);
+  assert_text(words, "the command is done, but its result cannot be written to standard output: Bad file descriptor");
+  assert_int_equal(note_without(STDERR_FILENO, path, words), 0);
+  assert_text(words, "a note is written\n");
+  hv_file_digest digest;
+  assert_ok(hv_digest_file(path, &digest));
+  assert_int_equal(digest.size, strlen("a note"));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(options_are_read),        cmocka_unit_test(operands_are_read),
-      cmocka_unit_test(mistakes_are_explained),  cmocka_unit_test(help_is_given_wherever_it_stands),
+      cmocka_unit_test(options_are_read),
+      cmocka_unit_test(operands_are_read),
+      cmocka_unit_test(mistakes_are_explained),
+      cmocka_unit_test(help_is_given_wherever_it_stands),
       cmocka_unit_test(help_names_every_option),
+      cmocka_unit_test_setup_teardown(a_closed_stream_is_no_file, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
