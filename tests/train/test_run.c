@@ -109,6 +109,27 @@ static void resumes_to_the_same_bytes(void **state) {
   }
 }
 
+/* A run of one step by a cosine changes nothing, unless the cosine ends above 0. */
+static void a_cosine_of_one_step_is_told(void **state) {
+  static const struct {
+    const char *settings;
+    bool warns;
+  } cases[] = {{"--set train.steps=1", true},
+               {"--set train.steps=3 --set optimizer.warmup_steps=2", true},
+               {"--set train.steps=1 --set optimizer.final_ratio=1", false},
+               {"--set train.steps=2", false},
+               {"--set train.steps=1 --set optimizer.schedule=constant", false}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    char rest[256], name[16], *output;
+    snprintf(name, sizeof name, "run-%zu", i);
+    snprintf(rest, sizeof rest, "--set optimizer.schedule=cosine %s", cases[i].settings);
+    assert_int_equal(run_train("", run_arguments(*state, name, rest), &output), 0);
+    const char *warning = strstr(output, "a cosine of one step is at its end");
+    if (!warning != !cases[i].warns) fail_msg("%s: %s", cases[i].settings, output);
+    free(output);
+  }
+}
+
 /* The mean loss of the last 20 steps. */
 static double loss_at_the_end(const char *folder, const char *name) {
   json_t *lines = read_metrics(in_folder(folder, name));
@@ -501,6 +522,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(trains_each_objective, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(recomputes_to_the_same_bytes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(resumes_to_the_same_bytes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_cosine_of_one_step_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(learns_as_well_in_less_memory, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(cuts_metrics_back_to_the_resumed_step, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(passes_over_damaged_checkpoints, make_folder, remove_folder),

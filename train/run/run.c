@@ -315,14 +315,22 @@ static hv_status check_validation(const run *self) {
 }
 
 /* A short trial of a long run's configuration, most often. */
-static void warn_of_warmup(const run *self) {
+static void warn_of_short_schedule(const run *self) {
   const hv_learning_rate *rate = &self->learning_rate;
-  if (!self->leader || rate->warmup_steps == 0 || rate->warmup_steps < rate->total_steps) return;
-  hv_log_warning(
-      "optimizer.warmup_steps (%lld) is not less than the run's %lld steps: the learning rate rises to the end "
-      "and comes to %g of %g",
-      (long long)rate->warmup_steps, (long long)rate->total_steps, hv_learning_rate_at(rate, rate->total_steps - 1),
-      rate->peak);
+  long long steps = rate->total_steps, warmup = rate->warmup_steps;
+  double last = hv_learning_rate_at(rate, steps - 1);
+  if (!self->leader) return;
+  if (warmup > 0 && warmup >= steps) {
+    hv_log_warning(
+        "optimizer.warmup_steps (%lld) is not less than the run's %lld steps: the learning rate rises to the "
+        "end and comes to %g of %g",
+        warmup, steps, last, rate->peak);
+  } else if (rate->decay == HV_DECAY_COSINE && warmup + 1 == steps && last < rate->peak) {
+    hv_log_warning(
+        "optimizer.schedule is cosine, and only the run's last step comes after the warm-up: a cosine of one "
+        "step is at its end, with a learning rate of %g of %g",
+        last, rate->peak);
+  }
 }
 
 /* A new run's algorithms, the same on all ranks; one that is resumed keeps to those it had. */
@@ -366,7 +374,7 @@ static hv_status open_run(run *self, hv_device *device) {
                                            .decay = config->optimizer.schedule,
                                            .total_steps = self->total_steps,
                                            .final_ratio = config->optimizer.final_ratio};
-  warn_of_warmup(self);
+  warn_of_short_schedule(self);
   HV_TRY(open_files(self));
   HV_TRY(hv_comm_agree(self->comm, "reading the first batch", open_batches(self, position.samples)));
   HV_TRY(measure_algorithms(self));
