@@ -39,12 +39,9 @@ struct hv_optimizer {
   host_block *host; /* page-locked */
 };
 
-static int64_t count_trainable(const hv_params *params, hv_group_id group) {
+static int64_t count_trainable(const hv_params *params, const hv_group *group) {
   int64_t count = 0;
-  for (hv_param_id i = 0; i < hv_params_count(params); i++) {
-    const hv_param *param = hv_params_get(params, i);
-    count += param->group == group && param->trainable;
-  }
+  for (hv_param_id i = group->first; i < group->end; i++) count += hv_params_get(params, i)->trainable;
   return count;
 }
 
@@ -73,7 +70,7 @@ static void lay_out(hv_optimizer *optimizer, blocks *memory) {
     if (hv_params_dtype(params) == HV_BF16) {
       slot->state.remainder = hv_arena_take(&memory->master, HV_I16, 1, slot->owned.count);
     }
-    slot->ranges = hv_arena_take(&memory->rest, HV_I64, count_trainable(params, g), 3);
+    slot->ranges = hv_arena_take(&memory->rest, HV_I64, count_trainable(params, group), 3);
   }
   optimizer->dynamic = hv_arena_take(&memory->rest, HV_F32, 1, 5);
   optimizer->sum_squares = hv_arena_take(&memory->rest, HV_F32, 1, 1);
@@ -87,12 +84,12 @@ static int64_t within(const hv_owned *owned, int64_t element) {
 
 /* The trainable stretches of what is owned of a group, neighbours of one kind joined; the rows left over stay empty
  * ranges at the end. */
-static void fill_ranges(const hv_params *params, hv_group_id group, const hv_owned *owned, hv_adamw_range *ranges,
+static void fill_ranges(const hv_params *params, const hv_group *group, const hv_owned *owned, hv_adamw_range *ranges,
                         int64_t capacity) {
   int64_t count = 0, last = 0;
-  for (hv_param_id i = 0; i < hv_params_count(params); i++) {
+  for (hv_param_id i = group->first; i < group->end; i++) {
     const hv_param *param = hv_params_get(params, i);
-    if (param->group != group || !param->trainable) continue;
+    if (!param->trainable) continue;
     int64_t first = within(owned, param->offset), end = within(owned, param->offset + param->rows * param->cols);
     if (first == end) continue;
     bool joins = count > 0 && ranges[count - 1].end == first && ranges[count - 1].decay == param->decay &&
@@ -113,7 +110,7 @@ static hv_status upload_ranges(hv_optimizer *optimizer, hv_stream *stream) {
     if (!slot->trainable) continue;
     hv_adamw_range *ranges = calloc((size_t)slot->ranges.rows + 1, sizeof *ranges);
     if (!ranges) return hv_error_memory("the optimizer's ranges");
-    fill_ranges(optimizer->params, g, &slot->owned, ranges, slot->ranges.rows);
+    fill_ranges(optimizer->params, hv_params_group(optimizer->params, g), &slot->owned, ranges, slot->ranges.rows);
     hv_upload(stream, slot->ranges.data, ranges, (size_t)slot->ranges.rows * sizeof *ranges);
     hv_status status = hv_stream_synchronize(stream);
     free(ranges);

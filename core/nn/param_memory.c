@@ -107,7 +107,7 @@ void hv_group_zero_gradients(hv_params *params, hv_group_id group, hv_stream *st
   hv_tensor gradients = hv_group_gradients(params, group);
   int64_t end = 0; /* of what is zeroed or blank so far */
   if (!hv_present(gradients)) return;
-  for (hv_param_id i = state->first; i < state->end; i++) {
+  for (hv_param_id i = state->info.first; i < state->info.end; i++) {
     const hv_param *param = &params->params[i];
     params->blank[i] = param->linear && param->trainable;
     if (!params->blank[i]) continue;
@@ -125,7 +125,7 @@ static void fill_blank(hv_params *params, hv_param_id id, hv_stream *stream) {
 void hv_group_fill_blank(hv_params *params, hv_group_id group, hv_stream *stream) {
   const hv_group_state *state = &params->groups[group];
   if (!state->info.trainable || !params->gradients) return;
-  for (hv_param_id i = state->first; i < state->end; i++) fill_blank(params, i, stream);
+  for (hv_param_id i = state->info.first; i < state->info.end; i++) fill_blank(params, i, stream);
 }
 
 bool hv_param_gradient_begin(hv_params *params, hv_param_id first, int count, hv_stream *stream) {

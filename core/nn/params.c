@@ -62,7 +62,7 @@ hv_group_id hv_params_begin_group(hv_params *params, const char *name) {
     return -1;
   }
   params->groups[params->group_count] =
-      (hv_group_state){.info = {.name = copy, .trainable = true}, .first = params->count, .end = params->count};
+      (hv_group_state){.info = {.name = copy, .trainable = true, .first = params->count, .end = params->count}};
   return params->group_count++;
 }
 
@@ -119,7 +119,7 @@ hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *sp
     offset += param->rows * param->cols;
   }
   group->info.count = offset;
-  group->end = params->count;
+  group->info.end = params->count;
   return first;
 }
 
@@ -182,15 +182,23 @@ hv_status hv_params_scale_rates(hv_params *params, const char *const *patterns, 
   return HV_OK;
 }
 
+static int compare_names(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Sorted, so that a deep model is no matter of each name beside each other. */
 static hv_status check_names(const hv_params *params) {
-  for (int32_t i = 0; i < params->count; i++) {
-    for (int32_t j = 0; j < i; j++) {
-      if (strcmp(params->params[i].name, params->params[j].name) == 0) {
-        return hv_error(HV_ERR_INTERNAL, "parameter %s is declared twice", params->params[i].name);
-      }
-    }
+  const char **names = malloc(((size_t)params->count + 1) * sizeof *names);
+  if (!names) return hv_error_memory("the parameters' names");
+  for (int32_t i = 0; i < params->count; i++) names[i] = params->params[i].name;
+  qsort(names, (size_t)params->count, sizeof *names, compare_names);
+  hv_status status = HV_OK;
+  for (int32_t i = 1; i < params->count && !status; i++) {
+    if (strcmp(names[i], names[i - 1]) == 0)
+      status = hv_error(HV_ERR_INTERNAL, "parameter %s is declared twice", names[i]);
   }
-  return HV_OK;
+  free(names);
+  return status;
 }
 
 hv_status hv_params_allocate(hv_params *params) {
@@ -207,7 +215,8 @@ hv_status hv_params_allocate(hv_params *params) {
     group->value_start = elements;
     elements += hv_kept_count(params, group, hv_shards_values(params));
     group->info.trainable = false;
-    for (hv_param_id i = group->first; i < group->end; i++) group->info.trainable |= params->params[i].trainable;
+    for (hv_param_id i = group->info.first; i < group->info.end; i++)
+      group->info.trainable |= params->params[i].trainable;
     group->gradient_start = gradient_elements;
     if (group->info.trainable) gradient_elements += hv_kept_count(params, group, hv_shards_gradients(params));
   }

@@ -55,9 +55,10 @@ typedef struct hv_param {
 
 typedef struct hv_group {
   const char *name;
-  int64_t count;  /* elements, a multiple of HV_GROUP_ALIGNMENT */
-  bool trainable; /* any parameter of it is */
-  bool lookup;    /* any parameter of it is */
+  int64_t count;          /* elements, a multiple of HV_GROUP_ALIGNMENT */
+  bool trainable;         /* any parameter of it is */
+  bool lookup;            /* any parameter of it is */
+  hv_param_id first, end; /* its parameters */
 } hv_group;
 
 typedef struct hv_params hv_params;

@@ -10,7 +10,6 @@ typedef struct hv_group_state {
   hv_group info;
   int64_t value_start;    /* elements from the start of the values */
   int64_t gradient_start; /* elements from the start of the gradients */
-  hv_param_id first, end; /* its parameters */
   bool in_use;
   hv_span *span;                        /* of its use, in the trace */
   hv_ticket published;                  /* the gather that made its values whole after an update */

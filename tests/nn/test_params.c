@@ -272,12 +272,33 @@ static void what_is_one_matrix_is_frozen_whole(void **state) {
   close_store(&s);
 }
 
+static void a_name_is_declared_once(void **state) {
+  (void)state;
+  static const char *const names[] = {"b", "c", "a", "d", "c", "e"};
+  for (int count = 4; count <= 6; count++) {
+    hv_device *device;
+    hv_params *params;
+    assert_ok(hv_cpu_device_open(NULL, &device));
+    assert_ok(hv_params_open(device, HV_F32, &params));
+    (void)hv_params_begin_group(params, "layer");
+    for (int i = 0; i < count; i++) (void)hv_params_declare_vector(params, NULL, names[i], OUT, HV_INIT_ZERO);
+    if (count == 4) {
+      assert_ok(hv_params_allocate(params));
+    } else {
+      assert_error(hv_params_allocate(params), "parameter c is declared twice");
+    }
+    hv_params_close(params);
+    hv_device_close(device);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(first_product_sets),
       cmocka_unit_test(later_products_add),
       cmocka_unit_test(stacks_may_begin_in_parts),
       cmocka_unit_test(what_nothing_touches_is_zero),
+      cmocka_unit_test(a_name_is_declared_once),
       cmocka_unit_test(what_is_one_matrix_is_frozen_whole),
       cmocka_unit_test(large_values_are_converted_whole),
       cmocka_unit_test(initial_values_are_a_names_own),
