@@ -58,10 +58,12 @@ void hv_option_describe(const hv_option *option, hv_text *out) {
   }
 }
 
-/* What to do about a value that was refused: " (put it in quotes)", "; did you mean …?", or nothing. */
+/* What to do about a value that was refused: " (put it in quotes)", "; did you mean …?", … or nothing. */
 static void advise(const hv_option *option, const json_t *value, hv_text *out) {
   hv_nearest nearest = {.name = json_string_value(value)};
   if (is_text(option) && !json_is_object(value) && !json_is_array(value)) hv_text_add(out, " (put it in quotes)");
+  if (option->type == HV_OPTION_INT_LIST && nearest.name && strchr(nearest.name, ','))
+    hv_text_add(out, " (put it in brackets: [%.60s])", nearest.name);
   if (option->type != HV_OPTION_ENUM || !nearest.name) return;
   if (option->elsewhere) {
     hv_text_add(out, "; %s", option->elsewhere);
@@ -289,7 +291,12 @@ hv_status hv_option_set(const hv_option *option, const json_t *value, void *valu
 hv_status hv_option_text_to_json(const hv_option *option, const char *text, json_t **out) {
   *out = NULL;
   bool bare = option->type == HV_OPTION_ENUM || (is_text(option) && strcmp(text, "null") != 0);
-  if (!bare) return hv_yaml_parse_value(text, "must be written as YAML", out);
+  bool scalar = option->type == HV_OPTION_INT || option->type == HV_OPTION_FLOAT || option->type == HV_OPTION_BOOL;
+  hv_status status = bare ? HV_OK : hv_yaml_parse_value(text, "must be written as YAML", out);
+  /* What is no number at all is refused as what was written, like one out of range. */
+  if (status && !(scalar && hv_status_code(status) == HV_ERR_INPUT)) return status;
+  hv_status_free(status);
+  if (*out) return HV_OK;
   *out = json_string(text);
   return *out ? HV_OK : hv_error(HV_ERR_INPUT, "must be valid UTF-8");
 }

@@ -245,6 +245,7 @@ static void command_line_mistakes_are_explained(void **state) {
       {"inspect a b", "unexpected argument b"},
       {"stats --key", "--key needs a value"},
       {"stats --state-keys robot0_eef_pos,, " LIFT, "robot0_eef_pos,,: an empty name"},
+      {"stats --gripper 6,13 " LIFT, "list of integers from 0 to 4095, not \"6,13\" (put it in brackets: [6,13])"},
       {"stats --gripper '[9]' " LIFT, "gripper dimension 9"},
       {"stats " LIFT " " LIFT, "--key"},
       {"frame " LIFT, "--episode"},
