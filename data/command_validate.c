@@ -108,8 +108,9 @@ static hv_status report(const findings *found, bool ok, bool json, hv_text *out)
     json_array_foreach(found->bad, i, entry) {
       hv_text_add(out, "bad: %s\n", json_string_value(json_object_get(entry, "reason")));
     }
-    hv_text_add(out, "%zu files, %zu episodes, %zu problems", found->files, found->episodes,
-                json_array_size(found->bad));
+    size_t problems = json_array_size(found->bad);
+    hv_text_add(out, "%zu file%s, %zu episode%s, %zu problem%s", found->files, found->files == 1 ? "" : "s",
+                found->episodes, found->episodes == 1 ? "" : "s", problems, problems == 1 ? "" : "s");
   }
   hv_text_add(out, "\n");
   return status;

@@ -96,7 +96,8 @@ static hv_status add_splits(hv_file_summary *out) {
       status = hv_string_list_append(&out->warnings, hv_status_message(problem));
       hv_status_free(problem);
     } else {
-      status = hv_string_list_append_format(&out->splits, "%s (%zu episodes)", splits.items[i], names.count);
+      status = hv_string_list_append_format(&out->splits, "%s (%zu episode%s)", splits.items[i], names.count,
+                                            names.count == 1 ? "" : "s");
       hv_string_list_free(&names);
     }
   }

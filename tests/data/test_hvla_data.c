@@ -191,6 +191,25 @@ static void validation_looks_at_all_files(void **state) {
   }
 }
 
+/* The text that a call prints must hold the words. */
+static void prints(const char *arguments, const char *words) {
+  char *out, *errors;
+  assert_int_equal(run_data(arguments, &out, &errors), 0);
+  if (!strstr(out, words)) fail_msg("%s: no \"%s\" in: %s", arguments, words, out);
+  free(out);
+  free(errors);
+}
+
+static void one_is_no_plural(void **state) {
+  char arguments[512];
+  const char *path = in_folder(*state, "small.hdf5");
+  write_demo_file(path);
+  prints("validate " LIFT " " LIFT, "2 files, 24 episodes, 0 problems\n");
+  prints("validate " LIFT, "1 file, 12 episodes, 0 problems\n");
+  snprintf(arguments, sizeof arguments, "inspect '%s'", path);
+  prints(arguments, "valid (1 episode)\n");
+}
+
 static void shows_one_frame(void **state) {
   char arguments[512];
   const char *demos = in_folder(*state, "demos.hdf5"), *path = in_folder(*state, "frame.png");
@@ -281,6 +300,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(an_instruction_that_all_have_is_told_once, make_folder, remove_folder),
       cmocka_unit_test(validates_lift),
       cmocka_unit_test_setup_teardown(validation_looks_at_all_files, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(one_is_no_plural, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(shows_one_frame, make_folder, remove_folder),
       cmocka_unit_test(shows_state_and_action_of_lift),
       cmocka_unit_test(command_line_mistakes_are_explained),
