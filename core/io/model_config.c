@@ -93,11 +93,13 @@ static void read_name(reader *r, const hv_field *field, const json_t *value, cha
 }
 
 static void read_colour(reader *r, const hv_field *field, const json_t *value, double out[3]) {
-  if (json_array_size(value) != 3) {
-    problem(r, field->key, "must be a list of 3 numbers (red, green, blue)");
-    return;
+  bool good = json_array_size(value) == 3;
+  for (size_t i = 0; i < 3 && good; i++) {
+    const json_t *number = json_array_get(value, i);
+    good = json_is_number(number) && json_number_value(number) > field->min;
+    if (good) out[i] = json_number_value(number);
   }
-  for (size_t i = 0; i < 3; i++) read_real(r, field, json_array_get(value, i), &out[i]);
+  if (!good) problem(r, field->key, "must be a list of 3 numbers above %g (red, green, blue)", field->min);
 }
 
 /* The upper bound is checked against the vocabulary later. */

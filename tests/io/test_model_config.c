@@ -199,6 +199,16 @@ static void values_that_do_not_fit_are_refused(void **state) {
   }
 }
 
+static void a_colour_is_one_problem(void **state) {
+  (void)state;
+  hv_model_config model;
+  hv_status status = read_with("vision.0.image_std", "[0, 0, -1]", HV_UNKNOWN_KEEP, &model);
+  assert_non_null(status);
+  assert_string_equal(hv_status_message(status),
+                      "dir/config.json: vision[0].image_std must be a list of 3 numbers above 0 (red, green, blue)");
+  hv_status_free(status);
+}
+
 static void unknown_keys_are_kept_in_files_and_refused_from_people(void **state) {
   (void)state;
   hv_model_config model;
@@ -279,6 +289,7 @@ int main(void) {
       cmocka_unit_test(optional_keys_are_read),
       cmocka_unit_test(every_missing_key_is_named_with_its_file),
       cmocka_unit_test(values_that_do_not_fit_are_refused),
+      cmocka_unit_test(a_colour_is_one_problem),
       cmocka_unit_test(unknown_keys_are_kept_in_files_and_refused_from_people),
       cmocka_unit_test(a_saved_config_loads_the_same),
       cmocka_unit_test(changes_go_over_a_base),
