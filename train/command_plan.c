@@ -128,7 +128,7 @@ const hv_command hv_command_plan = {
     .help = "Runs steps as one of so many ranks on a device that only counts: no GPU, no data and no large\n"
             "memory are needed. Prints memory by kind, what each way of sharing state and of working\n"
             "activations out again needs, the time of a step at the assumed rates, and advice. Prompts\n"
-            "are taken to be as long as bench.prompt_tokens says. Memory is in GB of 10^9 bytes.\n"
+            "are taken to be as long as bench.prompt_tokens says. Memory is in GB, 10^9 bytes, or MB.\n"
             "The exit code is 0 if the configuration fits and runs, 1 if not.\n\n"
             "  hvla-train plan --config configs/7b.yaml --gpus 8 --gpu-memory 80\n",
     .options = options,

@@ -321,6 +321,16 @@ static void benches_run_on_the_emulator(void **state) {
   the_tiny_configuration_is_measured("emu", 1, 1);
 }
 
+/* 0.0 GB tells nothing. */
+static void small_models_are_told_in_megabytes(void **state) {
+  const char *config = write_tiny_config(*state, "unset");
+  char arguments[512];
+  snprintf(arguments, sizeof arguments, "plan --config '%s' --device cpu --gpu-memory 80", config);
+  expect_train(0, arguments, "1 GPU with 80.0 GB each: fits", " MB\n", "total MB",
+               " MB of the 80.0 GB that each GPU has", NULL);
+  expect_train(1, "plan " CONFIG("7b.yaml") FEW_SAMPLES "--gpus 2", "2 GPUs with 80.0 GB each", "total GB", NULL);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(seven_billion_are_planned_without_them),
@@ -332,6 +342,7 @@ int main(void) {
       cmocka_unit_test(the_least_is_told_where_nothing_fits),
       cmocka_unit_test(what_is_given_is_assumed),
       cmocka_unit_test(what_cannot_run_is_told),
+      cmocka_unit_test_setup_teardown(small_models_are_told_in_megabytes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(memory_that_runs_out_ends_with_a_table, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_card_that_others_fill_is_told, make_folder, remove_folder),
       cmocka_unit_test(a_benchmark_that_does_not_fit_is_explained),

@@ -4,7 +4,7 @@
 #include "train/optimizer.h"
 #include "train/plan/plan_search.h"
 
-static const double giga = 1e-9;
+static const double giga = 1e-9, mega = 1e-6;
 
 typedef struct planner {
   const hv_forecast_options *options;
@@ -21,6 +21,17 @@ static void time_text(double seconds, char *out, size_t size) {
   } else {
     snprintf(out, size, "%.3f s", seconds);
   }
+}
+
+typedef struct memory_text {
+  char text[24];
+} memory_text;
+
+static memory_text as_memory(double bytes) {
+  memory_text memory;
+  bool large = bytes * giga >= 1;
+  snprintf(memory.text, sizeof memory.text, "%.1f %s", bytes * (large ? giga : mega), large ? "GB" : "MB");
+  return memory;
 }
 
 static void advise(planner *self, const char *format, ...) HV_PRINTF(2, 3);
@@ -90,17 +101,17 @@ static void make_runnable(planner *self) {
 static void advise_memory(planner *self) {
   const hv_plan_candidate *given = &self->search.given;
   const hv_memory_use *use = &given->forecast.memory;
-  double total = (double)use->total * giga, limit = (double)self->memory_bytes * giga;
+  memory_text total = as_memory((double)use->total), limit = as_memory((double)self->memory_bytes);
   if (given->fits) {
-    advise(self, "The configuration needs %.1f GB of the %.1f GB that each GPU has.", total, limit);
+    advise(self, "The configuration needs %s of the %s that each GPU has.", total.text, limit.text);
     return;
   }
   int largest = 0;
   for (int k = 1; k < HV_MEMORY_KINDS; k++) {
     if (use->bytes[k] > use->bytes[largest]) largest = k;
   }
-  advise(self, "The configuration needs %.1f GB and each GPU has %.1f GB; most of it, %.1f GB, is for %s.", total,
-         limit, (double)use->bytes[largest] * giga, hv_memory_kind_name((hv_memory_kind)largest));
+  advise(self, "The configuration needs %s and each GPU has %s; most of it, %s, is for %s.", total.text, limit.text,
+         as_memory((double)use->bytes[largest]).text, hv_memory_kind_name((hv_memory_kind)largest));
 }
 
 static void advise_best(planner *self) {
@@ -112,19 +123,19 @@ static void advise_best(planner *self) {
   hv_plan_candidate_text(&search->least, search, &least);
   if (search->best.fits) {
     time_text(search->best.forecast.step_seconds, time, sizeof time);
-    advise(self, "Fastest of what fits, by forecast: %s%s%s, with %.1f GB and %s a step.",
-           hv_text_string(&self->changes), self->changes.length > 0 ? ", else " : "", hv_text_string(&text),
-           (double)search->best.forecast.memory.total * giga, time);
+    advise(self, "Fastest of what fits, by forecast: %s%s%s, with %s and %s a step.", hv_text_string(&self->changes),
+           self->changes.length > 0 ? ", else " : "", hv_text_string(&text),
+           as_memory((double)search->best.forecast.memory.total).text, time);
   } else {
-    advise(self, "Nothing fits that leaves the results as they are. The least, %s, needs %.1f GB.",
-           hv_text_string(&least), (double)search->least.forecast.memory.total * giga);
+    advise(self, "Nothing fits that leaves the results as they are. The least, %s, needs %s.", hv_text_string(&least),
+           as_memory((double)search->least.forecast.memory.total).text);
   }
   if (!search->best.fits && coarser->fits) {
     time_text(coarser->forecast.step_seconds, time, sizeof time);
     advise(self,
            "With fewer bits for the state of the optimizer, which changes the results a little, this fits: %s, with "
-           "%.1f GB and %s a step.",
-           hv_text_string(&text), (double)coarser->forecast.memory.total * giga, time);
+           "%s and %s a step.",
+           hv_text_string(&text), as_memory((double)coarser->forecast.memory.total).text, time);
   } else if (!search->best.fits) {
     advise(self, "Take GPUs with more memory, more of them with parallel.sharding=parameters, fewer trained parts "
                  "(train.freeze) or fewer branches.");
@@ -252,11 +263,11 @@ static double number(const json_t *object, const char *key) {
   return json_number_value(json_object_get(object, key));
 }
 
-static void format_row(const json_t *row, hv_text *out) {
+static void format_row(const json_t *row, double scale, hv_text *out) {
   const json_t *memory = json_object_get(row, "memory_bytes");
   hv_text_add(out, "  %-11s %-6s %11.0f %15.2f %9.2f  %-5s %8.3g\n",
               json_string_value(json_object_get(row, "sharding")), json_string_value(json_object_get(row, "recompute")),
-              number(row, "micro_batch"), number(memory, "activations") * giga, number(memory, "total") * giga,
+              number(row, "micro_batch"), number(memory, "activations") * scale, number(memory, "total") * scale,
               json_is_true(json_object_get(row, "fits")) ? "fits" : "no", number(row, "step_seconds"));
 }
 
@@ -264,14 +275,18 @@ void hv_plan_format(const json_t *result, hv_text *out) {
   const char *kind;
   const json_t *value;
   size_t index;
-  hv_text_add(out, "%.0f GPUs with %.1f GB each: %s\n", number(result, "gpus"),
-              number(result, "gpu_memory_bytes") * giga,
+  const json_t *memory = json_object_get(result, "memory_bytes");
+  bool large = number(memory, "total") * giga >= 1;
+  const char *unit = large ? "GB" : "MB";
+  double scale = large ? giga : mega, gpus = number(result, "gpus");
+  hv_text_add(out, "%.0f GPU%s with %s each: %s\n", gpus, gpus == 1 ? "" : "s",
+              as_memory(number(result, "gpu_memory_bytes")).text,
               json_is_true(json_object_get(result, "fits")) ? "fits" : "does not fit or run");
-  json_object_foreach(json_object_get(result, "memory_bytes"), kind, value) {
-    hv_text_add(out, "  %-13s %10.3f GB\n", kind, json_number_value(value) * giga);
+  json_object_foreach((json_t *)(uintptr_t)memory, kind, value) {
+    hv_text_add(out, "  %-13s %10.3f %s\n", kind, json_number_value(value) * scale, unit);
   }
-  hv_text_add(out, "\n  sharding    recompute micro-batch  activations GB  total GB          s/step\n");
-  json_array_foreach(json_object_get(result, "table"), index, value) format_row(value, out);
+  hv_text_add(out, "\n  sharding    recompute micro-batch  activations %s  total %s          s/step\n", unit, unit);
+  json_array_foreach(json_object_get(result, "table"), index, value) format_row(value, scale, out);
   char time[32];
   time_text(number(result, "step_seconds"), time, sizeof time);
   hv_text_add(out, "\n%s a step, %.1f samples/s\n", time, number(result, "samples_per_s"));
