@@ -79,6 +79,7 @@ hv_status hv_statistics_compute(const hv_demonstrations *demonstrations, const c
   int64_t frames = hv_demonstrations_frames(demonstrations);
   int32_t state_dim = hv_demonstrations_state_dim(demonstrations);
   hv_status status = HV_OK;
+  if (!*key) return hv_error(HV_ERR_INPUT, "the key that the statistics are to have is empty; a name is expected");
   out->key = strdup(key);
   if (!out->key) {
     status = hv_error_memory("a key");
