@@ -54,12 +54,11 @@ static const hv_option options[] = {
     {.key = "shard-size",
      .type = HV_OPTION_INT,
      .offset = offsetof(export_options, shard_size),
-     .fallback = "5000000000",
-     .min = 1,
+     .fallback = "0",
      .max = 9e15,
      .unit = "BYTES",
-     .doc = "More tensors than this are spread over several files, with Hugging Face's index. Of the format "
-            "safetensors."},
+     .doc = "More tensors than this are spread over several files, with Hugging Face's index; 0: 5000000000. Of the "
+            "format safetensors."},
     {.key = "verify",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(export_options, verify),
@@ -77,6 +76,8 @@ static const hv_option options[] = {
 };
 
 enum { PUBLIC_PT = 1 }; /* of format_choices */
+
+static const int64_t SHARD_SIZE = 5000000000;
 
 static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
 
@@ -128,6 +129,11 @@ done:
   return status;
 }
 
+static hv_status check_format(const export_options *given) {
+  if (given->format != PUBLIC_PT || given->shard_size == 0) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "--shard-size is of the format safetensors: public-pt is one .pt file");
+}
+
 static void count_bytes(void *progress, size_t bytes) {
   hv_byte_progress_add(progress, bytes);
 }
@@ -141,7 +147,7 @@ static hv_status write_directory(const export_options *given, const hv_export_so
                           .carry = source->directory.tensors,
                           .dtype = to ? *to : HV_F32,
                           .convert_carried = to != NULL,
-                          .shard_size = given->shard_size,
+                          .shard_size = given->shard_size ? given->shard_size : SHARD_SIZE,
                           .tokenizer_path = source->tokenizer_path,
                           .statistics = source->statistics,
                           .card = hv_text_string(&card),
@@ -230,6 +236,7 @@ static hv_status work(const void *values, hv_command_result *result) {
   hv_export_source source = {0};
   const hv_dtype *to = given->dtype > 0 ? &dtypes[given->dtype] : NULL;
   hv_status status = HV_OK;
+  HV_CHECK(check_format(given));
   HV_CHECK(check_out(given));
   HV_CHECK(hv_export_source_open(given->model, &source));
   status =
