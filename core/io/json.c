@@ -15,6 +15,7 @@ hv_status hv_json_parse(const char *text, size_t size, const char *where, json_t
   json_error_t error;
   *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
   if (*out) return HV_OK;
+  if (!*error.text) return hv_error_memory(where); /* jansson says nothing then, not even by an error's code */
   return hv_error(HV_ERR_INPUT, "%s is not valid JSON: line %d, column %d: %s", where, error.line, error.column,
                   error.text);
 }
