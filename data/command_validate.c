@@ -53,14 +53,13 @@ static hv_status check_cameras(const hv_survey *survey, const char *episode, con
   return HV_OK;
 }
 
-static hv_status check_episode(const hv_survey *survey, const char *episode) {
-  hv_episode_facts facts;
+static hv_status check_episode(hv_survey *survey, size_t episode) {
+  const char *name = survey->episodes.items[episode];
+  const hv_episode_facts *facts;
   HV_TRY(hv_survey_episode(survey, episode, HV_SURVEY_ALL_SIGNALS, &facts));
-  hv_status status = check_cameras(survey, episode, &facts);
-  for (size_t i = 0; i < facts.num_cameras && !status; i++)
-    status = read_images(survey, episode, &facts, &facts.cameras[i]);
-  hv_episode_facts_free(&facts);
-  return status;
+  HV_TRY(check_cameras(survey, name, facts));
+  for (size_t i = 0; i < facts->num_cameras; i++) HV_TRY(read_images(survey, name, facts, &facts->cameras[i]));
+  return HV_OK;
 }
 
 static hv_status check_splits(findings *found, const hv_survey *survey) {
@@ -83,10 +82,8 @@ static hv_status check_file(findings *found, const char *path) {
   hv_survey survey;
   hv_status status = HV_OK;
   HV_CHECK(hv_survey_open(file, &survey));
-  for (size_t i = 0; i < survey.episodes.count; i++) {
-    const char *episode = survey.episodes.items[i];
-    HV_CHECK(note(found, path, episode, check_episode(&survey, episode)));
-  }
+  for (size_t i = 0; i < survey.episodes.count; i++)
+    HV_CHECK(note(found, path, survey.episodes.items[i], check_episode(&survey, i)));
   HV_CHECK(check_splits(found, &survey));
   found->files++;
   found->episodes += survey.episodes.count;

@@ -40,22 +40,20 @@ done:
 }
 
 /* The rows of the cameras that an episode has and none before it; *undrawn counts down. */
-static hv_status draw_episode(const hv_survey *survey, const char *episode, bool *drawn, size_t *undrawn,
-                              hv_image *sheet) {
-  hv_episode_facts facts;
-  HV_TRY(survey->layout->describe(survey->file, episode, &facts));
+static hv_status draw_episode(const hv_survey *survey, size_t episode, bool *drawn, size_t *undrawn, hv_image *sheet) {
+  const hv_episode_facts *facts = &survey->each[episode];
+  const char *name = survey->episodes.items[episode];
   hv_status status = HV_OK;
   for (size_t i = 0; i < survey->facts.num_cameras && !status; i++) {
     hv_frames *frames;
     const char *camera = survey->facts.cameras[i].name;
-    if (drawn[i] || !hv_episode_camera(&facts, camera)) continue;
-    status = survey->layout->open_frames(survey->file, episode, &facts, camera, &frames);
+    if (drawn[i] || !hv_episode_camera(facts, camera)) continue;
+    status = survey->layout->open_frames(survey->file, name, facts, camera, &frames);
     if (!status) status = draw_row(frames, sheet, (int)i);
     hv_frames_close(frames);
     drawn[i] = true;
     --*undrawn;
   }
-  hv_episode_facts_free(&facts);
   return status;
 }
 
@@ -65,7 +63,7 @@ static hv_status draw(const hv_survey *survey, hv_image *sheet) {
   if (!drawn) return hv_error_memory("a picture");
   hv_status status = HV_OK;
   for (size_t i = 0; i < survey->episodes.count && undrawn > 0 && !status; i++) {
-    status = draw_episode(survey, survey->episodes.items[i], drawn, &undrawn, sheet);
+    status = draw_episode(survey, i, drawn, &undrawn, sheet);
   }
   free(drawn);
   return status;

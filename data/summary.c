@@ -66,23 +66,21 @@ static void add_state(hv_file_summary *out) {
   }
 }
 
-static hv_status add_episode(const char *episode, hv_file_summary *out, tally *warnings) {
-  hv_episode_facts facts;
-  HV_TRY(hv_survey_episode(&out->survey, episode, HV_SURVEY_STATE, &facts));
-  hv_status status = HV_OK;
-  HV_CHECK(compare_cameras(&out->survey, &facts, episode, warnings));
-  if (out->frames == 0 || facts.frames < out->shortest) out->shortest = facts.frames;
-  if (facts.frames > out->longest) out->longest = facts.frames;
-  out->frames += facts.frames;
-  for (size_t i = 0; i < facts.warnings.count; i++) HV_CHECK(add_to_tally(warnings, facts.warnings.items[i], episode));
-  if (!facts.instruction) {
-    HV_CHECK(add_to_tally(warnings, "no instruction: the run configuration must give one", episode));
-  } else if (!hv_string_list_contains(&out->instructions, facts.instruction)) {
-    HV_CHECK(hv_string_list_append(&out->instructions, facts.instruction));
+static hv_status add_episode(size_t index, hv_file_summary *out, tally *warnings) {
+  const char *episode = out->survey.episodes.items[index];
+  const hv_episode_facts *facts;
+  HV_TRY(hv_survey_episode(&out->survey, index, HV_SURVEY_STATE, &facts));
+  HV_TRY(compare_cameras(&out->survey, facts, episode, warnings));
+  if (out->frames == 0 || facts->frames < out->shortest) out->shortest = facts->frames;
+  if (facts->frames > out->longest) out->longest = facts->frames;
+  out->frames += facts->frames;
+  for (size_t i = 0; i < facts->warnings.count; i++) HV_TRY(add_to_tally(warnings, facts->warnings.items[i], episode));
+  if (!facts->instruction) {
+    HV_TRY(add_to_tally(warnings, "no instruction: the run configuration must give one", episode));
+  } else if (!hv_string_list_contains(&out->instructions, facts->instruction)) {
+    HV_TRY(hv_string_list_append(&out->instructions, facts->instruction));
   }
-done:
-  hv_episode_facts_free(&facts);
-  return status;
+  return HV_OK;
 }
 
 static hv_status add_splits(hv_file_summary *out) {
@@ -125,8 +123,7 @@ hv_status hv_file_summarize(hv_hdf5 *file, hv_file_summary *out) {
   hv_status status = HV_OK;
   HV_CHECK(hv_survey_open(file, &out->survey));
   add_state(out);
-  for (size_t i = 0; i < out->survey.episodes.count; i++)
-    HV_CHECK(add_episode(out->survey.episodes.items[i], out, &warnings));
+  for (size_t i = 0; i < out->survey.episodes.count; i++) HV_CHECK(add_episode(i, out, &warnings));
   HV_CHECK(add_splits(out));
   HV_CHECK(warn_of_cameras(out));
   HV_CHECK(out->survey.layout->check_file(file, out->frames, &out->warnings));

@@ -22,13 +22,11 @@ static hv_status unite(const hv_episode_facts *episode, hv_episode_facts *all) {
 }
 
 static hv_status unite_all(hv_survey *survey) {
+  survey->each = calloc(survey->episodes.count, sizeof *survey->each);
+  if (!survey->each) return hv_error_memory("the episodes' facts");
   for (size_t i = 0; i < survey->episodes.count; i++) {
-    hv_episode_facts facts;
-    hv_status status = survey->layout->describe(survey->file, survey->episodes.items[i], &facts);
-    if (!status) {
-      status = unite(&facts, &survey->facts);
-      hv_episode_facts_free(&facts);
-    }
+    hv_status status = survey->layout->describe(survey->file, survey->episodes.items[i], &survey->each[i]);
+    if (!status) status = unite(&survey->each[i], &survey->facts);
     if (status && hv_status_code(status) == HV_ERR_MEMORY) return status;
     hv_status_free(status); /* a bad episode is told of where it is looked at */
   }
@@ -48,6 +46,8 @@ done:
 }
 
 void hv_survey_close(hv_survey *survey) {
+  for (size_t i = 0; survey->each && i < survey->episodes.count; i++) hv_episode_facts_free(&survey->each[i]);
+  free(survey->each);
   hv_string_list_free(&survey->episodes);
   hv_episode_facts_free(&survey->facts);
   hv_string_list_free(&survey->state);
@@ -74,14 +74,13 @@ static hv_status compare(const hv_survey *survey, const char *episode, const hv_
   return HV_OK;
 }
 
-hv_status hv_survey_episode(const hv_survey *survey, const char *episode, hv_survey_numbers numbers,
-                            hv_episode_facts *out) {
-  *out = (hv_episode_facts){0};
-  HV_TRY(survey->layout->describe(survey->file, episode, out));
-  hv_status status = compare(survey, episode, out);
-  if (!status)
-    status = hv_layout_check_numbers(survey->layout, survey->file, episode, out,
-                                     numbers == HV_SURVEY_STATE ? &survey->state : NULL);
-  if (status) hv_episode_facts_free(out);
-  return status;
+hv_status hv_survey_episode(hv_survey *survey, size_t episode, hv_survey_numbers numbers,
+                            const hv_episode_facts **out) {
+  const char *name = survey->episodes.items[episode];
+  hv_episode_facts *facts = &survey->each[episode];
+  *out = facts;
+  if (facts->frames == 0) HV_TRY(survey->layout->describe(survey->file, name, facts)); /* for what is wrong */
+  HV_TRY(compare(survey, name, facts));
+  return hv_layout_check_numbers(survey->layout, survey->file, name, facts,
+                                 numbers == HV_SURVEY_STATE ? &survey->state : NULL);
 }

@@ -8,6 +8,7 @@ typedef struct hv_survey {
   hv_hdf5 *file; /* not owned */
   const hv_layout *layout;
   hv_string_list episodes; /* the names of all, in natural order */
+  hv_episode_facts *each;  /* theirs; empty of a bad one */
   /* What sound episodes have between them: the first one's frames and dimensions, every camera and signal that any has;
    * no instruction. All is 0 without a sound one. */
   hv_episode_facts facts;
@@ -20,9 +21,9 @@ void hv_survey_close(hv_survey *survey); /* leaves it empty */
 
 /* The facts of one of the episodes, which is sound but for its pixels and may lack cameras: the actions and the default
  * state are as wide as the survey's, its numbers, of the default state alone or of all signals, are finite. Otherwise
- * HV_ERR_INPUT says what is wrong, and *out is empty. */
+ * HV_ERR_INPUT says what is wrong. They are the survey's. */
 typedef enum hv_survey_numbers { HV_SURVEY_STATE, HV_SURVEY_ALL_SIGNALS } hv_survey_numbers;
-HV_NODISCARD hv_status hv_survey_episode(const hv_survey *survey, const char *episode, hv_survey_numbers numbers,
-                                         hv_episode_facts *out);
+HV_NODISCARD hv_status hv_survey_episode(hv_survey *survey, size_t episode, hv_survey_numbers numbers,
+                                         const hv_episode_facts **out);
 
 #endif
