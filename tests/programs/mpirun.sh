@@ -2,18 +2,11 @@
 # scripts/launch/mpirun.sh asks mpirun for what its options say, hands signals on, and ends as the ranks do; with a
 # stand-in for mpirun. tests/comm/test_run_ranks.c runs it with the real one.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+source tests/programs/stand_ins.sh
 
-fail() {
-  echo "$*" >&2
-  exit 1
-}
-
-mkdir "$folder/bin"
 # mpirun: notes what it is asked for and ends as $MPIRUN_ENDS says; "signal": with 75 when SIGUSR1 comes, as ranks do that
 # have written their checkpoint, having noted every SIGUSR2, "killed": of that signal.
-cat > "$folder/bin/mpirun" << 'TEXT'
+stand_in mpirun << 'TEXT'
 #!/usr/bin/env bash
 case $MPIRUN_ENDS in
   signal)
@@ -21,17 +14,14 @@ case $MPIRUN_ENDS in
     trap 'echo USR2 > "$FOLDER/saved"' USR2
     ;;
 esac
-echo "$OMP_NUM_THREADS threads: $*" > "$FOLDER/mpirun"
+echo "$OMP_NUM_THREADS threads: $*" > "$FOLDER/asked"
 case $MPIRUN_ENDS in
   signal | killed) for _ in {1..300}; do sleep 0.1; done ;;
   *) exit "$MPIRUN_ENDS" ;;
 esac
 TEXT
-chmod +x "$folder/bin/mpirun"
-printf '#!/bin/sh\necho 12\n' > "$folder/bin/nproc"
-chmod +x "$folder/bin/nproc"
-export FOLDER=$folder PATH="$folder/bin:$PATH"
-unset OMP_NUM_THREADS MPIRUN_SIGNAL
+printf '#!/bin/sh\necho 12\n' | stand_in nproc
+unset MPIRUN_SIGNAL
 for name in $(compgen -e); do
   if [[ $name == NCCL_* || $name == HVLA_* ]]; then unset "$name"; fi
 done
@@ -41,11 +31,11 @@ done
 expect() {
   local code=$1 ends=$2 found=0 pid name
   shift 2
-  rm -f "$folder/mpirun" "$folder/saved"
+  rm -f "$folder/asked" "$folder/saved"
   MPIRUN_ENDS=$ends env --default-signal=INT bash scripts/launch/mpirun.sh "$@" > "$folder/log" 2>&1 &
   pid=$!
   if [[ $ends == signal || $ends == killed ]]; then
-    until [[ -s $folder/mpirun ]]; do sleep 0.02; done
+    until [[ -s $folder/asked ]]; do sleep 0.02; done
     for name in $MPIRUN_SIGNAL; do
       kill -s "$name" "$pid"
       until [[ $name != USR2 || -s $folder/saved ]]; do sleep 0.02; done
@@ -53,14 +43,6 @@ expect() {
   fi
   wait "$pid" || found=$?
   ((found == code)) || fail "mpirun.sh $*: exit code $found, not $code: $(cat "$folder/log")"
-}
-
-# asked WORDS: what mpirun was last asked for holds them, between words; asked_not: it does not.
-asked() {
-  [[ " $(cat "$folder/mpirun") " == *" $1 "* ]] || fail "mpirun was not asked for '$1': $(cat "$folder/mpirun")"
-}
-asked_not() {
-  [[ " $(cat "$folder/mpirun") " != *" $1 "* ]] || fail "mpirun was asked for '$1': $(cat "$folder/mpirun")"
 }
 
 expect 0 0 -n 3 train run --config 'a file.yaml' -n 5
@@ -96,7 +78,7 @@ refused() {
   shift
   expect 2 0 "$@"
   grep -qF -- "$words" "$folder/log" || fail "mpirun.sh $*: the message lacks '$words': $(cat "$folder/log")"
-  [[ ! -e $folder/mpirun ]] || fail "mpirun.sh $*: it started mpirun"
+  [[ ! -e $folder/asked ]] || fail "mpirun.sh $*: it started mpirun"
 }
 refused '-n RANKS is needed' train
 refused '-n RANKS is needed' -n 0 train

@@ -2,46 +2,37 @@
 # scripts/launch/slurm.sh starts ranks as it says, and sends a job back to the queue when that is what was wanted; with
 # stand-ins for SLURM's commands.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+source tests/programs/stand_ins.sh
 
-fail() {
-  echo "$*" >&2
-  exit 1
-}
-
-mkdir "$folder/bin"
 # srun: notes what it is asked for and ends as $SRUN_ENDS says; "signal": with 75 when SIGUSR1 comes, as ranks do that
 # have written their checkpoint, "killed": of that signal.
-cat > "$folder/bin/srun" << 'TEXT'
+stand_in srun << 'TEXT'
 #!/usr/bin/env bash
 case $SRUN_ENDS in
   signal) trap 'exit 75' USR1 ;;
   killed) trap - USR1 ;;
 esac
-echo "$OMP_NUM_THREADS threads: $*" > "$FOLDER/srun"
+echo "$OMP_NUM_THREADS threads: $*" > "$FOLDER/asked"
 case $SRUN_ENDS in
   signal | killed) for _ in {1..300}; do sleep 0.1; done ;;
   *) exit "$SRUN_ENDS" ;;
 esac
 TEXT
-printf '#!/bin/sh\necho "$SQUEUE_SAYS"\n' > "$folder/bin/squeue"
-printf '#!/bin/sh\necho "$*" > "$FOLDER/scontrol"\n' > "$folder/bin/scontrol"
-chmod +x "$folder"/bin/*
-export FOLDER=$folder PATH="$folder/bin:$PATH"
+printf '#!/bin/sh\necho "$SQUEUE_SAYS"\n' | stand_in squeue
+printf '#!/bin/sh\necho "$*" > "$FOLDER/scontrol"\n' | stand_in scontrol
 export SLURM_JOB_ID=4711 SLURM_JOB_NODELIST='node[1-2]' SLURM_NTASKS=2
-unset OMP_NUM_THREADS SLURM_CPUS_PER_TASK HVLA_SRUN_MPI
+unset SLURM_CPUS_PER_TASK HVLA_SRUN_MPI
 
 # job ENDS STATE ARGUMENT…: the job's exit code, when srun ends so and squeue tells that state; a signal comes when srun
 # waits for one.
 job() {
   local ends=$1 state=$2 code=0 pid
   shift 2
-  rm -f "$folder/srun" "$folder/scontrol"
+  rm -f "$folder/asked" "$folder/scontrol"
   SRUN_ENDS=$ends SQUEUE_SAYS=$state bash scripts/launch/slurm.sh "$@" > "$folder/log" 2>&1 &
   pid=$!
   if [[ $ends == signal || $ends == killed ]]; then
-    until [[ -s $folder/srun ]]; do sleep 0.02; done
+    until [[ -s $folder/asked ]]; do sleep 0.02; done
     kill -USR1 "$pid"
   fi
   wait "$pid" || code=$?
@@ -58,18 +49,13 @@ expect() {
     fail "job $*: exit code $found (not $code), requeued: $back (not $requeued); $(cat "$folder/log")"
 }
 
-# asked WORDS: what srun was last asked for holds them, between words.
-asked() {
-  [[ " $(cat "$folder/srun") " == *" $1 "* ]] || fail "srun was not asked for '$1': $(cat "$folder/srun")"
-}
-
 expect 0 no 0 'RUNNING None' train run --config 'a file.yaml'
 asked '1 threads:'
 asked '--mpi=pmix --kill-on-bad-exit=1 train run --config a file.yaml --resume'
 SLURM_CPUS_PER_TASK=3 HVLA_SRUN_MPI=none expect 0 no 0 'RUNNING None' train --resume run
 asked '3 threads:'
 asked '--mpi=none --kill-on-bad-exit=1 --cpus-per-task=3 train --resume run' # which is said once
-[[ $(cat "$folder/srun") == *run ]] || fail "--resume is said twice: $(cat "$folder/srun")"
+[[ $(cat "$folder/asked") == *run ]] || fail "--resume is said twice: $(cat "$folder/asked")"
 
 # A job that fails stays ended. One whose checkpoint is written goes back, unless somebody cancelled it.
 expect 2 no 2 'RUNNING None' train
