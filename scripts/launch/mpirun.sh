@@ -52,10 +52,10 @@ fi
 if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 
 # Ranks are not bound to processors, which their threads share; more ranks than processors are allowed. When one dies,
-# the others have some seconds to say what they know (Open MPI 5 leaves them half a second, and names the rank itself). A
-# host that is cut off is noticed within half a minute, not eight.
+# the others have some seconds to say what they know: three twice, or what the environment says (Open MPI 5 leaves them
+# half a second, and names the rank itself). A host that is cut off is noticed within half a minute, not eight.
 command=(mpirun -np "$ranks" --bind-to none --oversubscribe -x OMP_NUM_THREADS
-  --mca odls_base_sigkill_timeout 3 --mca mpi_yield_when_idle 1
+  --mca odls_base_sigkill_timeout "${OMPI_MCA_odls_base_sigkill_timeout:-3}" --mca mpi_yield_when_idle 1
   --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3)
 if [[ -n $hosts ]]; then command+=(-H "$hosts"); fi
 # What is said to NCCL and to this program here counts on all hosts.

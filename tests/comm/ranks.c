@@ -12,13 +12,13 @@
   "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "                     \
   "OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 "                                            \
   "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none "                   \
-  "OMPI_MCA_odls_base_sigkill_timeout=3 OMP_NUM_THREADS=1 " SANITIZER "LD_LIBRARY_PATH='" HVLA_BINARY_DIR              \
-  "/lib':\"$LD_LIBRARY_PATH\" "
+  "OMP_NUM_THREADS=1 " SANITIZER "LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib':\"$LD_LIBRARY_PATH\" "
+#define PATIENCE "OMPI_MCA_odls_base_sigkill_timeout=%d "
 
 int run_ranks(int ranks, const char *command, char **output, double *seconds) {
   double start = hv_clock_seconds();
-  int code = run_shell(output, NULL, "exec env " ENVIRONMENT "'" HVLA_MPIRUN "' -np %d '%s'/%s", ranks, HVLA_BINARY_DIR,
-                       command);
+  int code = run_shell(output, NULL, "exec env " ENVIRONMENT PATIENCE "'" HVLA_MPIRUN "' -np %d '%s'/%s", BRIEFLY,
+                       ranks, HVLA_BINARY_DIR, command);
   if (seconds) *seconds = hv_clock_seconds() - start;
   return code;
 }
@@ -35,18 +35,18 @@ int run_ranks_without_mpi(int ranks, const char *command, char **output) {
                    ranks - 1, port, ranks, HVLA_BINARY_DIR, command);
 }
 
-pid_t start_ranks(int ranks, const char *command, const char *log) {
+pid_t start_ranks(int ranks, int patience, const char *command, const char *log) {
   int folder = (int)(strrchr(log, '/') - log);
   (void)unlink(log); /* an earlier one would be taken for this one's */
-  return start_shell("exec env " ENVIRONMENT "TMPDIR='%.*s' '" HVLA_MPIRUN
+  return start_shell("exec env " ENVIRONMENT PATIENCE "TMPDIR='%.*s' '" HVLA_MPIRUN
                      "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
-                     folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
+                     patience, folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
 }
 
 pid_t start_launcher(int ranks, const char *command, const char *log) {
   (void)unlink(log);
-  return start_shell("exec env " SANITIZER "'%s/scripts/launch/mpirun.sh' -n %d '%s'/%s > '%s' 2>&1", HVLA_SOURCE_DIR,
-                     ranks, HVLA_BINARY_DIR, command, log);
+  return start_shell("exec env " SANITIZER PATIENCE "'%s/scripts/launch/mpirun.sh' -n %d '%s'/%s > '%s' 2>&1", BRIEFLY,
+                     HVLA_SOURCE_DIR, ranks, HVLA_BINARY_DIR, command, log);
 }
 
 pid_t process_of_a_rank(pid_t mpirun, int which) {

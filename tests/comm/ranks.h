@@ -14,10 +14,14 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds);
  * MASTER_PORT that is free. Returns the first exit code that is not 0; *output as above. */
 int run_ranks_without_mpi(int ranks, const char *command, char **output);
 
-/* Starts run_ranks without waiting; output goes to the file `log`, that of ranks directly, so that an mpirun that
- * crashes takes none of it along. The process is mpirun itself; what it leaves behind when it is killed lies beside the
- * log, and would stop a later mpirun of the same number. */
-pid_t start_ranks(int ranks, const char *command, const char *log);
+/* How long mpirun leaves the other ranks when one has ended badly, in seconds, twice: as scripts/launch/mpirun.sh does,
+ * for what they have to say of a rank that was killed or hangs; or briefly, where all know that they end. */
+enum { PATIENTLY = 3, BRIEFLY = 1 };
+
+/* Starts ranks as run_ranks does, which is brief, without waiting; output goes to the file `log`, that of ranks
+ * directly, so that an mpirun that crashes takes none of it along. The process is mpirun itself; what it leaves behind
+ * when it is killed lies beside the log, and would stop a later mpirun of the same number. */
+pid_t start_ranks(int ranks, int patience, const char *command, const char *log);
 
 /* The same by scripts/launch/mpirun.sh, which is the process, in the environment of whoever uses it. */
 pid_t start_launcher(int ranks, const char *command, const char *log);

@@ -21,7 +21,7 @@ case $MPIRUN_ENDS in
 esac
 TEXT
 printf '#!/bin/sh\necho 12\n' | stand_in nproc
-unset MPIRUN_SIGNAL
+unset OMPI_MCA_odls_base_sigkill_timeout MPIRUN_SIGNAL
 for name in $(compgen -e); do
   if [[ $name == NCCL_* || $name == HVLA_* ]]; then unset "$name"; fi
 done
@@ -60,8 +60,10 @@ asked '--odd'
 asked_not '-- --odd'
 expect 0 0 -n 40 train
 asked '1 threads: -np 40'
-OMP_NUM_THREADS=5 expect 0 0 -n 2 train
+asked '--mca odls_base_sigkill_timeout 3'
+OMP_NUM_THREADS=5 OMPI_MCA_odls_base_sigkill_timeout=1 expect 0 0 -n 2 train
 asked '5 threads:'
+asked '--mca odls_base_sigkill_timeout 1'
 
 # The code is the ranks'; what asked them to stop says which of two it is.
 expect 3 3 -n 2 train
