@@ -25,7 +25,10 @@ if [[ $kind == short ]]; then
   falling=(held_out_loss error_diffusion error_ensemble) # so few steps do not teach the tokens
   narrow=(--set model.llm.hidden_size=64 --set model.llm.intermediate_size=128 --set model.llm.num_hidden_layers=2
     --set model.llm.num_attention_heads=2 --set model.llm.num_key_value_heads=2 --set model.vision.0.width=48
-    --set model.vision.0.depth=3 --set model.vision.0.mlp_width=96 --set model.vision.0.image_size=28)
+    --set model.vision.0.depth=3 --set model.vision.0.mlp_width=96 --set model.vision.0.image_size=28
+    --set tokenizer=tests/fixtures/tokenizer/small.model --set model.llm.vocab_size=1024
+    --set 'model.action_tokens={base: 1000, bins: 256}'
+    --set 'model.special_tokens={bos: 1, eos: 2, pad: 1000, bod: 1001, eod: 1002, empty: 924}')
 fi
 
 # train NAME CONFIG SETTING…: a run in $folder/NAME.
