@@ -217,7 +217,7 @@ static void assert_text(const char *path, const char *expected) {
   free(text);
 }
 
-/* The work is done; that nobody hears of it is an error for whom waits for the result, and none for a log. */
+/* The work is done; that nobody hears of it is an error for whoever waits for it, and none for a log. */
 static void a_closed_stream_is_no_file(void **state) {
   const char *path = in_folder(*state, "note"), *words = in_folder(*state, "words");
   assert_int_equal(note_without(STDOUT_FILENO, path, words), 2);
