@@ -85,7 +85,7 @@ static void compare(measurement *m, const hv_policy_result *result, const hv_bat
   out->not_finite += !finite;
 }
 
-static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t sample, hv_validation *out) {
+static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t sample, hv_policy_result *out) {
   const hv_batch *batch = &loaded->batch;
   const hv_config *model = m->model;
   int64_t pixels = (int64_t)model->num_cameras * model->vision[0].image_size * model->vision[0].image_size * 3;
@@ -96,10 +96,7 @@ static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t 
     observation.prompt_count++;
   }
   hv_policy_draws draws = {.seed = validation_seed(m->trainer->seed), .step = (uint64_t)loaded->frames[sample]};
-  hv_policy_result result;
-  HV_TRY(hv_policy_predict(m->policy, &observation, &draws, &result));
-  compare(m, &result, batch, sample, out);
-  return HV_OK;
+  return hv_policy_predict(m->policy, &observation, &draws, out);
 }
 
 /* Adds one batch's losses, as sums over the values they are means of. */
@@ -136,10 +133,26 @@ static hv_status next_batch(const measurement *m, const hv_loader_batch **out) {
   return m->trainer->comm ? hv_comm_agree(m->trainer->comm, "reading held-out frames", status) : status;
 }
 
-/* Ranks measure the same, and no frame before all have done with the one before: one that is gone is missed as soon as
- * in a step, however long the whole takes. */
+/* No rank predicts a frame before all have done with the one before: one that is gone is missed as soon as in a step,
+ * however long the whole takes. */
 static hv_status keep_together(const measurement *m) {
   return m->trainer->comm ? hv_comm_barrier(m->trainer->comm, "measuring held-out frames") : HV_OK;
+}
+
+/* Ranks take turns: each predicts every size-th frame. Where the last round has fewer frames than ranks, those left
+ * over predict its last one, which they do not count: the parameters may be shared, and come by the same calls on all.
+ */
+static hv_status predict_batch(measurement *m, const hv_loader_batch *loaded, hv_validation *out) {
+  const hv_comm *comm = m->trainer->comm;
+  int32_t ranks = comm ? comm->size : 1, samples = loaded->batch.samples;
+  for (int32_t first = 0; first < samples; first += ranks) {
+    hv_policy_result result;
+    int32_t sample = first + (comm ? comm->rank : 0);
+    HV_TRY(predict(m, loaded, sample < samples ? sample : samples - 1, &result));
+    if (sample < samples) compare(m, &result, &loaded->batch, sample, out);
+    HV_TRY(keep_together(m));
+  }
+  return HV_OK;
 }
 
 static hv_status measure_batches(measurement *m, hv_validation *out) {
@@ -151,10 +164,7 @@ static hv_status measure_batches(measurement *m, hv_validation *out) {
     HV_TRY(next_batch(m, &loaded));
     if (!loaded) return HV_OK;
     hv_status status = loaded->batch.samples > 0 ? measure_loss(m, loaded) : HV_OK;
-    for (int32_t s = 0; s < loaded->batch.samples && !status; s++) {
-      status = predict(m, loaded, s, out);
-      if (!status) status = keep_together(m);
-    }
+    if (!status) status = predict_batch(m, loaded, out);
     out->frames += loaded->batch.samples;
     hv_loader_release(m->loader, loaded);
     if (status) return status;
@@ -179,6 +189,27 @@ static hv_status open_measurement(measurement *m) {
   options.max_prompt = m->data->valid_prompts.stride;
   HV_TRY(hv_policy_open(m->trainer->model, &options, &m->policy));
   return hv_run_data_open_validation(m->data, &m->loader);
+}
+
+_Static_assert((int)HV_MAX_ERROR_DIMS <= (int)HV_COMM_MAX_SUM, "a predictor's errors are one sum");
+
+/* What ranks counted of their own frames becomes that of all; losses are of all frames already. */
+static hv_status add_up(measurement *m, hv_validation *out) {
+  hv_comm *comm = m->trainer->comm;
+  hv_status status = hv_nan_watch_status(m->trainer->device);
+  if (!comm) return status;
+  HV_TRY(hv_comm_agree(comm, "measuring held-out frames", status));
+  double counts[3 + HV_PREDICTORS] = {(double)m->averaged, (double)m->counted, (double)out->not_finite};
+  for (int p = 0; p < HV_PREDICTORS; p++) counts[3 + p] = out->present[p];
+  HV_TRY(hv_comm_sum(comm, "held-out frames", counts, 3 + HV_PREDICTORS));
+  m->averaged = (int64_t)counts[0];
+  m->counted = (int64_t)counts[1];
+  out->not_finite = (int64_t)counts[2];
+  for (int p = 0; p < HV_PREDICTORS; p++) {
+    out->present[p] = counts[3 + p] > 0;
+    HV_TRY(hv_comm_sum(comm, "held-out errors", out->dims[p], out->action_dim));
+  }
+  return HV_OK;
 }
 
 static void finish(const measurement *m, hv_validation *out) {
@@ -219,7 +250,7 @@ hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress 
   HV_TRY(hv_validation_check(&data->model));
   HV_CHECK(open_measurement(&m));
   HV_CHECK(measure_batches(&m, out));
-  HV_CHECK(hv_nan_watch_status(trainer->device));
+  HV_CHECK(add_up(&m, out));
   finish(&m, out);
 done:
   hv_loader_close(m.loader);

@@ -47,8 +47,9 @@ double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metr
 /* HV_ERR_INPUT where a model has too many action dimensions to be measured. */
 HV_NODISCARD hv_status hv_validation_check(const hv_config *model);
 
-/* Measures the held-out split of `data`, which must have one; `progress` (NULL: nobody) shows how far it is. All ranks
- * measure all of it, and wait for one another at every frame. A batch that one cannot read is an error of all. */
+/* Measures the held-out split of `data`, which must have one; `progress` (NULL: nobody) shows how far it is. Ranks
+ * predict every size-th frame each, wait for one another at every one, and all get the figures of the whole. A batch
+ * that one cannot read is an error of all. */
 HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress *progress,
                                    hv_validation *out);
 
