@@ -269,20 +269,17 @@ static void a_killed_rank_leaves_a_run_that_goes_on(void **state) {
   int trials = all ? 50 : 5, crashed = 0;
   double slowest = 0;
   victim runs[AT_ONCE];
-  char rest[1024], resume[1100], name[32];
+  char whole[1024], rest[1024], resume[1100], name[32];
+  snprintf(whole, sizeof whole, "%s --set checkpoint.interval=0", llama_words);
   snprintf(rest, sizeof rest, "--set train.steps=%d %s --set checkpoint.interval=1 --set parallel.sharding=parameters",
            LONGER, llama_words);
-  snprintf(resume, sizeof resume, "%s --set parallel.sharding=optimizer --resume", rest);
+  snprintf(resume, sizeof resume, "%s --set checkpoint.interval=0 --set parallel.sharding=optimizer --resume", rest);
   for (int trial = 0; trial < trials; trial++) {
     snprintf(name, sizeof name, "shared-%d", trial);
     int64_t ms = hv_random_below(9, HV_RANDOM_INIT, 0, (uint64_t)trial, 0, 0, 500);
     kill_a_rank_of(*state, name, rest, ms, false, &runs[trial % AT_ONCE]);
-    if (trial == 0) {
-      char whole[1024];
-      snprintf(whole, sizeof whole, "%s --set checkpoint.interval=0", llama_words);
-      run_alone(*state, "alone", LONGER, whole);
-    }
     if (trial % AT_ONCE < AT_ONCE - 1) continue;
+    if (trial < AT_ONCE) run_alone(*state, "alone", LONGER, whole);
     for (int i = 0; i < AT_ONCE; i++) {
       expect_a_clear_end(&runs[i]);
       crashed += runs[i].code == 128 + SIGSEGV;
