@@ -57,7 +57,7 @@ static void a_killed_rank_ends_all_with_its_name(void **state) {
     double start = hv_clock_seconds();
     for (int i = 0; i < AT_ONCE; i++) {
       char command[128];
-      ms[i] = (int)hv_random_below(5, HV_RANDOM_INIT, 0, (uint64_t)(trial + i), 0, 0, 400);
+      ms[i] = (int)hv_random_below(5, HV_RANDOM_INIT, 0, (uint64_t)trial + (uint64_t)i, 0, 0, 400);
       snprintf(command, sizeof command, "tests/comm/comm_ranks dies %d", ms[i]);
       mpirun[i] = start_ranks(4, PATIENTLY, command, log_of(*state, i));
     }
