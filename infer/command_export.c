@@ -26,6 +26,8 @@ typedef struct export_options {
   int64_t threads;
 } export_options;
 
+#define SHARD_SIZE "5000000000"
+
 static const hv_option options[] = {
     {.key = "model",
      .type = HV_OPTION_PATH,
@@ -54,11 +56,12 @@ static const hv_option options[] = {
     {.key = "shard-size",
      .type = HV_OPTION_INT,
      .offset = offsetof(export_options, shard_size),
-     .fallback = "0",
+     .fallback = SHARD_SIZE,
+     .min = 1,
      .max = 9e15,
      .unit = "BYTES",
-     .doc = "More tensors than this are spread over several files, with Hugging Face's index; 0: 5000000000. Of the "
-            "format safetensors."},
+     .doc = "More tensors than this are spread over several files, with Hugging Face's index. Of the format "
+            "safetensors."},
     {.key = "verify",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(export_options, verify),
@@ -76,8 +79,6 @@ static const hv_option options[] = {
 };
 
 enum { PUBLIC_PT = 1 }; /* of format_choices */
-
-static const int64_t SHARD_SIZE = 5000000000;
 
 static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
 
@@ -130,7 +131,7 @@ done:
 }
 
 static hv_status check_format(const export_options *given) {
-  if (given->format != PUBLIC_PT || given->shard_size == 0) return HV_OK;
+  if (given->format != PUBLIC_PT || given->shard_size == strtoll(SHARD_SIZE, NULL, 10)) return HV_OK;
   return hv_error(HV_ERR_INPUT, "--shard-size is of the format safetensors: public-pt is one .pt file");
 }
 
@@ -147,7 +148,7 @@ static hv_status write_directory(const export_options *given, const hv_export_so
                           .carry = source->directory.tensors,
                           .dtype = to ? *to : HV_F32,
                           .convert_carried = to != NULL,
-                          .shard_size = given->shard_size ? given->shard_size : SHARD_SIZE,
+                          .shard_size = given->shard_size,
                           .tokenizer_path = source->tokenizer_path,
                           .statistics = source->statistics,
                           .card = hv_text_string(&card),

@@ -482,7 +482,7 @@ static void what_cannot_be_exported_leaves_nothing(void **state) {
   infer_refuses(folder, "export --model model --out ./model/../model/x", "in the model directory");
   infer_refuses(folder, "export --model model --out never --dtype fp8", "fp8", "bf16");
   infer_refuses(folder, "export --model model --out never --format gguf", "gguf", "safetensors");
-  infer_refuses(folder, "export --model model --out never --shard-size -1", "shard-size");
+  infer_refuses(folder, "export --model model --out never --shard-size 0", "shard-size");
   infer_refuses(folder, "export --model model --out never --shard-size 100000 --format public-pt", "--shard-size",
                 "public-pt is one .pt file");
   assert_false(hv_file_exists(in_folder(folder, "model/in")));
