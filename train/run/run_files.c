@@ -289,8 +289,10 @@ static bool model_is_due(const hv_run_files *files) {
 /* What the first rank does before any writes. */
 static hv_status prepare(const hv_run_files *files) {
   HV_TRY(hv_run_card_check(files->with.card));
-  HV_TRY(hv_run_choices_save(files->with.config->output, files->with.trainer->device));
-  return hv_checkpoint_begin(files->with.config->output, files->manifest.position.step);
+  hv_status status = hv_run_choices_save(files->with.config->output, files->with.trainer->device);
+  if (!status) status = hv_checkpoint_begin(files->with.config->output, files->manifest.position.step);
+  /* That the place has become another's meanwhile tells more than what was not found there. */
+  return status ? hv_status_first(hv_run_card_check(files->with.card), status) : HV_OK;
 }
 
 /* When there is no former one under way. */
