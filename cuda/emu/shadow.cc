@@ -96,14 +96,15 @@ static inline bool are_reads_ordered(const hv_shadow *s, stamp reads, const hv_s
 /* `mine` added to the reads so far. */
 static inline stamp add_read(stamp reads, stamp mine) {
   if (time_of(reads) != time_of(mine)) return mine;
-  int unlike = thread_of(reads ^ mine);
   stamp marks = reads & (SEVERAL_THREADS | SEVERAL_WARPS);
-  marks |= unlike ? SEVERAL_THREADS : 0;
-  marks |= unlike / WARP ? SEVERAL_WARPS : 0;
+  if (thread_of(reads) != thread_of(mine)) {
+    marks |= SEVERAL_THREADS;
+    if (thread_of(reads) / WARP != thread_of(mine) / WARP) marks |= SEVERAL_WARPS;
+  }
   return mine | marks;
 }
 
-[[gnu::noinline]] static bool may_read(const hv_shadow *s, const hv_shadow_cell *c, const hv_shadow_access *a) {
+static inline bool may_read(const hv_shadow *s, const hv_shadow_cell *c, const hv_shadow_access *a) {
   return of_this_block(s, c->write) && !(c->write & IN_FLIGHT) && is_ordered(s, c->write, a);
 }
 
@@ -115,11 +116,8 @@ static inline bool may_write(const hv_shadow *s, const hv_shadow_cell *c, const 
 bool hv_shadow_read(hv_shadow *s, const hv_shadow_access *a) {
   hv_shadow_cell *c = first_cell(s, a->offset);
   stamp mine = stamp_of(s, a);
-  uint32_t begin = s->begin, age = s->time - begin;
   for (size_t i = cells_of(a->offset, a->bytes); i > 0; i--, c++) {
-    /* Almost all that is read was written before the last barrier. */
-    bool before = time_of(c->write) - begin < age && !(c->write & IN_FLIGHT);
-    if (!before && !may_read(s, c, a)) return false;
+    if (!may_read(s, c, a)) return false;
     c->read = add_read(c->read, mine);
   }
   return true;
