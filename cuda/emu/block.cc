@@ -175,32 +175,27 @@ static void report_outside(const hv_shadow_access *access, const char *does) {
                (ptrdiff_t)access->offset, self->worker->launch->shared_bytes);
 }
 
-static void report_access(const hv_shadow_access *access,
-                          void (*describe)(hv_shadow *, const hv_shadow_access *, char *, size_t)) {
-  char text[256];
-  describe(&self->worker->shadow, access, text, sizeof text);
-  report(self, text);
-}
-
-/* These two are called for every access; what they say of faults is apart. */
-bool hv_emu_shared_read(const void *address, size_t bytes) {
+/* False: outside. Called for every access; NOTE tells whether it is at fault, DESCRIBE then says how. */
+template <auto NOTE, auto DESCRIBE>
+static inline bool check_access(const void *address, size_t bytes, const char *does) {
+  hv_shadow *shadow = &self->worker->shadow;
   checked_access a = access_to(address, bytes);
   if (!a.inside) {
-    report_outside(&a.access, "reads");
-  } else if (!hv_shadow_read(&self->worker->shadow, &a.access)) {
-    report_access(&a.access, hv_shadow_describe_read);
+    report_outside(&a.access, does);
+  } else if (!NOTE(shadow, &a.access)) {
+    char text[256];
+    DESCRIBE(shadow, &a.access, text, sizeof text);
+    report(self, text);
   }
   return a.inside;
+}
+
+bool hv_emu_shared_read(const void *address, size_t bytes) {
+  return check_access<hv_shadow_read, hv_shadow_describe_read>(address, bytes, "reads");
 }
 
 bool hv_emu_shared_write(void *address, size_t bytes) {
-  checked_access a = access_to(address, bytes);
-  if (!a.inside) {
-    report_outside(&a.access, "writes");
-  } else if (!hv_shadow_write(&self->worker->shadow, &a.access)) {
-    report_access(&a.access, hv_shadow_describe_write);
-  }
-  return a.inside;
+  return check_access<hv_shadow_write, hv_shadow_describe_write>(address, bytes, "writes");
 }
 
 void hv_emu_device_access(const void *address) {
@@ -282,7 +277,7 @@ void hv_emu_copy_issue(void *to, const void *from, size_t bytes) {
   self->copies[self->copy_count++] = {to, from, bytes, self->open_group};
   /* From now on nobody may touch the target: as a write it must be ordered with earlier accesses of other threads. */
   (void)hv_emu_shared_write(to, bytes);
-  hv_shadow_flight(&w->shadow, (size_t)((unsigned char *)to - w->shared), bytes, true);
+  hv_shadow_flight(&w->shadow, target.access.offset, bytes, true);
 }
 
 void hv_emu_copy_commit(void) {
