@@ -47,13 +47,16 @@ static void read_int(reader *r, const hv_field *field, const json_t *value, int3
   }
 }
 
-static void read_real(reader *r, const hv_field *field, const json_t *value, double *out) {
+/* Whether it is a number that the field takes, which *out then is. */
+static bool take_real(const hv_field *field, const json_t *value, double *out) {
   double number = json_number_value(value);
-  if (!json_is_number(value) || !(number > field->min)) {
-    problem(r, field->key, "must be a number above %g", field->min);
-  } else {
-    *out = number;
-  }
+  if (!json_is_number(value) || !(number > field->min)) return false;
+  *out = number;
+  return true;
+}
+
+static void read_real(reader *r, const hv_field *field, const json_t *value, double *out) {
+  if (!take_real(field, value, out)) problem(r, field->key, "must be a number above %g", field->min);
 }
 
 static void list_choices(const hv_choice *choices, hv_text *out) {
@@ -94,11 +97,7 @@ static void read_name(reader *r, const hv_field *field, const json_t *value, cha
 
 static void read_colour(reader *r, const hv_field *field, const json_t *value, double out[3]) {
   bool good = json_array_size(value) == 3;
-  for (size_t i = 0; i < 3 && good; i++) {
-    const json_t *number = json_array_get(value, i);
-    good = json_is_number(number) && json_number_value(number) > field->min;
-    if (good) out[i] = json_number_value(number);
-  }
+  for (size_t i = 0; i < 3 && good; i++) good = take_real(field, json_array_get(value, i), &out[i]);
   if (!good) problem(r, field->key, "must be a list of 3 numbers above %g (red, green, blue)", field->min);
 }
 
