@@ -4,7 +4,7 @@
 #include "train/optimizer.h"
 #include "train/plan/plan_search.h"
 
-static const double giga = 1e-9, mega = 1e-6;
+static const double giga = 1e-9;
 
 typedef struct planner {
   const hv_forecast_options *options;
@@ -23,14 +23,24 @@ static void time_text(double seconds, char *out, size_t size) {
   }
 }
 
+/* What so many bytes are told in. */
+typedef struct memory_unit {
+  double scale;
+  const char *name;
+} memory_unit;
+
+static memory_unit unit_of(double bytes) {
+  return bytes * giga >= 1 ? (memory_unit){giga, "GB"} : (memory_unit){1e-6, "MB"};
+}
+
 typedef struct memory_text {
   char text[24];
 } memory_text;
 
 static memory_text as_memory(double bytes) {
   memory_text memory;
-  bool large = bytes * giga >= 1;
-  snprintf(memory.text, sizeof memory.text, "%.1f %s", bytes * (large ? giga : mega), large ? "GB" : "MB");
+  memory_unit unit = unit_of(bytes);
+  snprintf(memory.text, sizeof memory.text, "%.1f %s", bytes * unit.scale, unit.name);
   return memory;
 }
 
@@ -275,18 +285,18 @@ void hv_plan_format(const json_t *result, hv_text *out) {
   const char *kind;
   const json_t *value;
   size_t index;
-  const json_t *memory = json_object_get(result, "memory_bytes");
-  bool large = number(memory, "total") * giga >= 1;
-  const char *unit = large ? "GB" : "MB";
-  double scale = large ? giga : mega, gpus = number(result, "gpus");
+  json_t *memory = json_object_get(result, "memory_bytes");
+  memory_unit unit = unit_of(number(memory, "total"));
+  double gpus = number(result, "gpus");
   hv_text_add(out, "%.0f GPU%s with %s each: %s\n", gpus, gpus == 1 ? "" : "s",
               as_memory(number(result, "gpu_memory_bytes")).text,
               json_is_true(json_object_get(result, "fits")) ? "fits" : "does not fit or run");
-  json_object_foreach((json_t *)(uintptr_t)memory, kind, value) {
-    hv_text_add(out, "  %-13s %10.3f %s\n", kind, json_number_value(value) * scale, unit);
+  json_object_foreach(memory, kind, value) {
+    hv_text_add(out, "  %-13s %10.3f %s\n", kind, json_number_value(value) * unit.scale, unit.name);
   }
-  hv_text_add(out, "\n  sharding    recompute micro-batch  activations %s  total %s          s/step\n", unit, unit);
-  json_array_foreach(json_object_get(result, "table"), index, value) format_row(value, scale, out);
+  hv_text_add(out, "\n  sharding    recompute micro-batch  activations %s  total %s          s/step\n", unit.name,
+              unit.name);
+  json_array_foreach(json_object_get(result, "table"), index, value) format_row(value, unit.scale, out);
   char time[32];
   time_text(number(result, "step_seconds"), time, sizeof time);
   hv_text_add(out, "\n%s a step, %.1f samples/s\n", time, number(result, "samples_per_s"));
