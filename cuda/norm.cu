@@ -210,12 +210,23 @@ static __device__ __forceinline__ void norm_backward_row(const norm_backward_ope
   }
 }
 
-/* Blocks of a multiprocessor that registers are kept free for, so that no chunk of 1024 waits for another; nvcc alone
- * reads it. */
-template <typename T> [[maybe_unused]] static constexpr int backward_blocks = sizeof(T) == 2 ? 8 : 5;
+/* Threads that a multiprocessor has room for. nvcc takes no kernel that asks for more. */
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ / 100 == 10)
+enum { RESIDENT_THREADS = 2048 };
+#else
+enum { RESIDENT_THREADS = 1536 };
+#endif
+
+enum { BACKWARD_THREADS = 256 };
+
+/* Blocks of a multiprocessor that registers are kept free for, on an H100 so that no chunk of 1024 waits for another;
+ * nvcc alone reads it. */
+template <typename T>
+[[maybe_unused]] static constexpr int backward_blocks = sizeof(T) == 2 ? RESIDENT_THREADS / BACKWARD_THREADS : 5;
 
 template <typename T, int N>
-static __global__ void __launch_bounds__(256, backward_blocks<T>) norm_backward_kernel(norm_backward_operands<T> a) {
+static __global__ void __launch_bounds__(BACKWARD_THREADS, backward_blocks<T>)
+    norm_backward_kernel(norm_backward_operands<T> a) {
   hv_shared<float> reduction = hv_shared_at<float>(0), dweight = hv_shared_at<float>(REDUCTION_BYTES);
   int64_t first = blockIdx.x * a.chunk_rows, end = min(first + a.chunk_rows, a.rows);
   for (int64_t row = first; row < end; row++) norm_backward_row<T, N>(a, row, row == first, reduction, dweight);
