@@ -104,6 +104,23 @@ static void reports_what_no_run_writes(void **state) {
   free(page);
 }
 
+/* Errors of predictions that are not finite are null: no numbers, and never the best of a dimension. */
+static void errors_that_are_no_numbers_are_never_the_best(void **state) {
+  char arguments[1024];
+  write_text(
+      in_folder(*state, "metrics.jsonl"),
+      "{\"step\": 3, \"held_out_loss\": null, \"error_diffusion\": null, \"error_diffusion_dims\": [null, null], "
+      "\"error_autoregressive\": 0.3, \"error_autoregressive_dims\": [0.4, 0.2], \"error_mean_action\": 0.4, "
+      "\"error_mean_action_dims\": [0.3, 0.5]}\n");
+  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
+  expect_train(0, arguments, "report.html", NULL);
+  char *page = read_file(in_folder(*state, "report.html"));
+  assert_holds(page, (const char *const[]){"<th>diffusion</th><td>nan</td><td>nan</td><td>nan</td>",
+                                           "<th>autoregressive</th><td>0.4000</td><td class=\"best\">0.2000</td>",
+                                           "<td class=\"best\">0.3000</td><td>0.5000</td>", NULL});
+  free(page);
+}
+
 /* A run of eighty steps, one of which was skipped, with figures of its own in every place; no file but these is there.
  */
 static void write_figures(const char *folder) {
@@ -205,6 +222,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_run_leaves_its_report, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_what_there_is, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(reports_what_no_run_writes, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(errors_that_are_no_numbers_are_never_the_best, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(figures_stand_where_they_belong, make_folder, remove_folder),
       cmocka_unit_test(draws_curves_inside_their_frame),
   };

@@ -193,6 +193,12 @@ static void add_tiles(const hv_run_history *history, const json_t *now, hv_text 
   hv_text_add(out, "</section>\n");
 }
 
+/* NAN where it is none, as the errors of predictions that are not finite. */
+static double number_at(const json_t *list, size_t index) {
+  const json_t *value = json_array_get(list, index);
+  return json_is_number(value) ? json_number_value(value) : (double)NAN;
+}
+
 /* Errors of the newest measurement, dimension by dimension; the smallest of each stands out. */
 static void add_dimensions(const hv_run_history *history, hv_text *out) {
   const json_t *line = hv_run_history_last(history, "error_mean_action_dims");
@@ -213,11 +219,9 @@ static void add_dimensions(const hv_run_history *history, hv_text *out) {
     if (!errors[p]) continue;
     hv_text_add(out, "<tr><th>%s</th>", predictor_title(p));
     for (size_t d = 0; d < dims; d++) {
-      double own = json_number_value(json_array_get(errors[p], d));
-      bool best = true;
-      for (int q = 0; q < HV_PREDICTORS; q++) {
-        if (errors[q]) best &= own <= json_number_value(json_array_get(errors[q], d));
-      }
+      double own = number_at(errors[p], d);
+      bool best = isfinite(own);
+      for (int q = 0; q < HV_PREDICTORS; q++) best &= !(number_at(errors[q], d) < own);
       hv_text_add(out, "<td%s>%.4f</td>", best ? " class=\"best\"" : "", own);
     }
     snprintf(key, sizeof key, "error_%s", hv_predictor_name(p));
