@@ -363,6 +363,14 @@ static void survives_a_file_system_without_room(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
+/* Its files are written, and it cannot be named: a file has the name. Nothing of it is left. */
+static void a_checkpoint_that_cannot_be_named_leaves_nothing(void **state) {
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
+  write_text(in_run(*state, "run", "checkpoints/step-6"), "");
+  expect_train(2, run_arguments(*state, "run", "--resume"), "checkpoint of step 6", "is not a directory", NULL);
+  expect_checkpoints(*state, "run", "step-3 step-6 ");
+}
+
 /* Goes on with "run" while the directory `held` in it is a mount, which nobody can remove; *text is what was said. */
 static int resume_while_held(const char *folder, const char *held, const char *rest, char **text) {
   return run_shell(text, NULL,
@@ -436,6 +444,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(what_is_larger_than_a_piece_is_written_whole, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_first_checkpoint_brings_a_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_model_of_any_checkpoint_can_be_had, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_checkpoint_that_cannot_be_named_leaves_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_checkpoint_that_cannot_be_removed_ends_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_model_that_cannot_be_removed_ends_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(survives_a_file_system_without_room, make_folder, remove_folder),

@@ -231,10 +231,9 @@ static hv_status begin_completing(hv_run_files *files) {
 
 /* A checkpoint or a model could not be written, which may be because the place is another run's by now. Else removes
  * what there is of a checkpoint that has no name yet. */
-static hv_status give_up(const hv_run_files *files, bool unnamed, hv_status status) {
+static hv_status give_up(const hv_run_files *files, hv_status status) {
   hv_status moved = hv_run_card_check(files->with.card);
   if (moved) return hv_status_first(moved, status);
-  if (!unnamed) return status;
   return hv_status_first(status, hv_checkpoint_abandon(files->with.config->output, files->manifest.position.step));
 }
 
@@ -251,7 +250,7 @@ static hv_status end_phase(hv_run_files *files) {
     files->saved_step = step;
     if (files->with_model) files->model_step = step;
   } else if (files->comm->rank == 0) {
-    status = give_up(files, writing, status);
+    status = give_up(files, status);
   }
   return hv_error_context(status, "checkpoint of step %lld", (long long)step);
 }
