@@ -375,9 +375,10 @@ void hv_run_files_tell_newest(const hv_run_files *files) {
   int64_t newest = -1;
   hv_text damaged = {0}, text = {0};
   hv_status status = hv_checkpoint_newest(run, &newest, &damaged);
-  if (files->phase != IDLE) {
-    hv_text_add(&text, "the checkpoint of step %lld was still being written and is given up; ",
-                (long long)files->manifest.position.step);
+  int64_t step = files->manifest.position.step;
+  /* Of one that has its name, what is given up is the model at most. */
+  if (files->phase != IDLE && newest != step) {
+    hv_text_add(&text, "the checkpoint of step %lld was still being written and is given up; ", (long long)step);
   }
   if (status) {
     hv_text_add(&text, "which one there is to go on from cannot be told: %s", hv_status_message(status));
