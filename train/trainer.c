@@ -236,10 +236,12 @@ hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *sourc
   return status;
 }
 
-/* Goes on to the next batch, or stays with the one that it has where there is none to be had. */
+/* Goes on to the next batch, or stays with the one that it has where there is none to be had. What lies behind the last
+ * step cannot make it fail. */
 static hv_status take_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
-  trainer->current = 1 - trainer->current;
   trainer->built = false;
+  if (trainer->total_steps > 0 && step >= trainer->total_steps) return HV_OK;
+  trainer->current = 1 - trainer->current;
   hv_status status = send_next(trainer, source, step);
   if (status) trainer->current = 1 - trainer->current;
   return status;

@@ -74,10 +74,11 @@ typedef struct hv_trainer {
   int32_t parts;
   hv_loss_weights weights;
   uint64_t seed;
-  int64_t step;       /* completed steps */
-  int64_t samples;    /* of the run's order that they took, on all ranks */
-  int64_t skipped;    /* in a row, up to the newest step; a caller sets these three to go on */
-  float (*losses)[2]; /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
+  int64_t step;        /* completed steps */
+  int64_t samples;     /* of the run's order that they took, on all ranks */
+  int64_t skipped;     /* in a row, up to the newest step; a caller sets these three to go on */
+  int64_t total_steps; /* a caller's own: the last of so many reads no batch ahead; 0: every one does */
+  float (*losses)[2];  /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
   hv_spike_settings spikes;
   hv_spike_means means;
   /* A caller's own: what it sets before a step, it finds added up over ranks after it. */

@@ -6,6 +6,7 @@
 #include "core/base/directory.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
+#include "tests/train/damaged_demonstrations.h"
 #include "tests/train/program.h"
 #include "train/checkpoint/checkpoint_files.h"
 
@@ -403,6 +404,24 @@ static void starts_from_a_model_directory(void **state) {
   free(statistics);
 }
 
+/* A picture that cannot be read ends a run when its turn comes: of the batch behind the last one it never does. */
+static void what_comes_behind_the_last_step_ends_no_run(void **state) {
+  char rest[1024];
+  const char *path = in_folder(*state, "damaged.hdf5"),
+             *episode = write_damaged_demonstrations(path, frame_of_sample(12)); /* of steps of 4 */
+  snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.micro_batch=2", path);
+  expect_train(2, run_arguments(*state, "longer", rest), episode, NULL);
+  snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.micro_batch=2 --set train.steps=3", path);
+  expect_train(0, run_arguments(*state, "run", rest), NULL);
+  expect_train(0, run_arguments(*state, "whole", "--set train.steps=3"), NULL);
+  json_t *damaged = last_metrics(in_folder(*state, "run"), "loss"),
+         *whole = last_metrics(in_folder(*state, "whole"), "loss");
+  assert_int_equal(number_in(damaged, "step"), 3);
+  assert_true(fabs(number_in(damaged, "loss") - number_in(whole, "loss")) < 1e-4);
+  json_decref(damaged);
+  json_decref(whole);
+}
+
 static void refuses_bad_input(void **state) {
   static const char *const bad[][3] = {
       {"--set data.files=/nowhere/x.hdf5", "/nowhere/x.hdf5", NULL},
@@ -538,6 +557,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(tells_that_nothing_is_held_out, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(survives_a_full_disk, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(starts_from_a_model_directory, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(what_comes_behind_the_last_step_ends_no_run, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_bad_input, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(warns_of_a_gripper_that_prediction_cannot_give, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(gives_up_on_gradients_that_are_not_finite, make_folder, remove_folder),

@@ -367,7 +367,7 @@ static hv_status open_run(run *self, hv_device *device) {
   hv_status finite = hv_params_nan_status(self->trainer->params, self->trainer->stream);
   HV_TRY(hv_comm_agree(self->comm, "looking at the parameters", finite));
   int64_t frames = hv_demonstrations_frames(self->data.train);
-  self->total_steps = count_steps(config, frames, &position);
+  self->trainer->total_steps = self->total_steps = count_steps(config, frames, &position);
   HV_TRY(hv_comm_agree(self->comm, "counting steps", check_steps(self)));
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
                                            .warmup_steps = config->optimizer.warmup_steps,
