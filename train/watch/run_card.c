@@ -273,12 +273,14 @@ hv_status hv_run_card_check(const hv_run_card *card) {
                   card->path, there ? "another file than the one this run began with" : "gone");
 }
 
-bool hv_run_card_held(const char *run) {
+bool hv_run_card_held(const char *run, int *unknown) {
   char *path = hv_path_join(run, "run.json");
   int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
   free(path);
+  *unknown = 0;
   if (file < 0) return false;
-  bool held = flock(file, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  int problem = flock(file, LOCK_SH | LOCK_NB) != 0 ? errno : 0;
   close(file);
-  return held;
+  if (problem != EWOULDBLOCK) *unknown = problem;
+  return problem == EWOULDBLOCK;
 }

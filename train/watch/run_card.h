@@ -43,7 +43,8 @@ HV_NODISCARD hv_status hv_run_card_end(hv_run_card *card, const char *state, con
  * of the ranks that have no card, is in its place. */
 HV_NODISCARD hv_status hv_run_card_check(const hv_run_card *card);
 
-/* Whether a process leads a run in the directory now. */
-bool hv_run_card_held(const char *run);
+/* Whether a process leads a run in the directory now. *unknown: the errno for which the file cannot be locked, so that
+ * false says nothing; else 0. */
+bool hv_run_card_held(const char *run, int *unknown);
 
 #endif

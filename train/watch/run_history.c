@@ -34,14 +34,18 @@ static void read_card(hv_run_history *history) {
 
 static const char *find_state(hv_run_history *history) {
   static const char *const ends[] = {"finished", "stopped", "failed"};
-  if (hv_run_card_held(history->run)) return "running";
+  int unknown;
+  if (hv_run_card_held(history->run, &unknown)) return "running";
   const char *said = json_string_value(json_object_get(history->card, "state"));
   if (!said && history->doubt.length == 0) hv_text_add(&history->doubt, "there is no run.json with the run's state");
   if (!said) return "unknown";
   for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
     if (strcmp(said, ends[i]) == 0) return ends[i];
   }
-  return "dead";
+  if (!unknown) return "dead";
+  hv_text_add(&history->doubt, "run.json cannot be locked (%s), by which a run that goes on is told from a dead one",
+              strerror(unknown));
+  return "unknown";
 }
 
 hv_status hv_run_history_read(const char *run, hv_run_history *out) {
