@@ -1,6 +1,10 @@
 /* Starts of `hvla-train run` that are refused: what they leave. */
+#include <errno.h>
 #include <pthread.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core/base/directory.h"
 #include "tests/check.h"
@@ -80,12 +84,42 @@ static void a_start_beside_one_that_is_refused_begins(void **state) {
   assert_false(hv_file_exists(run));
 }
 
+static const char *replaced; /* a directory that is one no more when the next lock is asked for; NULL: none */
+static int closed_twice;
+
+/* These two stand in the place of the C library's. */
+int flock(int file, int how) {
+  if (replaced) {
+    assert_ok(hv_remove_tree(replaced));
+    write_text(replaced, "");
+    replaced = NULL;
+  }
+  return (int)syscall(SYS_flock, file, how);
+}
+
+int close(int file) {
+  int result = (int)syscall(SYS_close, file);
+  closed_twice += result != 0 && errno == EBADF;
+  return result;
+}
+
+/* A start whose directory is taken away under it, and cannot be made again, closes its file once. */
+static void a_start_that_lost_its_directory_ends(void **state) {
+  hv_run_card *card;
+  const char *run = in_folder(*state, "run");
+  replaced = run;
+  assert_error(hv_run_card_open(run, &card), "is not a directory");
+  assert_null(card);
+  assert_int_equal(closed_twice, 0);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(a_model_that_does_not_fit_leaves_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_first_batch_that_cannot_be_read_leaves_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_refused_start_changes_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_start_beside_one_that_is_refused_begins, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_start_that_lost_its_directory_ends, make_folder, remove_folder),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

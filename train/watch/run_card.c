@@ -123,6 +123,7 @@ hv_status hv_run_card_open(const char *run, hv_run_card **out) {
   HV_CHECK(lock_file(card));
   while (was_removed(card)) {
     close(card->file);
+    card->file = -1;
     HV_CHECK(open_file(card));
     HV_CHECK(lock_file(card));
   }
