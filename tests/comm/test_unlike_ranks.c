@@ -82,6 +82,20 @@ static void what_is_not_one_run_is_refused(void **state) {
   run_two(*state, "run", "--resume", "", "data.read_ahead=3");
 }
 
+/* Nor are ranks one run that start from two models, however alike these are. */
+static void another_model_to_start_from_is_refused(void **state) {
+  char start[512], own[512];
+  const char *folder = *state;
+  run_two(folder, "first", "", "", "");
+  run_two(folder, "other", "--set seed=1", "", "");
+  snprintf(start, sizeof start, "--set 'init_from=%s/first/model'", folder);
+  snprintf(own, sizeof own, "init_from=%s/other/model", folder);
+  end_two(2, folder, "run", start, "", own, "rank 1 finds another model to start from than rank 0");
+  assert_false(hv_file_exists(in_folder(folder, "run")));
+  must_shell("rm -r '%s/other/model' && cp -r '%s/first/model' '%s/other/model'", folder, folder, folder);
+  run_two(folder, "run", start, "", own);
+}
+
 /* One rank fails alone when another has made the directory and its lock. */
 static void what_one_rank_cannot_begin_leaves_nothing(void **state) {
   char start[512], own[512];
@@ -148,6 +162,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(all_take_what_the_first_measured, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_is_not_one_run_is_refused, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(another_model_to_start_from_is_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(what_one_rank_cannot_begin_leaves_nothing, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_hear_of_a_held_out_frame_that_cannot_be_read, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(all_wait_for_checkpoints_where_one_lacks_memory, make_folder, remove_folder),

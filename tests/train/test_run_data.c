@@ -131,7 +131,7 @@ static hv_status agree(const char *folder, int32_t rank, const char *file, const
   assert_ok(hv_run_data_open(&config, &model.config, rank, 2, &data));
   uint64_t held_out;
   assert_ok(hv_run_digest_held_out(&data, &held_out));
-  hv_status status = hv_run_check_agreement(&config, false, &data, held_out, &comm);
+  hv_status status = hv_run_check_agreement(&config, false, &directory, &data, held_out, &comm);
   hv_run_data_close(&data);
   hv_model_directory_close(&directory);
   hv_model_config_free(&model);

@@ -360,7 +360,8 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   self->best = hv_best_make(hv_train_config_metric(config));
   HV_TRY(hv_run_digest_held_out(&self->data, &self->best.measured));
-  HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->data, self->best.measured, self->comm));
+  HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->directory, &self->data, self->best.measured,
+                                self->comm));
   if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(hv_comm_agree(self->comm, "opening the model", open_trainer(self, device)));
   HV_TRY(begin(self, &position));

@@ -6,9 +6,9 @@
 
 #include "train/run/run_digest.h"
 
-/* What is compared: the configuration's parts, and the demonstrations behind them. */
+/* What is compared: the configuration's parts, the model that is started from, and the demonstrations. */
 typedef struct fingerprints {
-  const char *names[HV_COMM_MAX_SUM]; /* of the configuration's; the last is NULL */
+  const char *names[HV_COMM_MAX_SUM]; /* of the configuration's, and `start`; the last is NULL */
   double values[HV_COMM_MAX_SUM];
   int count;
 } fingerprints;
@@ -41,6 +41,14 @@ static hv_status add_configuration(fingerprints *to, json_t *resolved) {
   return HV_OK;
 }
 
+static const char start[] = "init_from"; /* which is no part of the configuration here: where it lies may differ */
+
+static hv_status add_start(fingerprints *to, const hv_model_directory *directory) {
+  uint64_t digest;
+  HV_TRY(hv_run_digest_model(directory, &digest));
+  return add(to, start, &digest, sizeof digest);
+}
+
 static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data, uint64_t held_out) {
   uint64_t digest = hv_run_digest_split(held_out, data->train, &data->train_prompts);
   return add(to, NULL, &digest, sizeof digest);
@@ -48,6 +56,10 @@ static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data, u
 
 /* In a part of the configuration, NULL: in the demonstrations. */
 static hv_status difference(const hv_train_config *config, const hv_run_data *data, int32_t rank, const char *part) {
+  if (part == start) {
+    return hv_error(HV_ERR_INPUT, "%s: rank %d finds another model to start from than rank 0: give all the same in %s",
+                    config->source, rank, start);
+  }
   if (part) {
     return hv_error(HV_ERR_INPUT,
                     "%s: `%s` is not the same on rank %d and on rank 0: give all ranks one configuration and the same "
@@ -62,8 +74,8 @@ static hv_status difference(const hv_train_config *config, const hv_run_data *da
       (long long)hv_demonstrations_frames(data->train));
 }
 
-hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_run_data *data, uint64_t held_out,
-                                 hv_comm *comm) {
+hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_model_directory *directory,
+                                 const hv_run_data *data, uint64_t held_out, hv_comm *comm) {
   fingerprints own = {0};
   double first[HV_COMM_MAX_SUM] = {0};
   json_t *resolved = NULL;
@@ -76,6 +88,7 @@ hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, con
     goto done;
   }
   HV_CHECK(add_configuration(&own, resolved));
+  HV_CHECK(add_start(&own, directory));
   HV_CHECK(add_demonstrations(&own, data, held_out));
   if (comm->rank == 0) memcpy(first, own.values, sizeof first);
   HV_CHECK(hv_comm_sum(comm, "the configuration", first, own.count));

@@ -70,3 +70,27 @@ hv_status hv_run_digest_held_out(const hv_run_data *data, uint64_t *out) {
   *out = hv_run_digest_split(*out, data->valid, &data->valid_prompts);
   return status;
 }
+
+static uint64_t fold_tensor(uint64_t digest, const hv_file_tensor *tensor) {
+  enum { MOST = 4096 /* bytes of an end */ };
+  size_t end = tensor->size < MOST ? tensor->size : MOST;
+  digest = fold(digest, &tensor->size, sizeof tensor->size);
+  digest = fold(digest, tensor->data, end);
+  return fold(digest, (const char *)tensor->data + (tensor->size - end), end);
+}
+
+hv_status hv_run_digest_model(const hv_model_directory *directory, uint64_t *out) {
+  json_t *config;
+  *out = 0;
+  if (!directory->tensors) return HV_OK;
+  HV_TRY(hv_model_config_to_json(&directory->model, &config));
+  char *text = json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS);
+  json_decref(config);
+  if (!text) return hv_error_memory("the configuration");
+  *out = fold(*out, text, strlen(text));
+  free(text);
+  for (int32_t i = 0; i < hv_safetensors_count(directory->tensors); i++) {
+    *out = fold_tensor(*out, hv_safetensors_get(directory->tensors, i));
+  }
+  return HV_OK;
+}
