@@ -97,6 +97,16 @@ static void add_unknown(parser *p, const char *source, const char *key) {
   hv_text_free(&problem);
 }
 
+/* A document's mappings are nested: what stands under the dotted name is looked up by nobody. */
+static void add_dotted(parser *p, const char *key, const char *name) {
+  size_t length = strcspn(name, ".");
+  hv_text problem = {0};
+  hv_text_add(&problem, "has a dot, which only --set takes; write it as a mapping, %.*s: {%s: …}", (int)length, name,
+              name + length + 1);
+  add_problem(p, p->where, key, hv_text_string(&problem));
+  hv_text_free(&problem);
+}
+
 /* Reports every key of the document that no option asks for. */
 static void check_known(parser *p, const json_t *mapping, const char *prefix) {
   const char *name;
@@ -106,6 +116,8 @@ static void check_known(parser *p, const json_t *mapping, const char *prefix) {
     int length = snprintf(key, sizeof key, "%s%s%s", prefix, *prefix ? "." : "", name);
     if (length < 0 || (size_t)length >= sizeof key) {
       add_problem(p, p->where, "", "holds a key of more than 255 bytes");
+    } else if (strchr(name, '.')) {
+      add_dotted(p, key, name);
     } else if (find_option(p, key)) {
       continue;
     } else if (!is_section(p, key)) {

@@ -169,6 +169,9 @@ static void unknown_keys_name_the_nearest(void **state) {
       {"train: {steps: 1, shuffle: true}", "train.shuffle", "did you mean data.shuffle?"},
       {"train: {steps: 1}\nmodle: {}", "modle", "did you mean model?"},
       {"train: {steps: 1}\nwibble: 1", "wibble", "is no known key"},
+      {"train: {steps: 1}\ntrain.seed: 3", "train.seed", "write it as a mapping, train: {seed: …}"},
+      {"train: {steps: 1, schedule.x: 3}", "train.schedule.x", "has a dot"},
+      {"train: {steps: 1}\nmodel.llm: {width: 8}", "model.llm", "model: {llm: …}"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     settings s;
