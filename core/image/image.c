@@ -95,7 +95,7 @@ static bool has_end(const uint8_t *data, size_t size) {
 }
 
 static hv_status decode_jpeg_pixels(tjhandle jpeg, const void *data, size_t size, hv_image *out) {
-  int width, height, subsampling, colours;
+  int width = 0, height = 0, subsampling, colours = TJCS_RGB; /* left as they are by a file of tables alone */
   if (tjDecompressHeader3(jpeg, data, size, &width, &height, &subsampling, &colours) != 0 && !is_harmless(jpeg)) {
     return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
   }

@@ -97,6 +97,20 @@ static uint32_t png_crc(const uint8_t *bytes, size_t size) {
   return ~crc;
 }
 
+/* Leaves numbers on the stack that a size could have. */
+static void soil_the_stack(void) {
+  volatile int values[1024];
+  for (size_t i = 0; i < sizeof values / sizeof *values; i++) values[i] = 64;
+}
+
+/* The library tells no size of one, so what lay in its place must not count. */
+static void a_jpeg_of_tables_alone_is_refused(void **state) {
+  (void)state;
+  hv_image image;
+  soil_the_stack();
+  assert_error(hv_image_decode("\xff\xd8\xff\xd9", 4, "tables.jpg", &image), "tables.jpg", "ends in its header");
+}
+
 static void a_picture_that_claims_to_be_huge_is_refused(void **state) {
   const hv_file_tensor *encoded = fixture(*state, "file", "rgb8.png");
   uint8_t *bytes = malloc(encoded->size);
@@ -182,6 +196,7 @@ int main(void) {
       cmocka_unit_test(every_kind_decodes_as_in_pillow),
       cmocka_unit_test(truncated_files_are_refused),
       cmocka_unit_test(stray_bytes_in_a_jpeg_hide_no_truncation),
+      cmocka_unit_test(a_jpeg_of_tables_alone_is_refused),
       cmocka_unit_test(a_picture_that_claims_to_be_huge_is_refused),
       cmocka_unit_test(a_jpeg_of_endless_scans_is_refused),
       cmocka_unit_test(other_files_are_named_for_what_they_are_not),
