@@ -108,8 +108,10 @@ hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_r
   }
   if (!hv_file_exists(config)) goto done;
   doubt(out, read_config(config, model_config, out));
-  HV_CHECK(last_step_of(name, folder, &last));
-  if (out->config && hv_file_exists(metrics)) doubt(out, read_metrics(metrics, last, out));
+  if (out->config && hv_file_exists(metrics)) {
+    hv_status problem = last_step_of(name, folder, &last);
+    doubt(out, problem ? problem : read_metrics(metrics, last, out));
+  }
 done:
   free(config);
   free(metrics);

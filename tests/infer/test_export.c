@@ -193,9 +193,17 @@ static void the_card_tells_what_is_known(void **state) {
   assert_card("told-best/README.md", WORDS("10 steps; the last one's loss was 3.5000", "after step 10: loss 3.7500"),
               WORDS("2.6250"));
 
+  /* Of which step it is, a damaged best.json does not tell. */
+  write_text(in_folder(folder, "run/best.json"), "{\"step\": 10");
+  char *said = export_to("export --model run/best --out unknown-best");
+  assert_non_null(strstr(said, "run/best.json is not valid JSON"));
+  free(said);
+  assert_card("unknown-best/README.md", WORDS("# by the test\nmodel: {action_dim: 7"),
+              WORDS("3.7500", "2.6250", "1.5000"));
+
   assert_card("copy/README.md", WORDS("| `drawer` | 100 | 3 |", "Not known"), WORDS("```yaml"));
   make_run("other", 1);
-  char *said = export_to("export --model other/model --out doubted");
+  said = export_to("export --model other/model --out doubted");
   assert_non_null(strstr(said, "configures another model"));
   free(said);
   assert_card("doubted/README.md", WORDS("Not known", "configures another model"), WORDS("```yaml", "2.6250"));
