@@ -155,7 +155,8 @@ static hv_status ask(const hv_verification *what, const char *directory, hvla_mo
   hvla_request request = hvla_default_request();
   request.images = images;
   request.num_images = (size_t)hvla_num_cameras(model);
-  if (hvla_diffusion_steps(model) < request.ddim_steps) request.ddim_steps = hvla_diffusion_steps(model);
+  /* Fewer than ten steps have no stride for each smaller number; all of them are always possible. */
+  if (hvla_diffusion_steps(model) < 10) request.ddim_steps = hvla_diffusion_steps(model);
   request.unnorm_key = hv_model_card_key(what->statistics, hvla_action_dim(model), hvla_state_dim(model));
   request.state_dim = (size_t)hvla_state_dim(model);
   request.state = request.state_dim > 0 ? state : NULL;

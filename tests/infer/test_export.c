@@ -324,6 +324,10 @@ static void verification_predicts_with_both(void **state) {
   assert_verified("export --verify --model v4 --out v6 --dtype fp32", "equal to the bit");
   assert_verified("export --verify --model v5 --out v5-bf16 --dtype bf16", "allowed: 0.1)"); /* as wide, and rounded */
 
+  /* Nine steps are passed over by no stride in four. */
+  must_shell("cd '%s' && cp -r noise nine && sed -i 's/\"steps\": *100/\"steps\": 9/' nine/config.json", folder);
+  assert_verified("export --verify --model nine --out v10", "3 predictions in 1 modes are equal");
+
   /* Noise so far out of range that the eighth bit decides to which end the action is clipped. */
   write_scaled_model("touchy", "final_layer.mlp.fc2.weight", 100);
   infer_fails(folder, 1, "export --verify --model touchy --out v7 --dtype bf16", "verification failed", "v7 predicts",
