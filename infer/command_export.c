@@ -87,7 +87,7 @@ static hv_status resolve(const char *path, char **out) {
   hv_status status = HV_OK;
   char *above = NULL, *parent = NULL, *whole = realpath(path, NULL);
   *out = NULL;
-  if (!whole && errno == ENOENT) {
+  if (!whole && errno == ENOENT && strcmp(path, ".") != 0) { /* a working directory that was removed is not there */
     above = strdup(path);
     char *copy = strdup(path);
     if (!above || !copy) {

@@ -497,6 +497,13 @@ static void what_cannot_be_exported_leaves_nothing(void **state) {
   infer_refuses(folder, "export --model model --out never --shard-size 0", "shard-size");
   infer_refuses(folder, "export --model model --out never --shard-size 100000 --format public-pt", "--shard-size",
                 "public-pt is one .pt file");
+  char *out, *errors;
+  assert_int_equal(run_infer_after("mkdir gone && cd gone && rmdir ../gone &&", folder,
+                                   "export --model \"$OLDPWD/model\" --out x", &out, &errors),
+                   2);
+  if (!strstr(errors, "No such file or directory")) fail_msg("from a directory that was removed: %s", errors);
+  free(out);
+  free(errors);
   assert_false(hv_file_exists(in_folder(folder, "model/in")));
   static const char *const parts[] = {"tokenizer.model", "dataset_statistics.json", "config.json", "model.safetensors"};
   for (int i = 0; i < 4; i++) {
