@@ -192,11 +192,9 @@ static hv_status read_frame(hv_frames *base, int64_t index, uint8_t *rgb) {
 
 static void close_frames(hv_frames *base) {
   hv_dataset_frames *frames = (hv_dataset_frames *)base;
-  if (frames->pixels) {
-    pthread_mutex_lock(&frames->file->cache_mutex);
-    drop_cached(frames);
-    pthread_mutex_unlock(&frames->file->cache_mutex);
-  }
+  pthread_mutex_lock(&frames->file->cache_mutex);
+  if (frames->pixels) drop_cached(frames);
+  pthread_mutex_unlock(&frames->file->cache_mutex);
   if (frames->dataset >= 0) {
     hv_hdf5_enter();
     H5Dclose(frames->dataset);

@@ -1,5 +1,7 @@
 /* Frames read back the same however a file stores them, from several threads, and within the cache's limit. */
 
+#include <stdatomic.h>
+
 #include "core/base/thread_pool.h"
 #include "data/hdf5_file.h"
 #include "tests/check.h"
@@ -175,6 +177,41 @@ static void threads_read_at_once(void **state) {
   hv_hdf5_close(file);
 }
 
+/* Reads one data set over and over, which pushes the other out of a cache for one. */
+typedef struct pusher {
+  hv_job job;
+  hv_frames *frames;
+  atomic_bool stop;
+  int wrong;
+} pusher;
+
+static void push(hv_job *job, int worker) {
+  pusher *self = (pusher *)job;
+  (void)worker;
+  for (int64_t t = 0; !self->stop; t = (t + 1) % FRAMES) self->wrong += !frame_is_right(self->frames, t);
+}
+
+static void frames_are_closed_while_others_are_read(void **state) {
+  (void)state;
+  hv_hdf5 *file = open_file();
+  hv_hdf5_set_cache(file, 1);
+  hv_thread_pool *pool;
+  assert_ok(hv_thread_pool_open(1, &pool));
+  pusher other = {.job = {.run = push}, .frames = open_frames(file, "guessed")};
+  hv_thread_pool_submit(pool, &other.job);
+  for (int i = 0; i < 500; i++) {
+    hv_frames *frames = open_frames(file, "whole_episode");
+    assert_true(frame_is_right(frames, i % FRAMES));
+    hv_frames_close(frames);
+  }
+  other.stop = true;
+  hv_thread_pool_close(pool);
+  assert_int_equal(other.wrong, 0);
+  hv_frames_close(other.frames);
+  assert_int_equal(hv_hdf5_cached_bytes(file), 0);
+  hv_hdf5_close(file);
+}
+
 int main(void) {
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
   const struct CMUnitTest tests[] = {
@@ -182,6 +219,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(a_frame_that_is_no_longer_there_is_told, enter, remove_folder),
       cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, remove_folder),
       cmocka_unit_test_setup_teardown(threads_read_at_once, enter, remove_folder),
+      cmocka_unit_test_setup_teardown(frames_are_closed_while_others_are_read, enter, remove_folder),
   };
   return cmocka_run_group_tests_name("frames", tests, NULL, NULL);
 }
