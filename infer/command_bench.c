@@ -122,6 +122,8 @@ static hv_status load_model(bench *self, hv_stream *stream) {
     self->config = model.config;
   }
   HV_CHECK(hv_model_open(&self->config, self->device, self->dtype, &self->model));
+  /* Before memory is asked for: a config.json of another model may ask for any amount. */
+  if (self->given->model) HV_CHECK(hv_model_directory_check(&directory, hv_model_params(self->model)));
   HV_CHECK(hv_params_allocate(hv_model_params(self->model)));
   if (self->given->model) {
     HV_CHECK(hv_model_directory_fill(&directory, hv_model_params(self->model), stream, NULL));

@@ -248,6 +248,11 @@ static void refuses_wrong_input(void **state) {
   infer_refuses(folder, "bench", "--config FILE --random-weights");
   infer_refuses(folder, "bench --config front.png --random-weights", "front.png");
   infer_refuses(folder, "bench --config front.png", "--random-weights");
+  must_shell("cd '%s' && cp -r hybrid vast && sed -i 's/\"vocab_size\": *[0-9]*/\"vocab_size\": 16000000/; "
+             "s/\"intermediate_size\": *[0-9]*/\"intermediate_size\": 1000000/; s/\"num_hidden_layers\": *[0-9]*/"
+             "\"num_hidden_layers\": 1024/' vast/config.json",
+             folder);
+  infer_refuses(folder, "bench --model vast", "do not fit config.json", "[16000000, 32] is expected");
 }
 
 static void measures(void **state) {
