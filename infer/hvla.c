@@ -93,10 +93,11 @@ static hv_status allocate_buffers(hvla_model *model) {
 }
 
 static hv_status load(hvla_model *model, const char *directory, const hvla_options *options) {
+  enum { MOST_TOKENS = 1 << 20 }; /* more than the longest instruction gives; positions are counted in 32 bits */
   hv_dtype dtype;
   if (!directory) return hv_error(HV_ERR_INPUT, "no model directory is given");
-  if (options->max_prompt < 1)
-    return hv_error(HV_ERR_INPUT, "max_prompt is %d: a prompt has at least 1 token", options->max_prompt);
+  if (options->max_prompt < 1 || options->max_prompt > MOST_TOKENS)
+    return hv_error(HV_ERR_INPUT, "max_prompt is %d: 1 to %d tokens are possible", options->max_prompt, MOST_TOKENS);
   model->max_prompt = options->max_prompt;
   model->measure_algorithms = options->measure_algorithms != 0;
   model->directory = strdup(directory);

@@ -70,7 +70,7 @@ typedef struct hvla_options {
   const char *device; /* "cpu" (default, NULL too), "cuda" */
   const char *dtype;  /* "fp32" or "bf16"; NULL: fp32 on the CPU, bf16 elsewhere */
   int threads;        /* of the CPU device, at most 4096; 0: as many as there are processors */
-  int max_prompt;     /* tokens of an instruction with its prompt, at most */
+  int max_prompt;     /* tokens of an instruction with its prompt, at most; 1 to 2^20 */
   /* Not 0 (default): a card measures which of its library's algorithms is the fastest for each matrix product, when it
    * first meets an instruction of so many tokens, so that this prediction takes longer. Another process may then choose
    * otherwise and differ in rounding; 0 for what must repeat to the bit. */

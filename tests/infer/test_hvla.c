@@ -539,6 +539,12 @@ static void wrong_directories_are_refused(void **state) {
   options.threads = 5000;
   assert_int_equal(hvla_load(in_folder(folder, "hybrid"), &options, &model, &error), HVLA_ERROR_INPUT);
   assert_non_null(strstr(error.message, "to 4096"));
+  for (int i = 0; i < 2; i++) {
+    options = hvla_default_options();
+    options.max_prompt = i ? INT32_MAX : 0;
+    assert_int_equal(hvla_load(in_folder(folder, "hybrid"), &options, &model, &error), HVLA_ERROR_INPUT);
+    assert_non_null(strstr(error.message, "1 to 1048576 tokens"));
+  }
   options = hvla_default_options();
   options.dtype = "fp8";
   assert_int_equal(hvla_load(in_folder(folder, "hybrid"), &options, &model, &error), HVLA_ERROR_INPUT);
