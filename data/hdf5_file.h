@@ -57,7 +57,8 @@ HV_NODISCARD hv_status hv_hdf5_attribute_integer(hv_hdf5 *file, const char *obje
 /* The frames of a u8 data set (T, H, W, 3); any other type or shape is an error that says what was found.
  *
  * Contiguous data are read past the library, without its lock; data with one frame a chunk are inflated outside the
- * lock; other chunkings are read whole, once, and kept by the file, at most `hv_hdf5_set_cache` bytes of them. */
+ * lock; data with several frames a chunk are read whole, once, and kept by the file, at most `hv_hdf5_set_cache` bytes
+ * of them; what is left (parts of one frame a chunk, other filters) the library reads frame by frame. */
 HV_NODISCARD hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **out);
 void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB at the start; one data set is always kept */
 size_t hv_hdf5_cached_bytes(hv_hdf5 *file);

@@ -5,8 +5,8 @@
  * function of the seed and its number alone, so a run resumes from a count and does not depend on ranks or threads.
  * Global batch g holds samples [g G, (g + 1) G); rank r of R takes the r-th part of it, in batches of B.
  *
- * Once it is open a loader allocates nothing; reading a frame does where it is stored deflated, which with a cache ends
- * with the first epoch. next and release are called by one thread.
+ * Once it is open a loader allocates nothing; reading a frame does where its data set is stored in chunks, which with a
+ * cache ends with the first epoch. next and release are called by one thread.
  */
 #ifndef HV_DATA_LOADER_H
 #define HV_DATA_LOADER_H

@@ -29,7 +29,7 @@ typedef enum hv_leftover { HV_LEFTOVER_REFUSE, HV_LEFTOVER_REMOVE } hv_leftover;
  * of what `path` was. A directory that is there and empty stays, which may be a disk's top or lie where nothing may be
  * written: it gets the content from a folder .partial of its own, all but at once. A link is followed. After an error
  * the old stands and nothing else is left; so it is when Ctrl-C, SIGTERM or SIGHUP end the process meanwhile
- * (interruption.h). Missing directories above are made. */
+ * (interruption.h). Missing directories above are made, and stay. */
 HV_NODISCARD hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_directory_writer *write,
                                           void *context);
 

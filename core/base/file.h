@@ -38,8 +38,8 @@ typedef struct hv_file_digest {
 HV_NODISCARD hv_status hv_digest_file(const char *path, hv_file_digest *out);
 
 /* Writes a whole file beside `path`, syncs it, and renames it over `path`: readers see the old or the new, never a
- * part. A symbolic link stays, what it points to is replaced; permissions stay; a directory, a pipe or a device is
- * refused. */
+ * part. A symbolic link stays, what it points to is replaced; one that leads to nothing becomes the file itself.
+ * Permissions stay; a directory, a pipe or a device is refused. */
 HV_NODISCARD hv_status hv_write_file_atomic(const char *path, const void *data, size_t size);
 
 /* A large file written in pieces with the same promise, for one writer of a path in a process. After commit or abort

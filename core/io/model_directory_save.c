@@ -18,7 +18,8 @@ static hv_dtype carried_dtype(const hv_model_save *what, const hv_file_tensor *t
 
 typedef hv_status visit(const hv_model_save *what, const hv_file_tensor *tensor, hv_safetensors_shards *file);
 
-/* Carried tensors in the order of the file: wide dtypes first, which keeps all of them aligned. */
+/* Carried tensors in the order of the file: wide dtypes first, which keeps all of them aligned where no parameters of a
+ * narrower one lie in front. */
 static hv_status each_carried(const hv_model_save *what, visit *call, hv_safetensors_shards *file) {
   for (size_t width = 8; what->carry && width > 0; width /= 2) {
     for (int32_t i = 0; i < hv_safetensors_count(what->carry); i++) {

@@ -24,8 +24,8 @@ void hv_tokenizer_close(hv_tokenizer *tokenizer); /* NULL is allowed */
 
 int32_t hv_tokenizer_size(const hv_tokenizer *tokenizer); /* pieces */
 
-/* Ids of UTF-8 text, nothing added in front or behind; text that looks like a special token is plain text. Text that is
- * no valid UTF-8 is an error. */
+/* Ids of UTF-8 text, nothing added in front or behind; text that looks like a special token is plain text. Bytes that
+ * are no valid UTF-8 count as U+FFFD; hv_prompt_encode refuses them. */
 HV_NODISCARD hv_status hv_tokenizer_encode(const hv_tokenizer *tokenizer, const char *text, size_t size,
                                            hv_token_list *out);
 
