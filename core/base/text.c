@@ -26,6 +26,7 @@ void hv_text_add_list(hv_text *text, const char *format, va_list args) {
   va_copy(measure, args);
   int length = vsnprintf(NULL, 0, format, measure);
   va_end(measure);
+  if (length < 0) text->failed = true; /* more than INT_MAX bytes, say */
   if (length < 0 || !reserve(text, (size_t)length)) return;
   vsnprintf(text->data + text->length, (size_t)length + 1, format, args);
   text->length += (size_t)length;

@@ -11,8 +11,8 @@
 extern "C" {
 #endif
 
-/* Zero-initialise before use. `data` is NUL-terminated, or NULL while empty. Without memory, `failed` is set and later
- * additions do nothing, so that a caller checks once at the end. */
+/* Zero-initialise before use. `data` is NUL-terminated, or NULL while empty. Without memory, or where an addition
+ * cannot be made, `failed` is set and later ones do nothing, so that a caller checks once at the end. */
 typedef struct hv_text {
   char *data;
   size_t length, capacity;

@@ -1,5 +1,6 @@
 #include <errno.h>
 
+#include "core/base/text.h"
 #include "tests/check.h"
 
 static hv_status layered(int depth) {
@@ -74,6 +75,17 @@ static void exit_codes(void **state) {
   }
 }
 
+static void a_text_that_cannot_be_made_has_failed(void **state) {
+  (void)state;
+  hv_text text = {0};
+  hv_text_add(&text, "%s", "kept");
+  hv_text_add(&text, "%ls", L"\u00e9"); /* no character of the C locale */
+  assert_true(text.failed);
+  hv_text_add(&text, "%s", "dropped");
+  assert_string_equal(hv_text_string(&text), "kept");
+  hv_text_free(&text);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(errors_carry_code_and_message),
@@ -81,6 +93,7 @@ int main(void) {
       cmocka_unit_test(system_errors_name_their_cause),
       cmocka_unit_test(the_first_of_two_errors_is_kept),
       cmocka_unit_test(exit_codes),
+      cmocka_unit_test(a_text_that_cannot_be_made_has_failed),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
