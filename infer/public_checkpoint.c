@@ -59,17 +59,17 @@ static hv_status list_tensors(hv_public_checkpoint *self) {
   return HV_OK;
 }
 
-/* As the public code names its files where step, epoch and loss are known. */
+/* As the public code names its files where step, epoch and loss are known, and no loss of a run that diverged makes the
+ * name too long. */
 static void name_file(hv_public_checkpoint *self) {
   const json_t *last = self->source->run.last;
   const json_t *step = json_object_get(last, "step"), *loss = json_object_get(last, "loss");
   double epoch = json_number_value(json_object_get(last, "epoch"));
-  if (json_is_integer(step) && json_is_number(loss) && epoch >= 0 && epoch < 1e6) {
-    snprintf(self->file, sizeof self->file, "step-%06" PRId64 "-epoch-%02d-loss=%.4f.pt",
-             (int64_t)json_integer_value(step), (int)epoch, json_number_value(loss));
-  } else {
-    snprintf(self->file, sizeof self->file, "hybridvla.pt");
-  }
+  int length = NAME_SIZE;
+  if (json_is_integer(step) && json_is_number(loss) && epoch >= 0 && epoch < 1e6)
+    length = snprintf(self->file, sizeof self->file, "step-%06" PRId64 "-epoch-%02d-loss=%.4f.pt",
+                      (int64_t)json_integer_value(step), (int)epoch, json_number_value(loss));
+  if (length >= NAME_SIZE) snprintf(self->file, sizeof self->file, "hybridvla.pt");
 }
 
 static bool is_phi(const hv_public_checkpoint *self) {

@@ -444,6 +444,10 @@ static void the_public_folder_is_the_public_codes(void **state) {
   assert_null(strstr(said, "verified"));
   free(said);
   assert_true(hv_file_exists(in_folder(folder, "my-openvla/checkpoints/hybridvla.pt")));
+  make_run("diverged", 2);
+  write_text(in_folder(folder, "diverged/metrics.jsonl"), "{\"step\": 10, \"loss\": 1e80}\n");
+  export_quietly("export --model diverged/model --out diverged-public --format public-pt");
+  assert_true(hv_file_exists(in_folder(folder, "diverged-public/checkpoints/hybridvla.pt")));
   infer_refuses(folder, "export --model large --out never --format public-pt", "tensor odd", "no module");
   write_scaled_model("loud", "final_layer.mlp.fc2.weight", 1e6f);
   infer_refuses(folder, "export --model loud --out never --format public-pt --dtype fp16", "final_layer.mlp.fc2.weight",
