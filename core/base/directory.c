@@ -30,12 +30,24 @@ static void remove_former(const char *old, const char *path) {
   hv_status_free(status);
 }
 
+/* The first of `path`.old, `path`.old-2, … that nothing has: what is there may be a person's copy. */
+static char *name_former(const char *path) {
+  struct stat info;
+  char suffix[32] = ".old";
+  char *name = with_suffix(path, suffix);
+  for (int number = 2; name && lstat(name, &info) == 0; number++) {
+    free(name);
+    snprintf(suffix, sizeof suffix, ".old-%d", number);
+    name = with_suffix(path, suffix);
+  }
+  return name;
+}
+
 /* For file systems without an atomic swap. */
 static hv_status move_aside(const char *fresh, const char *path) {
-  char *old = with_suffix(path, ".old");
+  char *old = name_former(path);
   if (!old) return hv_error_memory(path);
   hv_status status = HV_OK;
-  HV_CHECK(hv_remove_tree(old));
   if (rename(path, old) != 0) {
     status = hv_error_errno(errno, "cannot rename %s to %s", path, old);
   } else if (rename(fresh, path) != 0) {
@@ -45,7 +57,6 @@ static hv_status move_aside(const char *fresh, const char *path) {
     status = hv_sync_parent(path);
     if (!status) remove_former(old, path);
   }
-done:
   free(old);
   return status;
 }
@@ -56,9 +67,12 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
     return hv_error(HV_ERR_INPUT, "%s exists and is not a directory", path);
   }
   if (renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
-    HV_TRY(hv_sync_parent(path));
-    remove_former(fresh, path);
-    return HV_OK;
+    hv_status status = hv_sync_parent(path);
+    /* What may not last is no reason to give up the old. */
+    if (status && renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) != 0)
+      return hv_error_context(status, "%s is what %s was", fresh, path);
+    if (!status) remove_former(fresh, path);
+    return status;
   }
   if (errno == EINVAL || errno == ENOSYS) return move_aside(fresh, path);
   if (errno == ENOENT && rename(fresh, path) == 0) return hv_sync_parent(path);

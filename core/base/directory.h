@@ -9,8 +9,8 @@
 
 /* Puts the complete directory `fresh` in place of `path` (same file system): swapped in one atomic step where the file
  * system can, and what was there is removed; a warning names what cannot be, which lies in `fresh` then. Where it
- * cannot, `path` is gone for a moment and its old content lies in `path`.old meanwhile. Otherwise `fresh` is gone
- * afterwards. */
+ * cannot, `path` is gone for a moment and its old content lies in `path`.old meanwhile (.old-2, … where that is taken).
+ * Otherwise `fresh` is gone afterwards. */
 HV_NODISCARD hv_status hv_replace_directory(const char *fresh, const char *path);
 
 /* Fills an empty directory; its files are synced, the directory itself need not be. */

@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -10,6 +11,7 @@
 
 /* In the place of the system's, which it calls: the paths that were synced, in order, between spaces. */
 static char synced[4096] = " ";
+static const char *unsyncable = ""; /* the end of a path that cannot be */
 
 int fsync(int fd) {
   char link[64], path[1024];
@@ -17,7 +19,21 @@ int fsync(int fd) {
   ssize_t length = readlink(link, path, sizeof path);
   size_t used = strlen(synced);
   if (length > 0) snprintf(synced + used, sizeof synced - used, "%.*s ", (int)length, path);
+  size_t end = strlen(unsyncable);
+  if (end > 0 && length > (ssize_t)end && memcmp(path + length - end, unsyncable, end) == 0) {
+    errno = EIO;
+    return -1;
+  }
   return (int)syscall(SYS_fsync, fd);
+}
+
+/* Likewise: with `no_swap` as on a file system that cannot swap two names. */
+static bool no_swap;
+
+int renameat2(int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
+  if (!no_swap) return (int)syscall(SYS_renameat2, from_folder, from, to_folder, to, flags);
+  errno = EINVAL;
+  return -1;
 }
 
 static void assert_text(const char *path, const char *expected) {
@@ -323,6 +339,51 @@ static void folders_are_replaced_to_stay(void **state) {
   assert_string_equal(synced, expected);
 }
 
+static void write_folder(const char *path, const char *content) {
+  assert_ok(hv_make_directories(path));
+  write_text(in_folder(path, "file"), content);
+}
+
+static void assert_folder(const char *path, const char *content) {
+  assert_text(in_folder(path, "file"), content);
+}
+
+/* Where names cannot be swapped. A person's copy may have the name that the old one would get meanwhile. */
+static void a_folder_is_replaced_without_a_swap(void **state) {
+  char path[512], fresh[512], copy[512];
+  snprintf(path, sizeof path, "%s", in_folder(*state, "model"));
+  snprintf(fresh, sizeof fresh, "%s", in_folder(*state, "fresh"));
+  snprintf(copy, sizeof copy, "%s", in_folder(*state, "model.old"));
+  no_swap = true;
+  for (int round = 0; round < 2; round++) {
+    write_folder(path, "old");
+    write_folder(fresh, "new");
+    if (round) write_folder(copy, "kept");
+    assert_ok(hv_replace_directory(fresh, path));
+    assert_folder(path, "new");
+    assert_int_equal(count_entries(*state), 1 + round);
+  }
+  assert_folder(copy, "kept");
+  assert_error(hv_replace_directory(in_folder(*state, "absent"), path), "cannot rename", "absent");
+  assert_folder(path, "new");
+  no_swap = false;
+}
+
+/* The swap may not last then, and the old is all that is sure. */
+static void a_folder_stays_where_its_successor_cannot_be_synced(void **state) {
+  char path[512], fresh[512], parent[512];
+  assert_non_null(realpath(*state, parent));
+  snprintf(path, sizeof path, "%s", in_folder(*state, "model"));
+  snprintf(fresh, sizeof fresh, "%s", in_folder(*state, "fresh"));
+  write_folder(path, "old");
+  write_folder(fresh, "new");
+  unsyncable = strrchr(parent, '/');
+  assert_error(hv_replace_directory(fresh, path), "cannot sync directory");
+  unsyncable = "";
+  assert_folder(path, "old");
+  assert_folder(fresh, "new");
+}
+
 /* As someone without the rights of root: the top of a shared disk that may be written and not listed. */
 static void a_folder_nobody_may_list_takes_new_ones(void **state) {
   enum { NOBODY = 65534 };
@@ -381,6 +442,8 @@ int main(void) {
       TEST(directories_are_made_to_stay),
       TEST(files_are_written_to_stay),
       TEST(folders_are_replaced_to_stay),
+      TEST(a_folder_is_replaced_without_a_swap),
+      TEST(a_folder_stays_where_its_successor_cannot_be_synced),
       TEST(a_folder_nobody_may_list_takes_new_ones),
       TEST(removal_does_not_follow_links),
       cmocka_unit_test(paths_join),
