@@ -14,7 +14,7 @@ static char *folder;
 static int enter(void **state) {
   if (make_folder(state)) return -1;
   folder = *state;
-  write_tiny_directory(in_folder(folder, "model"), &(tiny_directory_options){.keys = 2});
+  write_tiny_directory(in_folder(folder, "model"), &(tiny_directory_options){.small = 1, .keys = 2});
   return 0;
 }
 
@@ -314,8 +314,9 @@ static void assert_verified(const char *arguments, const char *words) {
 static void verification_predicts_with_both(void **state) {
   (void)state;
   write_tiny_directory(in_folder(folder, "noise"),
-                       &(tiny_directory_options){.objective = "diffusion", .keys = 1, .no_state = 1});
-  write_tiny_directory(in_folder(folder, "words"), &(tiny_directory_options){.objective = "autoregressive", .keys = 1});
+                       &(tiny_directory_options){.small = 1, .objective = "diffusion", .keys = 1, .no_state = 1});
+  write_tiny_directory(in_folder(folder, "words"),
+                       &(tiny_directory_options){.small = 1, .objective = "autoregressive", .keys = 1});
   assert_verified("export --verify --model model --out v1", "9 predictions in 3 modes are equal to the bit");
   assert_verified("export --verify --model noise --out v2 --shard-size 1", "3 predictions in 1 modes are equal");
   assert_verified("export --verify --model words --out v3 --dtype fp32", "3 predictions in 1 modes are equal");
@@ -329,10 +330,10 @@ static void verification_predicts_with_both(void **state) {
   assert_verified("export --verify --model nine --out v10", "3 predictions in 1 modes are equal");
 
   /* Noise so far out of range that the eighth bit decides to which end the action is clipped. */
-  write_scaled_model("touchy", "final_layer.mlp.fc2.weight", 100);
+  write_scaled_model("touchy", "final_layer.mlp.fc2.weight", 30);
   infer_fails(folder, 1, "export --verify --model touchy --out v7 --dtype bf16", "verification failed", "v7 predicts",
               "mode", "allowed: 0.1");
-  write_tiny_directory(in_folder(folder, "silent"), &(tiny_directory_options){.keys = 1, .not_finite = 1});
+  write_tiny_directory(in_folder(folder, "silent"), &(tiny_directory_options){.small = 1, .keys = 1, .not_finite = 1});
   infer_refuses(folder, "export --verify --model silent --out v8", "silent cannot predict");
   infer_refuses(folder, "export --verify --model model --out v9 --device abacus", "abacus");
 }
@@ -356,7 +357,7 @@ static void put_another_robot_first(const char *path) {
 
 static void the_models_own_robot_is_predicted_for(void **state) {
   (void)state;
-  write_tiny_directory(in_folder(folder, "second"), &(tiny_directory_options){.keys = 1});
+  write_tiny_directory(in_folder(folder, "second"), &(tiny_directory_options){.small = 1, .keys = 1});
   put_another_robot_first(in_folder(folder, "second/dataset_statistics.json"));
   assert_verified("export --verify --model second --out own", "9 predictions in 3 modes are equal to the bit");
   assert_card("own/README.md", WORDS("| `other` |", "--unnorm-key lift"), NULL);

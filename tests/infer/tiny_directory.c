@@ -24,6 +24,13 @@ static const char configuration[] =
     " \"bins\": 256}, \"special_tokens\": {\"bos\": 1, \"eos\": 2, \"pad\": 32000, \"bod\": 32001, \"eod\": 32002,"
     " \"empty\": 29871}}";
 
+#define SMALL_TOKENIZER HVLA_SOURCE_DIR "/tests/fixtures/tokenizer/small.model"
+
+/* In place of the configuration's own members. */
+static const char small_vocabulary[] =
+    "{\"llm\": {\"vocab_size\": 1024}, \"action_tokens\": {\"base\": 1000}, \"special_tokens\": {\"pad\": 1000,"
+    " \"bod\": 1001, \"eod\": 1002, \"empty\": 924}}";
+
 static void succeed(hv_status status) {
   if (!status) return;
   fprintf(stderr, "tiny model directory: %s\n", hv_status_message(status));
@@ -83,9 +90,11 @@ void write_tiny_directory(const char *path, const tiny_directory_options *option
   hv_stream *stream;
   hv_model *model;
   hv_model_config config;
-  json_t *document = json_loads(configuration, 0, NULL), *stats = statistics(options);
+  json_t *document = json_loads(configuration, 0, NULL), *small = json_loads(small_vocabulary, 0, NULL);
+  json_t *stats = statistics(options);
   if (options->objective) json_object_set_new(document, "objective", json_string(options->objective));
   if (options->no_state) json_object_set_new(document, "state_dim", json_integer(0));
+  if (options->small) json_object_update_recursive(document, small);
   succeed(hv_model_config_from_json(document, "tiny model", HV_UNKNOWN_REFUSE, &config));
   succeed(hv_cpu_device_open(NULL, &device));
   succeed(hv_stream_open(device, &stream));
@@ -95,7 +104,7 @@ void write_tiny_directory(const char *path, const tiny_directory_options *option
   hv_model_save save = {.model = &config,
                         .params = hv_model_params(model),
                         .dtype = HV_F32,
-                        .tokenizer_path = TINY_TOKENIZER,
+                        .tokenizer_path = options->small ? SMALL_TOKENIZER : TINY_TOKENIZER,
                         .statistics = stats};
   succeed(hv_model_directory_save(path, &save, stream));
   hv_model_close(model);
@@ -104,4 +113,5 @@ void write_tiny_directory(const char *path, const tiny_directory_options *option
   hv_model_config_free(&config);
   json_decref(stats);
   json_decref(document);
+  json_decref(small);
 }

@@ -1,10 +1,11 @@
-/* Small model directories with the real tokenizer, for the tests of what users run. */
+/* Small model directories, for the tests of what users run. */
 #ifndef HV_TESTS_INFER_TINY_DIRECTORY_H
 #define HV_TESTS_INFER_TINY_DIRECTORY_H
 
 #include <stdint.h>
 
 enum { TINY_ACTIONS = 7, TINY_CHUNK = 2, TINY_STATE = 5, TINY_IMAGE = 28, TINY_VALUES = TINY_ACTIONS * TINY_CHUNK };
+enum { TINY_ACTION_BASE = 1000 };
 
 #define TINY_TOKENIZER HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model"
 
@@ -13,6 +14,7 @@ typedef struct tiny_directory_options {
   int32_t keys;          /* data sets in the statistics: "lift", "drawer", …; 1 or 2 */
   int32_t no_state;      /* the model takes no state */
   int32_t not_finite;    /* the noise head's bias is NaN */
+  int32_t small;         /* 1,024 tokens in place of the real 32,064, which are nearly all of the model */
 } tiny_directory_options;
 
 /* Writes a model directory at `path`: cameras front and wrist, random weights, gripper in the last dimension. Ends the
