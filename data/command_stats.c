@@ -10,7 +10,7 @@ typedef struct stats_options {
   hv_string_list files;
   char *key, *out, *split;   /* NULL: not given */
   hv_string_list state_keys; /* each may hold several, with commas between; empty: the layout's choice */
-  hv_int_list gripper;       /* empty: the rule of hybridvla.md §1 */
+  hv_int_list gripper;       /* empty: the default rule of hv_statistics_compute */
 } stats_options;
 
 static const hv_option options[] = {

@@ -1,5 +1,5 @@
 /* Batches of demonstrations, read ahead by threads: frames read and resized, state and actions normalised, chunks of H
- * actions cut and filled past the end (hybridvla.md §1).
+ * actions cut, and filled past the end of an episode.
  *
  * Sample number s of a run is frame order(seed, s / n)[s % n] of the n frames: which samples a batch holds is a
  * function of the seed and its number alone, so a run resumes from a count and does not depend on ranks or threads.

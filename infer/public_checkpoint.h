@@ -1,6 +1,5 @@
 /* The folder of the public HybridVLA code: OUT/config.json, OUT/dataset_statistics.json, OUT/checkpoints/NAME.pt, and
- * the card (checkpoints.md §2, §8). Only tensors, shapes and those two files are that code's own format; no part of it
- * is run or needed. */
+ * the card. Only tensors, shapes and those two files are that code's own format; no part of it is run or needed. */
 #ifndef HV_INFER_PUBLIC_CHECKPOINT_H
 #define HV_INFER_PUBLIC_CHECKPOINT_H
 

@@ -1,5 +1,5 @@
-/* What the run directory beside a model tells of its training (interchange.md §4: config.yaml, metrics.jsonl; and
- * best.json, which names the step of RUN/best/). */
+/* What the run directory beside a model tells of its training: config.yaml, metrics.jsonl, and best.json, which names
+ * the step of RUN/best/. */
 #ifndef HV_INFER_RUN_RECORD_H
 #define HV_INFER_RUN_RECORD_H
 

@@ -1,4 +1,4 @@
-/* A batch as a file (interchange.md §2): read, checked, and copied to where it is aligned. */
+/* The batch file of `hvla-train check` (safetensors): read, checked, and copied into aligned memory. */
 #ifndef HV_TRAIN_CHECK_BATCH_H
 #define HV_TRAIN_CHECK_BATCH_H
 

@@ -9,7 +9,8 @@
 #include "train/run/interrupt.h"
 #include "train/run/run.h"
 
-/* Exit codes of a run that a signal ended (interchange.md). */
+/* Exit codes of a run that a signal ended: 130 as shells report Ctrl-C; 75 (EX_TEMPFAIL) asks a batch system to requeue
+ * the job. */
 enum { EXIT_INTERRUPTED = 130, EXIT_TERMINATED = 75 };
 
 typedef struct run_options {

@@ -46,7 +46,8 @@ hv_code hv_status_code(hv_status status);        /* status must not be NULL */
 const char *hv_status_message(hv_status status); /* valid until the status is freed; "" for NULL */
 void hv_status_free(hv_status status);           /* NULL is allowed */
 
-/* The exit code that interchange.md fixes for a program that ends with this status: 0, 1 or 2. Does not free it. */
+/* The exit code of a program that ends with this status: 0 for NULL, 1 for HV_ERR_NO, 2 for all others. Does not free
+ * it. */
 int hv_status_exit_code(hv_status status);
 
 /* Keeps the first of two errors and frees the other: for cleanup that can fail after a failure. */

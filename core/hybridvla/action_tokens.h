@@ -1,4 +1,5 @@
-/* Actions as tokens (hybridvla.md §4): 256 edges over [−1, 1], 255 intervals, ids counted down from a base. */
+/* Actions as tokens: 256 edges over [−1, 1] make 255 intervals; ids count down from a base (config.json's
+ * action_tokens.base; 32000, the number of pieces of Llama's tokenizer). */
 #ifndef HV_HYBRIDVLA_ACTION_TOKENS_H
 #define HV_HYBRIDVLA_ACTION_TOKENS_H
 

@@ -1,5 +1,5 @@
-/* The architecture of one model: what config.json holds (interchange.md §1), with defaults filled in.
- * A plain value without pointers; reading and writing it is core/io/model_config.h. */
+/* The architecture of one model: what config.json holds, with defaults filled in; configs/7b.yaml shows its keys under
+ * `model`. A plain value without pointers; reading and writing it is core/io/model_config.h. */
 #ifndef HV_HYBRIDVLA_CONFIG_H
 #define HV_HYBRIDVLA_CONFIG_H
 

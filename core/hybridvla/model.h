@@ -1,6 +1,6 @@
 /* HybridVLA on one device: vision towers → projector → token sequence → decoder → noise head and vocabulary head → the
- * two losses, forward and backward (hybridvla.md). A model is its configuration and its parameters; what a step
- * computes lies in the caller's arena. */
+ * two losses, forward and backward. A model is its configuration and its parameters; what a step computes lies in the
+ * caller's arena. */
 #ifndef HV_HYBRIDVLA_MODEL_H
 #define HV_HYBRIDVLA_MODEL_H
 
@@ -31,7 +31,7 @@ HV_NODISCARD hv_status hv_model_prepare(hv_model *model, int64_t max_positions, 
 void hv_model_set_recompute(hv_model *model, hv_recomputation recompute);
 
 typedef struct hv_loss_weights {
-  double diffusion, ce; /* hybridvla.md §7: 1 and 1 */
+  double diffusion, ce; /* the paper adds the two: 1 and 1 */
 } hv_loss_weights;
 
 /* What one forward pass leaves in the arena. The fields a caller may read are the first ones; the rest is for the

@@ -26,7 +26,7 @@ typedef struct hv_model_parts {
   hv_mlp x_embedder;        /* no layers without diffusion, like the three below */
   hv_mlp timestep_embedder; /* after the sinusoid of HV_TIMESTEP_FEATURES */
   hv_group_id final_group;
-  hv_param_id final_norm; /* of final_layer: hybridvla.md §5 */
+  hv_param_id final_norm; /* of final_layer; config.final_norm is its kind */
   hv_mlp final_mlp;
 
   /* Constants on the device, made by hv_model_prepare. */

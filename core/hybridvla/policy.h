@@ -1,7 +1,6 @@
-/* From an observation to an action (hybridvla.md §8): images encoded and the prefix prefilled once, then denoising,
- * decoding or both against the same keys and values. Everything is allocated by hv_policy_open; a prediction allocates
- * nothing, but for the recording that a device which records makes of the second of its kind. One policy serves one
- * thread at a time. */
+/* From an observation to an action: images encoded and the prefix prefilled once, then denoising, decoding or both
+ * against the same keys and values. Everything is allocated by hv_policy_open; a prediction allocates nothing, but for
+ * the recording that a device which records makes of the second of its kind. One policy serves one thread at a time. */
 #ifndef HV_HYBRIDVLA_POLICY_H
 #define HV_HYBRIDVLA_POLICY_H
 

@@ -1,5 +1,5 @@
-/* The diffusion schedule and its samplers (hybridvla.md §5): cosine betas, DDIM with eta 0, full DDPM. Host arithmetic
- * in double; a sampler is a list of steps, each a linear combination that hv_sampler_step computes. */
+/* The diffusion schedule and its samplers: cosine betas, DDIM with eta 0, full DDPM. Host arithmetic in double; a
+ * sampler is a list of steps, each a linear combination that hv_sampler_step computes. */
 #ifndef HV_HYBRIDVLA_SCHEDULE_H
 #define HV_HYBRIDVLA_SCHEDULE_H
 

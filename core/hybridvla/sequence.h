@@ -1,6 +1,6 @@
-/* A batch as packed token sequences (hybridvla.md §6): the prefix of a sample once, its K branches behind it, samples
- * one behind the other without padding. The host works out everything a step needs to know of positions, segments,
- * label rows and gather lists, and of the losses' divisors, into one block that goes to the device in one copy.
+/* A batch as packed token sequences: the prefix of a sample once, its K branches behind it, samples one behind the
+ * other without padding. The host works out everything a step needs to know of positions, segments, label rows and
+ * gather lists, and of the losses' divisors, into one block that goes to the device in one copy.
  *
  *   prefix : <s> | V·P image tokens | prompt tokens | <BOD> | state
  *   branch : t | x_1 … x_H | <EOD> | empty | a_1,1 … a_H,A | </s>

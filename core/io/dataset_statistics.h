@@ -1,4 +1,4 @@
-/* dataset_statistics.json: what scales a data set's actions and robot states (interchange.md §1, hybridvla.md §1).
+/* dataset_statistics.json: what scales a data set's actions and robot states.
  *
  * A file holds one entry a data set, under its key (the "unnorm key").
  */
@@ -54,7 +54,8 @@ bool hv_dataset_statistics_equal(const hv_dataset_statistics *a, const hv_datase
 HV_NODISCARD hv_status hv_dataset_statistics_save(const char *path, const hv_dataset_statistics *statistics);
 
 /* The scaled value of dimension `dim`: 2 (x − q01) / (q99 − q01 + 1e-8) − 1; x itself where the mask is false; 0 where
- * min == max whatever the mask says. Not clipped: this is also the neutral action of hybridvla.md §1. */
+ * min == max whatever the mask says. Not clipped: for x = 0 it is the neutral action, with which data/loader.c fills a
+ * chunk past the end of an episode. */
 double hv_normalize_value(const hv_value_statistics *statistics, int32_t dim, double x);
 
 /* One vector [dims] of the robot's units scaled and clipped to [-1, 1] (a masked-out dimension is passed through). */

@@ -1,4 +1,4 @@
-/* config.json ↔ hv_config (interchange.md §1).
+/* config.json ↔ hv_config; model_config_fields.c lists the keys.
  *
  * The document is kept beside the values, so that keys this version does not know survive a load and a save. A run
  * configuration's `model:` mapping has the same keys and goes through the same functions.

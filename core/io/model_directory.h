@@ -1,4 +1,5 @@
-/* A model directory (interchange.md §1): opened and filled into parameters, written and swapped in whole. */
+/* A model directory: config.json, model.safetensors (or shards with an index), tokenizer.model and
+ * dataset_statistics.json. Read into parameters; written as a whole, and swapped in place of an older one. */
 #ifndef HV_IO_MODEL_DIRECTORY_H
 #define HV_IO_MODEL_DIRECTORY_H
 

@@ -1,5 +1,5 @@
 /* One to three linear layers with one activation between them: the embedders (state, action, timestep), the final
- * layer's MLP, the projector. hybridvla.md §2 and §5 name the widths and activations. */
+ * layer's MLP, the projector. core/hybridvla/parts.c declares them with their widths and activations. */
 #ifndef HV_NN_MLP_H
 #define HV_NN_MLP_H
 

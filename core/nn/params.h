@@ -191,8 +191,8 @@ void hv_params_zero_gradients(hv_params *params, hv_stream *stream);
  * zeroed, so that it must set the gradient instead. */
 bool hv_param_gradient_begin(hv_params *params, hv_param_id first, int count, hv_stream *stream);
 
-/* Values as hybridvla.md §5 says for a model made from nothing: a function of (seed, name, element). The first gives
- * those of one parameter, [rows, cols], and writes nothing. */
+/* Random initial values as each parameter's `init` says: a function of (seed, name, element). hv_param_initial gives
+ * those of one parameter, [rows, cols], to the caller and leaves the store as it is. */
 void hv_param_initial(const hv_params *params, hv_param_id id, uint64_t seed, float *values);
 HV_NODISCARD hv_status hv_params_initialize(hv_params *params, uint64_t seed, hv_stream *stream);
 

@@ -1,6 +1,6 @@
-/* A vision transformer as timm builds it, run to the output of its second-to-last block (hybridvla.md §2): patch
- * embedding, class and register tokens, position embedding, blocks with LayerScale or none. One group for the tokens
- * and one for each block that runs; the last block and the final norm are never read and not declared. */
+/* A vision transformer as timm builds it: patch embedding, class and register tokens, position embedding, blocks with
+ * or without LayerScale. Its features are the patch tokens that leave the second-to-last block; the last block and the
+ * final norm are neither run nor declared. One parameter group for the tokens, and one for each block that runs. */
 #ifndef HV_NN_VIT_H
 #define HV_NN_VIT_H
 

@@ -27,7 +27,7 @@ typedef enum hv_memory_kind {
   HV_MEMORY_KINDS,
 } hv_memory_kind;
 
-/* "weights", … as interchange.md §4 calls them. */
+/* "weights", …: the keys of memory_bytes in what `hvla-train plan --json` prints. */
 const char *hv_memory_kind_name(hv_memory_kind kind);
 
 typedef struct hv_memory_use {

@@ -69,7 +69,7 @@ typedef struct hv_activation_backward_args {
 typedef enum hv_norm_kind {
   HV_NORM_LAYER,    /* (x − mean) / sqrt(var + eps) · weight + bias, var with divisor d */
   HV_NORM_RMS,      /* x / sqrt(mean(x²) + eps) · weight */
-  HV_NORM_VARIANCE, /* x / sqrt(var + eps) · weight, var with divisor d − 1; x is not centred (hybridvla.md §5) */
+  HV_NORM_VARIANCE, /* x / sqrt(var + eps) · weight, var with divisor d − 1; x is not centred (timm 0.9's RmsNorm) */
 } hv_norm_kind;
 
 /* sum = x + delta_scale ∘ delta;  y = norm(sum). Without delta, sum is x and nothing is stored in it. */

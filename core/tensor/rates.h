@@ -1,5 +1,5 @@
-/* What a device can do at best, measured: the yardsticks of "speed of light" in the benchmarks (interchange.md §4).
- * Operands are random. What is over in less than milliseconds is queued several times before it is waited for. */
+/* The best rates that a device reaches, measured: the peak against which benchmarks state their share of the speed of
+ * light. Operands are random. Work of less than 5 ms is queued several times before it is waited for. */
 #ifndef HV_TENSOR_RATES_H
 #define HV_TENSOR_RATES_H
 

@@ -1,4 +1,4 @@
-/* From an instruction to the prompt's token ids (hybridvla.md §1). */
+/* From an instruction to the prompt's token ids. */
 #ifndef HV_TEXT_PROMPT_H
 #define HV_TEXT_PROMPT_H
 

@@ -272,7 +272,7 @@ static void pixels_are_the_resized_frames(void **state) {
   hv_loader_close(loader);
 }
 
-/* One dimension of hybridvla.md §1, written out. */
+/* hv_normalize_value of one dimension, written out. */
 static double scaled(const hv_value_statistics *v, int32_t d, double x) {
   if (v->min[d] == v->max[d]) return 0;
   return 2 * (x - v->q01[d]) / (v->q99[d] - v->q01[d] + 1e-8) - 1;

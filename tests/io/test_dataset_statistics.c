@@ -1,4 +1,4 @@
-/* dataset_statistics.json: read, merged, refused; and the scaling of hybridvla.md §1. */
+/* dataset_statistics.json: read, merged, refused; and the scaling. */
 #include <math.h>
 
 #include "core/io/dataset_statistics.h"

@@ -24,7 +24,7 @@ static double clipped(double x) {
   return x < -1 ? -1 : x > 1 ? 1 : x;
 }
 
-/* hybridvla.md §1; the gripper's dimension is not scaled. */
+/* What hv_normalize does; the gripper's dimension is not scaled. */
 static double normalized(const statistics *s, int dim, double x) {
   return dim == GRIPPER ? x : clipped(2 * (x - s->q01[dim]) / (s->q99[dim] - s->q01[dim] + 1e-8) - 1);
 }

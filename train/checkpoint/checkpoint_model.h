@@ -1,5 +1,5 @@
-/* The model of a checkpoint as others read it (interchange.md §1), made from the checkpoint's files alone: while a run
- * goes on, or long after it. Where the checkpoint holds moving averages, they are the model. */
+/* The model directory of a checkpoint, made from the checkpoint's files alone: while a run goes on, or long after it.
+ * Where the checkpoint holds moving averages, they are the model. */
 #ifndef HV_TRAIN_CHECKPOINT_CHECKPOINT_MODEL_H
 #define HV_TRAIN_CHECKPOINT_CHECKPOINT_MODEL_H
 

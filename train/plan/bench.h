@@ -1,4 +1,4 @@
-/* `hvla-train bench`: how fast training steps run (interchange.md's table of fixed calls). */
+/* `hvla-train bench`: how fast training steps run. */
 #ifndef HV_TRAIN_PLAN_BENCH_H
 #define HV_TRAIN_PLAN_BENCH_H
 

@@ -5,7 +5,7 @@
 #include "train/plan/forecast.h"
 
 typedef struct hv_plan_result {
-  json_t *json; /* interchange.md §4, and more; owned by the caller */
+  json_t *json; /* what `hvla-train plan --json` prints; owned by the caller */
   bool fits;    /* and can run */
 } hv_plan_result;
 

@@ -1,4 +1,4 @@
-/* `hvla-train run`: from a configuration to a run directory (interchange.md's table of fixed calls).
+/* `hvla-train run`: from a configuration to a run directory, whose files docs/training.md lists.
  *
  * On several ranks every one calls hv_run with the same configuration. The first writes what belongs to the run as a
  * whole; a checkpoint is written by all. An error on one rank may leave the others waiting: hv_comm_abort ends them. */

@@ -1,6 +1,6 @@
-/* What a run leaves in RUN/metrics.jsonl (interchange.md's table of fixed calls), one JSON object a line, and the same
- * figures as TensorBoard's event files in RUN/tensorboard/: figures of steps as "train/loss", …, of the held-out split
- * as "held_out/loss", "held_out/error_diffusion", "held_out/error_diffusion_dims/0", …. */
+/* What a run leaves in RUN/metrics.jsonl, one JSON object a line (docs/training.md), and the same figures as
+ * TensorBoard's event files in RUN/tensorboard/: figures of steps as "train/loss", …, of the held-out split as
+ * "held_out/loss", "held_out/error_diffusion", "held_out/error_diffusion_dims/0", …. */
 #ifndef HV_TRAIN_WATCH_METRICS_H
 #define HV_TRAIN_WATCH_METRICS_H
 
