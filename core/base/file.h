@@ -28,7 +28,7 @@ void hv_unmap(hv_mapping *mapping); /* leaves it empty; an empty one is allowed 
  * without the NUL, may be NULL. */
 HV_NODISCARD hv_status hv_read_text(const char *path, size_t limit, char **out, size_t *length);
 
-/* A file's content in short, to find damage by. */
+/* A file's size and checksum, by which damage is found. */
 typedef struct hv_file_digest {
   uint64_t size; /* bytes */
   uint64_t xxh3; /* XXH3, 64 bits, seed 0 */
@@ -42,8 +42,8 @@ HV_NODISCARD hv_status hv_digest_file(const char *path, hv_file_digest *out);
  * Permissions stay; a directory, a pipe or a device is refused. */
 HV_NODISCARD hv_status hv_write_file_atomic(const char *path, const void *data, size_t size);
 
-/* A large file written in pieces with the same promise, for one writer of a path in a process. After commit or abort
- * the writer is gone, and its `path`.<process>.tmp, which only a crash leaves. */
+/* The same promise for a large file that is written in pieces, to `path`.<process>.tmp first; a process may have one
+ * writer for a path at a time. Commit and abort free the writer; only a crash leaves the temporary file. */
 typedef struct hv_file_writer hv_file_writer;
 HV_NODISCARD hv_status hv_file_writer_open(const char *path, hv_file_writer **out);
 HV_NODISCARD hv_status hv_file_writer_write(hv_file_writer *writer, const void *data, size_t size);
@@ -55,13 +55,13 @@ void hv_file_writer_abort(hv_file_writer *writer); /* NULL is allowed */
 HV_NODISCARD hv_status hv_make_directories(const char *path); /* as mkdir -p, and durable */
 HV_NODISCARD hv_status hv_sync_directory(const char *path);   /* makes renames in it durable */
 HV_NODISCARD hv_status hv_sync_parent(const char *path);      /* the same in the directory that `path` lies in */
-HV_NODISCARD hv_status hv_sync_file(const char *path);        /* makes its content durable, whoever wrote it */
+HV_NODISCARD hv_status hv_sync_file(const char *path);        /* makes a file's content durable, whoever wrote it */
 HV_NODISCARD hv_status hv_remove_tree(const char *path);      /* as rm -rf; absent is fine */
 bool hv_file_exists(const char *path);
-bool hv_file_is_same(const char *a, const char *b); /* one file by two names, be it through links; absent: no */
+bool hv_file_is_same(const char *a, const char *b); /* the same file, also through links; absent: false */
 
-/* HV_ERR_INPUT where a file's first bytes tell of what downloads leave in its place, a Git LFS pointer or a web page;
- * `wanted` is what the file should be ("HDF5"). */
+/* HV_ERR_INPUT if a file's first bytes (`head`) show that a failed download left something else in its place, a Git LFS
+ * pointer or a web page; `wanted` is what the file should be ("HDF5"). */
 HV_NODISCARD hv_status hv_check_download(const char *path, const char *wanted, const void *head, size_t size);
 
 /* "a/b" on the heap, NULL without memory. */

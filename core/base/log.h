@@ -1,8 +1,8 @@
 /* The one logger: lines on standard error, "level: message" on a terminal, where information has no level in front of
  * it, and "time level: message" elsewhere.
  *
- * Only programs (a main.c, the trainer's progress) and warnings that a person must see use it; a function below
- * that reports by its status. Safe to call from any thread: a line is written in one piece.
+ * It is for programs (a main.c, the trainer's progress) and for warnings that a person must see; all other functions
+ * report by their status. Safe to call from any thread: a line is written in one piece.
  */
 #ifndef HV_BASE_LOG_H
 #define HV_BASE_LOG_H

@@ -1,4 +1,4 @@
-/* The order of measured numbers. */
+/* Sorting and the median of measured values. */
 #ifndef HV_BASE_MEDIAN_H
 #define HV_BASE_MEDIAN_H
 
@@ -7,7 +7,8 @@
 /* Ascending; none of the values is NaN. */
 void hv_sort_values(double *values, size_t count);
 
-/* Sorts the values, at least one; of an even number of them the median is the mean of the two in the middle. */
+/* Sorts the values, of which there must be at least one. With an even count, the median is the mean of the two in the
+ * middle. */
 double hv_median(double *values, size_t count);
 
 #endif

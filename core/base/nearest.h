@@ -8,7 +8,7 @@
  * than 127 bytes count as infinitely far. */
 int hv_edit_distance(const char *a, const char *b);
 
-/* Keeps the best of the names offered one by one: start with {.name = …} of the mistyped one. */
+/* Keeps the nearest of the names that are offered one by one. Start with {.name = <the mistyped one>}. */
 typedef struct hv_nearest {
   const char *name; /* the mistyped one */
   const char *best; /* the nearest so far, NULL if none is near enough to be meant */

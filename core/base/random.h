@@ -20,14 +20,14 @@
 /* What a number is drawn for. Values are part of the format of a run: a resumed run draws the same numbers, so an entry
  * is never renumbered. */
 typedef enum hv_random_domain {
-  HV_RANDOM_NOISE = 0,              /* training: eps of (sample, branch) */
-  HV_RANDOM_TIMESTEP = 1,           /* training: t of (sample, branch) */
-  HV_RANDOM_INIT = 2,               /* parameters of a fresh model; sample: parameter, element: its element */
-  HV_RANDOM_SHUFFLE = 3,            /* order of frames; step: epoch */
-  HV_RANDOM_POLICY_NOISE = 4,       /* prediction: where the denoising chain starts */
-  HV_RANDOM_POLICY_AR_NOISE = 5,    /* prediction: x that the action tokens attend to */
+  HV_RANDOM_NOISE = 0,           /* training: eps of (sample, branch) */
+  HV_RANDOM_TIMESTEP = 1,        /* training: t of (sample, branch) */
+  HV_RANDOM_INIT = 2,            /* parameters of a fresh model; sample: hash of the name, element: of the parameter */
+  HV_RANDOM_SHUFFLE = 3,         /* order of frames; step: epoch */
+  HV_RANDOM_POLICY_NOISE = 4,    /* prediction: where the denoising chain starts */
+  HV_RANDOM_POLICY_AR_NOISE = 5, /* prediction: x that the action tokens attend to */
   HV_RANDOM_POLICY_AR_TIMESTEP = 6, /* prediction: t that the action tokens attend to */
-  HV_RANDOM_POLICY_STEP_NOISE = 7,  /* prediction: noise of DDPM steps; branch: step of the chain */
+  HV_RANDOM_POLICY_STEP_NOISE = 7,  /* prediction: noise of DDPM steps; branch: timestep */
 } hv_random_domain;
 
 typedef struct hv_random_block {

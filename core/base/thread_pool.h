@@ -1,8 +1,8 @@
-/* The project's one pool of worker threads, for work beside the model: reading ahead, decoding, writing checkpoints.
- * (Arithmetic inside an op is OpenMP's.)
+/* A pool of worker threads, for all work beside the model: reading ahead, decoding, MPI, writing checkpoints.
+ * (Operations of the CPU device use OpenMP instead.)
  *
- * A job belongs to whoever submits it and must stay where it is until it has run; submitting allocates nothing and
- * cannot fail. Jobs start in the order of submission. Any thread may submit, a running job too.
+ * A job's memory belongs to the submitter and must stay in place until the job has run; submitting allocates nothing
+ * and cannot fail. Jobs start in the order of submission. Any thread may submit, a running job too.
  */
 #ifndef HV_BASE_THREAD_POOL_H
 #define HV_BASE_THREAD_POOL_H
@@ -13,7 +13,7 @@ typedef struct hv_thread_pool hv_thread_pool;
 
 typedef struct hv_job {
   void (*run)(struct hv_job *job, int worker); /* worker: 0 … threads − 1, for scratch of its own */
-  struct hv_job *next;                         /* the pool's while the job waits */
+  struct hv_job *next;                         /* used by the pool while the job waits */
 } hv_job;
 
 /* Starts `threads` (>= 1) workers. They block every signal, so that signals reach the thread that waits for them. */

@@ -6,12 +6,13 @@
 
 #include "core/tensor/device.h"
 
-/* Instructions beyond what the program was compiled for that kernels exist for, each with those before it: wider
- * vectors, and the matrix unit of tile_product.h. */
+/* Instruction sets for which there are kernels of their own, each including those before it: what the program was
+ * compiled for, wider vectors, and the matrix unit of tile_product.h. */
 typedef enum hv_cpu_instructions { HV_CPU_BASELINE, HV_CPU_AVX512, HV_CPU_AMX } hv_cpu_instructions;
 
-/* options may be NULL; threads 0 means as many as OpenMP would use (the processors, or OMP_NUM_THREADS). Runs the most
- * that the processor has, or less where the environment's HVLA_CPU_INSTRUCTIONS says baseline, avx512 or amx. */
+/* options may be NULL; threads 0 means as many as OpenMP would use (the processors, or OMP_NUM_THREADS). Uses the
+ * highest level that the processor has, or the lower one that the environment variable HVLA_CPU_INSTRUCTIONS names
+ * (baseline, avx512, amx). */
 HV_NODISCARD hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out);
 
 /* The same with the kernels for these instructions, whatever the environment says. HV_ERR_DEVICE where the processor

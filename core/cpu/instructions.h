@@ -8,7 +8,8 @@
  * system has granted the process the use of the tiles, for all its threads. */
 hv_cpu_instructions hv_cpu_instructions_detect(void);
 
-/* *out = most, or less where the environment's HVLA_CPU_INSTRUCTIONS names less. HV_ERR_INPUT where it names nothing.
+/* *out = `most`, or the lower level that the environment variable HVLA_CPU_INSTRUCTIONS names. HV_ERR_INPUT if its
+ * value is none of the names.
  */
 HV_NODISCARD hv_status hv_cpu_instructions_limit(hv_cpu_instructions most, hv_cpu_instructions *out);
 

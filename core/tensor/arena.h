@@ -1,4 +1,4 @@
-/* An arena: one block of device memory from which tensors are taken one behind the other and given back together.
+/* An arena: one block of device memory from which tensors are taken one after the other, and released together.
  *
  * A step takes its saved activations and scratch from one arena. Sized once, by running the same step on the plan
  * device (hv_arena_for_plan), it makes a steady-state step free of allocations. Asking for more than the block holds is
@@ -21,7 +21,8 @@ typedef struct hv_arena {
 HV_NODISCARD hv_status hv_arena_open(hv_device *device, hv_memory_kind kind, size_t capacity, const char *what,
                                      hv_arena *out);
 
-/* An arena without memory and without end, for measuring `peak` on the plan device. Needs no closing. */
+/* An arena without memory and without a limit, for measuring `peak`; on a plan device work may be queued on its
+ * tensors. Needs no closing. */
 hv_arena hv_arena_for_plan(hv_device *plan);
 
 void hv_arena_close(hv_arena *arena);

@@ -1,10 +1,10 @@
 /* A communicator: the ranks of one run and the collectives between them, on device memory.
  *
- * Every rank makes the same calls in the same order, and they run one after the other in that order. A call starts
- * after the work that its stream holds when it is made, and runs beside what is queued there later: hv_comm_wait makes
- * a stream wait for it, where its result is needed or its operands change. Calls return a ticket and no error: the
- * first that fails (a rank that died, a rank that does not come within the time-out) is remembered, all later ones do
- * nothing, and hv_comm_status tells which rank and which operation it was. A call allocates nothing.
+ * Every rank makes the same calls in the same order, and they run one after the other in that order. A call is
+ * asynchronous: it starts after the work already queued on its stream, and overlaps work queued there later.
+ * hv_comm_wait makes a stream wait for it, before the result is read or an operand is changed. Calls return a ticket
+ * and no error: the first failure (a rank that died, or did not arrive within the time-out) is remembered, all later
+ * calls do nothing, and hv_comm_status names the rank and the operation. A call allocates nothing.
  *
  * `single` and MPI take sums in the order of ranks, in F32 for F32 and BF16 and in the type itself for F64 and I64,
  * rounded once: a given number of ranks gives the same bytes every time, on every rank. NCCL's order is its own, fixed
@@ -28,13 +28,13 @@ extern "C" {
 typedef enum hv_collective {
   HV_ALL_REDUCE,     /* whole = Σ over ranks of whole */
   HV_REDUCE_SCATTER, /* share = this rank's part of Σ over ranks of whole */
-  HV_ALL_GATHER,     /* whole = the shares of all ranks, one behind the other */
+  HV_ALL_GATHER,     /* whole = the shares of all ranks, one after the other */
   HV_BROADCAST,      /* whole = the root's whole */
   HV_BARRIER,        /* is over when all ranks have come */
 } hv_collective;
 enum { HV_COLLECTIVES = HV_BARRIER + 1 };
 
-/* The number of a call, from 1 on; 0: there is nothing to wait for. */
+/* The number of a call, counted from 1; 0: nothing to wait for. */
 typedef int64_t hv_ticket;
 
 /* "all_reduce", … */
@@ -53,7 +53,7 @@ typedef struct hv_comm_call {
 
 typedef struct hv_comm hv_comm;
 
-/* What an implementation has nothing to do for is NULL: all but close and run may be. */
+/* Methods that an implementation does not need are NULL; close and run are required. */
 typedef struct hv_comm_methods {
   void (*close)(hv_comm *comm);
   /* Queues a checked call behind what the stream holds; called while no call is known to have failed. */
@@ -79,25 +79,25 @@ struct hv_comm {
   bool all_know;     /* hv_comm_all_know */
   hv_text *record;   /* not owned; NULL: nothing is recorded */
   hv_trace *trace;   /* not owned; may be set between calls; NULL: none */
-  double *host;      /* page-locked; of hv_comm_sum */
-  double *on_device; /* its twin */
+  double *host;      /* page-locked buffer of hv_comm_sum */
+  double *on_device; /* the same on the device */
   hv_stream *stream; /* of hv_comm_sum; NULL where one rank has nothing to do */
 };
 
 enum { HV_COMM_MAX_SUM = 64 /* numbers in one hv_comm_sum */ };
 
-/* The communicator of a run of one rank. The device must outlive it. */
+/* The communicator of a single rank. The device must outlive it. */
 HV_NODISCARD hv_status hv_comm_single_open(hv_device *device, hv_comm **out);
 
 typedef struct hv_comm_options {
-  hv_peers *peers; /* becomes the communicator's, also where it cannot be opened */
+  hv_peers *peers; /* owned by the communicator, and closed also if opening fails */
   double timeout;  /* seconds that a collective may wait for other ranks; > 0 */
 } hv_comm_options;
 
 /* The device's own communicator between the ranks of `options`; HV_ERR_DEVICE where it has none. */
 HV_NODISCARD hv_status hv_comm_device_open(hv_device *device, const hv_comm_options *options, hv_comm **out);
 
-/* For implementations: fills the head, and gives it up. */
+/* For implementations: fill the head, and release what it holds. */
 HV_NODISCARD hv_status hv_comm_start(hv_comm *comm, const char *name, const hv_comm_methods *methods, hv_device *device,
                                      int32_t rank, int32_t size);
 void hv_comm_finish(hv_comm *comm);
@@ -110,8 +110,8 @@ hv_ticket hv_comm_reduce_scatter(hv_comm *comm, const char *what, hv_tensor whol
 hv_ticket hv_comm_all_gather(hv_comm *comm, const char *what, hv_tensor share, hv_tensor whole, hv_stream *stream);
 hv_ticket hv_comm_broadcast(hv_comm *comm, const char *what, int32_t root, hv_tensor whole, hv_stream *stream);
 
-/* Later work of the stream starts after the call of this ticket, which also holds for all calls before it. Where
- * streams run at once, this is what waits. */
+/* Work queued on the stream later starts after the call of this ticket and all calls before it. On a device whose
+ * streams run at once (the CPU), the host waits here. */
 void hv_comm_wait(hv_comm *comm, hv_ticket ticket, hv_stream *stream);
 
 /* The ticket of the last call. */
@@ -119,8 +119,8 @@ static inline hv_ticket hv_comm_last(const hv_comm *comm) {
   return comm->calls;
 }
 
-/* The first failure that is known of any call, as often as it is asked; HV_ERR_DEVICE names the rank and the operation.
- * All are known of calls that a stream has waited for, once the stream has been synchronised. */
+/* The first failure known so far, each time it is asked; HV_ERR_DEVICE names the rank and the operation. Failures of a
+ * call are known for certain after a stream has waited for it and has been synchronised. */
 HV_NODISCARD hv_status hv_comm_status(hv_comm *comm);
 
 /* Waits for all ranks. */
@@ -129,12 +129,13 @@ HV_NODISCARD hv_status hv_comm_barrier(hv_comm *comm, const char *what);
 /* Replaces `count` <= HV_COMM_MAX_SUM host numbers by their sums over ranks, and waits for them. */
 HV_NODISCARD hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count);
 
-/* Whether something went well on all ranks: every rank gives its own outcome; where any failed, all get an error, the
- * ones that did well one that names the lowest rank that did not, with the beginning of its message. Takes ownership of
- * `own`. */
+/* Tells all ranks whether something succeeded on every rank. Each rank passes its own outcome. If any failed, all ranks
+ * return an error: a failed rank its own, the others one with the number of the lowest failed rank and the beginning of
+ * its message. Takes ownership of `own`. */
 HV_NODISCARD hv_status hv_comm_agree(hv_comm *comm, const char *what, hv_status own);
 
-/* Whether the last hv_comm_agree gave all ranks an error: then they know of it, and can make calls together still. */
+/* Whether the last hv_comm_agree returned an error on all ranks: then all know of it and can still make collective
+ * calls. */
 static inline bool hv_comm_all_know(const hv_comm *comm) {
   return comm->all_know;
 }
@@ -145,16 +146,15 @@ HV_NODISCARD hv_status hv_comm_gather(hv_comm *comm, const char *what, const voi
 /* How long a collective may wait for other ranks from now on. */
 void hv_comm_set_timeout(hv_comm *comm, double seconds);
 
-/* Ends all ranks, this one too; a single rank is left running. For a program that is about to end with an error that
- * the other ranks do not know of. */
+/* Ends the processes of all ranks, this one included; does nothing on a single rank. For a program that is about to end
+ * with an error that the other ranks do not know of. */
 void hv_comm_abort(hv_comm *comm, int exit_code);
 
-/* Appends one line for each call from now on to `text` ("all_gather bf16 4096 values of llm.layer.3"), NULL: no more.
- * Ranks that stay together have the same text. */
+/* From now on appends a line for each call to `text` ("all_gather bf16 4096 values of llm.layer.3"); NULL: stops. The
+ * text is the same on all ranks, if they make the same calls. */
 void hv_comm_record(hv_comm *comm, hv_text *text);
 
-/* The part of a row of `count` elements that belongs to a rank: elements [first, first + n). `count` is a multiple of
- * the size. */
+/* This rank's share of a row; its length must be a multiple of the number of ranks. */
 static inline hv_tensor hv_comm_share(const hv_comm *comm, hv_tensor whole) {
   int64_t part = whole.cols / comm->size;
   return hv_tensor_cols(whole, part * comm->rank, part);

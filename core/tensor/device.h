@@ -52,25 +52,25 @@ typedef struct hv_device_methods {
   void (*event_wait)(hv_stream *stream, hv_event *event); /* later work on the stream starts after the event */
   hv_status (*event_synchronize)(hv_event *event);        /* waits until the event's stream has passed it */
 
-  /* *out becomes the host's clock (hv_clock_seconds) when the stream comes here. */
+  /* A timestamp: *out becomes the host's clock (hv_clock_seconds) when the stream reaches this point. */
   void (*stamp)(hv_stream *stream, double *out);
 
-  /* Queued copies of `bytes` bytes; host memory must stay untouched until the stream has passed them. */
+  /* Queued copies of `bytes` bytes; the host memory must stay untouched until the stream has passed the copy. */
   void (*upload)(hv_stream *stream, void *to, const void *from_host, size_t bytes);
   void (*download)(hv_stream *stream, void *to_host, const void *from, size_t bytes);
 
-  /* Recording, see hv_stream_record; all four are NULL where a device gains nothing by it. */
+  /* Recording (graph capture), see hv_stream_record_begin; all four are NULL if a device gains nothing by it. */
   hv_status (*record_begin)(hv_stream *stream);
   hv_status (*record_end)(hv_stream *stream, hv_recording **out);
   void (*replay)(hv_stream *stream, hv_recording *recording);
   void (*recording_close)(hv_recording *recording);
 
-  /* See hv_device_write_choices; all three are NULL where a device chooses nothing. */
+  /* See hv_device_write_choices; all three are NULL if a device makes no such choices. */
   void (*write_choices)(const hv_device *device, hv_text *out);
   hv_status (*read_choices)(hv_device *device, const char *text, bool *fits);
   bool (*measure_choices)(hv_device *device, bool on);
 
-  /* Connects the ranks of a run by what links these devices (core/tensor/comm.h); NULL where nothing does. */
+  /* Opens the device's own communicator (NCCL for CUDA; core/tensor/comm.h); NULL if it has none. */
   hv_status (*comm_open)(hv_device *device, const struct hv_comm_options *options, struct hv_comm **out);
 } hv_device_methods;
 
@@ -78,11 +78,11 @@ struct hv_device {
   const char *name; /* "cpu", "plan", "emu", "cuda" */
   const hv_device_methods *methods;
   const struct hv_op_table *ops;
-  bool host_memory;         /* its memory is the host's: others may copy it, also while the device works */
-  bool zeroes_memory;       /* what it allocates is all 0, without being touched */
-  const char *model;        /* of the hardware, "NVIDIA H100 80GB HBM3"; NULL: nothing beyond the name */
-  const char *place;        /* of a card in the machine ("0000:1b:00.0"), which one process has for itself; or NULL */
-  hv_memory_account memory; /* of what hv_device_allocate gave out; others may read `held` and `peak` */
+  bool host_memory;               /* its memory is host memory: the host may copy it, also while the device works */
+  bool zeroes_memory;             /* what it allocates is all 0, without being touched */
+  const char *model;              /* name of the hardware, "NVIDIA H100 80GB HBM3"; NULL: nothing beyond `name` */
+  const char *place;              /* PCI address of a card ("0000:1b:00.0"), which two ranks may not share; or NULL */
+  hv_memory_account memory;       /* of what hv_device_allocate gave out; others may read `held` and `peak` */
   struct hv_nan_watch *nan_watch; /* nan_watch.h; NULL: nobody looks at results */
 };
 
@@ -91,8 +91,8 @@ struct hv_stream {
   hv_device *device;
 };
 
-/* Asks for `bytes` of memory for `what`, entered under its kind. Without memory, HV_ERR_MEMORY with a table of what is
- * held by kind, and by others. */
+/* Allocates device memory and enters it in the account under `kind`; `what` names it in messages. Out of memory:
+ * HV_ERR_MEMORY with a table of what this device holds by kind, and of what others hold. */
 HV_NODISCARD hv_status hv_device_allocate(hv_device *device, hv_memory_kind kind, size_t bytes, const char *what,
                                           void **out);
 void hv_device_release(hv_device *device, void *memory); /* NULL is allowed */
@@ -129,7 +129,8 @@ static inline void hv_event_record(hv_stream *stream, hv_event *event) {
 static inline void hv_event_wait(hv_stream *stream, hv_event *event) {
   stream->device->methods->event_wait(stream, event);
 }
-/* Errors of the stream's work stay with the stream. An event that was never recorded is no obstacle. */
+/* Does not report errors of the stream's work: hv_stream_synchronize does. Returns at once for an event that was never
+ * recorded. */
 HV_NODISCARD static inline hv_status hv_event_synchronize(hv_device *device, hv_event *event) {
   return device->methods->event_synchronize(event);
 }
@@ -143,36 +144,37 @@ static inline void hv_download(hv_stream *stream, void *to_host, const void *fro
   if (bytes) stream->device->methods->download(stream, to_host, from, bytes);
 }
 
-/* A sequence of operations and copies is queued much faster by replaying it than call by call. Between
- * hv_stream_record_begin and hv_stream_record_end whatever is queued on the stream is kept instead of being done; each
- * hv_stream_replay queues all of it. Pointers and shapes are those of the recording, what lies in memory is read anew.
- * A recording writes no weight of its hv_linear and hv_norm: a card reads those ahead of what is recorded before.
- * The same sequence must have been queued once before (nothing can be allocated meanwhile), and neither
- * hv_stream_synchronize nor events belong into it, nor copies of host memory other than hv_device_allocate_host's: they
- * are an error of the recording. HV_ERR_DEVICE is one that may be none the next time: on a card, what another thread of
- * the process does there can end a recording. */
+/* Recording is what CUDA calls graph capture: a sequence of operations and copies is queued much faster by replaying it
+ * than call by call. Between hv_stream_record_begin and hv_stream_record_end, work queued on the stream is recorded
+ * instead of executed; each hv_stream_replay queues all of it. Pointers and shapes are fixed by the recording, memory
+ * contents are read anew. A recording must not write a weight that one of its own hv_linear or hv_norm reads: a card
+ * prefetches weights before earlier operations of the recording have ended. The same sequence must have been executed
+ * once before, since nothing can be allocated meanwhile. hv_stream_synchronize, events, and copies of host memory that
+ * is not hv_device_allocate_host's are errors of the recording. HV_ERR_DEVICE is worth another try: on a card, another
+ * thread of the process can invalidate a recording. */
 static inline bool hv_device_records(const hv_device *device) {
   return device->methods->record_begin != NULL;
 }
 HV_NODISCARD static inline hv_status hv_stream_record_begin(hv_stream *stream) {
   return stream->device->methods->record_begin(stream);
 }
-/* The recording is the caller's, and of this stream's device. After an error there is none; the stream works on. */
+/* The caller owns the recording, which can be replayed on streams of the same device. After an error there is no
+ * recording, and the stream is usable. */
 HV_NODISCARD static inline hv_status hv_stream_record_end(hv_stream *stream, hv_recording **out) {
   return stream->device->methods->record_end(stream, out);
 }
 static inline void hv_stream_replay(hv_stream *stream, hv_recording *recording) {
   stream->device->methods->replay(stream, recording);
 }
-/* When what was replayed is done; NULL is allowed. */
+/* Call it when all replays have ended; NULL is allowed. */
 static inline void hv_recording_close(hv_device *device, hv_recording *recording) {
   if (recording) device->methods->recording_close(recording);
 }
 
-/* A device may choose how it computes when it first meets a shape (algorithms of matrix products), and choose otherwise
- * in another process. What it has chosen so far can be written as text and read by another process, which then gives
- * the same bytes; what that had chosen itself for the same shapes is forgotten. *fits is false, and nothing is read,
- * where the text is of another kind of device. */
+/* Choices are the algorithms of matrix products that a device picks when it first meets a shape; another process may
+ * pick others, and round differently. The choices made so far can be written as text and read by another process, which
+ * then gives the same bytes; they replace its own choices for the same shapes. If the text comes from another kind of
+ * device, *fits is false and nothing is read. */
 static inline bool hv_device_chooses(const hv_device *device) {
   return device->methods->write_choices != NULL;
 }
@@ -183,10 +185,10 @@ HV_NODISCARD static inline hv_status hv_device_read_choices(hv_device *device, c
   return device->methods->read_choices(device, text, fits);
 }
 
-/* While this is on, a device takes what is fastest for a shape, by timing what there is to choose from, unless it has
- * measured that before or read it. Operations then run several times, and what adds to memory adds several times:
- * nothing that is computed meanwhile is of use, and nothing may be recorded. Otherwise it takes what it supposes to be
- * the fastest. False: this device has nothing to measure. */
+/* While this is on, a device times the candidates for each new shape and chooses the fastest, unless the shape was
+ * measured or read before; while off, it takes its library's first guess. Measured operations run several times, and
+ * those that add to memory add several times: results computed meanwhile are of no use, and nothing may be recorded.
+ * Returns false if the device has nothing to measure. */
 static inline bool hv_device_measure_choices(hv_device *device, bool on) {
   return device->methods->measure_choices && device->methods->measure_choices(device, on);
 }
@@ -196,7 +198,7 @@ static inline bool hv_device_measure_choices(hv_device *device, bool on) {
  * It is looked for beside the program, in ../lib beside it, and on the loader's path. A missing library, driver or
  * card is one line that says what is missing. */
 typedef struct hv_device_options {
-  int index;   /* which card; where just one is visible, that one */
+  int index;   /* which card; if just one is visible, that one */
   int threads; /* of the CPU; 0: as many as there are processors */
 } hv_device_options;
 

@@ -18,12 +18,12 @@ enum { HV_CUDA_WORKSPACE = 32 << 20 };
 
 typedef enum hv_memory_kind {
   HV_MEMORY_WEIGHTS,       /* parameters, or this rank's part of them */
-  HV_MEMORY_MASTER,        /* what restores fp32 values from 16-bit parameters */
-  HV_MEMORY_MOMENTS,       /* of the optimizer, and the average of the parameters */
+  HV_MEMORY_MASTER,        /* the remainders that restore fp32 master values from bf16 parameters */
+  HV_MEMORY_MOMENTS,       /* of the optimizer, and the moving average of the parameters */
   HV_MEMORY_GRADIENTS,     /* or this rank's part of them */
   HV_MEMORY_ACTIVATIONS,   /* the arena of a step or a prediction, and a policy's key-value cache */
   HV_MEMORY_WORKSPACE,     /* batches, constants, scratch of operations */
-  HV_MEMORY_COMMUNICATION, /* groups that are whole for a while, what is on its way between ranks */
+  HV_MEMORY_COMMUNICATION, /* buffers for whole groups of sharded state, and for data on its way between ranks */
   HV_MEMORY_KINDS,
 } hv_memory_kind;
 
@@ -34,7 +34,7 @@ typedef struct hv_memory_use {
   size_t bytes[HV_MEMORY_KINDS], total;
 } hv_memory_use;
 
-/* All zero while empty. Fields are memory.c's but for `held` and `peak`. */
+/* All zero while empty. Only `held` and `peak` are for others than memory.c. */
 typedef struct hv_memory_account {
   hv_memory_use held;             /* now */
   hv_memory_use peak;             /* when the total was highest */
@@ -44,7 +44,7 @@ typedef struct hv_memory_account {
 /* Enters an allocation. HV_ERR_MEMORY: nothing is entered. */
 HV_NODISCARD hv_status hv_memory_enter(hv_memory_account *account, hv_memory_kind kind, const void *memory,
                                        size_t bytes);
-/* Strikes it out. Memory that was never entered is ignored. */
+/* Removes an allocation from the account. Memory that was never entered is ignored. */
 void hv_memory_strike(hv_memory_account *account, const void *memory);
 
 /* The peak becomes what is held. */

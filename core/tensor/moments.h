@@ -4,17 +4,17 @@
  *
  *   m = scale₁ sign(c) (c / 127)²,  −127 <= c <= 127;   sqrt(v) = scale₂ (c / 255)²,  0 <= c <= 255
  *
- * with the largest |m| and the largest sqrt(v) of the block as scales. Squares stand for the paper's table of 256
- * values: they take a square root instead of a search. Two traps:
+ * with the largest |m| and the largest sqrt(v) of the block as scales. Squares replace the paper's table of 256 values:
+ * encoding takes a square root instead of a search. Two traps are avoided:
  * - A v that became 0 beside an m that did not would make a step of m / eps (Li et al., "Memory Efficient Optimizers
  * with 4-bit States", arXiv 2309.01507, section 4.1). Code 0 is kept for v = 0; a smaller v than code 1 is raised to
  * it.
- * - An update that moves a moment by less than half a code's width is lost each time by rounding to nearest: that of
- *   v, which β2 = 0.999 moves by a thousandth, and that of an m small in its block, which would never decay beside a
- *   v that does (from code 9 down, at β1 = 0.9). So codes are rounded up or down by turns, up as often as the value
- *   lies near the upper one: by a Weyl sequence (multiples of the golden ratio modulo 1) of the number of the update,
- *   shifted for each element of the block. It depends on nothing else, so that a run repeats, and resumes, exactly. An
- *   element's m and v take one turn, since what is rounded the same way disturbs their ratio least.
+ * - An update that moves a moment by less than half a code's width is lost each time by rounding to nearest: that of v,
+ *   which β2 = 0.999 moves by a thousandth, and that of an m small in its block, which would never decay beside a v
+ *   that does (from code 9 down, at β1 = 0.9). So codes are dithered: the closer a value lies to the upper code, the
+ *   more often it is rounded up. The dither is a Weyl sequence (multiples of the golden ratio modulo 1) in the number
+ *   of the update, shifted for each element of the block; it depends on nothing else, so that a run repeats, and
+ *   resumes, exactly. An element's m and v share one dither value, which disturbs their ratio least.
  * C and CUDA include this header. */
 #ifndef HV_TENSOR_MOMENTS_H
 #define HV_TENSOR_MOMENTS_H
@@ -26,7 +26,7 @@
 
 enum { HV_MOMENT_BLOCK = 256 };
 
-/* What the codes of an element are rounded with, from 0 to below 1; `element` counts from the block's start. */
+/* The dither of an element's codes, in [0, 1); `element` counts from the block's start. */
 HV_HOST_DEVICE static inline float hv_moment_dither(uint32_t update, uint32_t element) {
   uint32_t turn = update * 0x9E3779B9u + element * 0x85EBCA6Bu;
   return (float)(turn >> 8) * 0x1p-24f;

@@ -17,8 +17,8 @@ void hv_nan_watch_close(hv_nan_watch *watch); /* NULL is allowed */
 void hv_nan_watch_layer(const hv_device *device, const char *layer);
 void hv_nan_watch_pass(const hv_device *device, const char *pass);
 
-/* HV_ERR_INPUT names the first result that was not finite, as often as it is asked; so does a device's error that came
- * up meanwhile. HV_OK where nothing was found, or nothing is watched. */
+/* HV_ERR_INPUT names the first result that was not finite, each time it is asked; an error of the device that came up
+ * meanwhile is returned likewise. HV_OK if nothing was found, or nothing is watched. */
 HV_NODISCARD hv_status hv_nan_watch_status(const hv_device *device);
 
 #endif

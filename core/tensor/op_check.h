@@ -17,7 +17,7 @@ typedef struct hv_op_cost {
 HV_OPS(HV_OP_MEASURE)
 #undef HV_OP_MEASURE
 
-/* What an operation writes that has a floating-point dtype, by the names that its arguments have. */
+/* The floating-point results of an operation, by the names of its arguments. */
 enum { HV_OP_MAX_OPERANDS = 16 };
 
 typedef struct hv_op_results {

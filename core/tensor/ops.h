@@ -4,12 +4,13 @@
  * - T is the dtype of activations and weights of a call: F32, BF16 or F64. Arithmetic is in S: float for F32 and
  *   BF16, double for F64. A result is rounded once, when it is stored. "S" as a dtype below is F32, or F64 where T is.
  * - Activation gradients overwrite; parameter gradients (dweight, dbias, …) are added to, in G: T or F32.
- * - An operand said to be optional is absent when its data is NULL. A result may lie on an operand only where said.
+ * - An operand said to be optional is absent when its data is NULL. A result may alias an operand only where said.
  * - What changes between two calls of one shape (timesteps, table entries, counters, learning rate, clip factor) is in
  *   device memory, so that a recorded sequence of calls can be replayed.
  * - Sums run in an order that the shapes alone determine: the same call gives the same bytes on the same device.
- * - Operations return nothing. Every device checks the operands of every call (hv_check_…): the first wrong one is what
- *   the next synchronisation returns, and what it was for is not done. What lists in device memory hold is trusted.
+ * - Operations return nothing. Every device checks the operands of every call (hv_check_…): the next synchronisation
+ *   returns the first error, and the wrong operation is not done. The contents of index lists in device memory are not
+ *   checked.
  */
 #ifndef HV_TENSOR_OPS_H
 #define HV_TENSOR_OPS_H
@@ -58,7 +59,7 @@ typedef struct hv_linear_backward_weight_args {
   hv_tensor dbias;   /* G [1, out], optional */
 } hv_linear_backward_weight_args;
 
-/* dpre = dy ∘ activation'(pre): the gradient through the activation of a linear whose output was kept nowhere else. */
+/* dpre = dy ∘ activation'(pre): the backward pass of an activation alone. */
 typedef struct hv_activation_backward_args {
   hv_activation activation;
   hv_tensor pre;  /* T [n, d] */
@@ -132,12 +133,12 @@ typedef struct hv_swiglu_args {
 typedef struct hv_linear_swiglu_args {
   hv_tensor x;       /* T [n, in] */
   hv_tensor weight;  /* T [2 f, in] */
-  hv_tensor gate_up; /* T [n, 2 f]; what it holds afterwards has a meaning with `keep` only */
+  hv_tensor gate_up; /* T [n, 2 f]; undefined afterwards unless `keep` is set */
   bool keep;
   hv_tensor y; /* T [n, f] */
 } hv_linear_swiglu_args;
 
-/* With y, what the forward pass gave is made again in the pass that reads gate_up anyway. */
+/* With y, the forward result is recomputed as well, in the same pass over gate_up. */
 typedef struct hv_swiglu_backward_args {
   hv_tensor gate_up;  /* T [n, 2 f] */
   hv_tensor dy;       /* T [n, f] */
@@ -145,8 +146,8 @@ typedef struct hv_swiglu_backward_args {
   hv_tensor y;        /* T [n, f], optional; may be dy */
 } hv_swiglu_backward_args;
 
-/* Rotary embedding (half-rotation layout) of q and k on the first `rotary_dim` dimensions of each head, and the
- * placement of k and v in a key-value store:
+/* Rotary embedding (half-rotation layout) of q and k on the first `rotary_dim` dimensions of each head, and writing k
+ * and v into a key-value cache:
  *   q_out[i] = rotate(q[i], positions[i]);  k_out[kv_rows[i]] = rotate(k[i], positions[i]);  v_out[kv_rows[i]] = v[i]
  * Absent operands are skipped, together with their results; without kv_rows, row i goes to row i. A result may be its
  * operand (then kv_rows is absent). `inverse` rotates the other way: that is the backward pass. */
@@ -162,18 +163,19 @@ typedef struct hv_rotary_args {
   hv_tensor q_out, k_out, v_out;
 } hv_rotary_args;
 
-/* One run of queries and what they may see: all of the prefix rows, and of their own rows (causal) those up to
- * themselves, the last query being level with the last own row; own rows as a whole without causal.
- * Seen from query i of a segment: prefix_rows + own_rows − q_rows + i + 1 keys (causal). A segment of ViT tokens, of a
- * sample's prefix, of a branch that shares it, or of new tokens over a key-value cache: all are this. */
+/* A contiguous run of queries and the keys that they see: all prefix rows, and of the segment's own rows all, or if
+ * causal those up to the query itself, where the last query is aligned with the last own row. So query i of a causal
+ * segment sees prefix_rows + own_rows − q_rows + i + 1 keys. The tokens of an image, a sample's prefix, a branch that
+ * shares it, and new tokens over a key-value cache are all segments. */
 typedef struct hv_segment {
   int32_t q_start, q_rows;           /* rows of q, out */
   int32_t prefix_start, prefix_rows; /* rows of k, v */
   int32_t own_start, own_rows;       /* rows of k, v; own_rows >= q_rows where causal */
 } hv_segment;
 
-/* A run of keys that the same segments see, for the backward pass: segments [first_segment, first_segment +
- * segment_count) see it, as their own rows where own_start == key_start and own_rows == key_rows, else as their prefix.
+/* For the backward pass: a contiguous run of keys, and the segments that see it, [first_segment, first_segment +
+ * segment_count). A segment sees it as its own rows if own_start == key_start and own_rows == key_rows, else as its
+ * prefix.
  */
 typedef struct hv_key_group {
   int32_t key_start, key_rows;
@@ -201,8 +203,8 @@ typedef struct hv_attention_args {
 } hv_attention_args;
 
 /* Every key row is in exactly one key group; dk and dv rows of a group without segments become 0. With cos_sin, q and k
- * are what hv_rotary gave of whole heads, and dq and dk the gradients of what it was given: they are rotated back in
- * the pass that makes them. */
+ * are results of hv_rotary over whole heads, and dq and dk are the gradients of its inputs: they are rotated back
+ * before they are stored. */
 typedef struct hv_attention_backward_args {
   hv_tensor q, k, v, out, lse; /* as in the forward pass */
   hv_tensor dout;              /* T [nq, num_heads head_dim] */
@@ -216,7 +218,7 @@ typedef struct hv_attention_backward_args {
   hv_tensor cos_sin;                  /* as of hv_rotary, [max_positions, head_dim], optional */
   hv_tensor q_positions, k_positions; /* I32 [1, nq] and [1, nk], present exactly if cos_sin is */
   hv_tensor row_dot;                  /* S [nq, num_heads]: scratch for out·dout */
-  hv_tensor dq, dk, dv; /* T, shapes of q, k, v; may not lie on them; dq rows in no segment have no meaning */
+  hv_tensor dq, dk, dv; /* T, shapes of q, k, v; may not alias them; dq rows in no segment are undefined */
 } hv_attention_backward_args;
 
 /* dst[dst_rows[i]] = src[src_rows[i]] for i < count, converted to dst's dtype; an absent list is 0, 1, 2, … */
@@ -371,11 +373,11 @@ typedef struct hv_clip_factor_args {
 /* AdamW on one parameter group (decoupled weight decay, PyTorch's order of operations), n elements:
  *   g = dynamic[3] grad;  m = β1 m + (1 − β1) g;  v = β2 v + (1 − β2) g²
  *   p = p (1 − lr · weight_decay) − lr (m / dynamic[1]) / (sqrt(v / dynamic[2]) + eps),  lr = rate · dynamic[0]
- * Only elements inside `ranges` change; a range says its rate, and whether weight decay applies. dynamic[3] < 0:
- * nothing changes. BF16 parameters carry a signed remainder each: the master value's bits are (bf16 bits << 16) +
- * remainder. The bf16 value is the master rounded to nearest, halves away from zero: so the remainder always fits 16
- * bits. Moments may be held in 8 bits (moments.h): codes and a scale for each block, those of elements outside the
- * ranges being 0. */
+ * Only elements inside `ranges` change; a range holds their learning-rate factor, and whether weight decay applies.
+ * dynamic[3] < 0: nothing changes. BF16 parameters carry a signed remainder each: the master value's bits are (bf16
+ * bits << 16) + remainder. The bf16 value is the master rounded to nearest, halves away from zero: so the remainder
+ * always fits 16 bits. Moments may be held in 8 bits (moments.h): codes and a scale for each block, those of elements
+ * outside the ranges being 0. */
 typedef struct hv_adamw_range {
   int64_t first, end; /* elements */
   int32_t decay;      /* 1: weight decay applies */
@@ -394,8 +396,8 @@ typedef struct hv_adamw_args {
   double beta1, beta2, eps, weight_decay;
 } hv_adamw_args;
 
-/* A moving average of master values: average += weight (p − average), p being the parameter, with its remainder where
- * it has one as in adamw. factor < 0: nothing changes. */
+/* A moving average of master values: average += weight (p − average), where p is the parameter's master value, as in
+ * adamw. factor < 0: nothing changes. */
 typedef struct hv_average_args {
   hv_tensor param;     /* T [1, n] */
   hv_tensor remainder; /* I16 [1, n], present exactly if T is BF16 */
@@ -404,7 +406,7 @@ typedef struct hv_average_args {
   hv_tensor factor;    /* S [1, 1]: dynamic[3] of adamw */
 } hv_average_args;
 
-/* Parameters and averages change places, to the bit: twice is as before. */
+/* Swaps parameters and averages, to the bit: doing it twice restores both. */
 typedef struct hv_exchange_args {
   hv_tensor param;     /* T [1, n] */
   hv_tensor remainder; /* I16 [1, n], present exactly if T is BF16 */

@@ -1,8 +1,9 @@
-/* The side channel between the ranks of a run: a few bytes at the start, and then word of failures, which must reach
- * every rank when collectives no longer do. Whoever starts the ranks makes it (train/ranks/rendezvous.h) and hands it
- * to a device's own communicator (hv_device_methods.comm_open).
+/* The side channel between the ranks of a run: it exchanges a few bytes at the start, and later carries word of
+ * failures, which must reach every rank when collectives no longer work. train/ranks/rendezvous.h implements it over
+ * TCP; a device's own communicator (hv_device_methods.comm_open) is given it.
  *
- * Life: open → gather, as often as needed → watch → report, progress, late and failure, from any thread → close.
+ * Order of calls: open → gather, as often as needed → watch → report, progress, late and failure, from any thread →
+ * close.
  */
 #ifndef HV_TENSOR_PEERS_H
 #define HV_TENSOR_PEERS_H
@@ -22,12 +23,13 @@ typedef struct hv_peers_methods {
   hv_status (*gather)(hv_peers *peers, const char *what, const void *own, size_t bytes, void *all);
   /* From now on a rank that ends without closing is a failure on all others. */
   hv_status (*watch)(hv_peers *peers);
-  /* How many collectives this rank has come to. */
+  /* Tells how many collectives this rank has reached. */
   void (*progress)(hv_peers *peers, int64_t calls);
-  /* That this rank has waited for so long in that collective, `call` of progress: the rank that has not come to it is
-   * made out, and the failure of all. Said once more of the same call, nobody has answered, and that is the failure. */
+  /* Tells that this rank has waited `seconds` in a collective, number `call` of progress. Rank 0 finds the rank that
+   * has not reached it, and reports that as the failure of all. If it is told again for the same call, rank 0 has not
+   * answered: then that is the failure. */
   void (*late)(hv_peers *peers, int64_t call, const char *operation, double seconds);
-  /* That the run has failed here, in words that name the rank. Returns when all ranks have been told. */
+  /* Tells all ranks that the run has failed here; `message` names the rank. Returns when they have been told. */
   void (*report)(hv_peers *peers, const char *message);
   /* The first failure that is known, as a new HV_ERR_DEVICE. */
   hv_status (*failure)(hv_peers *peers);

@@ -2,10 +2,10 @@
  * memory and hand out addresses that must not be followed, downloads are zeros. Running a step on it tells whether the
  * step fits and what it costs. The first operand that is wrong is returned by hv_stream_synchronize.
  *
- * It keeps time as the machine that it is told of would: an operation takes the longer of its arithmetic and its memory
- * traffic, a copy from the host its bytes at the link's rate, work of a stream runs in order, streams run beside one
- * another, and events, waits for streams and planned collectives (plan_comm.h) order them. Stamps are of this time.
- * Without a machine none passes.
+ * It simulates the time of a described machine (hv_plan_machine): an operation takes the longer of its arithmetic and
+ * its memory traffic, a copy from the host its bytes at the link's rate; work of a stream runs in order, streams run
+ * concurrently, and events, synchronisation and planned collectives (plan_comm.h) order them. Timestamps
+ * (hv_stream_stamp) are of this time. Without a machine no time passes.
  */
 #ifndef HV_TENSOR_PLAN_H
 #define HV_TENSOR_PLAN_H
@@ -16,7 +16,7 @@ typedef struct hv_plan_machine {
   double flops_per_s;        /* of matrix products, 2 per multiply-add */
   double bytes_per_s;        /* of device memory, reading and writing */
   double upload_bytes_per_s; /* of copies from the host; 0: they take no time */
-  size_t device_bytes;       /* that an open device holds beside what it is asked for; entered as workspace */
+  size_t device_bytes;       /* that an open device itself takes; entered as workspace */
   size_t stream_bytes;       /* scratch of a stream that multiplies matrices; likewise */
 } hv_plan_machine;
 
@@ -34,14 +34,14 @@ HV_NODISCARD hv_status hv_plan_device_open(hv_device **out);
 void hv_plan_device_counts(const hv_device *plan, hv_plan_counts *out);
 void hv_plan_device_reset(hv_device *plan); /* zeroes the work, keeps allocations; the peak becomes what is live */
 
-/* Tells it of a machine, before any stream is opened. */
+/* Describes the machine; before any stream is opened. */
 HV_NODISCARD hv_status hv_plan_device_set_machine(hv_device *plan, const hv_plan_machine *machine);
 
-/* Seconds that have passed for the host, which waits at every synchronisation of a stream and does its own work in no
- * time. */
+/* Simulated seconds on the host, which waits at every synchronisation of a stream and whose own work takes no time. */
 double hv_plan_device_now(const hv_device *plan);
 
-/* When a stream of a plan device will have done what is queued on it, and a time before which it starts nothing more.
+/* The simulated time at which a stream will have finished what is queued on it; and a time before which it starts
+ * nothing new.
  */
 double hv_plan_stream_end(const hv_stream *stream);
 void hv_plan_stream_delay(hv_stream *stream, double until);

@@ -1,6 +1,6 @@
 /* The communicator of one rank on a plan device: it moves nothing, counts what each collective would send, and keeps
  * time as rings of ranks would: each collective starts when its stream has come to it and the one before is over, and
- * takes what the slowest link of a ring takes.
+ * takes as long as the slowest link of its ring.
  *
  * On R ranks a ring moves (R − 1)/R of the whole from each rank in an all-gather or a reduce-scatter, twice that in an
  * all-reduce, in R − 1 steps (2 (R − 1)). Libraries run one ring a card of a machine, so that all network adapters

@@ -5,16 +5,16 @@
 
 #include "core/tensor/device.h"
 
-/* Operations a second (2 per multiply-add) of matrix products x weightᵀ: the best of some runs of a cube, 8192 a side
- * or the largest power of two below that which the device multiplies in `patience` seconds, and of the two products of
- * a layer whose `rows` rows (on a slow device, as many as `patience` allows) go from `width` to 2 `inner` columns, and
- * from `inner` to `width`; by the fastest algorithms where the device measures them (hv_device_measure_choices), else
- * by those it takes to be so. Takes memory for one product at a time, which is given back. */
+/* Floating-point operations a second (2 per multiply-add) of matrix products x weightᵀ: the best over a cube and over
+ * the two products of an MLP, [rows, width] → 2 inner columns and [rows, inner] → width columns. The cube has 8192 a
+ * side, or the largest smaller power of two that takes no longer than about `patience` seconds; on a slow device `rows`
+ * is cut likewise. The algorithms are the fastest ones if the caller has switched hv_device_measure_choices on. Memory
+ * for one product at a time is allocated and released. */
 HV_NODISCARD hv_status hv_measure_products(hv_device *device, hv_dtype dtype, int64_t rows, int64_t width,
                                            int64_t inner, double patience, double *rate);
 
-/* Bytes a second of reading memory, the best of a sum over a block and of a product with one row, both far larger than
- * any cache. */
+/* Bytes a second of reading memory: the better of a sum over 512 MiB and of a product of one row with a weight of that
+ * size. */
 HV_NODISCARD hv_status hv_measure_read(hv_device *device, hv_dtype dtype, double *rate);
 
 #endif

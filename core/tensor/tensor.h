@@ -1,6 +1,6 @@
-/* A tensor is a matrix in device memory whose rows may lie apart: activations are [tokens, features], a vector is
- * one row, a list of indices is one row of I32. It is a view: it owns nothing, copying it copies the view.
- * data == NULL says "absent" where an operand is optional.
+/* A tensor is a matrix in device memory, contiguous in a row and with a stride between rows: activations are [tokens,
+ * features], a vector is one row, a list of indices is one row of I32. It is a view: it owns nothing, copying it copies
+ * the view. data == NULL says "absent" where an operand is optional.
  */
 #ifndef HV_TENSOR_TENSOR_H
 #define HV_TENSOR_TENSOR_H
