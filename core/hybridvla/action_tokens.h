@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-/* base − (how many of the `bins` edges linspace(−1, 1, bins), in double, are <= clip(action, −1, 1)) */
+/* base − n, where n of the `bins` edges linspace(−1, 1, bins), in double, are <= clip(action, −1, 1). */
 int32_t hv_action_token(double action, int32_t base, int32_t bins);
 
 /* The centre of the bin clip(base − token − 1, 0, bins − 2). */

@@ -12,7 +12,7 @@
 enum {
   HV_MAX_CAMERAS = 8,
   HV_MAX_TOWERS = 2,
-  HV_NAME_SIZE = 64, /* of a camera or a key, with its NUL */
+  HV_NAME_SIZE = 64, /* bytes of a camera's or a key's name, with its NUL */
   HV_MAX_DIFFUSION_STEPS = 1000,
 };
 

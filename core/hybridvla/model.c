@@ -8,7 +8,7 @@
 
 /* What a forward pass keeps for the backward pass, all in the caller's arena. */
 struct hv_model_saved {
-  hv_vit_saved towers[HV_MAX_TOWERS]; /* used where vision is trained */
+  hv_vit_saved towers[HV_MAX_TOWERS]; /* used if any tower is trained */
   bool towers_saved;
   hv_tensor features, image_tokens; /* T [B V P, vision width], [B V P, D] */
   hv_mlp_saved projector;
@@ -202,7 +202,7 @@ static hv_tensor embed_sequence(hv_model_parts *parts, struct hv_model_saved *sa
   return x;
 }
 
-/* Who sees whom in a layer: in the last one, only branch tokens ask. */
+/* The attention tables of a layer: in the last one, only branch tokens are queries. */
 static hv_decoder_rows decoder_rows(const hv_model_parts *parts, const hv_sequence_counts *counts,
                                     const hv_sequence_tables *tables, bool last) {
   hv_decoder_rows rows = {
@@ -224,7 +224,7 @@ static hv_decoder_rows decoder_rows(const hv_model_parts *parts, const hv_sequen
   return rows;
 }
 
-/* Rows that leave a layer. */
+/* How many rows leave a layer. */
 static int64_t layer_rows(const hv_sequence_counts *counts, bool last) {
   return last ? counts->branch_rows : counts->rows;
 }
@@ -244,7 +244,7 @@ static void run_decoder(hv_model_parts *parts, struct hv_model_saved *saved, con
     bool last = i + 1 == llm->num_hidden_layers;
     hv_decoder_rows rows = decoder_rows(parts, counts, tables, last);
     hv_tensor y = saved->last;
-    /* Without a backward pass each layer works in the same scratch and overwrites its input. */
+    /* Without a backward pass all layers share one scratch, and each overwrites its input. */
     if (!last) y = training ? take(parts, arena, counts->rows, llm->hidden_size) : x;
     int64_t leaving = layer_rows(counts, last);
     hv_recompute level = layer_recompute(parts, recompute, i);
@@ -284,13 +284,13 @@ static void norm_head_rows(hv_model_parts *parts, struct hv_model_saved *saved, 
                                   .stats = saved->heads_stats});
 }
 
-/* A loss's gradient: on the prediction itself where the dtypes agree, else in T. */
+/* Memory for a loss's gradient, in T: the prediction's own, if `in_place` and if it is T. */
 static hv_tensor gradient_of(const hv_model_parts *parts, hv_tensor prediction, bool in_place, hv_arena *arena) {
   if (in_place && prediction.dtype == parts->dtype) return prediction;
   return take(parts, arena, prediction.rows, prediction.cols);
 }
 
-/* Of what belongs to a group without following its parameters. */
+/* Names the group for the NaN watch, for operations between use and done of another group. */
 static void watch_as(const hv_model_parts *parts, hv_group_id group) {
   hv_nan_watch_layer(parts->device, hv_params_group(parts->params, group)->name);
 }
@@ -414,7 +414,7 @@ static void heads_backward(hv_model_parts *parts, const struct hv_model_saved *s
   hv_arena_release(arena, mark);
 }
 
-/* The gradients of the state, action and timestep embedders from that of the packed rows. */
+/* Parameter gradients of the state, action and timestep embedders, from dx of the packed rows. */
 static void embedders_backward(hv_model_parts *parts, const struct hv_model_saved *saved,
                                const hv_sequence_tables *tables, hv_tensor dx, hv_arena *arena, hv_stream *stream) {
   if (!group_trainable(parts, parts->embedder_group)) return;

@@ -22,32 +22,32 @@ const hv_config *hv_model_get_config(const hv_model *model);
 hv_params *hv_model_params(hv_model *model);
 hv_device *hv_model_device(const hv_model *model);
 
-/* Puts the model's constants (rotary table for `max_positions`, alpha_bar, vision segments for `max_images`) on the
- * device, or more of them than there are. After allocation, while nothing runs on the model; waits for the stream. */
+/* Uploads the model's constants (rotary table for `max_positions`, alpha_bar, vision segments for `max_images`), or
+ * larger ones if they do not suffice. After allocation, while nothing runs on the model; waits for the stream. */
 HV_NODISCARD hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_images, hv_stream *stream);
 
-/* How much of a decoder layer a training step works out twice instead of keeping it; nothing at the start. Results are
- * the same to the bit. */
+/* What the backward pass recomputes of decoder layers; HV_RECOMPUTE_NONE at the start. Results are the same to the bit.
+ */
 void hv_model_set_recompute(hv_model *model, hv_recomputation recompute);
 
 typedef struct hv_loss_weights {
   double diffusion, ce; /* the paper adds the two: 1 and 1 */
 } hv_loss_weights;
 
-/* What one forward pass leaves in the arena. The fields a caller may read are the first ones; the rest is for the
- * backward pass. */
+/* What one forward pass leaves in the arena. A caller may read all fields but `saved`, which is for the backward pass.
+ */
 typedef struct hv_model_activations {
-  hv_tensor vision_features;    /* T [B V P, vision width] */
-  hv_tensor image_tokens;       /* T [B V P, D] */
-  hv_tensor noise_pred;         /* S [B K H, A]; absent without diffusion */
-  hv_tensor logits;             /* S [label rows, vocabulary]; overwritten by their gradient when training */
+  hv_tensor vision_features; /* T [B V P, vision width] */
+  hv_tensor image_tokens;    /* T [B V P, D] */
+  hv_tensor noise_pred;      /* S [B K H, A]; absent without diffusion */
+  hv_tensor logits; /* S [label rows, vocabulary]; with `training` in F32 or F64 overwritten by their gradient */
   hv_tensor loss_diffusion;     /* S [1, 1] */
   hv_tensor loss_ce;            /* S [1, 1] */
   struct hv_model_saved *saved; /* owned by the model; valid until its next forward pass */
 } hv_model_activations;
 
-/* Runs a built and uploaded batch. With `training`, activations and the losses' gradients are kept for
- * hv_model_backward; else the arena holds little more than the results. */
+/* Runs a built and uploaded batch. With `training`, the arena keeps activations and the losses' gradients for
+ * hv_model_backward; else layers share their scratch and it holds little more than the results. */
 void hv_model_forward(hv_model *model, const hv_sequence *sequence, const hv_loss_weights *weights, bool training,
                       hv_arena *arena, hv_stream *stream, hv_model_activations *out);
 
@@ -55,7 +55,7 @@ void hv_model_forward(hv_model *model, const hv_sequence *sequence, const hv_los
 void hv_model_backward(hv_model *model, const hv_sequence *sequence, const hv_model_activations *activations,
                        hv_arena *arena, hv_stream *stream);
 
-/* A step to plan: of the largest batch within the limits. */
+/* A step to plan, with the largest batch within the limits. */
 typedef struct hv_model_step {
   const hv_config *config;
   hv_dtype dtype;

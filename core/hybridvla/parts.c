@@ -51,7 +51,7 @@ static hv_status declare_llm(hv_model_parts *parts) {
   return HV_OK;
 }
 
-/* Two layers of embedding: the state's, the action's. */
+/* An embedder of two layers: of state, action or timestep. */
 static void declare_embedder(hv_model_parts *parts, hv_mlp *mlp, const char *prefix, int32_t width,
                              hv_activation activation, const char *const names[]) {
   static const hv_init inits[] = {HV_INIT_NORMAL, HV_INIT_NORMAL};
@@ -122,7 +122,7 @@ static void take_constants(hv_model_parts *parts, hv_arena *arena) {
   }
 }
 
-/* The host values of one constant, then of the next: the largest needs `bytes`. */
+/* Bytes of the largest constant: one host buffer serves for all, one after the other. */
 static size_t largest_constant(const hv_model_parts *parts) {
   size_t largest = (size_t)hv_tensor_count(parts->cos_sin) * hv_dtype_size(parts->real);
   size_t alpha = HV_MAX_DIFFUSION_STEPS * sizeof(double);

@@ -1,4 +1,4 @@
-/* The parts of a model, for the two that put them together: the training pass (model.c) and the policy (policy.c). */
+/* The parts of a model, which the training pass (model.c) and the policy (policy.c) put together in two ways. */
 #ifndef HV_HYBRIDVLA_PARTS_H
 #define HV_HYBRIDVLA_PARTS_H
 
@@ -45,17 +45,17 @@ HV_NODISCARD hv_status hv_model_parts_open(const hv_config *config, hv_device *d
                                            hv_model_parts *parts);
 void hv_model_parts_close(hv_model_parts *parts);
 
-/* hv_model_prepare, which see. */
+/* See hv_model_prepare. */
 HV_NODISCARD hv_status hv_model_parts_prepare(hv_model_parts *parts, int64_t max_positions, int64_t max_images,
                                               hv_stream *stream);
 
-/* A mutable view of the model's parts: layers take the parameter store without const. */
+/* The model's parts, mutable because layers change the state of the parameter store. */
 hv_model_parts *hv_model_get_parts(hv_model *model);
 
 /* The towers' tables for `images` images, 1 … max_images. */
 hv_vit_tables hv_model_vit_tables(const hv_model_parts *parts, int32_t tower, int64_t images);
 
-/* Runs one tower: its columns of features [images P, vision width] from U8 [images, S S 3]. `saved`: NULL, or the
+/* Runs one tower: its columns of features [images P, vision width] from U8 [images, S S 3]. `saved` is NULL, or that
  * tower's. */
 void hv_model_run_tower(hv_model_parts *parts, int32_t tower, hv_tensor images, hv_tensor features, hv_vit_saved *saved,
                         hv_arena *arena, hv_stream *stream);
@@ -63,8 +63,8 @@ void hv_model_run_tower(hv_model_parts *parts, int32_t tower, hv_tensor images, 
 void hv_model_encode_images(hv_model_parts *parts, hv_tensor images, hv_tensor features, hv_vit_saved *saved,
                             hv_arena *arena, hv_stream *stream);
 
-/* Embedded timesteps [n, D] from I32 [1, n]: sinusoid, then the MLP. `sinusoid` [n, HV_TIMESTEP_FEATURES] is memory of
- * the caller's. */
+/* Embedded timesteps [n, D] from I32 [1, n]: sinusoid, then the MLP. The caller provides `sinusoid` [n,
+ * HV_TIMESTEP_FEATURES]. */
 void hv_model_embed_timesteps(hv_model_parts *parts, hv_tensor timesteps, hv_tensor sinusoid, hv_mlp_saved *saved,
                               hv_tensor out, hv_stream *stream);
 

@@ -6,7 +6,7 @@
 
 enum { ALIGNMENT = 256 };
 
-/* Bytes of activations. */
+/* Bytes of the activation arenas: of the main stream, and of the second tower's. */
 typedef struct hv_policy_scratch {
   size_t main, side;
 } hv_policy_scratch;
@@ -105,7 +105,7 @@ static hv_status make_passes(hv_policy *policy) {
   return HV_OK;
 }
 
-/* Takes what lives as long as the policy. */
+/* Takes the memory that lives as long as the policy. */
 static void take_memory(hv_policy *policy, hv_arena *memory) {
   const hv_model_parts *parts = policy->parts;
   const hv_config *config = &parts->config;
@@ -121,7 +121,7 @@ static void take_memory(hv_policy *policy, hv_arena *memory) {
     policy->x_cast = hv_arena_take(memory, parts->dtype, config->action_chunk, config->action_dim);
   }
   policy->features = hv_arena_take(memory, parts->dtype, hv_policy_image_rows(config), hv_config_vision_width(config));
-  int64_t rows = policy->passes[0].rows; /* no later pass has as many */
+  int64_t rows = policy->passes[0].rows;
   for (int32_t i = 1; i < policy->num_passes; i++)
     if (policy->passes[i].rows > rows) rows = policy->passes[i].rows;
   policy->rows_a = hv_arena_take(memory, parts->dtype, rows, llm->hidden_size);
@@ -155,7 +155,7 @@ static hv_status open_streams(hv_policy *policy) {
   return hv_event_open(device, &policy->tower_ready);
 }
 
-/* NULL: without end. */
+/* `bytes` NULL: planning arenas without a limit. */
 static hv_status open_scratch(hv_policy *policy, const hv_policy_scratch *bytes) {
   hv_device *device = policy->parts->device;
   if (!bytes) {
@@ -169,7 +169,7 @@ static hv_status open_scratch(hv_policy *policy, const hv_policy_scratch *bytes)
                        &policy->side_scratch);
 }
 
-/* `scratch` is what a policy of the same options took on a plan device; NULL: this is that one. */
+/* `scratch`: the bytes that a policy of the same options took on the plan device; NULL: this is that one. */
 static hv_status construct(hv_model *model, const hv_policy_options *options, const hv_policy_scratch *scratch,
                            hv_policy **out) {
   hv_status status = HV_OK;

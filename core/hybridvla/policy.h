@@ -1,6 +1,7 @@
 /* From an observation to an action: images encoded and the prefix prefilled once, then denoising, decoding or both
- * against the same keys and values. Everything is allocated by hv_policy_open; a prediction allocates nothing, but for
- * the recording that a device which records makes of the second of its kind. One policy serves one thread at a time. */
+ * against the same keys and values. hv_policy_open allocates everything; a prediction allocates nothing, except that on
+ * a device with graph capture (hv_stream_record_begin) the second prediction of a kind is recorded. One policy serves
+ * one thread at a time. */
 #ifndef HV_HYBRIDVLA_POLICY_H
 #define HV_HYBRIDVLA_POLICY_H
 
@@ -17,14 +18,14 @@ typedef struct hv_policy_options {
   hv_ar_condition ar_condition;
   int32_t max_prompt; /* tokens, <s> included; longer prompts are an error */
   bool timing;        /* wait between stages and fill the times of hv_policy_result */
-  /* Where a device chooses by measuring (hv_device_measure_choices), it does so for the products that a prompt with a
-   * new number of tokens brings: its first prediction takes longer, and another process may choose, and round,
-   * otherwise. */
+  /* On a device that can measure algorithms (hv_device_measure_choices), the first prediction for each number of prompt
+   * tokens measures those of its matrix products: it takes longer, and another process may choose, and round,
+   * differently. */
   bool measure_algorithms;
 } hv_policy_options;
 
-/* ensemble where the model has both heads, else the one it has; DDIM, 4 steps, noise, 512 tokens, no timing, nothing
- * measured. */
+/* Mode ensemble if the model has both heads, else that of its head; DDIM in 4 steps; condition noise; prompts of up to
+ * 512 tokens; no timing, nothing measured. */
 hv_policy_options hv_policy_default_options(const hv_config *config);
 
 /* Positions of the longest sequence of a prediction. */
@@ -37,9 +38,9 @@ typedef struct hv_observation {
   const float *state; /* [state_dim], normalised; NULL where state_dim is 0 */
 } hv_observation;
 
-/* Draws given by the caller win over those made from (seed, step); NULL: drawn. */
+/* Random draws. Those that are NULL are drawn from (seed, step). */
 typedef struct hv_policy_draws {
-  const float *noise;         /* [H A]: where the diffusion starts */
+  const float *noise;         /* [H A]: the x from which denoising starts */
   const float *ar_noise;      /* [H A]: x of the autoregressive branch */
   const int32_t *ar_timestep; /* [1], 0 … T − 1 */
   const float *step_noise;    /* [T, H A]: of full DDPM sampling, row t used at timestep t */
@@ -53,23 +54,25 @@ typedef struct hv_policy_result {
   const float *confidences;    /* [H A]; NULL likewise */
   const float *autoregressive; /* [H A]: bin centres of the tokens; NULL likewise */
   double confidence;           /* mean of confidences */
-  /* With `timing`, else 0: towers and projector; the pass over the prefix, which holds the first denoising step and the
-   * first decoding step; later passes that denoise (decoding in lockstep included); passes that only decode. */
+  /* With `timing`, else 0: towers and projector; the pass over the prefix, with the first denoising and decoding step
+   * in it; later passes that denoise (and may decode in the same pass); passes that only decode. */
   double vision_ms, prefill_ms, denoise_ms, decode_ms;
 } hv_policy_result;
 
 typedef struct hv_policy hv_policy;
 
-/* HV_ERR_INPUT: a mode, sampler or condition that the model cannot serve, and which it can. The model must outlive the
- * policy and have its parameters. Calls hv_model_prepare for what it needs, so nothing may be running on the model. */
+/* HV_ERR_INPUT for a mode, sampler or condition that the model cannot serve; the message says which it can. The model
+ * must have its parameter values, and outlive the policy. Calls hv_model_prepare, so nothing may be running on the
+ * model. */
 HV_NODISCARD hv_status hv_policy_open(hv_model *model, const hv_policy_options *options, hv_policy **out);
 void hv_policy_close(hv_policy *policy); /* NULL is allowed */
 
-/* After the model's parameters changed, and before the next prediction: works out anew what follows from them alone
- * (the embedded timesteps). The policy has a stream of its own, so the change must be complete on its stream. */
+/* After a change of the model's parameters, before the next prediction: recomputes what is derived from them, the
+ * embedded timesteps. The policy has its own stream, so the stream that changed the parameters must have been
+ * synchronised. */
 HV_NODISCARD hv_status hv_policy_refresh(hv_policy *policy);
 
-/* What one step of a prediction must do and read, for a prompt of max_prompt tokens. */
+/* The work of one step of a prediction, and the weights that it reads, for a prompt of max_prompt tokens. */
 typedef struct hv_policy_work {
   double matrix_flops, weight_bytes;
 } hv_policy_work;

@@ -37,7 +37,7 @@ void hv_policy_project_images(hv_policy *policy) {
           hv_tensor_rows(policy->rows_a, 1, policy->features.rows));
 }
 
-/* The rest of the prefix: words and the state. */
+/* Embeds the rest of the prefix: text tokens and the state. */
 static void embed_prefix(hv_policy *policy, const hv_pass *pass) {
   hv_model_parts *parts = policy->parts;
   const hv_config *config = &parts->config;

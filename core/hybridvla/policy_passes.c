@@ -49,14 +49,14 @@ int32_t hv_passes_make(const hv_branch_shape *shape, int32_t stages, int32_t tok
   return used;
 }
 
-/* Where the next rows of the pass being filled go. */
+/* Write positions in the tables of the pass that is being filled. */
 typedef struct cursor {
   int32_t *positions, *cache_rows, *query_rows, *query_positions;
   hv_segment *segments, *out_segments;
   int32_t row, out_row;
 } cursor;
 
-/* `count` rows at positions and cache rows one behind the other. */
+/* Adds `count` rows with consecutive positions and cache rows. */
 static void put_rows(cursor *at, int32_t count, int32_t position, int32_t cache_row) {
   for (int32_t i = 0; i < count; i++) {
     at->positions[at->row + i] = position + i;
@@ -65,7 +65,7 @@ static void put_rows(cursor *at, int32_t count, int32_t position, int32_t cache_
   at->row += count;
 }
 
-/* `count` rows that end a branch of `own_rows` rows in the cache, the last `out` of which leave the pass. */
+/* Adds the last `count` rows of a branch that then has `own_rows` cache rows; the last `out` of them leave the pass. */
 static void put_branch(cursor *at, int32_t prefix_rows, int32_t cache_start, int32_t own_rows, int32_t count,
                        int32_t out) {
   int32_t first = own_rows - count;

@@ -38,7 +38,7 @@ static hv_status check_inputs(const hv_policy *policy, const hv_observation *obs
   return HV_OK;
 }
 
-/* Copies what was observed and given into the host block, and works out the tables. */
+/* Copies the observation and given draws into the host block, and fills the passes' tables. */
 static hv_given_draws fill_block(hv_policy *policy, const hv_observation *observation, const hv_policy_draws *draws) {
   const hv_config *config = &policy->parts->config;
   const hv_policy_block *at = &policy->at;
@@ -169,7 +169,7 @@ static hv_status queue_piece(hv_policy *policy, hv_policy_piece piece, hv_given_
   }
 }
 
-/* Where the second tower has a stream of its own: it waits for the inputs, and the passes wait for it. */
+/* If the second tower has a stream of its own, it waits for the inputs, and the passes wait for it. */
 static void wait_for_other_stream(hv_policy *policy, hv_policy_piece piece) {
   if (!policy->side) return;
   if (piece == HV_PIECE_SECOND_TOWER) hv_event_wait(policy->side, policy->inputs_ready);
@@ -204,7 +204,7 @@ void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry) {
   *entry = (hv_policy_recording){0};
 }
 
-/* What is shared among ranks comes by events of another stream, which have no place in a recording. */
+/* Sharded parameters are gathered on another stream, and the events that order it cannot be recorded. */
 bool hv_policy_may_record(const hv_policy *policy) {
   return hv_device_records(policy->parts->device) && !policy->options.timing &&
          hv_params_sharding(policy->parts->params) == HV_SHARD_NOTHING &&
@@ -216,7 +216,7 @@ static bool same_draws(hv_given_draws a, hv_given_draws b) {
          a.step_noise == b.step_noise;
 }
 
-/* The entry of predictions like this one; a new one where there was none. */
+/* The entry for predictions of this kind; a new one, in place of the least recently used, if there is none. */
 static hv_policy_recording *find_recording(hv_policy *policy, int32_t prompt_count, hv_given_draws given) {
   hv_policy_recording *oldest = &policy->recordings[0];
   for (int i = 0; i < HV_POLICY_RECORDINGS; i++) {
@@ -253,7 +253,7 @@ static hv_status record(hv_policy *policy, hv_policy_recording *entry, hv_policy
   return HV_OK;
 }
 
-/* A recording that the device loses costs speed, not the prediction. */
+/* If recording fails on the device, the prediction runs call by call. */
 static hv_status record_if_possible(hv_policy *policy, hv_policy_recording *entry, hv_policy_result *out) {
   hv_status status = record(policy, entry, out);
   if (!status) policy->lost_recordings = 0;
@@ -286,8 +286,8 @@ hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws 
   return wait_for_prediction(policy);
 }
 
-/* Runs a prediction for the algorithms alone: a product that is measured runs many times, and what it adds to is wrong
- * then. Overwrites what the block had given. *measured: whether anything was. */
+/* Runs a prediction only to measure algorithms: a measured product runs many times, so sums come out wrong. It
+ * overwrites inputs in the block. *measured: whether anything was measured. */
 static hv_status measure_algorithms(hv_policy *policy, int32_t prompt_count, hv_given_draws given, bool *measured) {
   hv_device *device = policy->parts->device;
   *measured =

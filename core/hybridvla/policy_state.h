@@ -8,12 +8,12 @@
 #include "core/hybridvla/policy_passes.h"
 #include "core/hybridvla/schedule.h"
 
-/* Everything the host gives or gets lies in one block, on the host and at the same offsets on the device: one copy
- * takes it there. Offsets in bytes. */
+/* All inputs and results of a prediction lie in one block on the host, and in a copy at the same byte offsets on the
+ * device: one upload takes all inputs there. */
 typedef struct hv_policy_block {
   size_t images, state, text_ids, text_rows, markers, ar_noise, ar_timestep, step_noise, seed_step, sample;
   size_t all_timesteps, coefficients, tables;
-  size_t x, ids, probabilities; /* the results: the last ones */
+  size_t x, ids, probabilities; /* the results, which come last, so that one download brings them */
   size_t bytes;
 } hv_policy_block;
 
@@ -22,14 +22,14 @@ typedef struct hv_given_draws {
   bool noise, ar_noise, ar_timestep, step_noise;
 } hv_given_draws;
 
-/* What a prediction consists of, in this order. Where the device records and there are two towers, the second runs on a
- * stream of its own beside the first, for one tower's kernels of one prediction leave most of a card idle. Events order
- * the two streams; they stand between the pieces, for no recording holds them. */
+/* The pieces of a prediction, in order. Where predictions are recorded and there are two towers, the second runs on a
+ * stream of its own beside the first, since one tower's kernels leave most of a card idle. The events that order the
+ * two streams lie between pieces, since a recording cannot hold them. */
 typedef enum hv_policy_piece {
   HV_PIECE_INPUTS,
   HV_PIECE_SECOND_TOWER,
   HV_PIECE_FIRST_TOWER,
-  HV_PIECE_PASSES, /* the projector, too */
+  HV_PIECE_PASSES, /* and the projector before them */
   HV_POLICY_PIECES
 } hv_policy_piece;
 
@@ -39,19 +39,19 @@ typedef struct hv_policy_recording {
   int32_t prompt_count; /* 0: the entry is free */
   hv_given_draws given;
   hv_recording *pieces[HV_POLICY_PIECES];
-  bool recorded; /* false: one prediction has been made, without */
+  bool recorded; /* false: there has been one prediction, not recorded */
   int64_t last_use;
 } hv_policy_recording;
 
 enum {
-  HV_POLICY_RECORDINGS = 8,     /* kept; the one not used for longest makes room */
-  HV_POLICY_LOST_RECORDINGS = 3 /* one after the other: then no more are tried */
+  HV_POLICY_RECORDINGS = 8,     /* kept at most; the least recently used is replaced */
+  HV_POLICY_LOST_RECORDINGS = 3 /* failures in a row after which no more recordings are tried */
 };
 
 struct hv_policy {
   hv_model_parts *parts;
   hv_policy_options options;
-  bool planning; /* on a plan device: nothing is computed, work is counted */
+  bool planning; /* on a plan device, which computes nothing and counts work */
   hv_stream *stream;
   hv_stream *side;                      /* the second tower's; NULL: `stream` */
   hv_event *inputs_ready, *tower_ready; /* of `stream` and of `side`, where there is one */
@@ -72,13 +72,13 @@ struct hv_policy {
   hv_kv_cache_layer *cache; /* [num_hidden_layers] */
   hv_tensor timestep_table; /* T [diffusion_steps, D]: every timestep embedded */
   hv_tensor x_cast;         /* T [H, A]: x as the network reads it */
-  hv_tensor features;       /* T [image rows, vision width]: what the towers see */
-  hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: what enters and leaves a layer */
-  hv_tensor token_states;   /* T [H A, D]: what each action token was chosen from */
+  hv_tensor features;       /* T [image rows, vision width]: the towers' output */
+  hv_tensor rows_a, rows_b; /* T [rows of the largest pass, D]: a layer's input and output, by turns */
+  hv_tensor token_states;   /* T [H A, D]: the hidden state from which each action token was chosen */
 
-  bool *met; /* [max_prompt + 1]: there was a prediction for a prompt of so many tokens */
+  bool *met; /* [max_prompt + 1]: whether there was a prediction with so many prompt tokens */
   hv_policy_recording recordings[HV_POLICY_RECORDINGS];
-  int32_t lost_recordings; /* since the last that was made */
+  int32_t lost_recordings; /* failed recordings in a row */
   int64_t predictions;     /* so far */
 };
 
@@ -90,7 +90,7 @@ static inline int32_t hv_policy_prefix_rows(const hv_config *config, int32_t pro
   return prompt + hv_policy_image_rows(config) + 1 + (config->state_dim ? 1 : 0);
 }
 
-/* Something in the block, as the device sees it. */
+/* A view into the device's copy of the block. */
 static inline hv_tensor hv_policy_in_block(const hv_policy *policy, size_t offset, hv_dtype dtype, int64_t rows,
                                            int64_t cols) {
   return hv_tensor_make((char *)policy->block.data + offset, dtype, rows, cols);
@@ -109,17 +109,18 @@ static inline hv_tensor hv_policy_action(const hv_policy *policy, size_t offset)
 HV_NODISCARD hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws given,
                                      hv_policy_result *out);
 
-/* Whether predictions are recorded once they repeat. */
+/* Whether repeated predictions are recorded. */
 bool hv_policy_may_record(const hv_policy *policy);
 void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry);
 
-/* Pictures to one tower's columns of the features. */
+/* Runs one tower: images to its columns of `features`. */
 void hv_policy_run_tower(hv_policy *policy, int32_t tower, hv_arena *scratch, hv_stream *stream);
 
-/* Features to image tokens, in their rows of the first pass. */
+/* Runs the projector: features to image tokens, in their rows of the first pass. */
 void hv_policy_project_images(hv_policy *policy);
 
-/* One pass: its rows embedded, all layers, the heads, one step of the sampler and one action token. */
+/* Runs one pass: embeds its rows, runs all layers and the heads, and does a step of the sampler, chooses an action
+ * token, or both. */
 void hv_policy_run_pass(hv_policy *policy, const hv_pass *pass);
 
 /* Fills timestep_table; the block's constants are on the device. */

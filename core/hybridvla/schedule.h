@@ -17,10 +17,10 @@ typedef struct hv_sampler_stage {
   double x_factor, eps_factor, noise_factor;
 } hv_sampler_stage;
 
-/* DDIM with n of `steps` timesteps, in the order they run; `out` has room for n. HV_ERR_INPUT lists the neighbouring
- * counts where no stride gives exactly n. */
+/* DDIM with n of `steps` timesteps at a fixed stride, in the order in which they run; `out` has room for n. n = 1 takes
+ * timestep steps / 2. HV_ERR_INPUT if no stride gives exactly n; the message lists the nearest counts that work. */
 HV_NODISCARD hv_status hv_schedule_ddim(int32_t steps, int32_t n, hv_sampler_stage *out);
-HV_NODISCARD hv_status hv_schedule_check_ddim(int32_t steps, int32_t n); /* the errors of the former alone */
+HV_NODISCARD hv_status hv_schedule_check_ddim(int32_t steps, int32_t n); /* only its errors */
 
 /* All steps of DDPM sampling with the fixed small variance, no noise at t = 0; `out` has room for `steps`. */
 void hv_schedule_ddpm(int32_t steps, hv_sampler_stage *out);

@@ -31,8 +31,8 @@ struct hv_sequence {
   hv_sequence_counts counts;
   hv_sequence_tables tables;
   char *host, *memory;
-  hv_event *uploaded; /* the host's half is on the device */
-  hv_event *read;     /* the device needs its half no more */
+  hv_event *uploaded; /* recorded when the upload has finished */
+  hv_event *read;     /* recorded when the device no longer needs its copy */
   hv_trace *trace;    /* not owned; NULL: none */
   size_t bytes;
   int32_t *id_count; /* [vocabulary + 1]: scratch of the sort by token id */
@@ -79,7 +79,8 @@ hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequenc
   return counts;
 }
 
-/* Lays a table of [rows, cols] at the end of the block; its tensor gets its address once the block is there. */
+/* Adds a table [rows, cols] to the end of the block. Its tensor holds offset + 1 until place_tables gives it an
+ * address. */
 static void lay(hv_sequence *sequence, hv_tensor *table, hv_dtype dtype, int64_t rows, int64_t cols) {
   *table = hv_tensor_make((void *)(uintptr_t)(sequence->bytes + 1), dtype, rows, cols);
   size_t bytes = (size_t)(rows * cols) * hv_dtype_size(dtype);
@@ -132,7 +133,7 @@ static void place_tables(hv_sequence *sequence) {
   }
 }
 
-/* The host twin of a table. */
+/* Address of a table in the host block. */
 static void *host_of(const hv_sequence *sequence, hv_tensor table) {
   return sequence->host + ((char *)table.data - sequence->memory);
 }
@@ -286,7 +287,7 @@ static hv_status check_batch(const hv_sequence *sequence, const hv_batch *batch)
   return HV_OK;
 }
 
-/* Where the next token goes, and the host tables that are filled on the way. */
+/* Counters of what has been placed so far, and the host tables that are filled. */
 typedef struct builder {
   const hv_sequence *sequence;
   const hv_batch *batch;
@@ -341,7 +342,7 @@ static void add_prefix(builder *b, int32_t prompt) {
   if (config->state_dim > 0) b->state_rows[b->sample] = next_row(b);
 }
 
-/* A token of the vocabulary head's part of a branch; with `label` >= 0 it predicts that token. */
+/* Adds a token of a branch's autoregressive part; `label` is the token that it must predict, −1: none. */
 static void add_branch_text(builder *b, int32_t id, int32_t label) {
   if (label >= 0) {
     b->label_rows[b->label] = b->branch_row + (b->row - b->segments[b->segment].own_start);
@@ -418,7 +419,7 @@ static void add_sample(builder *b, int32_t prompt) {
   b->sample++;
 }
 
-/* Token rows in the order of their token's id, for a gradient that is summed in a fixed order. */
+/* Sorts the text rows by token id, so that the embedding's gradient is summed in a fixed order. */
 static void sort_text(hv_sequence *sequence) {
   const hv_sequence_tables *t = &sequence->tables;
   int32_t *count = sequence->id_count, vocabulary = sequence->config.llm.vocab_size;
@@ -461,7 +462,7 @@ void hv_batch_count(const hv_config *config, const hv_batch *batch, int32_t bran
                 : 0;
 }
 
-/* Everything of the batch that is values, not structure. */
+/* Copies the batch's values (images, state, actions, draws) and sets divisors and mask. */
 static void copy_values(hv_sequence *sequence, const hv_batch *batch, uint64_t seed, uint64_t step) {
   const hv_config *config = &sequence->config;
   const hv_sequence_tables *t = &sequence->tables;

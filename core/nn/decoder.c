@@ -46,7 +46,7 @@ void hv_decoder_layer_declare(const hv_llm_config *llm, hv_params *params, int32
   out->down = hv_params_declare(params, &specs[DOWN]);
 }
 
-/* Norms and SwiGLU outputs: little work to make again. */
+/* Norms and SwiGLU outputs: cheap to recompute. */
 static void take_cheap(const hv_llm_config *llm, hv_arena *arena, hv_dtype dtype, int64_t n, int64_t m,
                        hv_decoder_saved *out) {
   int64_t hidden = llm->hidden_size;
@@ -115,7 +115,7 @@ static void gather(hv_tensor src, hv_tensor rows, hv_tensor dst, hv_stream *stre
   hv_gather_rows(stream, &(hv_gather_rows_args){.src = src, .src_rows = rows, .dst = dst, .count = dst.rows});
 }
 
-/* What the rows that leave the layer had when they entered. */
+/* Copies norm1 and x of the rows that leave the layer. */
 static void gather_queries(const hv_decoder_rows *rows, hv_tensor x, const hv_decoder_saved *saved, hv_stream *stream) {
   gather(saved->norm1, rows->query_rows, saved->query_norm, stream);
   gather(x, rows->query_rows, saved->query_x, stream);
@@ -131,7 +131,7 @@ static void norm(const hv_llm_config *llm, const hv_params *params, hv_param_id 
                                   .stats = stats});
 }
 
-/* Queries, keys and values, rotated and in their places: keys and values in the cache if there is one. */
+/* Computes q, k and v and rotates q and k; with a cache, writes k and v into it. */
 static void project_qkv(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
                         const hv_decoder_rows *rows, const hv_kv_cache_layer *cache, hv_tensor x,
                         const hv_decoder_saved *saved, hv_stream *stream) {
@@ -220,8 +220,8 @@ void hv_decoder_layer_forward(const hv_llm_config *llm, const hv_decoder_layer *
   hv_params_done(params, layer->group, stream);
 }
 
-/* Fills what hv_decoder_take_rest took, from x and from what was kept, but for the product of SwiGLU, which comes with
- * its gradient. */
+/* Recomputes the tensors of hv_decoder_take_rest from x and the kept ones, except `hidden`, SwiGLU's output:
+ * hv_swiglu_backward recomputes that. */
 static void make_again(const hv_llm_config *llm, const hv_decoder_layer *layer, hv_params *params,
                        const hv_decoder_rows *rows, hv_tensor x, hv_recompute recompute, const hv_decoder_saved *saved,
                        hv_stream *stream) {
@@ -237,8 +237,8 @@ static void make_again(const hv_llm_config *llm, const hv_decoder_layer *layer, 
   hv_params_done(params, layer->group, stream);
 }
 
-/* dsum [m, D] from dy: the SwiGLU half of the layer. Where `hidden` was not kept, its gradient lies in its place until
- * SwiGLU's backward pass, which reads all that hidden is made of, puts it there. */
+/* The SwiGLU half of the layer: dsum [m, D] from dy. If `hidden` was not kept, its memory first holds its gradient,
+ * which hv_swiglu_backward then replaces by the recomputed `hidden`. */
 static void mlp_backward(const hv_decoder_layer *layer, hv_params *params, hv_recompute recompute,
                          const hv_decoder_saved *saved, hv_tensor dy, hv_tensor dsum, hv_arena *arena,
                          hv_stream *stream) {

@@ -1,4 +1,4 @@
-/* The parameter gradients of a linear layer, where they are wanted. */
+/* The parameter gradients of a linear layer, as far as its parameters are trainable. */
 #ifndef HV_NN_LINEAR_H
 #define HV_NN_LINEAR_H
 
@@ -6,8 +6,8 @@
 #include "core/tensor/ops.h"
 
 /* Adds dyᵀ x to the gradient of `stacked` weights that begin at `weight`, and the column sums of dy to that of `bias`
- * (negative: none). What is frozen is left out. The first product of a step sets the gradient instead: zeros would cost
- * a write and a read of it. */
+ * (negative: none). Frozen parameters are left out. The first product of a step sets the weight's gradient instead of
+ * adding to it, which saves writing and reading zeros. */
 static inline void hv_param_linear_gradients(hv_params *params, hv_param_id weight, int stacked, hv_param_id bias,
                                              hv_tensor dy, hv_tensor x, hv_stream *stream) {
   hv_tensor dweight = hv_param_stacked_gradient(params, weight, stacked);

@@ -16,18 +16,18 @@ typedef struct hv_mlp {
   hv_param_id weight[HV_MLP_MAX_LAYERS], bias[HV_MLP_MAX_LAYERS];
 } hv_mlp;
 
-/* Hidden activations of one forward call; the input is the caller's. */
+/* Hidden activations of one forward call; the caller keeps the input itself. */
 typedef struct hv_mlp_saved {
   hv_tensor pre[HV_MLP_MAX_LAYERS - 1];    /* [n, widths[i + 1]] before the activation */
   hv_tensor hidden[HV_MLP_MAX_LAYERS - 1]; /* [n, widths[i + 1]] after it */
 } hv_mlp_saved;
 
-/* Declares "<prefix>.<names[i]>.weight" and ".bias" for each layer in the store's current group, of the layers and
- * widths that *mlp has. */
+/* Declares "<prefix>.<names[i]>.weight" and ".bias" of each layer in the store's current group; `layers` and `widths`
+ * of *mlp are set before. */
 void hv_mlp_declare(hv_mlp *mlp, hv_params *params, const char *prefix, const char *const names[],
                     const hv_init weight_init[]);
 
-/* `training` adds the pre-activations. */
+/* Takes the tensors of *saved from the arena; `pre` only with `training`. */
 void hv_mlp_take_saved(const hv_mlp *mlp, hv_arena *arena, hv_dtype dtype, int64_t n, bool training,
                        hv_mlp_saved *saved);
 
@@ -35,7 +35,7 @@ void hv_mlp_take_saved(const hv_mlp *mlp, hv_arena *arena, hv_dtype dtype, int64
 void hv_mlp_forward(const hv_mlp *mlp, const hv_params *params, hv_tensor x, hv_mlp_saved *saved, hv_tensor y,
                     hv_stream *stream);
 
-/* Parameter gradients are added; dx [n, widths[0]] is optional. Scratch is taken from the arena and given back. */
+/* Adds parameter gradients; dx [n, widths[0]] is optional. Scratch is taken from the arena and released. */
 void hv_mlp_backward(const hv_mlp *mlp, hv_params *params, hv_tensor x, const hv_mlp_saved *saved, hv_tensor dy,
                      hv_tensor dx, hv_arena *arena, hv_stream *stream);
 

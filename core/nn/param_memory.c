@@ -11,7 +11,7 @@ hv_status hv_params_allocate_zeroed(hv_params *params, hv_memory_kind kind, int6
   return hv_stream_synchronize(params->stream);
 }
 
-/* The slot is the store's, whoever asks. */
+/* Returns a mutable slot of a const array: the slots belong to the store. */
 static hv_group_slot *slot_of(const hv_group_slot *slots, int count, hv_group_id group) {
   for (int i = 0; i < count; i++) {
     if (slots[i].memory && slots[i].group == group) return (hv_group_slot *)(uintptr_t)&slots[i];
@@ -35,7 +35,7 @@ char *hv_group_kept_gradients(const hv_params *params, hv_group_id group) {
   return params->gradients + (size_t)params->groups[group].gradient_start * hv_dtype_size(params->gradient_dtype);
 }
 
-/* Where a whole group lies; NULL while it is not there. */
+/* Address of a whole group; NULL while no slot holds it. */
 static char *value_memory(const hv_params *params, hv_group_id group) {
   if (!hv_shards_values(params)) return hv_group_kept_values(params, group);
   const hv_group_slot *slot = hv_group_value_slot(params, group);
@@ -48,7 +48,7 @@ static char *gradient_memory(const hv_params *params, hv_group_id group) {
   return slot ? slot->memory : NULL;
 }
 
-/* A view into a group, absent while the group is not there. */
+/* A view into a group, absent while no slot holds the group. */
 static hv_tensor view(char *group, hv_dtype dtype, int64_t start, int64_t rows, int64_t cols) {
   if (!group) return (hv_tensor){0};
   return hv_tensor_make(group + (size_t)start * hv_dtype_size(dtype), dtype, rows, cols);
@@ -105,7 +105,7 @@ static void zero(hv_tensor row, int64_t first, int64_t end, hv_stream *stream) {
 void hv_group_zero_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
   const hv_group_state *state = &params->groups[group];
   hv_tensor gradients = hv_group_gradients(params, group);
-  int64_t end = 0; /* of what is zeroed or blank so far */
+  int64_t end = 0; /* end of what is zeroed or blank so far */
   if (!hv_present(gradients)) return;
   for (hv_param_id i = state->info.first; i < state->info.end; i++) {
     const hv_param *param = &params->params[i];

@@ -186,7 +186,7 @@ static int compare_names(const void *a, const void *b) {
   return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* Sorted, so that a deep model is no matter of each name beside each other. */
+/* Compares neighbours after sorting: comparing all pairs would be slow for a deep model. */
 static hv_status check_names(const hv_params *params) {
   const char **names = malloc(((size_t)params->count + 1) * sizeof *names);
   if (!names) return hv_error_memory("the parameters' names");
@@ -275,7 +275,7 @@ int64_t hv_params_total(const hv_params *params) {
 void hv_params_zero_gradients(hv_params *params, hv_stream *stream) {
   if (!params->gradients) return;
   hv_shards_finish_sums(params, stream);
-  if (hv_shards_gradients(params)) { /* shares of sums, to which sums are added */
+  if (hv_shards_gradients(params)) { /* the kept shares, to which sums are added */
     hv_tensor all = hv_tensor_make(params->gradients, params->gradient_dtype, 1, params->gradient_elements);
     hv_fill(stream, &(hv_fill_args){.dst = all});
     return;
@@ -289,7 +289,7 @@ static uint64_t name_hash(const char *name) {
   return hash;
 }
 
-/* Four at a time, as they are drawn. */
+/* Four at a time, since one Philox block gives four normals. */
 static void initial_normals(uint64_t seed, uint64_t stream, int64_t count, float *values) {
 #pragma omp parallel for schedule(static)
   for (int64_t quad = 0; quad < (count + 3) / 4; quad++) {
@@ -324,7 +324,7 @@ void hv_param_initial(const hv_params *params, hv_param_id id, uint64_t seed, fl
   }
 }
 
-/* Room for the values of any parameter; NULL without memory. */
+/* A buffer that fits the values of any parameter; NULL without memory. */
 static float *room_for_any(const hv_params *params) {
   int64_t largest = 1;
   for (int32_t i = 0; i < params->count; i++) {
@@ -347,7 +347,7 @@ done:
   return status;
 }
 
-/* Copies a parameter-shaped run between the host (in `host_dtype`) and a device view. */
+/* Copies a device view to the host, converted to `host_dtype`. */
 static hv_status copy_to_host(hv_tensor view_of, hv_dtype host_dtype, void *values, hv_stream *stream) {
   int64_t count = hv_tensor_count(view_of);
   size_t bytes = (size_t)count * hv_dtype_size(view_of.dtype);
@@ -364,7 +364,7 @@ static hv_status copy_to_host(hv_tensor view_of, hv_dtype host_dtype, void *valu
   return status;
 }
 
-/* Elements [first, end) of the parameter that are kept on this rank, and where the first of them lies. */
+/* Which elements [first, end) of the parameter this rank keeps; returns the address of the first. */
 static char *kept_part(const hv_params *params, const hv_param *param, int64_t *first, int64_t *end) {
   const hv_group_state *group = &params->groups[param->group];
   int64_t kept = hv_kept_count(params, group, hv_shards_values(params));
@@ -405,7 +405,7 @@ hv_status hv_param_write(hv_params *params, hv_param_id id, hv_dtype dtype, cons
 }
 
 hv_status hv_param_read(const hv_params *params, hv_param_id id, hv_dtype dtype, void *values, hv_stream *stream) {
-  /* Fetching a group changes what the slots hold, nothing that a reader could see. */
+  /* The cast is safe: fetching a group changes the slots, nothing that a caller can see. */
   if (hv_shards_values(params)) hv_shards_fetch((hv_params *)(uintptr_t)params, params->params[id].group, stream);
   if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);
   HV_TRY(copy_to_host(hv_param_value(params, id), dtype, values, stream));

@@ -6,7 +6,7 @@
 #include "core/tensor/nan_watch.h"
 #include "core/tensor/ops.h"
 
-/* Of one pass: forward and backward, and once more where a layer is computed again. */
+/* At most, in one pass: forward, recomputation, backward, and one to spare. */
 enum { USES_OF_A_GROUP = 4 };
 
 hv_status hv_params_distribute(hv_params *params, hv_comm *comm, hv_sharding sharding) {
@@ -79,11 +79,12 @@ hv_status hv_shards_allocate_gradients(hv_params *params) {
   return HV_OK;
 }
 
-/* The last step's values may still be on their way, or those of a group that is next. Every rank made these calls. */
+/* Waits for collectives under way: all-gathers of updated or prefetched values. All ranks made these calls, so they
+ * will end. */
 static void finish_calls(hv_params *params) {
   if (!params->comm) return;
   hv_comm_wait(params->comm, hv_comm_last(params->comm), params->stream);
-  hv_status_free(hv_stream_synchronize(params->stream)); /* what failed, the communicator tells */
+  hv_status_free(hv_stream_synchronize(params->stream)); /* the communicator keeps the error */
 }
 
 void hv_shards_release(hv_params *params) {
@@ -113,7 +114,7 @@ hv_status hv_params_order_status(const hv_params *params) {
                   params->breach);
 }
 
-/* The slot that was idle for longest; NULL where all are in use. */
+/* The slot that has been idle longest; NULL if all are in use. */
 static hv_group_slot *idle_slot(hv_params *params, hv_group_slot *slots, int count) {
   hv_group_slot *oldest = NULL;
   for (int i = 0; i < count; i++) {
@@ -123,8 +124,8 @@ static hv_group_slot *idle_slot(hv_params *params, hv_group_slot *slots, int cou
   return oldest;
 }
 
-/* A slot that holds the group's values, or will when its ticket is over; NULL where all are in use. What the slot held
- * before is no longer needed once the stream has done what it holds now. */
+/* A slot that holds the group's values, or will once its ticket is done; NULL if all slots are in use. The all-gather
+ * starts after the work now on the stream, so that the last readers of the slot have finished. */
 static hv_group_slot *start_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_slot *slot = hv_group_value_slot(params, group);
   if (!slot) {
@@ -157,7 +158,7 @@ void hv_shards_forget(hv_params *params) {
   for (int i = 0; i < HV_VALUE_SLOTS; i++) params->value_slots[i].group = -1;
 }
 
-/* Adds this rank's share of the sum to what it has from earlier passes, and forgets the rest. */
+/* Adds this rank's share of the sum to the share kept from earlier passes, and frees the slot. */
 static void keep_sum(hv_params *params, hv_group_slot *slot, hv_stream *stream) {
   if (!slot->ticket) return;
   hv_tensor kept = hv_group_owned(params, slot->group).gradients;
@@ -168,7 +169,7 @@ static void keep_sum(hv_params *params, hv_group_slot *slot, hv_stream *stream) 
   hv_residual_add(stream, &(hv_residual_add_args){.x = kept, .delta = sum, .y = kept});
 }
 
-/* A slot whose gradients are zeroed, or the one that was lent before in this pass. */
+/* Gives the group a slot with zeroed gradients, unless it has one in this pass already. */
 static void lend_gradients(hv_params *params, hv_group_id group, hv_stream *stream) {
   hv_group_slot *slot = hv_group_gradient_slot(params, group);
   if (!slot) slot = idle_slot(params, params->gradient_slots, HV_GRADIENT_SLOTS);
@@ -252,7 +253,7 @@ void hv_shards_finish_sums(hv_params *params, hv_stream *stream) {
 void hv_params_end_passes(hv_params *params, hv_stream *stream) {
   hv_use_order_end(&params->order);
   hv_shards_finish_sums(params, stream);
-  if (!hv_shards_gradients(params)) { /* of groups that the passes left out */
+  if (!hv_shards_gradients(params)) { /* blank gradients of groups that no pass used */
     for (hv_group_id g = 0; g < params->group_count; g++) hv_group_fill_blank(params, g, stream);
   }
   if (params->comm) hv_comm_wait(params->comm, hv_comm_last(params->comm), stream);

@@ -7,7 +7,7 @@
 
 #include "core/nn/linear.h"
 
-/* Tokens and positions: [1, rows, width] */
+/* Declares tokens or position embeddings, [1, rows, width]. */
 static hv_param_id declare_rows(hv_params *params, const char *prefix, const char *name, int64_t rows, int64_t width) {
   return hv_params_declare(params,
                            &(hv_param_spec){.prefix = prefix, .name = name, .shape = {1, rows, width}, .decay = true});
@@ -273,8 +273,8 @@ void hv_vit_forward(const hv_vit *vit, hv_params *params, hv_tensor images, cons
   if (!training) hv_arena_release(arena, mark);
 }
 
-/* The block's second half: from dy dsum [tokens, width], the gradient of the sum between the halves, which may be dy;
- * and dproj, that of attention's projection (dsum itself without LayerScale). */
+/* Backward pass of the block's MLP half, from dy: dsum [tokens, width], the gradient of the sum between the halves, may
+ * be dy; dproj, the gradient of attention's projection, is dsum itself without LayerScale. */
 static void mlp_backward(const hv_vit *vit, const hv_vit_block *block, hv_params *params,
                          const hv_vit_block_saved *saved, hv_tensor dy, hv_tensor dsum, hv_tensor dproj,
                          hv_arena *arena, hv_stream *stream) {
@@ -418,7 +418,8 @@ static void embed_backward(const hv_vit *vit, hv_params *params, int64_t images,
   hv_params_done(params, vit->group, stream);
 }
 
-/* How many of the blocks, counted from the first, the gradient need not reach: -1 where the tokens are trained too. */
+/* The first block that the backward pass must reach: num_blocks if none, -1 if it must reach the embeddings in front of
+ * the blocks too. */
 static int32_t first_trained_block(const hv_vit *vit, const hv_params *params) {
   if (hv_params_group(params, vit->group)->trainable) return -1;
   int32_t i = 0;

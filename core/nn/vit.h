@@ -8,7 +8,7 @@
 #include "core/tensor/arena.h"
 #include "core/tensor/ops.h"
 
-enum { HV_PREFIX_SIZE = 128 /* of a tower's parameter prefix, with its NUL */ };
+enum { HV_PREFIX_SIZE = 128 /* bytes of a tower's parameter prefix, with its NUL */ };
 
 typedef struct hv_vision_config {
   char prefix[HV_PREFIX_SIZE]; /* of the parameter names, without the last dot */
@@ -18,7 +18,8 @@ typedef struct hv_vision_config {
   int32_t register_tokens;
   hv_activation activation; /* HV_ACT_GELU, HV_ACT_GELU_TANH or HV_ACT_QUICK_GELU */
   double image_mean[3], image_std[3];
-  /* Not in config.json, known from the file: a patch bias, a position row for the class token. */
+  /* Not in config.json, told by the tensors in the file: is there a patch bias, and a position row for the class token?
+   */
   bool patch_bias, class_position;
 } hv_vision_config;
 
@@ -30,13 +31,14 @@ typedef struct hv_vit_block {
 
 typedef struct hv_vit {
   hv_vision_config config;
-  hv_group_id group; /* of the tokens */
+  hv_group_id group; /* of patch embedding, tokens and positions */
   hv_param_id patch_weight, patch_bias, cls_token, reg_token, pos_embed, norm_pre_weight, norm_pre_bias;
   int32_t num_blocks; /* that run: depth − 1 */
   hv_vit_block *blocks;
 } hv_vit;
 
-/* Activations of one block, [tokens, ·]: all of them scratch where the tower is frozen. */
+/* Activations of one block, [tokens, ·]; without a backward pass through the towers, all blocks share one set as
+ * scratch. */
 typedef struct hv_vit_block_saved {
   hv_tensor x, norm1, stats1, qkv, attention, lse, proj, sum, norm2, stats2, pre, hidden, fc2;
 } hv_vit_block_saved;
@@ -48,8 +50,8 @@ typedef struct hv_vit_saved {
   hv_vit_block_saved *blocks; /* [num_blocks], owned */
 } hv_vit_saved;
 
-/* Whether `name` is of a tensor that published checkpoints carry along and no feature depends on: of the tower's last
- * block, its last norm or its pooling. */
+/* Whether `name` is a tensor of published checkpoints on which no feature depends: of the tower's last block, its final
+ * norm or its pooling. */
 bool hv_vision_is_unused(const hv_vision_config *config, const char *name);
 
 /* Declares the tower's parameters. HV_ERR_MEMORY. */
@@ -67,10 +69,10 @@ static inline int64_t hv_vit_tokens(const hv_vit *vit) {
   return hv_vit_patches(vit) + (vit->config.class_token ? 1 : 0) + vit->config.register_tokens;
 }
 
-/* What attention needs to know of `images` images: segments and key groups on the host, [images] of each. */
+/* Fills the attention tables of `images` images on the host: segments [images] and key groups [images]. */
 void hv_vit_segments(const hv_vit *vit, int64_t images, hv_segment *segments, hv_key_group *groups);
 
-/* The same on the device, with where the patches lie. */
+/* The same on the device, and the token rows of the patches. */
 typedef struct hv_vit_tables {
   hv_tensor segments;   /* I32 [images, 6] */
   hv_tensor key_groups; /* I32 [images, 4]; absent in a forward pass alone */
@@ -78,7 +80,7 @@ typedef struct hv_vit_tables {
 } hv_vit_tables;
 
 /* features [images P, width] (a column slice is fine) from images U8 [images, S S 3]. With `saved`, activations stay in
- * the arena for the backward pass; without it, everything taken is given back. */
+ * the arena for the backward pass; without, everything taken is released. */
 void hv_vit_forward(const hv_vit *vit, hv_params *params, hv_tensor images, const hv_vit_tables *tables,
                     hv_tensor features, hv_vit_saved *saved, hv_arena *arena, hv_stream *stream);
 
