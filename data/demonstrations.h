@@ -1,8 +1,8 @@
-/* Demonstrations as training wants them: the episodes of one or more files, of one split, with their actions and state
- * in memory and their frames within reach.
+/* Demonstrations for training: the episodes of one split of one or more files, with actions and state in memory, and
+ * frames read on demand.
  *
- * Opening checks everything but the pixels; the first thing that is wrong is the error: HV_ERR_INPUT with file, object,
- * found and expected. Read-only afterwards, from any thread.
+ * Opening checks everything except the pixels; the first problem is returned as HV_ERR_INPUT with file, object, what
+ * was found and what was expected. Read-only afterwards, from any thread.
  */
 #ifndef HV_DATA_DEMONSTRATIONS_H
 #define HV_DATA_DEMONSTRATIONS_H
@@ -22,16 +22,16 @@ typedef struct hv_demonstrations_options {
   const char *instruction;       /* NULL: the file's own */
   bool override_instruction;     /* `instruction` also where the file has one */
   bool need_instruction;         /* an episode without any, or with a blank one, is an error */
-  const int32_t *action_columns; /* of the file's actions, those that are wanted, in this order; */
+  const int32_t *action_columns; /* which of the file's action dimensions, in this order; */
   int32_t num_action_columns;    /* 0: all of them */
-  int32_t action_dim, state_dim; /* the model's widths, which this must amount to; −1: whatever the file has */
+  int32_t action_dim, state_dim; /* the model's widths, with which the data must agree; −1: whatever the file has */
 } hv_demonstrations_options;
 
 typedef struct hv_episode {
   const char *file;      /* its path as given */
   char *name;            /* "demo_3"; owned */
   int64_t first, frames; /* global index of its first frame; T */
-  int32_t instruction;   /* index; −1: none */
+  int32_t instruction;   /* index of hv_demonstrations_instruction; −1: none */
   hv_frames **cameras;   /* [num_cameras] */
 } hv_episode;
 
@@ -49,7 +49,7 @@ const hv_episode *hv_demonstrations_episode_of(const hv_demonstrations *demonstr
 int32_t hv_demonstrations_cameras(const hv_demonstrations *demonstrations);
 int32_t hv_demonstrations_action_dim(const hv_demonstrations *demonstrations);
 int32_t hv_demonstrations_state_dim(const hv_demonstrations *demonstrations); /* 0: no state */
-/* Which of the file's columns dimension `dim` of the actions is. */
+/* The column of the file's actions that is dimension `dim`. */
 int32_t hv_demonstrations_action_column(const hv_demonstrations *demonstrations, int32_t dim);
 const float *
 hv_demonstrations_actions(const hv_demonstrations *demonstrations);            /* [frames, action_dim], file's units */

@@ -1,5 +1,5 @@
-/* The frames of one camera in one episode, however a file stores them: what a layout hands to the loader. A layout
- * with storage of its own puts this struct first in its own. */
+/* The frames of one camera in one episode, however a file stores them: a layout returns this to the loader. A layout's
+ * own struct for it begins with this one. */
 #ifndef HV_DATA_FRAMES_H
 #define HV_DATA_FRAMES_H
 

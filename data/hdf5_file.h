@@ -2,7 +2,7 @@
  *
  * The HDF5 library is not thread-safe as distributions build it, so every call into it is made under one lock, here;
  * all functions may be called from any thread. Paths of objects are absolute ("/data/demo_0/actions"). Links to other
- * files, data stored in other files and virtual data sets are refused: a file is read as it is, alone.
+ * files, data stored in other files and virtual data sets are refused: only the file itself is read.
  */
 #ifndef HV_DATA_HDF5_FILE_H
 #define HV_DATA_HDF5_FILE_H
@@ -18,7 +18,7 @@ typedef struct hv_hdf5 hv_hdf5;
 HV_NODISCARD hv_status hv_hdf5_open(const char *path, hv_hdf5 **out);
 void hv_hdf5_close(hv_hdf5 *file); /* NULL is allowed; after everything opened from it is closed */
 const char *hv_hdf5_path(const hv_hdf5 *file);
-bool hv_hdf5_is_same(const hv_hdf5 *a, const hv_hdf5 *b); /* one file on the disk, whatever it was called */
+bool hv_hdf5_is_same(const hv_hdf5 *a, const hv_hdf5 *b); /* the same file on disk, under any paths */
 
 typedef enum hv_hdf5_kind { HV_HDF5_ABSENT, HV_HDF5_GROUP, HV_HDF5_DATASET, HV_HDF5_OTHER } hv_hdf5_kind;
 /* What lies at `object`. A dangling, cyclic or external link on the way is an error. */
@@ -27,7 +27,7 @@ HV_NODISCARD hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_k
 HV_NODISCARD hv_status hv_hdf5_children(hv_hdf5 *file, const char *group, hv_string_list *out);
 
 typedef enum hv_hdf5_class { HV_HDF5_FLOAT, HV_HDF5_INTEGER, HV_HDF5_STRING, HV_HDF5_OTHER_CLASS } hv_hdf5_class;
-enum { HV_HDF5_MAX_RANK = 8, HV_HDF5_MAX_ELEMENTS = INT32_MAX /* of an array that is read as a whole */ };
+enum { HV_HDF5_MAX_RANK = 8, HV_HDF5_MAX_ELEMENTS = INT32_MAX /* elements of an array that is read as a whole */ };
 typedef struct hv_hdf5_info {
   hv_hdf5_class type;
   size_t size; /* bytes an element */
@@ -56,11 +56,12 @@ HV_NODISCARD hv_status hv_hdf5_attribute_integer(hv_hdf5 *file, const char *obje
 
 /* The frames of a u8 data set (T, H, W, 3); any other type or shape is an error that says what was found.
  *
- * Contiguous data are read past the library, without its lock; data with one frame a chunk are inflated outside the
- * lock; data with several frames a chunk are read whole, once, and kept by the file, at most `hv_hdf5_set_cache` bytes
- * of them; what is left (parts of one frame a chunk, other filters) the library reads frame by frame. */
+ * Contiguous data are read from the file directly, without the library and its lock. Chunks of one frame each are read
+ * under the lock and inflated outside of it. Data sets with several frames in a chunk are read whole, once, and cached by
+ * the file, up to `hv_hdf5_set_cache` bytes. All others (parts of a frame in a chunk, other filters) the library reads
+ * frame by frame. */
 HV_NODISCARD hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **out);
-void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB at the start; one data set is always kept */
+void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB by default; the data set in use is always kept */
 size_t hv_hdf5_cached_bytes(hv_hdf5 *file);
 
 #endif

@@ -14,19 +14,20 @@ typedef struct hv_dataset_frames hv_dataset_frames;
 
 struct hv_hdf5 {
   char *path;
-  int fd; /* for data that are read past the library */
+  int fd; /* for data that are read without the library */
   hid_t id;
   hid_t access; /* link access: refuses links to other files */
   /* Of the global heap: */
-  hid_t reference;                  /* the type as which a string of variable length is read */
+  hid_t reference;                  /* HDF5 type for reading the reference of a variable-length string */
   size_t address_size, length_size; /* bytes of an address and of a length in the file */
-  uint64_t base;                    /* what addresses are relative to */
+  uint64_t base;                    /* base of the file's addresses */
   pthread_mutex_t cache_mutex;
-  hv_dataset_frames *newest, *oldest; /* whose pixels are kept, by last use */
+  hv_dataset_frames *newest, *oldest; /* data sets with cached pixels, by last use */
   size_t cached_bytes, cache_limit;
 };
 
-/* Every call into HDF5 lies between the two; enter also silences the library's own printing. */
+/* The library's lock: every call into HDF5 lies between enter and leave. enter also silences the library's own
+ * printing. */
 void hv_hdf5_enter(void);
 void hv_hdf5_leave(void);
 
@@ -41,12 +42,12 @@ hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *forma
 HV_NODISCARD hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out);
 HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, hid_t dataset, hv_hdf5_info *out);
 
-/* HV_ERR_INPUT where a part was never written, which the library reads as zeros. Between enter and leave. */
+/* HV_ERR_INPUT if a part of the data was never written; the library would read zeros. Between enter and leave. */
 HV_NODISCARD hv_status hv_hdf5_check_written(const hv_hdf5 *file, const char *object, hid_t dataset,
                                              const hv_hdf5_info *info);
 
-/* HV_ERR_INPUT where a chunk is stored in fewer bytes than it can be, behind which the library would read on. Between
- * enter and leave, before it reads. */
+/* HV_ERR_INPUT if a chunk is stored in fewer bytes than is possible; the library would read beyond its end. Between
+ * enter and leave, before the data are read. */
 HV_NODISCARD hv_status hv_hdf5_check_chunks(hv_hdf5 *file, const char *object, hid_t dataset);
 
 /* Between enter and leave, after the file is opened: fills in the heap's fields. */

@@ -1,8 +1,8 @@
-/* The seam between file formats and everything else: a layout says how one kind of HDF5 file holds episodes. A new
+/* The interface between file formats and everything else: a layout reads the episodes of one kind of HDF5 file. A new
  * format is one file in data/layouts/ that defines a `const hv_layout`, and a line in layout.c that lists it.
  *
- * Functions of a layout validate what they hand out and name file, object, found and expected in their errors. They are
- * called by one thread at a time for a file; only frames are read by several.
+ * Functions of a layout validate what they hand out and name file, object, found and expected in their errors. For one
+ * file they are called by one thread at a time; only frames are read by several threads.
  */
 #ifndef HV_DATA_LAYOUT_H
 #define HV_DATA_LAYOUT_H
@@ -17,7 +17,7 @@ typedef struct hv_camera {
   char name[HV_NAME_SIZE]; /* as the file's data set is called */
   int32_t width, height;
   hv_encoding encoding;
-  int64_t chunk_frames; /* frames that are stored, and must be read, together; 0: each alone, contiguous */
+  int64_t chunk_frames; /* frames in one chunk, which are read together; 0: contiguous, each can be read alone */
 } hv_camera;
 
 /* A numeric observation of T rows: a candidate for the state. */
@@ -34,8 +34,8 @@ typedef struct hv_episode_facts {
   size_t num_cameras;
   hv_signal *signals; /* by name */
   size_t num_signals;
-  char *instruction;       /* of the file, NULL: it has none */
-  hv_string_list warnings; /* odd, but no reason to refuse */
+  char *instruction;       /* from the file; NULL: it has none */
+  hv_string_list warnings; /* oddities that are no reason to refuse the episode */
 } hv_episode_facts;
 void hv_episode_facts_free(hv_episode_facts *facts);                                 /* leaves it empty */
 const hv_camera *hv_episode_camera(const hv_episode_facts *facts, const char *name); /* NULL: there is none */
@@ -45,10 +45,11 @@ typedef struct hv_layout {
   const char *name;
   const char *looks_like; /* for the error that lists the known layouts: "/data/demo_<i>/actions and obs/<key>" */
 
-  /* Whether the file is of this layout; what is wrong inside a file that is, the other functions tell. */
+  /* Whether the file has this layout. Errors inside such a file are reported by the other functions. */
   hv_status (*probe)(hv_hdf5 *file, bool *mine);
-  /* The file's episodes in natural order (demo_2 before demo_10), or those of one split in the same order. None at
-   * all, a split that is missing, empty, or names an absent episode: an error that lists what there is. */
+  /* The file's episodes in natural order (demo_2 before demo_10), or those of one split in the same order. A file
+   * without episodes, or a split that is missing, is empty or names an absent episode, is an error that lists what
+   * there is. */
   hv_status (*list_episodes)(hv_hdf5 *file, const char *split, hv_string_list *out);
   hv_status (*list_splits)(hv_hdf5 *file, hv_string_list *out); /* appended; a file may have none */
   /* Checks every array of the episode against its length, too. */
@@ -61,19 +62,20 @@ typedef struct hv_layout {
   /* A camera that the episode lacks: an error that lists those present. */
   hv_status (*open_frames)(hv_hdf5 *file, const char *episode, const hv_episode_facts *facts, const char *camera,
                            hv_frames **out);
-  /* The signals that make the state when nobody says: appended, none is fine. */
+  /* Appends the signals that make up the state by default; there may be none. */
   hv_status (*default_state)(const hv_episode_facts *facts, hv_string_list *out);
-  /* What belongs to no episode (a total that does not add up, broken JSON): appended. */
+  /* Appends warnings that belong to no episode (a wrong total, broken JSON). */
   hv_status (*check_file)(hv_hdf5 *file, int64_t frames, hv_string_list *warnings);
 } hv_layout;
 
-/* The two reads with every value checked: one that is not finite is HV_ERR_INPUT with episode, step and dimension. */
+/* read_actions and read_signal with every value checked: one that is not finite is HV_ERR_INPUT with episode, step and
+ * dimension. */
 HV_NODISCARD hv_status hv_layout_read_actions(const hv_layout *layout, hv_hdf5 *file, const char *episode,
                                               const hv_episode_facts *facts, float *out);
 HV_NODISCARD hv_status hv_layout_read_signal(const hv_layout *layout, hv_hdf5 *file, const char *episode,
                                              const hv_episode_facts *facts, const char *name, float *out);
 
-/* Reads actions and signals (NULL: all of them) for their errors alone. */
+/* Checks the values of actions and of `signals` (NULL: all signals) as above. */
 HV_NODISCARD hv_status hv_layout_check_numbers(const hv_layout *layout, hv_hdf5 *file, const char *episode,
                                                const hv_episode_facts *facts, const hv_string_list *signals);
 

@@ -1,8 +1,9 @@
-/* The shuffled order of a data set as a function: which frame comes at position `index` of an epoch. Every epoch is a
- * permutation of the n frames of its own; nothing is stored, so a run resumes anywhere and every rank knows all.
+/* The shuffled order of a data set as a function: which frame comes at position `index` of an epoch. Every epoch has
+ * its own permutation of the n frames. Nothing is stored, so a run can resume anywhere and every rank can compute all
+ * of it.
  *
- * A Feistel network over the smallest 2k-bit domain that holds n, with Philox as its round function; a value outside of
- * n goes through again until it falls inside (cycle walking, at most four turns on average).
+ * A Feistel network over the smallest 2k-bit domain that holds n, with Philox as its round function; a value >= n is
+ * permuted again until it is below n (cycle walking, four rounds at most on average).
  */
 #ifndef HV_DATA_SAMPLE_ORDER_H
 #define HV_DATA_SAMPLE_ORDER_H

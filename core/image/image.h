@@ -20,9 +20,10 @@ HV_NODISCARD hv_status hv_image_check_size(int64_t width, int64_t height);
 HV_NODISCARD hv_status hv_image_allocate(int32_t width, int32_t height, hv_image *out); /* contents undefined */
 void hv_image_free(hv_image *image);                                                    /* leaves it empty */
 
-/* PNG of any depth and colour type, as Pillow's convert("RGB") makes it (alpha dropped, palette looked up, of 16 bits
- * the upper 8, but 16-bit gray clipped at 255), or JPEG, RGB or gray, told by the first bytes. A picture beyond the
- * limits above, a truncated or damaged one and a CMYK JPEG are errors; `where` names it. Safe from several threads. */
+/* PNG or JPEG, told apart by the first bytes. PNG of any depth and colour type becomes what Pillow's convert("RGB")
+ * gives: alpha is dropped, a palette looked up, 16-bit colours keep the upper 8 bits, 16-bit gray is clipped at 255.
+ * JPEG may be RGB or gray. A picture beyond the limits above, a truncated or damaged one and a CMYK JPEG are errors;
+ * `where` names it. Safe from several threads. */
 HV_NODISCARD hv_status hv_image_decode(const void *data, size_t size, const char *where, hv_image *out);
 HV_NODISCARD hv_status hv_image_load(const char *path, hv_image *out);
 

@@ -14,14 +14,14 @@
 
 typedef struct hv_resizer hv_resizer;
 
-/* For pictures of width × height: weights and intermediate memory are made once, a run allocates nothing. A handle is
- * for one thread at a time. */
+/* For pictures of width × height: weights and intermediate memory are made once, and hv_resizer_run allocates nothing.
+ * A handle serves one thread at a time. */
 HV_NODISCARD hv_status hv_resizer_open(int32_t width, int32_t height, int32_t out_width, int32_t out_height,
                                        hv_resizer **out);
 
-/* What the model's camera frames go through: a square of `size`; HV_RESIZE_NAIVE does not keep the aspect,
- * HV_RESIZE_LETTERBOX first pads the shorter side to the longer one in the colour int(255 · mean), which Pillow clips
- * to 0 … 255, as many pixels before as behind: by an odd difference the padded picture is one pixel off square, as in
+/* The resize of a model's camera frames, to a square of `size`. HV_RESIZE_NAIVE does not keep the aspect ratio.
+ * HV_RESIZE_LETTERBOX first pads the shorter side to the longer one, equally on both sides, in the colour int(255 ·
+ * mean), clipped to 0 … 255 as Pillow does; if the difference is odd, the padded picture is one pixel off square, as in
  * the public code. `mean` is the first tower's. */
 HV_NODISCARD hv_status hv_resizer_open_frame(int32_t width, int32_t height, int32_t size, hv_image_resize mode,
                                              const double mean[3], hv_resizer **out);

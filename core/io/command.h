@@ -1,5 +1,5 @@
-/* Programs with commands: `hvla-train run --config FILE`. A command is a table of options (options.h), a text of help
- * and the function that does the work; a program is a list of commands, and its main is hv_program_main. */
+/* Programs with commands: `hvla-train run --config FILE`. A command is a table of options (options.h), a help text and
+ * a function that does the work; a program is a list of commands, and its main() calls hv_program_main. */
 #ifndef HV_IO_COMMAND_H
 #define HV_IO_COMMAND_H
 
@@ -8,7 +8,7 @@
 typedef struct hv_command_result {
   hv_text text;       /* printed on standard output when the command succeeds */
   int exit_code;      /* 0 at the start; an error's own code wins over it */
-  double again_after; /* seconds after which the command is to be done again; 0: it is done */
+  double again_after; /* seconds after which the command is to be run again (`status --follow`); 0: it is done */
 } hv_command_result;
 
 /* One command and its long options. */
@@ -19,8 +19,8 @@ typedef struct hv_command {
   void (*more_help)(hv_text *out); /* goes below the help; NULL: nothing */
   const hv_option *options;
   size_t num_options;
-  const char *operands;              /* what stands without dashes: "FILE…"; NULL: nothing may */
-  size_t operands_offset;            /* of an hv_string_list in the struct */
+  const char *operands;   /* placeholder of the arguments that are no options: "FILE…"; NULL: there may be none */
+  size_t operands_offset; /* of an hv_string_list in the struct */
   size_t min_operands, max_operands; /* max 0: any number */
   size_t values_size;                /* of the struct that the options describe */
   hv_status (*work)(const void *values, hv_command_result *out);
@@ -52,9 +52,9 @@ void hv_command_free(const hv_command *command, void *values);
 void hv_program_help(const hv_program *program, hv_text *out);
 void hv_command_help(const hv_program *program, const hv_command *command, hv_text *out);
 
-/* All of a program: does what the command line asks for, prints its text on standard output or an error on standard
- * error, and returns the exit code; a text that cannot be printed is an error, though all the work is done. Nothing
- * else prints results or decides how a program ends. */
+/* All of a program: does what the command line asks for, prints the result on standard output or an error on standard
+ * error, and returns the exit code. A result that cannot be printed is an error, even though the work is done. Nothing
+ * else prints results or decides the exit code. */
 int hv_program_main(const hv_program *program, int argc, char **argv);
 
 /* An option that many commands have, in a struct of type `type_` with a field of this name. */

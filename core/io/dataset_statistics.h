@@ -19,9 +19,9 @@ typedef struct hv_value_statistics {
   bool *mask;                                 /* owned */
 } hv_value_statistics;
 
-/* What the robot itself calls open and closed, where the data was converted to 1 and 0. */
+/* For data whose gripper values were converted to 1 (open) and 0 (closed): the robot's own values. */
 typedef struct hv_robot_gripper {
-  bool *dims; /* [action.dims]: where that is so; owned; NULL: nowhere */
+  bool *dims; /* [action.dims]: which dimensions were converted; owned; NULL: none */
   double open, closed;
 } hv_robot_gripper;
 
@@ -37,8 +37,8 @@ typedef struct hv_dataset_statistics {
 HV_NODISCARD hv_status hv_value_statistics_allocate(int32_t dims, hv_value_statistics *out);
 void hv_value_statistics_free(hv_value_statistics *values); /* leaves it empty */
 
-/* Reads one key's entry. A NULL key stands for the only one of the file; of several, or if the key is not there, the
- * error lists the keys. An absent mask means all true, absent counts 0. */
+/* Reads one key's entry. A NULL key takes the only entry; if there are several, or none with that key, the error lists
+ * the keys. An absent mask means all true, absent counts mean 0. */
 HV_NODISCARD hv_status hv_dataset_statistics_load(const char *path, const char *key, hv_dataset_statistics *out);
 HV_NODISCARD hv_status hv_dataset_statistics_from_json(const json_t *document, const char *where, const char *key,
                                                        hv_dataset_statistics *out);
@@ -65,7 +65,7 @@ void hv_normalize(const hv_value_statistics *statistics, const double *values, f
  * is >= 0.5, else 0. */
 void hv_unnormalize(const hv_value_statistics *statistics, const float *values, double *out);
 
-/* One un-normalised action [action.dims] with converted grippers in the robot's own values again, in place: 1 becomes
+/* Converts the grippers of one un-normalised action [action.dims] back to the robot's own values, in place: 1 becomes
  * `open`, 0 `closed`. */
 void hv_restore_gripper(const hv_dataset_statistics *statistics, double *action);
 

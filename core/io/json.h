@@ -20,8 +20,8 @@ enum {
  */
 HV_NODISCARD hv_status hv_json_load(const char *path, json_t **out);
 
-/* A file of one object a line, as metrics.jsonl is, as an array of them. A last line without its end, which is being
- * written, and lines that are no objects are left out. */
+/* A file of one object a line, as metrics.jsonl is, as an array. A last line without a newline, which is being written,
+ * and lines that are no objects are left out. */
 HV_NODISCARD hv_status hv_json_load_lines(const char *path, json_t **out);
 
 /* One document from memory; `where` names the source in errors. */
@@ -34,7 +34,7 @@ HV_NODISCARD hv_status hv_json_save(const char *path, const json_t *document);
 /* One line without the newline: metrics and `--json` output. */
 HV_NODISCARD hv_status hv_json_format_line(const json_t *document, hv_text *out);
 
-/* What a file or a person named, of whatever bytes: those that are not UTF-8 become U+FFFD. NULL without memory. */
+/* A JSON string of any bytes, such as a file's name: those that are not UTF-8 become U+FFFD. NULL without memory. */
 json_t *hv_json_text(const char *text);
 
 /* An array of such strings; NULL without memory. */
@@ -46,8 +46,8 @@ json_t *hv_json_number(double value);
 /* "a mapping", "a string", "an integer", … for messages. */
 const char *hv_json_kind(const json_t *value);
 
-/* The shortest decimal form that reads back as `value` (finite), with a point, without which readers of YAML 1.1 take
- * "1e-06" for a string. `size` of at least 32. */
+/* The shortest decimal form that reads back as `value` (finite). It has a decimal point, without which YAML 1.1 would
+ * take "1e-06" for a string. `size` is at least 32. */
 void hv_format_real(double value, char *out, size_t size);
 
 #endif

@@ -24,12 +24,12 @@ typedef enum hv_unknown_keys {
 HV_NODISCARD hv_status hv_model_config_load(const char *path, hv_model_config *out);
 
 /* `where` names the document in errors ("run.yaml: model"). The document is copied. All findings are reported together:
- * missing keys, wrong types, values that do not fit each other. patch_bias and class_position are set as a model made
- * from nothing has them (patch_bias: not pre_norm; class_position: class_token and pre_norm). */
+ * missing keys, wrong types, values that do not fit each other. patch_bias and class_position, which the document does
+ * not have, are set for a new model: patch_bias = not pre_norm, class_position = class_token and pre_norm. */
 HV_NODISCARD hv_status hv_model_config_from_json(const json_t *document, const char *where, hv_unknown_keys unknown,
                                                  hv_model_config *out);
 
-/* `base` with the keys of `changes` put over it, mappings merged and lists replaced. */
+/* `base` overridden by the keys of `changes`: mappings are merged, lists replaced. */
 HV_NODISCARD hv_status hv_model_config_override(const hv_model_config *base, const json_t *changes, const char *where,
                                                 hv_model_config *out);
 

@@ -1,4 +1,4 @@
-/* The keys of config.json as tables: one row a key, read, written and known by the same row. */
+/* The keys of config.json as tables: one row a key, by which it is read, written and recognised. */
 #ifndef HV_IO_MODEL_CONFIG_FIELDS_H
 #define HV_IO_MODEL_CONFIG_FIELDS_H
 

@@ -11,7 +11,7 @@
 
 typedef struct hv_model_directory {
   char *path;              /* owned */
-  hv_model_config model;   /* owned; patch_bias and class_position as the tensors say */
+  hv_model_config model;   /* owned; patch_bias and class_position are set by what tensors there are */
   hv_safetensors *tensors; /* owned */
 } hv_model_directory;
 
@@ -22,32 +22,32 @@ void hv_model_directory_close(hv_model_directory *directory); /* leaves it empty
 char *hv_model_directory_tokenizer(const char *path);
 char *hv_model_directory_statistics(const char *path);
 
-/* Whether the file holds every parameter (declared before): missing tensors, wrong shapes and dtypes that are no
- * floating point are all listed in one error. */
+/* Checks that the file holds every declared parameter: missing tensors, wrong shapes and dtypes that are not floating
+ * point are all listed in one error. */
 HV_NODISCARD hv_status hv_model_directory_check(const hv_model_directory *directory, const hv_params *params);
 
-/* Values of every parameter from the file (params allocated before); nothing is written where the check above fails.
- * Tensors that no parameter asks for are listed in `unexpected`, one a line, if it is not NULL; not those of the vision
- * towers that published checkpoints carry along (hv_vision_is_unused). */
+/* Fills every (allocated) parameter from the file, or none if the check above fails. Tensors that are no parameters are
+ * listed in `unexpected`, one a line, if it is not NULL; except the unused ones of published vision towers
+ * (hv_vision_is_unused). */
 HV_NODISCARD hv_status hv_model_directory_fill(const hv_model_directory *directory, hv_params *params,
                                                hv_stream *stream, hv_text *unexpected);
 
-/* The same without the parameters that are marked in `apart` [hv_params_count]: they may be missing or of another
- * shape, and are left to the caller. */
+/* The same, except for the parameters that are marked in `apart` [hv_params_count]: those may be missing or of another
+ * shape, and the caller fills them. */
 HV_NODISCARD hv_status hv_model_directory_fill_others(const hv_model_directory *directory, hv_params *params,
                                                       const bool *apart, hv_stream *stream, hv_text *unexpected);
 
-/* What becomes a model directory: parameters, the tensors of another file, or both. */
+/* The content of a model directory to write: parameters, the tensors of another file, or both. */
 typedef struct hv_model_save {
   const hv_model_config *model;
   const hv_params *params; /* NULL: none, the tensors are those of `carry` */
-  /* Where the parameters' values lie, if not in `params`, which then only tells what there is: fills `values`, a whole
-   * parameter in `dtype`. NULL: in `params`. */
+  /* Reads a whole parameter into `values`, in `dtype`; `params` then only tells names and shapes. NULL: the values are
+   * those of `params`. */
   hv_status (*read)(void *source, hv_param_id id, void *values);
   void *source;
-  const hv_safetensors *carry; /* its tensors that are no parameters; NULL: none */
+  const hv_safetensors *carry; /* its tensors that are not parameters are written too; NULL: none */
   hv_dtype dtype;              /* of the parameters in the file: HV_F32, HV_BF16 or HV_F16 */
-  bool convert_carried; /* carried tensors that are floating point get the dtype too; else they stay as they are */
+  bool convert_carried; /* floating-point tensors of `carry` are converted to `dtype` too; else they stay as they are */
   int64_t shard_size;   /* bytes of tensors in a file, more are spread over several; 0: one file */
   const char *tokenizer_path;                    /* copied as tokenizer.model; NULL: none */
   const json_t *statistics;                      /* the whole dataset_statistics.json; NULL: none */

@@ -54,18 +54,17 @@ typedef enum hv_option_type {
   HV_OPTION_INT_LIST,    /* hv_int_list; one integer counts as a list of one */
   HV_OPTION_STRING_MAP,  /* hv_string_map; in a document only */
   HV_OPTION_NUMBER_MAP,  /* hv_number_map; in a document only */
-  HV_OPTION_OPAQUE,      /* json_t *, owned reference, NULL for null or absent: a mapping that somebody else reads */
+  HV_OPTION_OPAQUE,      /* json_t *, owned reference, NULL for null or absent: a mapping that is passed on unread */
 } hv_option_type;
 
 typedef struct hv_option {
   const char *key; /* dotted path in a document; "ddim-steps" (without the dashes) on a command line */
   hv_option_type type;
   size_t offset;
-  const char *fallback; /* default in YAML spelling ("4", "null", "[]"); NULL: must be given */
-  double min,
-      max; /* of INT, FLOAT and the items of INT_LIST and NUMBER_MAP, both inclusive; no range where both are 0 */
+  const char *fallback;       /* default in YAML spelling ("4", "null", "[]"); NULL: must be given */
+  double min, max;            /* of INT, FLOAT and the items of INT_LIST and NUMBER_MAP, inclusive; both 0: no range */
   const char *const *choices; /* ENUM: NULL-terminated names */
-  const char *elsewhere;      /* ENUM: said of any other value instead of the nearest name; or NULL */
+  const char *elsewhere;      /* ENUM: the error's hint for an unknown value, instead of the nearest name; or NULL */
   const char *unit;           /* in a document the unit ("steps"), on a command line the placeholder ("DIR"); or NULL */
   const char *doc;            /* a sentence or two for people */
 } hv_option;

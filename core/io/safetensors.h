@@ -1,9 +1,9 @@
 /* Safetensors files: memory-mapped reading of one file or of a sharded model directory, streamed atomic writing.
  *
  * Opening validates everything before a tensor is handed out: the header's length, its JSON, dtypes, shapes (products
- * checked for overflow), offsets in range, sizes that fit the shapes, no overlap, no hole, no name twice. A tensor of a
- * dtype this project does not know is listed, and an error only for who asks for it. Reading is safe from several
- * threads; the tensors stay valid until the close.
+ * checked for overflow), offsets in range, sizes that fit the shapes, no overlap, no hole, no name twice. A tensor of
+ * unknown dtype is listed; hv_safetensors_require makes it an error. Reading is safe from several threads; the tensors
+ * stay valid until the close.
  */
 #ifndef HV_IO_SAFETENSORS_H
 #define HV_IO_SAFETENSORS_H

@@ -19,7 +19,7 @@ enum { HV_YAML_LIMIT = 4 << 20 /* bytes of a YAML file */ };
 HV_NODISCARD hv_status hv_yaml_load(const char *path, json_t **out);
 HV_NODISCARD hv_status hv_yaml_parse(const char *text, size_t size, const char *where, json_t **out);
 
-/* A single value (scalar, or a flow list or mapping): what stands behind `--set key=`. Empty text is null. */
+/* A single value (scalar, or a flow list or mapping), as in `--set key=VALUE`. Empty text is null. */
 HV_NODISCARD hv_status hv_yaml_parse_value(const char *text, const char *where, json_t **out);
 
 /* Block style, keys in order, short lists of scalars in flow style; strings that would read as something else are

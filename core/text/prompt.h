@@ -11,7 +11,8 @@ enum { HV_MAX_INSTRUCTION = 64 << 10 /* bytes */ };
  * UTF-8 is an error. */
 HV_NODISCARD hv_status hv_lower_case(const char *text, size_t size, char **out);
 
-/* "In: What action should the robot take to {instruction, lower case}?\nOut: ": config's bos first, its `empty` last.
+/* "In: What action should the robot take to {instruction, lower case}?\nOut: ": with config.token_bos in front and
+ * config.token_empty at the end.
  */
 HV_NODISCARD hv_status hv_prompt_encode(const hv_tokenizer *tokenizer, const hv_config *config, const char *instruction,
                                         hv_token_list *out);
