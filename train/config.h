@@ -75,7 +75,7 @@ typedef struct hv_parallel_settings {
 
 typedef struct hv_train_config {
   char *source;  /* path of the file, for messages; owned */
-  json_t *model; /* `model:` as written */
+  json_t *model; /* the mapping `model` as the file has it */
   char *init_from, *tokenizer, *output, *device;
   int32_t dtype; /* index into fp32, bf16: hv_train_config_dtype */
   int64_t seed, threads, log_interval, bench_prompt;
@@ -91,8 +91,9 @@ typedef struct hv_train_config {
   hv_parallel_settings parallel;
 } hv_train_config;
 
-/* Reads the file and puts the "key=value" of `sets` over it. Unknown keys, wrong types and values that contradict each
- * other are HV_ERR_INPUT; all of one kind are reported together. After an error *out holds nothing. */
+/* Reads the file, then overrides keys by the "key=value" of `sets`. Unknown keys, wrong types and values that
+ * contradict each other are HV_ERR_INPUT; all errors of one kind are reported together. After an error *out holds
+ * nothing. */
 HV_NODISCARD hv_status hv_train_config_load(const char *path, const char *const *sets, size_t num_sets,
                                             hv_train_config *out);
 void hv_train_config_free(hv_train_config *config); /* leaves it empty */
@@ -100,11 +101,11 @@ void hv_train_config_free(hv_train_config *config); /* leaves it empty */
 /* What a run needs beyond what a benchmark does: data, output, tokenizer, steps or epochs. */
 HV_NODISCARD hv_status hv_train_config_check_run(const hv_train_config *config);
 
-/* Whether there may be so many ranks, and they can share the batch; HV_ERR_INPUT where not. */
+/* HV_ERR_INPUT if there cannot be so many ranks, or they cannot divide the batch evenly. */
 HV_NODISCARD hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ranks);
 
-/* The architecture: `model:` alone, or that of `init_from` with `model:` put over it. With init_from, *directory is
- * open and holds the values; else it is left empty. Both belong to the caller. */
+/* The architecture: the mapping `model` alone, or that of `init_from` overridden by `model`. With init_from, *directory
+ * is opened for the parameter values; else it is left empty. The caller frees both. */
 HV_NODISCARD hv_status hv_train_config_model(const hv_train_config *config, hv_model_config *model,
                                              hv_model_directory *directory);
 
@@ -112,7 +113,7 @@ HV_NODISCARD hv_status hv_train_config_model(const hv_train_config *config, hv_m
  * config.json; with init_from, those that change. A wrong architecture is HV_ERR_INPUT. */
 HV_NODISCARD hv_status hv_train_config_resolve(const hv_train_config *config, json_t **out);
 
-/* The key in metrics.jsonl of validation.metric. */
+/* The key in metrics.jsonl for validation.metric. */
 const char *hv_train_config_metric(const hv_train_config *config);
 
 /* The path of the tokenizer: `tokenizer:`, or that of `init_from`; on the heap, NULL: none or no memory. */
@@ -121,7 +122,7 @@ char *hv_train_config_tokenizer(const hv_train_config *config);
 /* Every key with its default and the first sentence of its meaning, for `hvla-train run --help`. */
 void hv_train_config_list(hv_text *out);
 
-/* What the configuration calls these: "replicate", …; "none", …; "fp32", "int8"; "fp32", "bf16". */
+/* The configuration's names for these values: "replicate", …; "none", …; "fp32", "int8"; "fp32", "bf16". */
 const char *hv_train_config_sharding_name(int32_t sharding);
 const char *hv_train_config_recompute_name(int32_t recompute);
 const char *hv_train_config_moments_name(int32_t moments);
@@ -134,7 +135,8 @@ static inline hv_dtype hv_train_config_dtype(const hv_train_config *config) {
   return config->dtype == 0 ? HV_F32 : HV_BF16;
 }
 
-/* Samples in one pass of the model on one of so many ranks: its part of the batch, or what is accumulated at a time. */
+/* Samples of one forward and backward pass on one of `ranks` ranks: train.micro_batch, or by default its whole part of
+ * the batch. */
 static inline int64_t hv_train_config_micro_batch(const hv_train_config *config, int32_t ranks) {
   return config->train.micro_batch ? config->train.micro_batch : config->train.batch_size / ranks;
 }

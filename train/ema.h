@@ -1,9 +1,9 @@
-/* An exponential moving average of the parameters in training: after update t it moves towards them by
- * 1 − min(decay, (1 + t) / (10 + t)), so that the first updates, of which an average over many would be made of little
- * but initial values, weigh more. Held in F32 on the device for what this rank owns of each trainable group
- * (hv_group_owned); parameters count with their remainders, as their F32 master values.
+/* An exponential moving average of the parameters in training: after update t the average moves towards the parameters
+ * by a factor of 1 − min(decay, (1 + t) / (10 + t)). The factor is larger in the first updates, or the average would
+ * consist of initial values for long. The averages are of the F32 master values, and held in F32 on the device for what
+ * this rank owns of each trainable group (hv_group_owned).
  *
- * NULL stands for no average: all calls take it, and do nothing. */
+ * Every call accepts NULL, which stands for no average, and then does nothing. */
 #ifndef HV_TRAIN_EMA_H
 #define HV_TRAIN_EMA_H
 
@@ -11,19 +11,18 @@
 
 typedef struct hv_ema hv_ema;
 
-/* Allocates the averages, which hold nothing yet: hv_ema_reset, or a checkpoint's. Optimizer and parameters outlive it.
+/* Allocates the averages; hv_ema_reset or a checkpoint then fills them. Optimizer and parameters must outlive it.
  */
 HV_NODISCARD hv_status hv_ema_open(const hv_optimizer *optimizer, hv_params *params, double decay, hv_ema **out);
 void hv_ema_close(hv_ema *ema);
 
-/* The averages become what the parameters are. Waits for the stream. */
+/* Sets the averages to the parameters. Waits for the stream. */
 HV_NODISCARD hv_status hv_ema_reset(hv_ema *ema, hv_stream *stream);
 
-/* Queues one step of the averages, behind hv_optimizer_step; one that was skipped is skipped here. */
+/* Queues one update of the averages, after hv_optimizer_step; does nothing if that step was skipped. */
 void hv_ema_update(hv_ema *ema, hv_stream *stream);
 
-/* Parameters and averages change places, on all ranks; the same call again puts everything back to the bit. Nothing is
- * trained in between. */
+/* Swaps parameters and averages, on all ranks; a second call restores both to the bit. No training in between. */
 void hv_ema_exchange(hv_ema *ema, hv_stream *stream);
 
 /* F32 [1, owned count] of a trainable group, for checkpoints; absent where it is frozen. */

@@ -1,5 +1,5 @@
-/* When a step's loss or gradients are so far out that its update is better left out. A pure function of the figures of
- * the steps before, which are the same on all ranks. */
+/* Decides whether a step's loss or gradient norm is an outlier, so that its update is skipped. A pure function of the
+ * losses and norms so far, which are the same on all ranks. */
 #ifndef HV_TRAIN_SPIKE_RULE_H
 #define HV_TRAIN_SPIKE_RULE_H
 
@@ -18,7 +18,7 @@ typedef enum hv_skip_reason {
 const char *hv_skip_reason_name(hv_skip_reason reason);
 
 typedef struct hv_spike_settings {
-  double factor;  /* a spike is more than so many times the running mean; 0: nothing is one */
+  double factor;  /* a spike is more than this times the running mean; 0: nothing is a spike */
   int64_t window; /* steps that the running means go over, and before which nothing is a spike */
 } hv_spike_settings;
 

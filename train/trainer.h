@@ -1,9 +1,9 @@
-/* One training step, and what it works on: a model with its gradients, an optimizer, two sequences (one is built on the
- * host and copied to the device while that works on the other) and one arena. Everything is allocated by
- * hv_trainer_open; a step allocates nothing. Used by one thread.
+/* One training step, and what it works on: a model with its gradients, an optimizer, two sequences (double buffering:
+ * one is built and uploaded while the device uses the other) and one arena. Everything is allocated by hv_trainer_open;
+ * a step allocates nothing. Used by one thread.
  *
- * On several ranks each trains on its part of every batch, and all make the same calls: a step then adds up gradients
- * and losses over ranks, so that all end it with the same parameters and the same result.
+ * On several ranks each trains on its part of every batch, and all make the same calls: a step sums gradients and
+ * losses over ranks, so that all ranks end it with the same parameters and the same result.
  */
 #ifndef HV_TRAIN_TRAINER_H
 #define HV_TRAIN_TRAINER_H
@@ -14,8 +14,8 @@
 #include "train/optimizer.h"
 #include "train/spike_rule.h"
 
-/* Where batches come from: one after the other, each the next `micro-batch` of the run, with the divisors of the whole
- * batch set. A batch stays valid until it is released. */
+/* The source of batches: `next` returns this rank's next micro-batch, with the divisors of the whole batch set. A batch
+ * stays valid until it is released. */
 typedef struct hv_batch_source {
   hv_status (*next)(struct hv_batch_source *source, const hv_batch **out);
   void (*release)(struct hv_batch_source *source, const hv_batch *batch);
@@ -44,7 +44,7 @@ typedef struct hv_trainer_options {
   hv_loss_weights weights;
   hv_optimizer_settings optimizer;
   hv_spike_settings spikes;
-  bool no_update;   /* gradients are worked out, and there is no optimizer: for benchmarks */
+  bool no_update;   /* gradients are computed, but there is no optimizer: for benchmarks */
   double ema_decay; /* of the moving average of the parameters; 0: none is kept */
   uint64_t seed;
   hv_comm *comm; /* the ranks that train together, outlives the trainer; NULL: this process alone */
@@ -66,8 +66,8 @@ typedef struct hv_trainer {
   hv_optimizer *optimizer; /* NULL with no_update, which hv_trainer_step does not allow */
   hv_ema *ema;             /* NULL: none */
   hv_sequence *sequences[2];
-  int current; /* which of them is next to be used */
-  bool built;  /* whether that one holds a batch, on its way to the device */
+  int current; /* index of the one that is used next */
+  bool built;  /* whether that one holds a batch, whose upload has been queued */
   hv_arena arena;
   double matrix_flops; /* of one micro-batch, forward and backward without recomputation, from the plan device */
   hv_sequence_limits limits;
@@ -75,17 +75,17 @@ typedef struct hv_trainer {
   hv_loss_weights weights;
   uint64_t seed;
   int64_t step;        /* completed steps */
-  int64_t samples;     /* of the run's order that they took, on all ranks */
-  int64_t skipped;     /* in a row, up to the newest step; a caller sets these three to go on */
-  int64_t total_steps; /* a caller's own: the last of so many reads no batch ahead; 0: every one does */
+  int64_t samples;     /* samples that they consumed, over all ranks */
+  int64_t skipped;     /* steps in a row, up to the newest; to resume, a caller sets step, samples and skipped */
+  int64_t total_steps; /* set by the caller: the last of so many steps reads no batch ahead; 0: every step does */
   float (*losses)[2];  /* [parts]: noise loss and cross-entropy of each on this rank; page-locked */
   hv_spike_settings spikes;
   hv_spike_means means;
-  /* A caller's own: what it sets before a step, it finds added up over ranks after it. */
+  /* For the caller: hv_trainer_step replaces them by their sums over ranks. */
   double numbers[HV_TRAINER_NUMBERS];
 } hv_trainer;
 
-/* Opens a trainer whose parameters hold no values yet: hv_trainer_initialize; its average none: hv_ema_reset. */
+/* Opens a trainer. hv_trainer_initialize must then fill the parameters, and hv_ema_reset the average. */
 HV_NODISCARD hv_status hv_trainer_open(hv_device *device, const hv_trainer_options *options, hv_trainer **out);
 void hv_trainer_close(hv_trainer *trainer); /* NULL is allowed */
 
@@ -98,22 +98,22 @@ typedef struct hv_step_result {
   double loss, loss_diffusion, loss_ce; /* before the update; the parts unweighted */
   double grad_norm;                     /* before clipping */
   hv_skip_reason skipped;               /* nothing was updated */
-  double own_seconds;                   /* of several ranks: what this one took before it waited for others' gradients;
-                                           with parallel.sharding "parameters" it waits for values before, too */
+  double own_seconds; /* with several ranks: what this one took before it waited for the others' gradients; with
+                         parallel.sharding "parameters" this includes waits for values */
 } hv_step_result;
 
-/* One optimizer step: `parts` batches from the source, forward and backward, clip, AdamW, the average; no update where
- * a gradient is not finite or `spikes` rules it out. Waits for the device and for the other ranks. Where one of several
- * ranks cannot read a batch, all of them end with an error, together (hv_comm_all_know), and nothing was updated. */
+/* One optimizer step: forward and backward over `parts` batches, clipping, AdamW, the moving average. The update is
+ * skipped if a gradient is not finite or `spikes` rules it out. Waits for the device and for the other ranks. If one of
+ * several ranks cannot read a batch, all return an error together (hv_comm_all_know), and nothing was updated. */
 HV_NODISCARD hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate,
                                        hv_step_result *out);
 
-/* Reads the run's next batch, with which a step begins, unless it is here. */
+/* Reads and uploads the batch with which the next step begins, unless that was done already. */
 HV_NODISCARD hv_status hv_trainer_read_ahead(hv_trainer *trainer, hv_batch_source *source);
 
-/* Before the first step: one pass over the run's next batch whose results are thrown away, in which the first rank's
- * device chooses by measuring (hv_device_measure_choices). All ranks call it. *measured is false, and nothing was done,
- * where the device has nothing to measure or its results are watched. */
+/* Before the first step: one pass over the run's next batch, with accumulation two, in which the first rank's device
+ * measures algorithms (hv_device_measure_choices); the results are discarded. All ranks call it. If the device has
+ * nothing to measure, or its results are watched, *measured is false and nothing was done. */
 HV_NODISCARD hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *source, bool *measured);
 
 /* Samples of one step, on all ranks. */

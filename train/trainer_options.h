@@ -1,4 +1,4 @@
-/* What a configuration says to a trainer. */
+/* The trainer options that a configuration stands for. */
 #ifndef HV_TRAIN_TRAINER_OPTIONS_H
 #define HV_TRAIN_TRAINER_OPTIONS_H
 

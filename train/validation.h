@@ -8,25 +8,25 @@
 
 enum { HV_MAX_ERROR_DIMS = 64 };
 
-/* Who is measured. */
+/* What is measured: a way to predict actions. */
 typedef enum hv_predictor {
   HV_PREDICT_DIFFUSION,
   HV_PREDICT_AUTOREGRESSIVE,
   HV_PREDICT_ENSEMBLE,
-  HV_PREDICT_MEAN_ACTION, /* always the mean action of the training split, whose grippers are not snapped */
+  HV_PREDICT_MEAN_ACTION, /* the baseline: always the mean action of the training split, with grippers not snapped */
   HV_PREDICTORS,
 } hv_predictor;
 
 /* "diffusion", "autoregressive", "ensemble", "mean_action". */
 const char *hv_predictor_name(hv_predictor predictor);
 
-/* Mean absolute errors in normalised units, of what a robot would do: values clipped to [−1, 1], grippers snapped;
- * steps past an episode's end are left out. NaN where a prediction is not finite, of which a robot gets none. */
+/* Mean absolute errors in normalised units, of what a robot would do: values are clipped to [−1, 1], grippers snapped;
+ * steps past an episode's end are left out. NaN if a prediction is not finite, which a robot would not be given. */
 typedef struct hv_validation {
   int64_t frames;                       /* that were measured, each with one prediction */
   int64_t not_finite;                   /* of the predictions */
   double loss, loss_diffusion, loss_ce; /* means over the frames, with K draws of noise each */
-  bool present[HV_PREDICTORS];          /* a model without a head has no figures for it */
+  bool present[HV_PREDICTORS];          /* false for a predictor whose head the model lacks */
   double error[HV_PREDICTORS];          /* mean over all dimensions */
   double dims[HV_PREDICTORS][HV_MAX_ERROR_DIMS];
   int32_t action_dim;
@@ -47,9 +47,9 @@ double hv_held_out_figure(const hv_validation *held_out, hv_held_out_metric metr
 /* HV_ERR_INPUT where a model has too many action dimensions to be measured. */
 HV_NODISCARD hv_status hv_validation_check(const hv_config *model);
 
-/* Measures the held-out split of `data`, which must have one; `progress` (NULL: nobody) shows how far it is. Ranks
- * predict every size-th frame each, wait for one another at every one, and all get the figures of the whole. A batch
- * that one cannot read is an error of all. */
+/* Measures the held-out split of `data`, which must have one; `progress` (or NULL) shows how far it is. Of R ranks each
+ * predicts every R-th frame; ranks wait for one another at every frame, and all get the figures of the whole split. A
+ * batch that one rank cannot read is an error of all. */
 HV_NODISCARD hv_status hv_validate(hv_trainer *trainer, const hv_run_data *data, hv_progress *progress,
                                    hv_validation *out);
 

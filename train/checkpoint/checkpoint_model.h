@@ -10,9 +10,9 @@
 typedef struct hv_checkpoint_model {
   const char *run;
   int64_t step;
-  const hv_params *params; /* of that model, laid out (hv_params_allocate); their values are not looked at */
+  const hv_params *params; /* of that model, allocated; only their layout is used */
   const hv_model_config *model;
-  const hv_safetensors *carry; /* tensors that are no parameters are taken from it; NULL: none */
+  const hv_safetensors *carry; /* source of the tensors that are no parameters; NULL: none */
   const char *tokenizer_path;
   const json_t *statistics;
   hv_leftover leftover;    /* what is done about a `path`.partial that is there */

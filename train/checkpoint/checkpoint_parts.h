@@ -1,9 +1,9 @@
-/* What a checkpoint holds of a model that is trained: of every parameter group its values, and where it is trained
- * moment1, moment2, their scales (8-bit moments), (BF16) remainder and, if one is kept, the moving average, each a run
- * of elements under the name <group>.<what>.
+/* The tensors of a checkpoint: of every parameter group the values, and of a trainable one also moment1, moment2, their
+ * scales (8-bit moments), the remainder (BF16) and the moving average (if there is one), each as one row named
+ * <group>.<what>.
  *
- * Whatever a rank keeps in memory, the file of each of R ranks holds the same part of every run: elements
- * [total · r / R, total · (r + 1) / R).
+ * However the state is sharded in memory, the file of rank r of R holds elements [total · r / R, total · (r + 1) / R)
+ * of every row.
  */
 #ifndef HV_TRAIN_CHECKPOINT_CHECKPOINT_PARTS_H
 #define HV_TRAIN_CHECKPOINT_CHECKPOINT_PARTS_H
@@ -24,7 +24,7 @@ enum { HV_PART_NAME = 256 };
 
 typedef struct hv_checkpoint_part {
   char name[HV_PART_NAME];
-  hv_tensor tensor;     /* what lies on this rank's device, one row */
+  hv_tensor tensor;     /* this rank's part, one row on its device */
   int64_t first, total; /* it begins at element `first` of `total` */
 } hv_checkpoint_part;
 

@@ -11,22 +11,22 @@
 
 typedef struct hv_checkpoint_shard hv_checkpoint_shard;
 
-/* Lists what this rank writes of the state; parameters, optimizer and averages outlive it. */
+/* Lists what this rank writes; parameters, optimizer and averages must outlive it. */
 HV_NODISCARD hv_status hv_checkpoint_shard_open(const hv_params *params, const hv_optimizer *optimizer,
                                                 const hv_ema *ema, hv_checkpoint_shard **out);
 void hv_checkpoint_shard_close(hv_checkpoint_shard *shard); /* NULL is allowed */
 
-/* Bytes of it: what a copy on the host takes. */
+/* Bytes that a copy on the host takes. */
 size_t hv_checkpoint_shard_bytes(const hv_checkpoint_shard *shard);
 
-/* Takes (page-locked) memory for a copy; without this, the shard is written from the device. */
+/* Allocates page-locked memory for a copy; without it, the shard is written straight from the device. */
 HV_NODISCARD hv_status hv_checkpoint_shard_reserve(hv_checkpoint_shard *shard);
 void hv_checkpoint_shard_release(hv_checkpoint_shard *shard); /* gives it back */
 
-/* Copies the state as the stream leaves it, and waits for that; does nothing where no memory was reserved. */
+/* Copies the state after the stream's work so far, and waits; does nothing if no memory was reserved. */
 HV_NODISCARD hv_status hv_checkpoint_shard_copy(hv_checkpoint_shard *shard, hv_stream *stream);
 
-/* Writes and syncs the file, complete or not at all. With a copy it runs in any thread and leaves the stream alone.
+/* Writes and syncs the file, complete or not at all. With a copy, any thread may call it, and the stream is not used.
  * Gives up with an error when `stop` turns true. */
 HV_NODISCARD hv_status hv_checkpoint_shard_write(hv_checkpoint_shard *shard, const char *path, hv_stream *stream,
                                                  const atomic_bool *stop, hv_file_digest *out);

@@ -8,9 +8,9 @@
 
 typedef struct hv_bench_options {
   int64_t batch;   /* 0: the configuration's micro-batch */
-  int64_t steps;   /* that are measured, after one that is not */
-  bool optimizer;  /* the update too, else forward and backward alone */
-  hv_trace *trace; /* where spans of time go; NULL: nowhere */
+  int64_t steps;   /* measured steps, after one for warm-up */
+  bool optimizer;  /* includes the update; else forward and backward only */
+  hv_trace *trace; /* the trace to write; NULL: none */
 } hv_bench_options;
 
 /* Times steps on random values and inputs. *out, owned by the caller:

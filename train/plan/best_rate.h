@@ -1,4 +1,4 @@
-/* The yardstick that a training step is held against: how fast this device multiplies matrices at best. */
+/* The peak rate to which a training step is compared: how fast this device multiplies matrices at best. */
 #ifndef HV_TRAIN_PLAN_BEST_RATE_H
 #define HV_TRAIN_PLAN_BEST_RATE_H
 

@@ -1,6 +1,6 @@
 /* What a training step of a configuration will need and take, found by running steps on the plan device as one rank of
- * many: memory by kind as a run's own account will show it, and time on a machine that is described by a few figures.
- * Reads no data, allocates no large memory, needs no card.
+ * many: memory by kind, as a run's own account will show it, and time on a machine described by a few rates. Reads no
+ * data, allocates no large memory, needs no card.
  */
 #ifndef HV_TRAIN_PLAN_FORECAST_H
 #define HV_TRAIN_PLAN_FORECAST_H
@@ -11,7 +11,7 @@
 typedef struct hv_forecast_options {
   int32_t ranks;
   int32_t prompt;                  /* tokens of the longest prompt, <s> included */
-  const char *device;              /* "cuda", "cpu", …: what it holds of its own is counted */
+  const char *device;              /* "cuda", "cpu", …: the memory that the device itself takes is counted */
   double flops_per_s, bytes_per_s; /* hv_plan_machine */
   hv_plan_links links;
 } hv_forecast_options;
@@ -21,12 +21,12 @@ typedef struct hv_forecast_options {
 hv_forecast_options hv_forecast_h100(int32_t ranks, hv_dtype dtype);
 
 typedef struct hv_forecast {
-  hv_memory_use memory;                    /* of each rank's device, when it is highest */
-  size_t unseen_bytes;                     /* of it, what CUDA and NCCL hold and a run's own account does not show */
-  double step_seconds;                     /* from one step to the next */
-  double compute_seconds;                  /* of it, on the device: what is left is waiting for other ranks */
-  double model_flops;                      /* of matrix products of one rank's part of a step, without recomputation */
-  double samples_per_s;                    /* of all ranks */
+  hv_memory_use memory;   /* of each rank's device, at the peak */
+  size_t unseen_bytes;    /* the part of it that CUDA and NCCL hold, which a run's own account does not show */
+  double step_seconds;    /* from one step to the next */
+  double compute_seconds; /* the part of it in which the device computes; the rest is waiting for other ranks */
+  double model_flops;     /* of matrix products of one rank's part of a step, without recomputation */
+  double samples_per_s;   /* of all ranks */
   hv_plan_traffic traffic[HV_COLLECTIVES]; /* of one step */
 } hv_forecast;
 

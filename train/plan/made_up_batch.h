@@ -1,5 +1,4 @@
-/* A batch of made-up values with everything that a configuration's batches have, for benchmarks and forecasts, which
- * read no data. */
+/* A synthetic batch in the shape of a configuration's batches, for benchmarks and forecasts, which read no data. */
 #ifndef HV_TRAIN_PLAN_MADE_UP_BATCH_H
 #define HV_TRAIN_PLAN_MADE_UP_BATCH_H
 

@@ -1,7 +1,6 @@
-/* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest.
- * Settings that leave the results as they are, to rounding, are looked through: what ranks share, what is worked out
- * twice, and how much of a batch is in memory at a time. Where none of those fits, moments and then gradients too are
- * tried in fewer bits.
+/* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest. It
+ * searches settings that change results by rounding at most: sharding, recomputation and micro-batch. If none of them
+ * fits, moments in 8 bits are tried, and then gradients in bf16 too.
  */
 #ifndef HV_TRAIN_PLAN_PLAN_SEARCH_H
 #define HV_TRAIN_PLAN_PLAN_SEARCH_H
@@ -22,11 +21,11 @@ typedef struct hv_plan_candidate {
 
 typedef struct hv_plan_search {
   hv_plan_candidate given;                                    /* as configured */
-  hv_plan_candidate table[HV_SHARDINGS][HV_RECOMPUTE_LEVELS]; /* with the largest micro-batch that fits, else 1 */
-  int shardings;                                              /* rows of it: 1 where the ranks cannot share */
-  hv_plan_candidate best;                                     /* the fastest that fits; not .fits: none does */
-  hv_plan_candidate least;                                    /* of all, the one that needs least memory */
-  hv_plan_candidate coarser; /* with fewer bits, where best does not fit; not .fits: none does either */
+  hv_plan_candidate table[HV_SHARDINGS][HV_RECOMPUTE_LEVELS]; /* each with the largest micro-batch that fits, else 1 */
+  int shardings;                                              /* rows of the table: 1 if the ranks cannot shard */
+  hv_plan_candidate best;                                     /* the fastest that fits; !best.fits: none does */
+  hv_plan_candidate least;                                    /* the one of all that needs least memory */
+  hv_plan_candidate coarser; /* if best does not fit: with fewer bits; !coarser.fits: that does not fit either */
 } hv_plan_search;
 
 /* `config` has a batch that the ranks can share (hv_train_config_check_ranks), and sharding that they can do. */
@@ -34,7 +33,7 @@ HV_NODISCARD hv_status hv_plan_search_make(const hv_train_config *config, const 
                                            const hv_forecast_options *options, size_t memory_bytes,
                                            hv_plan_search *out);
 
-/* Whether so many ranks can keep parts of the model's state, with `moments` as optimizer.moments names them. */
+/* Whether this number of ranks can shard the model's state; `moments` is an index as of optimizer.moments. */
 bool hv_plan_ranks_can_share(int32_t ranks, int32_t moments);
 
 /* "parallel.sharding=gradients train.recompute=block": what differs from the configuration; "the configuration as it

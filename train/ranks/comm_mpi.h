@@ -1,8 +1,8 @@
-/* The communicator over MPI: messages between hosts, through host memory on any device (mpi_exchange.h).
+/* The communicator over MPI: messages through host memory, for any device (mpi_exchange.h).
  *
- * Calls are queued for a thread that runs them one after the other, the only one that calls MPI. On a device whose
- * memory is the host's it works beside the caller, who waits in hv_comm_wait; on any other, whose streams serve one
- * thread at a time, a call is over when it returns.
+ * Calls are queued for a thread that runs them one after the other; it alone calls MPI. If the device's memory is host
+ * memory, calls are asynchronous, and hv_comm_wait blocks the caller. On any other device, whose streams serve one
+ * thread at a time, a call has finished when it returns.
  */
 #ifndef HV_TRAIN_RANKS_COMM_MPI_H
 #define HV_TRAIN_RANKS_COMM_MPI_H
@@ -11,7 +11,7 @@
 
 typedef struct hv_comm_mpi_options {
   double timeout;     /* seconds that a collective may wait for other ranks; > 0 */
-  size_t piece_bytes; /* of one rank's part in one message; 0: 1 MiB */
+  size_t piece_bytes; /* bytes of one rank's part in one message; 0: 1 MiB */
 } hv_comm_mpi_options;
 
 /* Starts MPI, once a process, among the processes that mpirun (or srun) started together; it is ended when the

@@ -7,8 +7,8 @@
 typedef struct hv_launch {
   int32_t rank, size;   /* 0 and 1 when alone */
   int32_t local_rank;   /* among the ranks on this machine: which card is its own */
-  const char *rank_key; /* the environment variable that told; NULL when alone */
-  char run[128];        /* what the launcher calls this run: all its ranks have it and no other run's; "": nothing */
+  const char *rank_key; /* the environment variable that gave the rank; NULL when alone */
+  char run[128];        /* the launcher's unique name for this run, the same on all its ranks; "": it gives none */
 } hv_launch;
 
 /* Reads the environment: Open MPI's, PMI's (MPICH, Intel MPI), SLURM's (a job step of several tasks), torchrun's.
@@ -24,8 +24,9 @@ typedef enum hv_transport {
 
 /* The communicator of this process: `single` alone, else what `transport` says; rank 0 tells the log who runs where.
  * NCCL's ranks meet where MASTER_ADDR and MASTER_PORT lead, else on the first node of a SLURM job, else where MPI says.
- * HV_ERR_INPUT where two ranks have one card; HV_ERR_DEVICE where ranks were started that this build, made without MPI,
- * would not connect: each would believe the run to be its own. `timeout`: seconds to wait for a rank. */
+ * HV_ERR_INPUT if two ranks have the same card. HV_ERR_DEVICE if several ranks were started that this build, made
+ * without MPI, cannot connect: otherwise each would take itself for the only one. `timeout`: seconds to wait for a
+ * rank. */
 HV_NODISCARD hv_status hv_launch_open_comm(const hv_launch *launch, hv_device *device, hv_transport transport,
                                            double timeout, hv_comm **out);
 

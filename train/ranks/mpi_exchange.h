@@ -1,8 +1,8 @@
-/* Collectives as MPI messages, through host memory on any device: what the communicator's thread does (comm_mpi.h).
+/* Collectives made of MPI messages through host memory, for any device; run by the communicator's thread (comm_mpi.h).
  *
  * Sums do not use MPI's own reductions, whose order may depend on timing and on the library: each rank receives its
- * part from all others and adds in the order of ranks. Data moves in pieces through page-locked buffers of fixed size,
- * so a collective allocates nothing.
+ * part from all others and adds them in the order of ranks. Data moves in pieces through page-locked buffers of fixed
+ * size, so a collective allocates nothing.
  *
  * A rank that has died on this machine is seen within milliseconds by its process id, any other by the time-out.
  * Everything is called by one thread, the one that opened it: MPI knows no other.

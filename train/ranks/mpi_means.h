@@ -1,4 +1,4 @@
-/* Whether all ranks that mpirun started go on by the same means. */
+/* Checks that all ranks that mpirun started will use the same transport. */
 #ifndef HV_TRAIN_RANKS_MPI_MEANS_H
 #define HV_TRAIN_RANKS_MPI_MEANS_H
 
@@ -6,9 +6,9 @@
 
 #include "core/base/status.h"
 
-/* Each rank decides by its own device whether it connects by NCCL, for which MPI only tells where the ranks meet, or by
- * MPI, and would wait for ever for one that has decided otherwise. Called by all as the first thing after MPI's start;
- * HV_ERR_INPUT on all where they differ. */
+/* Each rank decides by its own device between NCCL (for which MPI only exchanges the meeting place) and MPI, and would
+ * wait forever for a rank that decided otherwise. All ranks call it right after MPI has started; HV_ERR_INPUT on all if
+ * they differ. */
 HV_NODISCARD hv_status hv_mpi_agree_on_means(bool by_nccl);
 
 #endif

@@ -8,17 +8,17 @@
 /* Plain bytes, which ranks exchange. */
 typedef struct hv_rank_place {
   char host[64];
-  char boot[40];      /* this start of that machine, as names may repeat in containers; "" where it is not told */
-  uint64_t processes; /* its space of process ids; 0 where it is not told */
+  char boot[40];      /* boot id of the machine, since containers may share a name; "" if unknown */
+  uint64_t processes; /* its PID namespace; 0 if unknown */
   int64_t pid;
   char device[16];
   char model[64]; /* of the card; "" */
-  char card[32];  /* its place in the machine; "": ranks may share it */
+  char card[32];  /* its PCI address; "": ranks may share the device */
 } hv_rank_place;
 
 hv_rank_place hv_rank_place_own(const hv_device *device);
 
-/* Whether the process of `other` is known to be gone: only that of a neighbour can be. */
+/* Whether the process of `other` is known to have ended; that can be known only of a rank on the same machine. */
 bool hv_rank_place_gone(const hv_rank_place *own, const hv_rank_place *other);
 
 /* HV_ERR_INPUT names two ranks that have the same card. */

@@ -1,4 +1,4 @@
-/* The side channel between ranks over TCP: every rank is connected to rank 0, which passes on what concerns all.
+/* The side channel between ranks over TCP: every rank is connected to rank 0, which forwards what concerns all.
  *
  * At the start ranks meet at an address that the launcher gave (MASTER_ADDR and MASTER_PORT, as torchrun sets them) and
  * make sure that they belong together. Later a thread of each rank listens: a rank that ends without closing is seen
@@ -15,15 +15,14 @@ typedef struct hv_rendezvous_options {
   const char *host; /* of rank 0 */
   int port;
   int listener;   /* rank 0: a socket of hv_rendezvous_listen, which is closed here; -1: one is opened on `port` */
-  double timeout; /* seconds that ranks have to come */
+  double timeout; /* seconds for all ranks to arrive */
 } hv_rendezvous_options;
 
-/* Meets the other ranks. One of a run of another name is refused on its side, and does not disturb this one.
- * HV_ERR_DEVICE names the ranks that do not come, what answers that is no rank of this run, or the address that cannot
- * be reached. */
+/* Meets the other ranks. A rank of a run with another name is refused, and does not disturb this run. HV_ERR_DEVICE
+ * names the ranks that did not arrive, the foreign program that answered, or the address that cannot be reached. */
 HV_NODISCARD hv_status hv_rendezvous_open(const hv_rendezvous_options *options, hv_peers **out);
 
-/* A socket for rank 0 to listen at, on `port`, 0: any that is free. */
+/* Opens a listening socket for rank 0 on `port`; 0: any free port. */
 HV_NODISCARD hv_status hv_rendezvous_listen(int port, int *out_socket, int *out_port);
 
 #endif

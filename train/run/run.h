@@ -1,7 +1,8 @@
 /* `hvla-train run`: from a configuration to a run directory, whose files docs/training.md lists.
  *
  * On several ranks every one calls hv_run with the same configuration. The first writes what belongs to the run as a
- * whole; a checkpoint is written by all. An error on one rank may leave the others waiting: hv_comm_abort ends them. */
+ * whole; a checkpoint is written by all. After an error on one rank the others may be waiting: hv_comm_abort ends them.
+ */
 #ifndef HV_TRAIN_RUN_RUN_H
 #define HV_TRAIN_RUN_RUN_H
 
@@ -10,9 +11,9 @@
 
 typedef struct hv_run_options {
   hv_comm *comm;           /* the ranks of the run; `single` for one */
-  bool resume;             /* go on from the newest whole checkpoint; without one, from the start */
-  hv_trace *trace;         /* where spans of time go; NULL: nowhere */
-  hv_interrupt *interrupt; /* asked before every step; NULL: never interrupted */
+  bool resume;             /* continue from the newest complete checkpoint, or from the start if there is none */
+  hv_trace *trace;         /* the trace to write; NULL: none */
+  hv_interrupt *interrupt; /* polled before every step; NULL: never interrupted */
 } hv_run_options;
 
 /* Trains to the last step, or to the end of the step in which a signal came to any rank: then *signal_number is that

@@ -31,15 +31,15 @@ HV_NODISCARD hv_status hv_run_data_open(const hv_train_config *config, const hv_
                                         int32_t ranks, hv_run_data *out);
 void hv_run_data_close(hv_run_data *data); /* leaves it empty */
 
-/* For a run that is resumed: warns where these demonstrations have other statistics than those of the run's model, by
- * which actions were scaled so far, or where those cannot be read. A model without statistics or without this key says
- * nothing. */
+/* For a resumed run: warns if the demonstrations' statistics differ from those in RUN/model, by which actions were
+ * scaled so far, or if those cannot be read. Without such statistics, or without this key in them, there is no warning.
+ */
 HV_NODISCARD hv_status hv_run_data_report_changes(const hv_run_data *data);
 
 /* Tokens of the longest prompt of either split, <s> included. */
 int32_t hv_run_data_longest_prompt(const hv_run_data *data);
 
-/* The global frame that is sample number `sample` of the run. */
+/* The global frame of sample number `sample` of the run. */
 int64_t hv_run_data_frame(const hv_run_data *data, int64_t sample);
 
 /* This rank's micro-batches of the training split in the run's order, from global sample `first_sample` on. */
@@ -48,7 +48,8 @@ HV_NODISCARD hv_status hv_run_data_open_training(const hv_run_data *data, int64_
 /* validation.samples of the held-out frames once, in order, in batches of at most a micro-batch. */
 HV_NODISCARD hv_status hv_run_data_open_validation(const hv_run_data *data, hv_loader **out);
 
-/* A trainer's source over a loader. The divisors are those of the whole batch that a micro-batch is part of. */
+/* A batch source for the trainer that reads from a loader. It sets the divisors of the whole batch that a micro-batch
+ * is part of. */
 typedef struct hv_loader_source {
   hv_batch_source source; /* first: what the trainer is given */
   hv_loader *loader;      /* not owned */
@@ -56,7 +57,7 @@ typedef struct hv_loader_source {
   int32_t branches;
   const hv_loader_batch *loaded;
   hv_batch batch;
-  double waited; /* seconds that the trainer waited for data; the reader sets it back */
+  double waited; /* seconds that the trainer waited for data; whoever reads it resets it */
 } hv_loader_source;
 
 hv_loader_source hv_loader_source_make(hv_loader *loader, const hv_config *model, int32_t branches);

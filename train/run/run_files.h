@@ -1,16 +1,16 @@
-/* What a run leaves on disk to go on from and to use: checkpoints, and the newest model.
+/* The checkpoints and models that a run writes.
  *
  * A checkpoint is begun between two steps by copying this rank's part of the state to the host; a thread writes the
- * copy while training goes on. When all ranks' files are written (which they tell each other with the sum of every step
- * that they make anyway), the first rank gives the checkpoint its name, removes those that need not stay, and brings
- * the model up to date from the checkpoint's files, in its thread as well. Without room for the copy, or with
+ * copy while training goes on. When all ranks' files are written (which they tell each other in the sum of losses that
+ * every step makes anyway), the first rank gives the checkpoint its final name, removes those that need not stay, and
+ * brings the model up to date from the checkpoint's files, in its thread as well. Without room for the copy, or with
  * checkpoint.async false, training waits instead.
  *
- * A checkpoint of the step that is the best so far brings RUN/best/ up to date likewise: a model directory that later
- * checkpoints do not touch, with RUN/best.json to tell of which step it is, and what was measured.
+ * A checkpoint of the best step so far also updates RUN/best/, a model directory that later checkpoints do not touch,
+ * and RUN/best.json, which holds its step and what was measured.
  *
- * On several ranks all make the same calls. An error, on whatever rank, is all ranks' error at the next call that takes
- * note of it; checkpoints that were complete stay.
+ * On several ranks all make the same calls. An error on any rank is returned on all ranks by the next call that ends
+ * that phase of writing (advance, save, settle or finish); complete checkpoints stay.
  */
 #ifndef HV_TRAIN_RUN_RUN_FILES_H
 #define HV_TRAIN_RUN_RUN_FILES_H
@@ -25,11 +25,11 @@ enum { HV_FILE_TIMEOUT = 1800 };
 typedef struct hv_run_files_options {
   const hv_train_config *config;
   const hv_model_config *model;
-  const hv_safetensors *carry; /* tensors of init_from, those that are no parameters go into the model; NULL: none */
+  const hv_safetensors *carry; /* init_from's tensors: those that are no parameters go into the model too; NULL: none */
   const hv_run_data *data;
   const hv_trainer *trainer;
-  const hv_run_card *card; /* of the first rank: nothing is written or removed once it is not in its place */
-  const hv_best *best;     /* of the run, up to date at every call; kept with checkpoints */
+  const hv_run_card *card; /* the first rank's: nothing is written or removed once hv_run_card_check fails */
+  const hv_best *best;     /* the run's, kept up to date by the caller; saved in checkpoints */
 } hv_run_files_options;
 
 typedef struct hv_run_files hv_run_files;
@@ -43,19 +43,21 @@ void hv_run_files_close(hv_run_files *files);
 /* Begins a checkpoint of the trainer's step; waits for the one before, if that is still being written. */
 HV_NODISCARD hv_status hv_run_files_save(hv_run_files *files);
 
-/* The same, with the model of that step whatever checkpoint.model_interval says. Does nothing where both are there. */
+/* The same, and always with the model of that step, whatever checkpoint.model_interval is. Does nothing if both exist.
+ */
 HV_NODISCARD hv_status hv_run_files_save_all(hv_run_files *files);
 
-/* In every step: what this rank adds to a sum over ranks, and, with that sum, what has come of the writing. */
+/* In every step: report returns what this rank adds to a sum over ranks; advance takes that sum and, once all ranks
+ * have written, begins to complete the checkpoint, or returns the error. */
 double hv_run_files_report(const hv_run_files *files);
 HV_NODISCARD hv_status hv_run_files_advance(hv_run_files *files, double sum);
 
-/* Waits for what is being written, on all ranks: for a run that ends with an error which is not the checkpoint's, and
- * which all ranks have come to. After an error of a checkpoint nothing is. */
+/* Completes the checkpoint that is being written, on all ranks: for a run that ends with an error that all ranks know
+ * of and that is not the checkpoint's own. */
 HV_NODISCARD hv_status hv_run_files_settle(hv_run_files *files);
 
-/* After an error that not all ranks have come to: tells of a checkpoint that it costs, and which one there is to go on
- * from. */
+/* After an error that not all ranks know of: logs that the checkpoint being written is lost, and which one is the
+ * newest to resume from. */
 void hv_run_files_tell_newest(const hv_run_files *files);
 
 /* Waits for what is being written, and writes a checkpoint and the model of the trainer's step if that is not on disk.

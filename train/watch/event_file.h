@@ -1,8 +1,8 @@
 /* A TensorBoard event file: scalars by tag and step, for `tensorboard --logdir RUN`.
  *
  * A file is a run of records, each its length as 8 bytes (little-endian), the masked CRC-32C of those, an Event message
- * (train/watch/event.proto) and its masked CRC-32C: the framing of TFRecord. Every session of a run begins a file of
- * its own; the first record after the version says from which step on the earlier files are void.
+ * (train/watch/event.proto) and its masked CRC-32C: the framing of TFRecord. Every session of a run begins its own
+ * file; the first record after the version says from which step on records of earlier files are void.
  */
 #ifndef HV_TRAIN_WATCH_EVENT_FILE_H
 #define HV_TRAIN_WATCH_EVENT_FILE_H

@@ -13,10 +13,10 @@ typedef struct hv_metrics_line {
   double epoch;
   hv_step_result result; /* of that step */
   double learning_rate, samples_per_s;
-  double model_flops;    /* a second, on each rank's device; 0: not known yet, like the share of the speed of light */
-  double speed_of_light; /* of it */
-  double memory_bytes;   /* of the first rank's device, at most so far */
-  const hv_pace *pace;   /* NULL: not measured at this step, nor is held_out */
+  double model_flops;    /* matrix-product operations a second of each rank's device; 0: not known yet */
+  double speed_of_light; /* model_flops over the device's best rate; 0: not known yet */
+  double memory_bytes;   /* the first rank's device, peak so far */
+  const hv_pace *pace;   /* NULL if not measured at this step, like held_out */
   const hv_validation *held_out;
   json_t *suspects; /* of a skipped step: hv_suspects_describe; not owned, may be NULL */
 } hv_metrics_line;

@@ -1,6 +1,6 @@
-/* RUN/run.json: who trains in a run directory, on what, and how it ended. The process that leads the run holds a lock
- * on the file (flock) for as long as it lives, so that no second run begins there and `hvla-train status` knows a run
- * that goes on from one that was killed.
+/* RUN/run.json: who trains in a run directory, on what, and how it ended. The process of rank 0 holds a lock on the
+ * file (flock) as long as it lives, so that no second run begins there, and `hvla-train status` can tell a running run
+ * from a killed one.
  *
  *   state             "running", "finished", "stopped" (by a signal) or "failed"
  *   message           why it failed, or ended before its last step
@@ -16,19 +16,19 @@
 
 typedef struct hv_run_card hv_run_card;
 
-/* Makes the run directory where it is missing and takes the lock. HV_ERR_INPUT where another process has it; the
- * message says which. What the file said before stays until hv_run_card_begin. */
+/* Makes the run directory where it is missing and takes the lock. HV_ERR_INPUT if another process has it; the message
+ * says which. The file keeps its content until hv_run_card_begin. */
 HV_NODISCARD hv_status hv_run_card_open(const char *run, hv_run_card **out);
 
-/* Lets the lock go. Of a run that did not begin, the file and the directories that were made for it are removed, these
- * as far as they are empty. NULL is allowed. */
+/* Releases the lock. If the run has not begun, removes the file, and the directories that were made for it if they are
+ * empty. NULL is allowed. */
 void hv_run_card_close(hv_run_card *card);
 
-/* What a run is, for the file. */
+/* What the card says about a run. */
 typedef struct hv_run_facts {
   const hv_train_config *config;
   const hv_run_data *data;
-  const hv_trainer *trainer; /* at the step that the run goes on from */
+  const hv_trainer *trainer; /* at the step from which the run continues */
   int32_t ranks;
   int64_t total_steps;
 } hv_run_facts;
@@ -38,9 +38,9 @@ HV_NODISCARD hv_status hv_run_card_begin(hv_run_card *card, const hv_run_facts *
 /* Writes how it ended; `message` may be NULL. Does nothing on a card that was not begun. */
 HV_NODISCARD hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *message);
 
-/* HV_ERR_INPUT where the directory was moved, removed or replaced since the card was opened: another run may have begun
- * there, which the lock keeps from nothing. A card that is another file and holds the same is taken for this one. NULL,
- * of the ranks that have no card, is in its place. */
+/* HV_ERR_INPUT if the directory was moved, removed or replaced since the card was opened: then the lock no longer keeps
+ * another run from beginning there. A different file with the same content counts as this card. HV_OK for NULL, on the
+ * ranks that have no card. */
 HV_NODISCARD hv_status hv_run_card_check(const hv_run_card *card);
 
 /* Whether a process leads a run in the directory now. *unknown: the errno for which the file cannot be locked, so that

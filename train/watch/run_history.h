@@ -1,5 +1,5 @@
-/* Everything that a run directory tells of its run, read back: for `hvla-train status` and `hvla-train report`. Reads
- * while the run goes on. */
+/* A run's history, read from its directory, for `hvla-train status` and `hvla-train report`. It can be read while the
+ * run goes on. */
 #ifndef HV_TRAIN_WATCH_RUN_HISTORY_H
 #define HV_TRAIN_WATCH_RUN_HISTORY_H
 
@@ -17,15 +17,15 @@ typedef struct hv_run_history {
   const char *state;  /* "running", "finished", "stopped", "failed", "dead" (it ended without a word), "unknown" */
   hv_text doubt;      /* why the state is unknown */
   int64_t checkpoint; /* step of the newest whole checkpoint, -1: none */
-  hv_text damaged;    /* checkpoints that are newer and not whole, one a line */
+  hv_text damaged;    /* newer checkpoints that are incomplete, one a line */
 } hv_run_history;
 
 /* HV_ERR_INPUT where the directory holds nothing of a run. */
 HV_NODISCARD hv_status hv_run_history_read(const char *run, hv_run_history *out);
 void hv_run_history_free(hv_run_history *history); /* leaves it empty */
 
-/* A number of a line, NAN where it has none. One beyond any figure of a run (1e100) is none: sums, spans and means of
- * what this gives are finite. */
+/* A number of a line, NAN if there is none. A number beyond 1e100 counts as none, so that sums and means of the
+ * returned numbers are finite. */
 double hv_line_number(const json_t *line, const char *key);
 
 /* A text of a line, "?" where it has none. */

@@ -1,4 +1,4 @@
-/* Where a step that changed nothing went wrong: which rank, and which samples, as far as the losses tell. */
+/* Where a skipped step went wrong: on which rank and in which samples, as far as the losses tell. */
 #ifndef HV_TRAIN_WATCH_SKIPPED_STEP_H
 #define HV_TRAIN_WATCH_SKIPPED_STEP_H
 
@@ -15,8 +15,8 @@ typedef struct hv_suspect {
 
 enum { HV_MAX_SUSPECTS = 8 };
 
-/* After a skipped step, by all ranks alike. Where losses are not finite: of each rank that has such a micro-batch the
- * first one, up to HV_MAX_SUSPECTS. Else one, the micro-batch with the largest loss: the best guess there is. */
+/* After a skipped step; called by all ranks. If losses are not finite: the first such micro-batch of each rank that has
+ * one, up to HV_MAX_SUSPECTS. Else the one micro-batch with the largest loss, as the best guess. */
 HV_NODISCARD hv_status hv_suspects_find(const hv_trainer *trainer, hv_suspect out[HV_MAX_SUSPECTS], int *count);
 
 /* [{"rank", "loss" (null: not finite), "first_sample", "samples", "frames": ["lift.hdf5/demo_3:17", …]}, …], at most 64
