@@ -1,4 +1,4 @@
-/* How fast a model directory is loaded, beside reading its files and nothing else. */
+/* How fast a model directory is loaded, compared with only reading its files. */
 #ifndef HV_INFER_BENCH_LOAD_H
 #define HV_INFER_BENCH_LOAD_H
 

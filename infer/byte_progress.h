@@ -13,6 +13,6 @@ typedef struct hv_byte_progress {
 
 hv_byte_progress hv_byte_progress_make(const char *what, double total_bytes);
 void hv_byte_progress_add(hv_byte_progress *progress, size_t bytes);
-void hv_byte_progress_clear(hv_byte_progress *progress); /* removes the line, for a message or for good */
+void hv_byte_progress_clear(hv_byte_progress *progress); /* clears the line, before a message or at the end */
 
 #endif

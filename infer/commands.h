@@ -7,7 +7,8 @@
 
 extern const hv_command hv_command_predict, hv_command_bench, hv_command_export;
 
-/* Choices of options, ending in NULL: hvla_mode, hvla_sampler and hvla_ar_condition are indices into theirs. */
+/* Choices of options, NULL-terminated. The values of hvla_mode, hvla_sampler and hvla_ar_condition are indices into
+ * them. */
 extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const hv_ar_condition_choices[],
                                                                              *const hv_dtype_choices[];
 

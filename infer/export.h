@@ -1,4 +1,4 @@
-/* What the formats of hvla-infer export start from, and what they share. */
+/* The source of `hvla-infer export`, and what its formats share. */
 #ifndef HV_INFER_EXPORT_H
 #define HV_INFER_EXPORT_H
 
@@ -9,22 +9,23 @@ typedef struct hv_export_source {
   hv_model_directory directory;
   json_t *statistics;
   char *tokenizer_path;
-  char *card; /* the README.md beside it; NULL: none */
+  char *card; /* the model's own README.md; NULL: none */
   hv_run_record run;
 } hv_export_source;
 
-/* A whole model with tensors of known dtypes; otherwise the error tells what is missing. Then *out is empty. */
+/* Opens a complete model with tensors of known dtypes; otherwise the error says what is missing, and *out is empty. */
 HV_NODISCARD hv_status hv_export_source_open(const char *model, hv_export_source *out);
 void hv_export_source_close(hv_export_source *source); /* leaves it empty */
 
-/* Below, `to` is the dtype that floating-point tensors are exported in; NULL: each as it is stored. Others stay. */
+/* Below, `to` is the dtype in which floating-point tensors are exported, NULL: each as it is stored. Other tensors are
+ * not converted. */
 
 hv_dtype hv_export_dtype(const hv_file_tensor *tensor, const hv_dtype *to);
 
 /* Bytes of all tensors as they are exported. */
 double hv_export_bytes(const hv_safetensors *tensors, const hv_dtype *to);
 
-/* Whether any tensor loses digits. */
+/* Whether any tensor loses precision. */
 bool hv_export_narrows(const hv_safetensors *tensors, const hv_dtype *to);
 
 /* The source's README.md for an export; `usage` as in hv_model_card. */

@@ -15,14 +15,13 @@
  *   move(result.action);                    // [action_chunk][action_dim], the robot's own units
  *   hvla_free(model);
  *
- * Ownership: what a caller passes in stays the caller's and is not kept after the call returns. What a function returns
- * a pointer to belongs to the model: strings until hvla_free, results until the model's next hvla_predict.
- * Threads: a model serves one thread at a time; different models may be used by different threads at the same time.
- * Processors that work inside a call are the `threads` of hvla_options.
- * Errors: functions that can fail return an hvla_code and describe a failure in *error, which may be NULL. After a
- * failed prediction the model is as good as before.
- * A prediction of another kind (mode, sampler, number of steps, condition, timing) than the one before allocates memory
- * anew; all others allocate none on the device. On a card, see also measure_algorithms.
+ * Ownership: what a caller passes in stays the caller's and is not kept after the call returns. Pointers that functions
+ * return point into the model: strings are valid until hvla_free, results until the model's next hvla_predict. Threads:
+ * a model serves one thread at a time; different models may be used by different threads at the same time. Inside a
+ * call, the CPU device uses `threads` of hvla_options. Errors: functions that can fail return an hvla_code and describe
+ * a failure in *error, which may be NULL. After a failed prediction the model can still be used. Memory: a prediction
+ * of another kind (mode, sampler, number of steps, condition, timing) than the one before allocates memory anew; all
+ * others allocate none on the device. On a card, see also measure_algorithms.
  */
 #ifndef HVLA_H
 #define HVLA_H
@@ -45,12 +44,12 @@ extern "C" {
 #define HVLA_API
 #endif
 
-/* The version of the library that runs, as HVLA_VERSION_NUMBER of the header counts it. */
+/* The version of the loaded library, in the form of HVLA_VERSION_NUMBER. */
 HVLA_API int hvla_version(void);
 
 typedef enum hvla_code {
   HVLA_OK = 0,
-  HVLA_ERROR_INPUT = 2,    /* a file, a picture, a shape, a name, a range: the message says which and what is right */
+  HVLA_ERROR_INPUT = 2,    /* a wrong file, picture, shape, name or range: the message says which, and what is right */
   HVLA_ERROR_IO = 3,       /* the operating system refused */
   HVLA_ERROR_MEMORY = 4,   /* out of host or device memory */
   HVLA_ERROR_DEVICE = 5,   /* no such device, or the device failed */
@@ -70,10 +69,10 @@ typedef struct hvla_options {
   const char *device; /* "cpu" (default, NULL too), "cuda" */
   const char *dtype;  /* "fp32" or "bf16"; NULL: fp32 on the CPU, bf16 elsewhere */
   int threads;        /* of the CPU device, at most 4096; 0: as many as there are processors */
-  int max_prompt;     /* tokens of an instruction with its prompt, at most; 1 to 2^20 */
-  /* Not 0 (default): a card measures which of its library's algorithms is the fastest for each matrix product, when it
-   * first meets an instruction of so many tokens, so that this prediction takes longer. Another process may then choose
-   * otherwise and differ in rounding; 0 for what must repeat to the bit. */
+  int max_prompt;     /* maximum number of tokens of the prompt with the instruction in it; 1 to 2^20 */
+  /* Not 0 (default): on a card, the first prediction for each number of prompt tokens measures which of the library's
+   * algorithms is the fastest for each matrix product, and so takes longer. Another process may choose others and
+   * differ in rounding; set 0 if results must repeat to the bit. */
   int measure_algorithms;
 } hvla_options;
 
@@ -88,11 +87,11 @@ HVLA_API int hvla_action_dim(const hvla_model *model);
 HVLA_API int hvla_action_chunk(const hvla_model *model); /* action steps that one prediction gives */
 HVLA_API int hvla_state_dim(const hvla_model *model);    /* 0: it takes no state */
 HVLA_API int hvla_num_cameras(const hvla_model *model);
-HVLA_API const char *hvla_camera(const hvla_model *model, int index);     /* NULL outside 0 … num_cameras − 1 */
-HVLA_API int hvla_image_size(const hvla_model *model);                    /* pixels a side that it sees */
-HVLA_API int hvla_diffusion_steps(const hvla_model *model);               /* T */
-HVLA_API const char *hvla_objective(const hvla_model *model);             /* "hybrid", "diffusion", "autoregressive" */
-HVLA_API int hvla_num_unnorm_keys(const hvla_model *model);               /* data sets whose statistics it has */
+HVLA_API const char *hvla_camera(const hvla_model *model, int index); /* NULL outside 0 … num_cameras − 1 */
+HVLA_API int hvla_image_size(const hvla_model *model);                /* pixels a side to which pictures are resized */
+HVLA_API int hvla_diffusion_steps(const hvla_model *model);           /* T */
+HVLA_API const char *hvla_objective(const hvla_model *model);         /* "hybrid", "diffusion", "autoregressive" */
+HVLA_API int hvla_num_unnorm_keys(const hvla_model *model);           /* number of data sets whose statistics it has */
 HVLA_API const char *hvla_unnorm_key(const hvla_model *model, int index); /* NULL outside the range */
 
 /* One camera's picture, of any size: 8-bit RGB, or the bytes of a PNG or JPEG file. */
@@ -132,15 +131,14 @@ typedef struct hvla_request {
   hvla_mode mode;
   hvla_sampler sampler;
   int ddim_steps;
-  double theta; /* an ensemble's confidence above which both heads' mean is taken */
+  double theta; /* ensemble: above this confidence the mean of both heads is taken */
   hvla_ar_condition ar_condition;
 
-  uint64_t seed, step;   /* random draws are a function of both: count steps for draws that differ */
-  const float *noise;    /* [action_chunk][action_dim] where denoising starts, NULL: drawn */
-  const float *ar_noise; /* the same shape, for HVLA_AR_NOISE and HVLA_AR_RANDOM, NULL: drawn */
-  const int32_t
-      *ar_timestep; /* one value, 0 … diffusion_steps − 1, instead of the condition's; NULL: the condition's */
-  const float *step_noise; /* [diffusion_steps][action_chunk][action_dim] for HVLA_SAMPLER_DDPM, NULL: drawn */
+  uint64_t seed, step;        /* random draws are a function of both: increment step for new draws */
+  const float *noise;         /* [action_chunk][action_dim] where denoising starts, NULL: drawn */
+  const float *ar_noise;      /* the same shape, for HVLA_AR_NOISE and HVLA_AR_RANDOM, NULL: drawn */
+  const int32_t *ar_timestep; /* [1], 0 … diffusion_steps − 1; NULL: as ar_condition says */
+  const float *step_noise;    /* [diffusion_steps][action_chunk][action_dim] for HVLA_SAMPLER_DDPM, NULL: drawn */
 
   int timing; /* not 0: measure the parts of the prediction, which costs a little on a GPU */
 } hvla_request;
@@ -158,10 +156,10 @@ typedef struct hvla_result {
   const int32_t *tokens;
   const float *confidences; /* the probability of each token */
   double confidence;        /* their mean */
-  hvla_mode used;           /* where the action comes from: never HVLA_MODE_DEFAULT */
-  /* Milliseconds: the whole call, with what one of another kind than before makes ready first; pictures decoded and
-   * resized and words encoded. With `timing` alone: image encoders; the pass over pictures, words and state with each
-   * head's first step; later denoising steps (token steps in lockstep with them included); later token steps. */
+  hvla_mode used;           /* which head(s) `action` comes from; never HVLA_MODE_DEFAULT */
+  /* Milliseconds. Always: the whole call, including set-up for a new kind of prediction; decoding and resizing pictures
+   * and tokenizing. With `timing` only, else 0: vision towers and projector; the prefill pass with each head's first
+   * step in it; later passes that denoise (and may decode a token too); passes that only decode. */
   double total_ms, input_ms, vision_ms, prefill_ms, denoise_ms, decode_ms;
 } hvla_result;
 

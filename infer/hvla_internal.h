@@ -1,4 +1,4 @@
-/* What is behind an hvla_model: shared by hvla.c (loading, questions) and hvla_predict.c. */
+/* The inside of an hvla_model, shared by hvla.c (loading, queries) and hvla_predict.c. */
 #ifndef HV_INFER_HVLA_INTERNAL_H
 #define HV_INFER_HVLA_INTERNAL_H
 
@@ -9,7 +9,7 @@
 #include "core/text/prompt.h"
 #include "infer/hvla.h"
 
-/* A resizer is kept as long as its camera's pictures keep their size. */
+/* A camera's resizer is kept until its pictures change their size. */
 typedef struct hvla_camera_input {
   int32_t width, height;
   hv_resizer *resizer; /* owned */
@@ -24,7 +24,7 @@ struct hvla_model {
   bool measure_algorithms;
 
   hv_tokenizer *tokenizer; /* NULL: the directory has none */
-  char *instruction;       /* owned: that `prompt` belongs to; NULL: none yet */
+  char *instruction;       /* the instruction of `prompt`; owned; NULL: none yet */
   hv_token_list prompt;
 
   json_t *statistics;          /* dataset_statistics.json */

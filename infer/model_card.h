@@ -9,16 +9,16 @@ typedef struct hv_model_card {
   const hv_model_directory *directory; /* the model that is exported */
   const json_t *statistics;            /* its dataset_statistics.json */
   const hv_run_record *run;
-  const char *source_card; /* its own README.md, whose section on training stands where there is no run; NULL: none */
+  const char *source_card; /* its own README.md, whose section on training is kept if there is no run; NULL: none */
   const char *dtype;       /* of the exported tensors: "bf16"; NULL: as they are stored */
-  const char *usage;       /* the section on how the format is used, without its heading; NULL: hvla-infer */
+  const char *usage;       /* text of the section on usage; NULL: usage with hvla-infer */
 } hv_model_card;
 
-/* The key of the statistics that made-up predictions and examples name: the first whose action and state are as wide as
- * the model's, of which an older one in the file may be another robot's; else the first. NULL: there is none. */
+/* The key of the statistics to use in examples and in predictions of --verify: the first whose action and state have
+ * the model's widths (an older key may be another robot's); else the first. NULL: there is none. */
 const char *hv_model_card_key(const json_t *statistics, int32_t action_dim, int32_t state_dim);
 
-/* The same model gives the same text. */
+/* Deterministic: the same model gives the same text. */
 HV_NODISCARD hv_status hv_model_card_format(const hv_model_card *card, hv_text *out);
 
 #endif

@@ -18,7 +18,7 @@
  *   REDUCE       R     callable, arguments           its result
  *   STOP         .                                   nothing; ends the pickle
  *
- * Numbers are little-endian. There is no memo: nothing is written twice that could be referred to.
+ * Numbers are little-endian. There is no memo: the pickle holds nothing twice that a memo could refer to.
  */
 #ifndef HV_INFER_PICKLE_H
 #define HV_INFER_PICKLE_H
@@ -46,7 +46,8 @@ void hv_pickle_add_string(hv_text *out, const char *string);
 void hv_pickle_add_integer(hv_text *out, int64_t value);
 void hv_pickle_add_global(hv_text *out, const char *module, const char *name);
 
-/* Reading: each call takes what must come next. HV_ERR_INPUT says at which byte something else stands. */
+/* Reading: each call reads the item that must come next. HV_ERR_INPUT gives the byte at which something else was found.
+ */
 typedef struct hv_pickle_reader {
   const uint8_t *data;
   size_t size, at;

@@ -13,11 +13,11 @@ typedef struct hv_run_record {
   char *config_text; /* config.yaml as it is written */
   json_t *config;
   json_t *last, *held_out; /* the last line of metrics.jsonl up to the model's step; the last with held_out_loss */
-  hv_text doubts;          /* a sentence for each thing that is there and cannot be used */
+  hv_text doubts;          /* a sentence for each file that exists but cannot be used */
 } hv_run_record;
 
-/* Looks in the directory that holds the model directory `model`, whose config.json is `model_config`. A configuration
- * of another model is not taken; neither that nor a damaged file is an error: it is a doubt. */
+/* Looks in the parent of the model directory `model`, whose config.json is `model_config`. A configuration of another
+ * model, or a damaged file, is not used: it becomes a doubt, not an error. */
 HV_NODISCARD hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_run_record *out);
 void hv_run_record_free(hv_run_record *record); /* leaves it empty */
 

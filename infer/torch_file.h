@@ -15,7 +15,7 @@
 
 #include "core/io/safetensors.h"
 
-/* A tensor on its way into a file. */
+/* A tensor to write. */
 typedef struct hv_torch_tensor {
   const char *name;             /* "<module>.<name inside it>"; tensors of a module stand together */
   const hv_file_tensor *source; /* read piece by piece while the file is written */
@@ -30,8 +30,8 @@ HV_NODISCARD hv_status hv_torch_file_write(const char *path, const hv_torch_tens
                                            hv_torch_progress *progress, void *context);
 
 /* Reads a file of this form and compares it with what it was written from: names in their order, dtypes, shapes, every
- * byte, the archive's checksums. The error says what differs first: HV_ERR_NO, or HV_ERR_INPUT where the file has not
- * the form. */
+ * byte, the archive's checksums. The error says what differs first: HV_ERR_NO, or HV_ERR_INPUT if the file does not
+ * have this form. */
 HV_NODISCARD hv_status hv_torch_file_compare(const char *path, const hv_torch_tensor *tensors, size_t count,
                                              hv_torch_progress *progress, void *context);
 
