@@ -39,8 +39,8 @@ const hv_option hv_train_config_table[] = {
      .fallback = "[]",
      .min = -1,
      .max = 4096,
-     .doc = "For each of the model's action dimensions that of `init_from` which it continues; -1: it is new. Empty: "
-            "the same numbers, as far as both go."},
+     .doc = "For each action dimension of the model the dimension of `init_from` that it continues; -1: none, it is "
+            "new. Empty: the dimension of the same number, if there is one."},
     {.key = "init.state_dims",
      .type = HV_OPTION_INT_LIST,
      AT(init.state_dims),
@@ -64,7 +64,7 @@ const hv_option hv_train_config_table[] = {
      .fallback = "0",
      .min = 0,
      .max = MANY,
-     .doc = "Keys initial values, the order of the data and every draw."},
+     .doc = "Determines initial values, the order of the data and every random draw."},
     {.key = "dtype",
      .type = HV_OPTION_ENUM,
      AT(dtype),
@@ -88,10 +88,9 @@ const hv_option hv_train_config_table[] = {
      .type = HV_OPTION_BOOL,
      AT(measure_algorithms),
      .fallback = "true",
-     .doc =
-         "Before a run's first step, a card measures which of its library's algorithms is the fastest for each matrix "
-         "product of the first batch. false: it takes those that the library supposes to be. Either way a resumed "
-         "run takes the same again."},
+     .doc = "Before a run's first step, a card measures which of its library's algorithms is the fastest for each "
+            "matrix product of the first batch. false: it takes the library's first choice. Either way a resumed run "
+            "uses the same algorithms."},
     {.key = "log_interval",
      .type = HV_OPTION_INT,
      AT(log_interval),
@@ -188,7 +187,7 @@ const hv_option hv_train_config_table[] = {
      .min = 1,
      .max = 256,
      .unit = "batches",
-     .doc = "Batches that may wait, read."},
+     .doc = "Batches that may be read in advance."},
     {.key = "train.steps",
      .type = HV_OPTION_INT,
      AT(train.steps),
@@ -220,9 +219,8 @@ const hv_option hv_train_config_table[] = {
      .min = 0,
      .max = 1 << 20,
      .unit = "samples",
-     .doc =
-         "Samples in a rank's memory at a time, a divisor of its part of the batch: gradients of the parts are added "
-         "up. 0: all of its part."},
+     .doc = "Samples that a rank has in memory at a time, a divisor of its part of the batch; gradients of the "
+            "micro-batches are accumulated. 0: its whole part."},
     {.key = "train.branches",
      .type = HV_OPTION_INT,
      AT(train.branches),
@@ -235,9 +233,8 @@ const hv_option hv_train_config_table[] = {
      AT(train.recompute),
      .fallback = "none",
      .choices = recomputations,
-     .doc = "What the backward pass works out again instead of having it kept: nothing; what costs no matrix product "
-            "(norms, SwiGLU); or decoder layers as a whole. Less memory, for more work; the results are the same to "
-            "the bit."},
+     .doc = "What the backward pass recomputes instead of keeping it: nothing; what needs no matrix product (norms, "
+            "SwiGLU); or whole decoder layers. Less memory for more work; the results are the same to the bit."},
     {.key = "train.recompute_layers",
      .type = HV_OPTION_INT,
      AT(train.recompute_layers),
@@ -416,16 +413,16 @@ const hv_option hv_train_config_table[] = {
      .min = 0,
      .max = MANY,
      .unit = "measurements",
-     .doc = "The run ends early when so many in a row brought nothing better; 0: never."},
+     .doc = "The run ends early after this many in a row without improvement; 0: never."},
     {.key = "watch.spike_factor",
      .type = HV_OPTION_FLOAT,
      AT(watch.spike_factor),
      .fallback = "0",
      .min = 0,
      .max = 1e6,
-     .doc = "A step whose loss or gradient norm is more than this times (above 1) its running mean changes nothing; 0: "
-            "no step is left out so. Off by default, since it changes what is trained; 3 to 10 catches a bad batch. A "
-            "step with a gradient that is not finite is left out either way."},
+     .doc = "A step is skipped if its loss or gradient norm is more than this many times (above 1) its running mean; "
+            "0: never. Off by default, since it changes what is trained; 3 to 10 catches a bad batch. A step with a "
+            "gradient that is not finite is skipped either way."},
     {.key = "watch.spike_window",
      .type = HV_OPTION_INT,
      AT(watch.spike_window),
@@ -441,7 +438,7 @@ const hv_option hv_train_config_table[] = {
      .min = 1,
      .max = 1e6,
      .unit = "steps",
-     .doc = "So many steps in a row that changed nothing end the run with an error."},
+     .doc = "The run ends with an error after this many skipped steps in a row."},
     {.key = "checkpoint.interval",
      .type = HV_OPTION_INT,
      AT(checkpoint.interval),
@@ -464,7 +461,7 @@ const hv_option hv_train_config_table[] = {
      .min = 0,
      .max = MANY,
      .unit = "steps",
-     .doc = "Checkpoints of steps that this divides stay, too; 0: no others."},
+     .doc = "Checkpoints of steps that are a multiple of this stay, too; 0: no others."},
     {.key = "checkpoint.model_interval",
      .type = HV_OPTION_INT,
      AT(checkpoint.model_interval),
@@ -472,9 +469,8 @@ const hv_option hv_train_config_table[] = {
      .min = 0,
      .max = MANY,
      .unit = "steps",
-     .doc =
-         "With the checkpoints of which steps `model/` is brought up to date: those that this divides, the first that "
-         "a process writes, and the last; 0: with every checkpoint."},
+     .doc = "`model/` is updated with checkpoints of steps that are a multiple of this, with the first that a process "
+            "writes and with the last; 0: with every checkpoint."},
     {.key = "checkpoint.async",
      .type = HV_OPTION_BOOL,
      AT(checkpoint.async),
@@ -487,8 +483,8 @@ const hv_option hv_train_config_table[] = {
      AT(parallel.sharding),
      .fallback = "replicate",
      .choices = shardings,
-     .doc = "What each of several ranks keeps only its part of: nothing, the optimizer's state, gradients too, or "
-            "parameters too. Less memory each, for more communication; the results are the same."},
+     .doc = "Of what each of several ranks keeps only its part: nothing, the optimizer's state, gradients too, or "
+            "parameters too (ZeRO stages 0 to 3). Less memory each, for more communication; the results are the same."},
     {.key = "parallel.transport",
      .type = HV_OPTION_ENUM,
      AT(parallel.transport),
