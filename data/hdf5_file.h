@@ -57,9 +57,9 @@ HV_NODISCARD hv_status hv_hdf5_attribute_integer(hv_hdf5 *file, const char *obje
 /* The frames of a u8 data set (T, H, W, 3); any other type or shape is an error that says what was found.
  *
  * Contiguous data are read from the file directly, without the library and its lock. Chunks of one frame each are read
- * under the lock and inflated outside of it. Data sets with several frames in a chunk are read whole, once, and cached by
- * the file, up to `hv_hdf5_set_cache` bytes. All others (parts of a frame in a chunk, other filters) the library reads
- * frame by frame. */
+ * under the lock and inflated outside of it. Data sets with several frames in a chunk are read whole, once, and cached
+ * by the file, up to `hv_hdf5_set_cache` bytes. All others (parts of a frame in a chunk, other filters) the library
+ * reads frame by frame. */
 HV_NODISCARD hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **out);
 void hv_hdf5_set_cache(hv_hdf5 *file, size_t bytes); /* 256 MiB by default; the data set in use is always kept */
 size_t hv_hdf5_cached_bytes(hv_hdf5 *file);
