@@ -123,12 +123,12 @@ static __device__ __forceinline__ void rotate_back(hv_rows<const float> cos_sin,
   }
 }
 
-/* Blocks of a multiprocessor that registers are kept free for. Without a number, nvcc saves registers for one block
- * more here and there and keeps some in memory. nvcc alone reads it. */
-template <int D> [[maybe_unused]] static constexpr int dq_blocks = D <= 64 ? 4 : 3;
+/* Blocks of a multiprocessor that registers are kept free for; 0: as many as nvcc likes. For float it would keep some
+ * registers in memory to make room for one more. nvcc alone reads it. */
+template <typename T> [[maybe_unused]] static constexpr int dq_blocks = sizeof(T) == 4 ? 2 : 0;
 
 template <typename T, int D>
-static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dq_blocks<D>) dq_kernel(backward_params<T> p) {
+static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dq_blocks<T>) dq_kernel(backward_params<T> p) {
   constexpr int KEYS = dq_keys<T, D>, STRIDE = hv_tile_stride<T, D>, STAGE = KEYS * STRIDE, N = KEYS / 8;
   hv_attention_tile tile = p.tiles[blockIdx.x];
   if (tile.rows == 0) return;
