@@ -39,7 +39,8 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), bool early,
   if (hv_is_empty(grid)) return;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > HV_SHARED_DEFAULT) {
-    error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    /* Never less than before: another thread may be about to launch this kernel with more than here. */
+    error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, HV_SHARED_LIMIT);
   }
   cudaLaunchAttribute programmatic = {};
   programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
