@@ -5,6 +5,7 @@
 #include "tests/train/program.h"
 #include "train/plan/forecast.h"
 #include "train/plan/made_up_batch.h"
+#include "train/plan/plan.h"
 #include "train/trainer_options.h"
 
 enum { PROMPT = 12, STEPS = 2 };
@@ -155,11 +156,49 @@ static void a_card_is_forecast_where_there_is_none(void **state) {
   assert_true(one.compute_seconds <= one.step_seconds && one.compute_seconds > 0.9 * one.step_seconds);
 }
 
+static size_t room_left;
+
+static hv_device_room get_room(hv_device *device) {
+  (void)device;
+  return (hv_device_room){.available = room_left};
+}
+
+/* Whether a card with that room is one that the configuration as it is would fit, told when memory ran out. */
+static bool would_fit(size_t room) {
+  static const hv_device_methods methods = {.room = get_room};
+  static const char *const sets[] = {ALONE, "train.batch_size=8"};
+  hv_device card = {.name = "cuda", .methods = &methods};
+  hv_train_config config;
+  hv_model_config model;
+  hv_model_directory directory;
+  room_left = room;
+  assert_ok(hv_train_config_load(HVLA_SOURCE_DIR "/configs/tiny.yaml", sets, 2, &config));
+  assert_ok(hv_train_config_model(&config, &model, &directory));
+  hv_status told = hv_plan_explain(hv_error(HV_ERR_MEMORY, "it is full"), &config, &model.config, &card, 1, PROMPT);
+  bool fits = strstr(hv_status_message(told), " GB: the configuration as it is") != NULL;
+  hv_status_free(told);
+  hv_model_directory_close(&directory);
+  hv_model_config_free(&model);
+  hv_train_config_free(&config);
+  return fits;
+}
+
+/* A card's context is taken already when its room is looked at. */
+static void what_fits_beside_a_context_is_told(void **state) {
+  (void)state;
+  static const char *const sets[] = {ALONE, "train.batch_size=8"};
+  hv_forecast forecast = forecast_of(1, "cuda", sets, 2);
+  size_t needed = forecast.memory.total - forecast.unseen_bytes;
+  assert_true(would_fit(needed));
+  assert_false(would_fit(needed - 1));
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) under_test = argv[1];
   need_card(under_test);
   const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_forecast), cmocka_unit_test(measuring_is_forecast),
                                      cmocka_unit_test(each_sharding_is_forecast),
-                                     cmocka_unit_test(a_card_is_forecast_where_there_is_none)};
+                                     cmocka_unit_test(a_card_is_forecast_where_there_is_none),
+                                     cmocka_unit_test(what_fits_beside_a_context_is_told)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

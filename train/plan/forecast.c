@@ -32,11 +32,19 @@ static hv_plan_machine machine_of(const hv_forecast_options *options) {
 }
 
 /* Buffers of the library between cards. */
-static hv_status hold_library(hv_device *plan, const hv_forecast_options *options, size_t *unseen_bytes) {
+static size_t library_bytes(const hv_forecast_options *options) {
+  return options->ranks > 1 && strcmp(options->device, "cuda") == 0 ? nccl_bytes : 0;
+}
+
+static hv_status hold_library(hv_device *plan, const hv_forecast_options *options) {
   void *held;
-  if (options->ranks == 1 || strcmp(options->device, "cuda") != 0) return HV_OK;
-  *unseen_bytes += nccl_bytes;
-  return hv_device_allocate(plan, HV_MEMORY_COMMUNICATION, nccl_bytes, "the library between cards", &held);
+  size_t bytes = library_bytes(options);
+  if (bytes == 0) return HV_OK;
+  return hv_device_allocate(plan, HV_MEMORY_COMMUNICATION, bytes, "the library between cards", &held);
+}
+
+size_t hv_forecast_unseen_bytes(const hv_forecast_options *options) {
+  return machine_of(options).device_bytes + library_bytes(options);
 }
 
 /* A run that validates opens a policy beside the trainer. */
@@ -86,8 +94,8 @@ hv_status hv_forecast_make(const hv_train_config *config, const hv_config *model
   *out = (hv_forecast){0};
   HV_CHECK(hv_plan_device_open(&plan));
   HV_CHECK(hv_plan_device_set_machine(plan, &machine));
-  out->unseen_bytes = machine.device_bytes;
-  HV_CHECK(hold_library(plan, options, &out->unseen_bytes));
+  out->unseen_bytes = hv_forecast_unseen_bytes(options);
+  HV_CHECK(hold_library(plan, options));
   if (options->ranks > 1) {
     HV_CHECK(hv_plan_comm_open(plan, 0, options->ranks, &options->links, &comm));
   } else {

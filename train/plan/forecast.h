@@ -30,6 +30,9 @@ typedef struct hv_forecast {
   hv_plan_traffic traffic[HV_COLLECTIVES]; /* of one step */
 } hv_forecast;
 
+/* hv_forecast.unseen_bytes. */
+size_t hv_forecast_unseen_bytes(const hv_forecast_options *options);
+
 /* `config` has a batch that the ranks can share (hv_train_config_check_ranks). */
 HV_NODISCARD hv_status hv_forecast_make(const hv_train_config *config, const hv_config *model,
                                         const hv_forecast_options *options, hv_forecast *out);

@@ -336,7 +336,9 @@ hv_status hv_plan_explain(hv_status error, const hv_train_config *config, const 
   options.device = device->name;
   options.prompt = prompt;
   hv_plan_search search;
-  size_t memory_bytes = hv_device_get_room(device).available + device->memory.held.total;
+  /* What the card holds for this process beside the account is gone from its room, and part of a forecast. */
+  size_t own = device->memory.held.total + hv_forecast_unseen_bytes(&options);
+  size_t memory_bytes = hv_device_get_room(device).available + own;
   hv_status failed = hv_plan_search_make(config, model, &options, memory_bytes, &search);
   if (failed) {
     hv_status_free(failed);
