@@ -99,6 +99,18 @@ static void restores_the_best_model(void **state) {
       same_bytes(in_run(*state, "run", "best/model.safetensors"), in_run(*state, "run", "model/model.safetensors")));
 }
 
+/* Somebody moved it away, and nothing becomes better after it. */
+static void restores_a_best_model_that_is_told_of_alone(void **state) {
+  static const char still[] = "--set optimizer.learning_rate=0 --set validation.interval=1 --resume";
+  char rest[512];
+  snprintf(rest, sizeof rest, "%s --set train.steps=1", still);
+  expect_train(0, run_of(*state, "run", rest), NULL);
+  assert_ok(hv_remove_tree(in_run(*state, "run", "best")));
+  snprintf(rest, sizeof rest, "%s --set train.steps=2", still);
+  expect_train(0, run_of(*state, "run", rest), "resumed from", NULL);
+  assert_true(hv_file_exists(in_run(*state, "run", "best/model.safetensors")));
+}
+
 static void does_not_keep_it_where_it_is_not_wanted(void **state) {
   expect_train(0, run_of(*state, "run", "--set train.steps=1 --set validation.keep_best=false"), NULL);
   assert_false(hv_file_exists(in_run(*state, "run", "best")));
@@ -276,6 +288,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(keeps_the_best_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(restores_the_best_model, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(restores_a_best_model_that_is_told_of_alone, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_keep_it_where_it_is_not_wanted, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(stops_when_nothing_becomes_better, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(best_begins_anew_where_something_else_is_measured, make_folder, remove_folder),

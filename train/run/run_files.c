@@ -114,16 +114,17 @@ static hv_status write_best(const hv_run_files *files, const atomic_bool *stop) 
   return status;
 }
 
-/* Whether RUN/best/ is of that step. One that is broken is made again, as one that is missing is. */
+/* Whether RUN/best/ is there, and of that step. What tells of it is made again where it is broken or missing. */
 static hv_status has_best(const char *run, int64_t step, bool *out) {
   json_t *told = NULL;
-  char *path = hv_path_join(run, "best.json");
-  if (!path) return hv_error_memory("a path");
-  hv_status status = hv_file_exists(path) ? hv_json_load(path, &told) : HV_OK;
+  char *path = hv_path_join(run, "best.json"), *model = hv_path_join(run, "best");
+  hv_status status = path && model ? HV_OK : hv_error_memory("a path");
+  if (!status && hv_file_exists(path)) status = hv_json_load(path, &told);
   bool broken = status && hv_status_code(status) == HV_ERR_INPUT;
-  *out = json_integer_value(json_object_get(told, "step")) == step && told;
+  *out = told && json_integer_value(json_object_get(told, "step")) == step && hv_file_exists(model);
   json_decref(told);
   free(path);
+  free(model);
   if (!broken) return status;
   hv_log_warning("best/ and what tells of it are written anew: %s", hv_status_message(status));
   hv_status_free(status);
