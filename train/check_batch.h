@@ -12,7 +12,8 @@ typedef struct hv_file_batch {
   int num_copies;
 } hv_file_batch;
 
-/* Missing tensors, wrong dtypes and wrong shapes are listed in one HV_ERR_INPUT; then values out of range. */
+/* Missing tensors, wrong dtypes and wrong shapes are listed in one HV_ERR_INPUT; then an action_mask that is neither 0
+ * nor 1 is one. Other values are looked at by hv_sequence_build. */
 HV_NODISCARD hv_status hv_file_batch_open(const char *path, const hv_config *config, hv_file_batch *out);
 void hv_file_batch_close(hv_file_batch *batch); /* leaves it empty */
 

@@ -508,7 +508,7 @@ const hv_option hv_train_config_table[] = {
      .min = 1,
      .max = 4096,
      .unit = "tokens",
-     .doc = "Length of a prompt in `hvla-train bench`, `<s>` not counted."},
+     .doc = "Length of a prompt in `hvla-train bench` and `plan`, `<s>` not counted."},
 };
 const size_t hv_train_config_table_count = sizeof hv_train_config_table / sizeof hv_train_config_table[0];
 

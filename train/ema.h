@@ -19,7 +19,8 @@ void hv_ema_close(hv_ema *ema);
 /* Sets the averages to the parameters. Waits for the stream. */
 HV_NODISCARD hv_status hv_ema_reset(hv_ema *ema, hv_stream *stream);
 
-/* Queues one update of the averages, after hv_optimizer_step; does nothing if that step was skipped. */
+/* Queues one update of the averages, between hv_optimizer_step and hv_optimizer_finish; does nothing if that step was
+ * skipped. */
 void hv_ema_update(hv_ema *ema, hv_stream *stream);
 
 /* Swaps parameters and averages, on all ranks; a second call restores both to the bit. No training in between. */

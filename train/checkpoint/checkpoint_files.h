@@ -78,8 +78,8 @@ void hv_checkpoint_close(hv_checkpoint_content *content); /* leaves it empty */
 /* The steps that have a checkpoint, ascending; freed by the caller. */
 HV_NODISCARD hv_status hv_checkpoint_steps(const char *run, int64_t **steps, size_t *count);
 
-/* The newest checkpoint whose files all exist in full length; *step = -1 if there is none; newer ones are named in
- * `damaged`, one a line. A quick look, without checksums: hv_checkpoint_find verifies those. */
+/* The newest checkpoint whose files all exist in full length (format 1 has no lengths); *step = -1 if there is none;
+ * newer ones are named in `damaged`, one a line. A quick look, without checksums: hv_checkpoint_find verifies those. */
 HV_NODISCARD hv_status hv_checkpoint_newest(const char *run, int64_t *step, hv_text *damaged);
 
 typedef struct hv_retention {

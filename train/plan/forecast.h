@@ -1,6 +1,6 @@
 /* What a training step of a configuration will need and take, found by running steps on the plan device as one rank of
  * many: memory by kind, as a run's own account will show it, and time on a machine described by a few rates. Reads no
- * data, allocates no large memory, needs no card.
+ * data and needs no card; on the host it takes memory for the batches alone.
  */
 #ifndef HV_TRAIN_PLAN_FORECAST_H
 #define HV_TRAIN_PLAN_FORECAST_H

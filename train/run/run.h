@@ -16,8 +16,8 @@ typedef struct hv_run_options {
   hv_interrupt *interrupt; /* polled before every step; NULL: never interrupted */
 } hv_run_options;
 
-/* Trains to the last step, or to the end of the step in which a signal came to any rank: then *signal_number is that
- * signal, else 0, and a checkpoint and the model are on disk either way. */
+/* Trains to the last step, to where validation.patience ends it, or to the end of the step in which a signal came to
+ * any rank: then *signal_number is that signal, else 0. A checkpoint and the model are on disk in each case. */
 HV_NODISCARD hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options,
                               int *signal_number);
 

@@ -23,7 +23,7 @@ typedef struct hv_scalar {
   float value;
 } hv_scalar;
 
-/* One event, on disk when this returns. `time`: seconds since 1970. */
+/* One event, for readers to see when this returns. `time`: seconds since 1970. */
 HV_NODISCARD hv_status hv_event_file_write(hv_event_file *file, int64_t step, double time, const hv_scalar *scalars,
                                            size_t count);
 
