@@ -402,6 +402,10 @@ static void starts_from_a_model_directory(void **state) {
   assert_non_null(strstr(statistics, "\"lift\""));
   assert_non_null(strstr(statistics, "\"mine\""));
   free(statistics);
+  write_text(in_run(*state, "first", "model/dataset_statistics.json"), "[]");
+  snprintf(rest, sizeof rest, "run --config '%s' --set 'output=%s/third'", config, (char *)*state);
+  expect_train(2, rest, "first/model/dataset_statistics.json must hold a mapping of keys to statistics, not a list",
+               NULL);
 }
 
 /* A picture that cannot be read ends a run when its turn comes: of the batch behind the last one it never does. */

@@ -188,12 +188,13 @@ done:
   return status;
 }
 
-/* Whether the key of these demonstrations, where `known` has it, stands there for the same numbers. */
+/* Whether the key of these demonstrations, where `known` has it, stands there for the same numbers. HV_ERR_INPUT where
+ * `known` is no mapping of keys. */
 static hv_status compare_known_key(const hv_run_data *data, const json_t *known, const char *path, bool *same) {
   const char *key = data->statistics.key;
   hv_dataset_statistics before;
   *same = true;
-  if (!json_object_get(known, key)) return HV_OK;
+  if (json_is_object(known) && !json_object_get(known, key)) return HV_OK;
   HV_TRY(hv_dataset_statistics_from_json(known, path, key, &before));
   *same = hv_dataset_statistics_equal(&before, &data->statistics);
   hv_dataset_statistics_free(&before);
