@@ -175,6 +175,8 @@ static void tells_of_figures_that_no_run_has(void **state) {
   expect_train(0, arguments, "(process 0 on node1, 0 ranks, ?)", "step -9223372036854775807 of", NULL);
   write_text(in_run(*state, "run", "metrics.jsonl"), "{\"step\": 1, \"loss\": 1e99}\n{\"step\": 2, \"loss\": -1e99}\n");
   expect_train(0, arguments, "-1.0000e+99 █▁\n", NULL);
+  write_text(in_run(*state, "run", "metrics.jsonl"), "{\"held_out_loss\": 3}\n"); /* of no step */
+  expect_train(0, arguments, "best 3.0000 at 0", NULL);
 }
 
 /* Written by a machine whose clock is ahead of this one's. */

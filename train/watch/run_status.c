@@ -48,7 +48,7 @@ static json_t *held_out(const hv_run_history *history) {
   const json_t *line = hv_run_history_last(history, "held_out_loss");
   if (!line) return json_null();
   json_t *object =
-      json_pack("{s:O, s:o?}", "step", json_object_get(line, "step"), "loss", last_and_best(history, "held_out_loss"));
+      json_pack("{s:O?, s:o?}", "step", json_object_get(line, "step"), "loss", last_and_best(history, "held_out_loss"));
   for (int p = 0; p < HV_PREDICTORS && object; p++) {
     char key[64];
     snprintf(key, sizeof key, "error_%s", hv_predictor_name(p));
