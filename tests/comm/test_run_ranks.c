@@ -437,6 +437,27 @@ static void ranks_that_end_together_complete_their_checkpoint(void **state) {
   json_decref(line);
 }
 
+/* The report of a long run takes longer than a rank waits for another in a step; it is written all the same. */
+static void the_report_of_a_failed_run_is_waited_for(void **state) {
+  enum { LINES = 60000 };
+  expect_ranks(0, 2, run_of(*state, "run", "--set train.steps=1"), "done");
+  const char *path = in_run(*state, "run", "metrics.jsonl");
+  char *line = read_file(path);
+  FILE *file = fopen(path, "w");
+  assert_non_null(file);
+  for (int i = 0; i < LINES; i++) assert_true(fputs(line, file) >= 0);
+  assert_int_equal(fclose(file), 0);
+  free(line);
+  assert_int_equal(unlink(in_run(*state, "run", "report.html")), 0);
+  expect_ranks(2, 2,
+               run_of(*state, "run",
+                      "--resume --set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
+                      "--set train.diffusion_weight=1000000 --set train.steps=60 --set watch.max_skipped=1 "
+                      "--set parallel.timeout=1"),
+               "1 steps in a row");
+  assert_true(hv_file_exists(in_run(*state, "run", "report.html")));
+}
+
 /* Nor does one rank's error, of which the others hear in the step in which it came up: here a picture that cannot be
  * read, in the batch that follows, or in the midst of a step. */
 static void one_ranks_error_costs_no_checkpoint(void **state) {
@@ -561,6 +582,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(ranks_skip_the_same_steps, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(ranks_that_end_together_complete_their_checkpoint, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(one_ranks_error_costs_no_checkpoint, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(the_report_of_a_failed_run_is_waited_for, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_slow_rank_is_told, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_rank_may_measure_more_slowly, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(a_rank_that_hangs_while_it_measures_is_named, make_folder, remove_folder),

@@ -601,7 +601,10 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
   if (report) write_report(config->output);
-  /* A rank that ends before the others ends them: what they have to write of an error comes first. */
-  if (together) hv_status_free(hv_comm_barrier(self.comm, "the end of a failed run"));
+  /* A rank that ends before the others ends them: what they write of an error, a long report too, comes first. */
+  if (together) {
+    hv_comm_set_timeout(self.comm, HV_FILE_TIMEOUT);
+    hv_status_free(hv_comm_barrier(self.comm, "the end of a failed run"));
+  }
   return status;
 }
