@@ -95,9 +95,8 @@ static hv_status encode_prompts(const hv_tokenizer *tokenizer, const hv_config *
     goto done;
   }
   for (int32_t i = 0; i < count; i++) {
-    for (int32_t t = 0; t < out->stride; t++) {
-      out->ids[i * out->stride + t] = (size_t)t < lists[i].count ? lists[i].ids[t] : -1;
-    }
+    int32_t *ids = out->ids + (int64_t)i * out->stride;
+    for (int32_t t = 0; t < out->stride; t++) ids[t] = (size_t)t < lists[i].count ? lists[i].ids[t] : -1;
   }
 done:
   for (int32_t i = 0; i < count; i++) hv_token_list_free(&lists[i]);
