@@ -13,7 +13,7 @@ typedef struct hv_run_history {
   char *run;          /* the directory */
   json_t *card;       /* run.json; an empty object where there is none */
   json_t *config;     /* config.yaml; an empty object where there is none */
-  json_t *lines;      /* of metrics.jsonl: an array of objects with a step, in order */
+  json_t *lines;      /* of metrics.jsonl: an array of its objects, in order */
   const char *state;  /* "running", "finished", "stopped", "failed", "dead" (it ended without a word), "unknown" */
   hv_text doubt;      /* why the state is unknown */
   int64_t checkpoint; /* step of the newest whole checkpoint, -1: none */

@@ -4,10 +4,11 @@
 
 #include "train/watch/run_history.h"
 
-/* state, step, steps, seconds_left, seconds_since (the newest figures), samples_per_s, model_tflops, speed_of_light,
- * memory_bytes, loss, loss_diffusion, loss_ce, learning_rate, grad_norm, skipped, checkpoint (null: none), host, pid,
- * ranks, device, message (why it ended, or why its state is unknown), and held_out: step, loss, and for every predictor
- * {"last", "best", "best_step"}. What is not known is null. *out is owned by the caller. */
+/* run, state, step, steps, seconds_left, seconds_since (the newest figures), skipped, checkpoint (null: none), and
+ * held_out: step, loss, and for every predictor {"last", "best", "best_step"}; null where it is not known. As far as
+ * the newest line has them: epoch, samples_per_s, model_tflops, speed_of_light, loss, loss_diffusion, loss_ce,
+ * learning_rate, grad_norm, memory_bytes, slowest_rank; as far as run.json does: host, pid, ranks, device, start,
+ * message (why it ended, or why its state is unknown). *out is owned by the caller. */
 HV_NODISCARD hv_status hv_run_status_make(const hv_run_history *history, json_t **out);
 
 /* The same in a few lines, with a curve of the losses. */
