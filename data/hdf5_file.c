@@ -312,6 +312,16 @@ hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out) {
   return *out < 0 ? hv_hdf5_error(file, object, "cannot be opened") : HV_OK;
 }
 
+hv_status hv_hdf5_open_by_chunks(hv_hdf5 *file, const char *object, size_t chunk_bytes, hid_t *out) {
+  hid_t access = H5Pcreate(H5P_DATASET_ACCESS);
+  bool set = access >= 0 && H5Pset_elink_cb(access, refuse_external, NULL) >= 0 &&
+             H5Pset_chunk_cache(access, 1, chunk_bytes, 1.0) >= 0;
+  *out = set ? H5Dopen2(file->id, object, access) : -1;
+  hv_status status = *out < 0 ? hv_hdf5_error(file, object, "cannot be opened") : HV_OK;
+  if (access >= 0) H5Pclose(access);
+  return status;
+}
+
 /* Chunks that a shape takes; 0: the data set has none. */
 static hsize_t count_chunks(hid_t properties, const hv_hdf5_info *info) {
   hsize_t chunk[HV_HDF5_MAX_RANK], count = 1;

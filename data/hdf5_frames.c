@@ -19,11 +19,11 @@ struct hv_dataset_frames {
   hv_frames base;
   hv_hdf5 *file;
   char *object;
-  hid_t dataset;
+  hid_t dataset; /* WHOLE: -1, opened to be read, or its cached chunk would stay */
   storage storage;
   bool deflated;
-  size_t frame_bytes;
-  uint64_t offset; /* CONTIGUOUS: of frame 0 in the file */
+  size_t frame_bytes, cut_chunk; /* bytes of a chunk that cuts frames up, 0: it does not */
+  uint64_t offset;               /* CONTIGUOUS: of frame 0 in the file */
   /* WHOLE, guarded by the file's cache_mutex: */
   uint8_t *pixels;
   hv_dataset_frames *newer, *older;
@@ -145,11 +145,14 @@ static hv_status fill_cache(hv_dataset_frames *frames) {
   while (file->oldest && file->cached_bytes + bytes > file->cache_limit) drop_cached(file->oldest);
   uint8_t *pixels = malloc(bytes);
   if (!pixels) return hv_error_memory("the frames of an episode");
+  hid_t dataset;
   hv_hdf5_enter();
-  hv_status status = hv_hdf5_check_chunks(file, frames->object, frames->dataset);
-  if (!status && H5Dread(frames->dataset, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, pixels) < 0) {
+  hv_status status = hv_hdf5_open_by_chunks(file, frames->object, frames->cut_chunk, &dataset);
+  if (!status) status = hv_hdf5_check_chunks(file, frames->object, dataset);
+  if (!status && H5Dread(dataset, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, pixels) < 0) {
     status = hv_hdf5_error(file, frames->object, "cannot be read");
   }
+  if (dataset >= 0) H5Dclose(dataset);
   hv_hdf5_leave();
   if (status) {
     free(pixels);
@@ -238,6 +241,13 @@ static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *defl
   return true;
 }
 
+static size_t cut_chunk_bytes(hid_t properties, const hv_frames *base) {
+  hsize_t chunk[4];
+  if (H5Pget_layout(properties) != H5D_CHUNKED || H5Pget_chunk(properties, 4, chunk) != 4) return 0;
+  bool cut = chunk[1] < (hsize_t)base->height || chunk[2] < (hsize_t)base->width || chunk[3] < 3;
+  return cut ? (size_t)(chunk[0] * chunk[1] * chunk[2] * chunk[3]) : 0; /* less than 4 GiB, as the library has it */
+}
+
 static void choose_storage(hv_dataset_frames *frames, const hv_hdf5_info *info, hid_t properties) {
   H5D_layout_t layout = H5Pget_layout(properties);
   haddr_t address = layout == H5D_CONTIGUOUS ? H5Dget_offset(frames->dataset) : HADDR_UNDEF;
@@ -287,6 +297,13 @@ hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **ou
     HV_CHECK(hv_hdf5_check_written(file, dataset, frames->dataset, &info));
   }
   if (frames->storage == STORAGE_SLABS) HV_CHECK(hv_hdf5_check_chunks(file, dataset, frames->dataset));
+  if (frames->storage == STORAGE_SLABS || frames->storage == STORAGE_WHOLE) {
+    frames->cut_chunk = cut_chunk_bytes(properties, &frames->base);
+    H5Dclose(frames->dataset);
+    frames->dataset = -1;
+  }
+  if (frames->storage == STORAGE_SLABS)
+    HV_CHECK(hv_hdf5_open_by_chunks(file, dataset, frames->cut_chunk, &frames->dataset));
 done:
   if (properties >= 0) H5Pclose(properties);
   hv_hdf5_leave();

@@ -40,6 +40,9 @@ hv_status hv_hdf5_bad(const hv_hdf5 *file, const char *object, const char *forma
 
 /* Between enter and leave. The data set is closed by the caller, with H5Dclose. */
 HV_NODISCARD hv_status hv_hdf5_open_dataset(hv_hdf5 *file, const char *object, hid_t *out);
+/* The same for one that is there, of whose chunks the library keeps `chunk_bytes`. Without filters, a chunk that it
+ * cannot keep is read in the pieces in which it lies in memory, single bytes at worst. */
+HV_NODISCARD hv_status hv_hdf5_open_by_chunks(hv_hdf5 *file, const char *object, size_t chunk_bytes, hid_t *out);
 HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, hid_t dataset, hv_hdf5_info *out);
 
 /* HV_ERR_INPUT if a part of the data was never written; the library would read zeros. Between enter and leave. */

@@ -1,6 +1,8 @@
 /* Frames read back the same however a file stores them, from several threads, and within the cache's limit. */
 
 #include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/base/thread_pool.h"
 #include "data/hdf5_file.h"
@@ -30,6 +32,8 @@ static const storage storages[] = {
     {.name = "frame_chunks_checksum", .chunk = {1, DEMO_HEIGHT, DEMO_WIDTH, 3}, .deflate = true, .checksum = true},
     {.name = "parts_of_frames", .chunk = {1, 3, 4, 3}, .deflate = true},
     {.name = "guessed", .chunk = {7, 3, 4, 2}, .deflate = true},
+    {.name = "guessed_as_it_is", .chunk = {7, 3, 4, 2}},
+    {.name = "parts_as_they_are", .chunk = {1, 3, 4, 1}},
     {.name = "whole_episode", .chunk = {FRAMES, DEMO_HEIGHT, DEMO_WIDTH, 3}, .deflate = true},
 };
 enum { STORAGES = sizeof storages / sizeof *storages };
@@ -114,6 +118,32 @@ static void a_frame_that_is_no_longer_there_is_told(void **state) {
   assert_error(frames->read(frames, FRAMES - 1, rgb), "frames.hdf5: /contiguous: frame 19: lies beyond the end");
   hv_frames_close(frames);
   hv_hdf5_close(file);
+}
+
+/* By the library's own reading too: in the place of the system's, which it calls. */
+static atomic_int reads;
+
+ssize_t pread(int fd, void *out, size_t size, off_t at) {
+  reads++;
+  return syscall(SYS_pread64, fd, out, size, at);
+}
+
+/* Not byte by byte, as the library reads what it has no room for. */
+static void frames_cut_up_are_read_by_chunks(void **state) {
+  (void)state;
+  static const struct {
+    const char *name;
+    int chunks; /* of all frames */
+  } cases[] = {{"guessed_as_it_is", 3 * 3 * 3 * 2}, {"parts_as_they_are", FRAMES * 3 * 3 * 3}};
+  for (int i = 0; i < 2; i++) {
+    hv_hdf5 *file = open_file();
+    hv_frames *frames = open_frames(file, cases[i].name);
+    reads = 0;
+    for (int64_t t = 0; t < FRAMES; t++) assert_true(frame_is_right(frames, t));
+    assert_in_range(reads, cases[i].chunks, cases[i].chunks + 40);
+    hv_frames_close(frames);
+    hv_hdf5_close(file);
+  }
 }
 
 /* Two data sets that must be read whole: with room for both they stay, with less they push each other out. */
@@ -217,6 +247,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, remove_folder),
       cmocka_unit_test_setup_teardown(a_frame_that_is_no_longer_there_is_told, enter, remove_folder),
+      cmocka_unit_test_setup_teardown(frames_cut_up_are_read_by_chunks, enter, remove_folder),
       cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, remove_folder),
       cmocka_unit_test_setup_teardown(threads_read_at_once, enter, remove_folder),
       cmocka_unit_test_setup_teardown(frames_are_closed_while_others_are_read, enter, remove_folder),
