@@ -1,5 +1,5 @@
-# cmake -DSOURCE=DIRECTORY -DOUT=FILE -P build_commit.cmake: writes the C source of hv_build_commit(), and only where it
-# would change, so that a build with the same commit links nothing anew.
+# cmake -DSOURCE=DIRECTORY -DOUT=FILE -P build_commit.cmake: writes the C source of hv_build_commit(), but only if it
+# changes, so that a build of the same commit links nothing again.
 set(commit unknown)
 find_program(GIT git)
 if(GIT AND EXISTS ${SOURCE}/.git)

@@ -22,15 +22,17 @@ static char *with_suffix(const char *path, const char *suffix) {
   return name;
 }
 
-/* The new `path` is in its place; what it was before, in `old`, is no longer needed. It may be in the way of nothing
- * but room: a network's file system does not let go of a file that somebody reads. */
+/* Removes `old`, which is no longer needed once `path` is complete. If it cannot be removed, that is only a warning,
+ * since nothing but disk space is lost: a network file system keeps a file that somebody still reads. */
 static void remove_former(const char *old, const char *path) {
   hv_status status = hv_remove_tree(old);
-  if (status) hv_log_warning("%s is replaced, but of what it was something stays: %s", path, hv_status_message(status));
+  if (status)
+    hv_log_warning("%s is complete, but %s, no longer needed, could not be removed: %s", path, old,
+                   hv_status_message(status));
   hv_status_free(status);
 }
 
-/* The first of `path`.old, `path`.old-2, … that nothing has: what is there may be a person's copy. */
+/* The first of `path`.old, `path`.old-2, … that does not exist: one that exists may be a person's copy. */
 static char *name_former(const char *path) {
   struct stat info;
   char suffix[32] = ".old";
@@ -43,7 +45,7 @@ static char *name_former(const char *path) {
   return name;
 }
 
-/* For file systems without an atomic swap. */
+/* Replaces `path` on file systems without an atomic swap. */
 static hv_status move_aside(const char *fresh, const char *path) {
   char *old = name_former(path);
   if (!old) return hv_error_memory(path);
@@ -52,7 +54,8 @@ static hv_status move_aside(const char *fresh, const char *path) {
     status = hv_error_errno(errno, "cannot rename %s to %s", path, old);
   } else if (rename(fresh, path) != 0) {
     status = hv_error_errno(errno, "cannot rename %s to %s", fresh, path);
-    if (rename(old, path) != 0) status = hv_error_context(status, "%s now lies in %s", path, old);
+    if (rename(old, path) != 0)
+      status = hv_error_context(status, "%s was renamed to %s and could not be renamed back", path, old);
   } else {
     status = hv_sync_parent(path);
     if (!status) remove_former(old, path);
@@ -68,9 +71,9 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
   }
   if (renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
     hv_status status = hv_sync_parent(path);
-    /* What may not last is no reason to give up the old. */
+    /* Without the sync the new content may not survive a crash, so the old one is put back. */
     if (status && renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) != 0)
-      return hv_error_context(status, "%s is what %s was", fresh, path);
+      return hv_error_context(status, "the old content of %s is now in %s", path, fresh);
     if (!status) remove_former(fresh, path);
     return status;
   }
@@ -79,7 +82,7 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
   return hv_error_errno(errno, "cannot rename %s to %s", fresh, path);
 }
 
-/* Of a directory that is being filled, behind its name or, inside it, alone. */
+/* The suffix of a directory that is being filled; inside an empty directory, the whole name. */
 static const char partial_suffix[] = ".partial";
 
 hv_status hv_directory_list(const char *path, hv_string_list *out) {
@@ -126,7 +129,8 @@ static hv_status remove_entry(const char *name, const char *directory) {
   return status;
 }
 
-/* All or nothing of what `from` holds; whatever else has come into `to` meanwhile stays there. */
+/* Moves all entries of `from`. After an error those already moved are removed again; entries that others have put into
+ * `to` meanwhile stay. */
 static hv_status move_entries(const char *from, const char *to) {
   hv_string_list names;
   HV_TRY(hv_directory_list(from, &names));
@@ -148,8 +152,8 @@ static char *name_partial(const char *to, bool inside, int number) {
   return inside ? hv_path_join(to, suffix) : with_suffix(to, suffix);
 }
 
-/* The first of the names that nothing has, after leftovers have been removed from all of them: one that cannot be
- * removed today, since somebody reads it, may be another day. */
+/* Removes leftovers under all of the names and returns the first name that is free then. A leftover that somebody still
+ * reads may not be removable now; a later call tries again. */
 static hv_status clear_partials(const char *to, bool inside, char **out) {
   enum { NAMES = 8 };
   hv_status status = HV_OK;
@@ -173,7 +177,7 @@ static hv_status choose_partial(const char *to, bool inside, hv_leftover leftove
   return *out ? HV_OK : hv_error_memory(to);
 }
 
-/* An empty directory that no other process has; those above are made. */
+/* Makes the directory and its missing parents. It must not exist yet, so that no other process uses it. */
 static hv_status make_partial(const char *partial) {
   char *copy = strdup(partial);
   hv_status status = copy ? hv_make_directories(dirname(copy)) : hv_error_memory(partial);
@@ -181,8 +185,8 @@ static hv_status make_partial(const char *partial) {
   if (status || mkdir(partial, 0777) == 0) return status;
   if (errno != EEXIST) return hv_error_errno(errno, "cannot make directory %s", partial);
   return hv_error(HV_ERR_INPUT,
-                  "%s is there already: another process is writing it, or one that was killed has left it; "
-                  "if neither needs it, remove it",
+                  "%s exists already: another process is writing it, or a killed one left it; remove it if no process "
+                  "uses it",
                   partial);
 }
 
@@ -201,7 +205,7 @@ hv_status hv_write_directory(const char *path, hv_leftover leftover, hv_director
   if (!status) status = hv_sync_directory(partial);
   if (!status) status = hv_interruption_status();
   if (!status) status = empty ? move_entries(partial, to) : hv_replace_directory(partial, to);
-  /* Once it has taken the place of `to`, the name may be another process's. */
+  /* Not after success: once `partial` has replaced `to`, another process may use its name. */
   if (status) status = hv_status_first(status, hv_remove_tree(partial));
   if (!status && empty) remove_former(partial, to);
 done:

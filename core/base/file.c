@@ -153,7 +153,7 @@ hv_status hv_sync_directory(const char *path) {
   return status;
 }
 
-/* What holds `path`, whole. */
+/* Syncs the whole file system that holds `path`. */
 static hv_status sync_file_system(const char *path) {
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return hv_error_errno(errno, "cannot open %s", path);
@@ -167,7 +167,7 @@ hv_status hv_sync_parent(const char *path) {
   char *copy = strdup(path);
   if (!copy) return hv_error_memory(path);
   const char *parent = dirname(copy);
-  /* One that may be written but not read, as the top of a shared disk may be, cannot be opened. */
+  /* A directory without read permission, as the top of a shared disk may be, cannot be opened. */
   bool hidden = access(parent, R_OK) != 0 && errno == EACCES;
   hv_status status = hidden ? sync_file_system(path) : hv_sync_directory(parent);
   free(copy);
@@ -184,7 +184,7 @@ hv_status hv_sync_file(const char *path) {
   return status;
 }
 
-/* Whatever can be removed is; the error names the first entry that cannot. */
+/* Removes all that it can; the error names the first entry that cannot be removed. */
 hv_status hv_remove_tree(const char *path) {
   char *const roots[] = {(char *)(uintptr_t)path, NULL};
   FTS *walk = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL);

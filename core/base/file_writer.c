@@ -25,13 +25,13 @@ static void free_writer(hv_file_writer *writer) {
   free(writer);
 }
 
-/* The file to be replaced, on the heap: behind links, where there are any. *mode is its own, 0 where there is none. */
+/* The path of the file to be replaced, links resolved, on the heap. *mode: its permissions, 0 if there is no file. */
 static hv_status find_target(const char *path, char **out, mode_t *mode) {
   struct stat info = {0};
   bool exists = stat(path, &info) == 0;
   if (exists && !S_ISREG(info.st_mode)) {
     return hv_error(HV_ERR_INPUT, "cannot write %s: it is %s", path,
-                    S_ISDIR(info.st_mode) ? "a directory" : "no regular file, and only those are replaced as a whole");
+                    S_ISDIR(info.st_mode) ? "a directory" : "not a regular file, and only those can be replaced");
   }
   *mode = info.st_mode & 07777;
   *out = exists ? realpath(path, NULL) : strdup(path);
@@ -57,7 +57,7 @@ hv_status hv_file_writer_open(const char *path, hv_file_writer **out) {
     status = hv_error_errno(errno, "cannot create %s", writer->partial_path);
     goto done;
   }
-  if (mode) fchmod(writer->fd, mode); /* where a disk knows no permissions, there are none to lose */
+  if (mode) fchmod(writer->fd, mode); /* ignored if it fails: a file system without permissions has none to keep */
   *out = writer;
   return HV_OK;
 done:

@@ -14,7 +14,7 @@ static size_t smaller(size_t a, size_t b) {
   return a < b ? a : b;
 }
 
-/* The number behind `key` at the start of a line of the file; false where there is none. */
+/* Reads the number after `key`, which begins a line of the file; false if there is none. */
 static bool read_number(const char *path, const char *key, size_t *out) {
   char line[256], *end;
   bool found = false;
@@ -30,16 +30,17 @@ static bool read_number(const char *path, const char *key, size_t *out) {
   return found;
 }
 
-/* Where a version of control groups keeps what it knows of memory. */
+/* The files in which a version of control groups (cgroups) reports memory. */
 typedef struct group_files {
-  const char *mount, *limit, *used, *reclaimable; /* the last: a key of memory.stat, with all groups inside */
+  const char *mount, *limit, *used, *reclaimable; /* the last: a key of memory.stat that counts the groups inside too */
 } group_files;
 
 static const group_files version_1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
                                       "total_inactive_file "};
 static const group_files version_2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "};
 
-/* What a control group, a directory, has left; pages of files that it read and nobody needs count as left. */
+/* The bytes that a control group, given by its directory, has left. Inactive pages of the file cache, which the kernel
+ * can reclaim, count as left. */
 static size_t group_available(const group_files *files, const char *group) {
   char path[PATH_SIZE + 64];
   size_t limit, used, reclaimable;
@@ -52,7 +53,8 @@ static size_t group_available(const group_files *files, const char *group) {
   return limit > used ? limit - used : 0;
 }
 
-/* What is left of a group, "/a/b", and of all that it lies in, the root too: a container sees its own there. */
+/* The least that a group ("/a/b") and the groups around it have left, up to the root, where a container finds its own
+ * group. */
 static size_t groups_available(const char *root, const group_files *files, const char *group) {
   char path[PATH_SIZE];
   size_t available = SIZE_MAX;
@@ -92,7 +94,7 @@ size_t hv_host_groups_available(const char *root) {
   snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
   FILE *file = fopen(path, "re");
   if (!file) return available;
-  /* "0::/a/b" in version 2, in version 1 a line a hierarchy with its controllers: "4:cpu,memory:/a/b". */
+  /* Version 2 has "0::/a/b"; version 1 has a line for each hierarchy, with its controllers: "4:cpu,memory:/a/b". */
   while (fgets(line, sizeof line, file)) {
     line[strcspn(line, "\n")] = '\0';
     char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;

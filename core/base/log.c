@@ -13,7 +13,7 @@ void hv_log_set_level(hv_log_level level) {
   atomic_store(&log_level, (int)level);
 }
 
-/* What stands in front of a message. */
+/* Adds what comes before a message: time and level, or on a terminal the level unless it is info. */
 static void add_start(hv_log_level level, hv_text *line) {
   static const char *const names[] = {"debug", "info", "warning", "error"};
   if (!isatty(STDERR_FILENO)) {

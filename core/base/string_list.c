@@ -7,7 +7,7 @@
 
 #include "core/base/text.h"
 
-/* Takes the item over, NULL where there was no memory for it. */
+/* Takes ownership of `item`; NULL means that there was no memory for it. */
 static hv_status append_owned(hv_string_list *list, char *item) {
   char **items = item ? realloc(list->items, (list->count + 1) * sizeof *items) : NULL;
   if (!items) {

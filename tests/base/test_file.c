@@ -100,8 +100,8 @@ static void what_is_no_file_is_refused(void **state) {
   const char *pipe = in_folder(*state, "pipe"), *link = in_folder(*state, "link");
   assert_int_equal(mkfifo(pipe, 0666), 0);
   assert_int_equal(symlink("pipe", link), 0);
-  assert_error(hv_write_file_atomic(pipe, "x", 1), pipe, "no regular file");
-  assert_error(hv_write_file_atomic(link, "x", 1), link, "no regular file");
+  assert_error(hv_write_file_atomic(pipe, "x", 1), pipe, "not a regular file");
+  assert_error(hv_write_file_atomic(link, "x", 1), link, "not a regular file");
   assert_error(hv_write_file_atomic(*state, "x", 1), *state, "a directory");
   hv_mapping mapping;
   assert_error(hv_map_file(pipe, &mapping), pipe, "not a regular file");

@@ -488,7 +488,7 @@ static void what_cannot_be_exported_leaves_nothing(void **state) {
   infer_refuses(folder, "export --model model", "--out");
   infer_refuses(folder, "export --model nowhere --out never", "nowhere");
   assert_ok(hv_make_directories(in_folder(folder, "kept.partial")));
-  infer_refuses(folder, "export --model model --out kept", "kept.partial is there already", "remove it");
+  infer_refuses(folder, "export --model model --out kept", "kept.partial exists already", "remove it");
   assert_ok(hv_make_directories(in_folder(folder, "ready")));
   export_quietly("export --model model --out ready --verify");
   infer_refuses(folder, "export --model model --out full", "full is not empty");

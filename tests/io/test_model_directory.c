@@ -394,7 +394,7 @@ static void what_others_keep_beside_it_stays(void **state) {
   snprintf(kept, sizeof kept, "%s.partial", path);
   assert_ok(hv_make_directories(kept));
   write_text(in_folder(kept, "mine"), "x");
-  assert_error(hv_write_directory(path, HV_LEFTOVER_REFUSE, write_two, NULL), kept, "there already");
+  assert_error(hv_write_directory(path, HV_LEFTOVER_REFUSE, write_two, NULL), kept, "exists already");
   assert_true(hv_file_exists(in_folder(kept, "mine")));
   assert_false(hv_file_exists(path));
   assert_ok(hv_write_directory(path, HV_LEFTOVER_REMOVE, write_two, NULL));

@@ -202,7 +202,7 @@ static void the_model_of_any_checkpoint_can_be_had(void **state) {
   /* A folder with the name of a model that is half written may be anyone's. */
   assert_ok(hv_make_directories(in_folder(folder, "kept.partial")));
   snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/kept'", folder, folder);
-  expect_train(2, rest, "kept.partial is there already", NULL);
+  expect_train(2, rest, "kept.partial exists already", NULL);
   assert_true(hv_file_exists(in_folder(folder, "kept.partial")));
   flip_a_bit(in_run(folder, "run", "checkpoints/step-3/training.safetensors"));
   snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/other'", folder, folder);
@@ -414,7 +414,8 @@ static void a_model_that_cannot_be_removed_ends_no_run(void **state) {
     skip();
     return;
   }
-  if (code != 0 || !strstr(text, "run/model is replaced, but of what it was something stays: cannot remove") ||
+  if (code != 0 || !strstr(text, "run/model is complete, but ") ||
+      !strstr(text, "run/model.partial, no longer needed, could not be removed: cannot remove") ||
       !strstr(text, "run/model.partial/held: Device or resource busy")) {
     fail_msg("%d:\n%s", code, text);
   }
