@@ -111,13 +111,13 @@ static hv_status read_operand(const line *l, const char *text) {
   }
   hv_string_list *operands = (hv_string_list *)((char *)l->out + command->operands_offset);
   if (command->max_operands && operands->count == command->max_operands) {
-    return hv_error(HV_ERR_INPUT, "unexpected argument %s: %s %s takes %zu (%s)", text, l->program->name, command->name,
-                    command->max_operands, command->operands);
+    return hv_error(HV_ERR_INPUT, "unexpected argument %s: %s %s takes at most %zu (%s)", text, l->program->name,
+                    command->name, command->max_operands, command->operands);
   }
   return hv_string_list_append(operands, text);
 }
 
-/* Defaults of what was not given; everything required that is missing, in one error. */
+/* Sets defaults; all required options and operands that are missing go into one error. */
 static hv_status complete(const line *l) {
   const hv_command *command = l->command;
   hv_text missing = {0};
@@ -161,7 +161,7 @@ static hv_status read_line(const line *l, int argc, const char *const *argv) {
   return complete(l);
 }
 
-/* "--" ends the options, so a --help behind it is an operand. */
+/* "--" ends the options, so a --help after it is an operand. */
 static bool asks_for_help(int argc, const char *const *argv) {
   for (int i = 2; i < argc && strcmp(argv[i], "--") != 0; i++) {
     if (is_help(argv[i])) return true;
@@ -209,7 +209,7 @@ static void add_wrapped(hv_text *out, const char *text, int column) {
   hv_text_add(out, "\n");
 }
 
-/* A left column and wrapped text beside it, or below where the left is too wide. */
+/* A left column and wrapped text beside it, or below it if the left one is too wide. */
 static void add_entry(hv_text *out, const char *left, const char *text) {
   int width = (int)strlen(left) + 2;
   hv_text_add(out, "  %s", left);

@@ -57,7 +57,7 @@ static hv_status read_array(const json_t *entry, const char *name, int32_t dims,
   for (int32_t i = 0; i < dims; i++) {
     const json_t *item = json_array_get(array, (size_t)i);
     if (!json_is_number(item))
-      return hv_error(HV_ERR_INPUT, "\"%s\"[%d] is %s, no number", name, i, hv_json_kind(item));
+      return hv_error(HV_ERR_INPUT, "\"%s\"[%d] must be a number, not %s", name, i, hv_json_kind(item));
     out[i] = json_number_value(item);
   }
   return HV_OK;
@@ -67,7 +67,7 @@ static hv_status read_mask(const json_t *entry, int32_t dims, bool *out) {
   const json_t *mask = json_object_get(entry, "mask");
   if (!mask) return HV_OK;
   if (json_array_size(mask) != (size_t)dims) {
-    return hv_error(HV_ERR_INPUT, "\"mask\" must be a list of %d times true or false", dims);
+    return hv_error(HV_ERR_INPUT, "\"mask\" must be a list of %d values, each true or false", dims);
   }
   for (int32_t i = 0; i < dims; i++) {
     const json_t *item = json_array_get(mask, (size_t)i);
@@ -120,7 +120,7 @@ static hv_status read_gripper(const json_t *gripper, int32_t dims, hv_robot_grip
   if (!gripper || json_is_null(gripper)) return HV_OK;
   const json_t *open = json_object_get(gripper, "open"), *closed = json_object_get(gripper, "closed");
   if (!json_is_number(open) || !json_is_number(closed)) {
-    return hv_error(HV_ERR_INPUT, "must hold dims, and the numbers open and closed");
+    return hv_error(HV_ERR_INPUT, "must hold \"dims\" and the numbers \"open\" and \"closed\"");
   }
   out->open = json_number_value(open);
   out->closed = json_number_value(closed);
@@ -142,7 +142,7 @@ static hv_status read_entry(const json_t *entry, hv_dataset_statistics *out) {
   return out->document ? HV_OK : hv_error_memory("statistics");
 }
 
-/* The keys of the file in a message: "lift, drawer". */
+/* An error that lists the keys of the file: "lift, drawer". */
 static hv_status key_error(const json_t *document, const char *where, const char *key) {
   hv_text keys = {0};
   const char *name;
@@ -152,7 +152,7 @@ static hv_status key_error(const json_t *document, const char *where, const char
   }
   hv_status status;
   if (keys.length == 0) {
-    status = hv_error(HV_ERR_INPUT, "%s has no key at all", where);
+    status = hv_error(HV_ERR_INPUT, "%s is empty; it must hold statistics under a key", where);
   } else if (key) {
     status = hv_error(HV_ERR_INPUT, "%s has no key %s; it has %s", where, key, keys.data);
   } else {
@@ -217,7 +217,7 @@ static bool put_values(json_t *entry, const hv_value_statistics *values) {
   return json_object_set_new(entry, "mask", mask) == 0 && good;
 }
 
-/* The member `name`, made an empty mapping where it is none. */
+/* The member `name`; one that is missing or not a mapping is replaced by an empty mapping. */
 static json_t *member(json_t *entry, const char *name) {
   if (!json_is_object(json_object_get(entry, name))) json_object_set_new(entry, name, json_object());
   return json_object_get(entry, name);
@@ -232,7 +232,7 @@ static bool is_utf8(const char *text) {
 hv_status hv_dataset_statistics_to_json(const hv_dataset_statistics *statistics, json_t **out) {
   *out = NULL;
   if (!is_utf8(statistics->key)) {
-    return hv_error(HV_ERR_INPUT, "the statistics' key %s is not valid UTF-8, which JSON asks for", statistics->key);
+    return hv_error(HV_ERR_INPUT, "the statistics' key %s is not valid UTF-8, which JSON requires", statistics->key);
   }
   json_t *entry = statistics->document ? json_deep_copy(statistics->document) : json_object();
   bool good = entry && put_values(member(entry, "action"), &statistics->action);
@@ -241,8 +241,11 @@ hv_status hv_dataset_statistics_to_json(const hv_dataset_statistics *statistics,
          json_object_set_new(entry, "num_trajectories", json_integer(statistics->num_trajectories)) == 0;
   *out = good ? json_pack("{s:O}", statistics->key, entry) : NULL;
   json_decref(entry);
-  /* jansson has no infinities, so a value that is not finite fails like missing memory does. */
-  return *out ? HV_OK : hv_error(HV_ERR_INTERNAL, "the statistics of %s cannot be written as JSON", statistics->key);
+  /* jansson refuses values that are not finite, and does not tell that from missing memory. */
+  return *out ? HV_OK
+              : hv_error(HV_ERR_INTERNAL,
+                         "the statistics of %s cannot be written as JSON: a value is not finite, or memory ran out",
+                         statistics->key);
 }
 
 static bool equal_values(const hv_value_statistics *a, const hv_value_statistics *b) {

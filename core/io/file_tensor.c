@@ -32,7 +32,7 @@ void hv_file_tensor_read_f32(const hv_file_tensor *tensor, int64_t first, int64_
   }
 }
 
-/* The first finite value that has become infinite; -1: none. */
+/* Index of the first finite value that became infinite; -1: none. */
 static int64_t find_overflow(hv_dtype to, const void *converted, hv_dtype from, const void *values, int64_t count) {
   enum { PIECE = 256 };
   double before[PIECE];

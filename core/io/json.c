@@ -15,7 +15,7 @@ hv_status hv_json_parse(const char *text, size_t size, const char *where, json_t
   json_error_t error;
   *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
   if (*out) return HV_OK;
-  if (!*error.text) return hv_error_memory(where); /* jansson says nothing then, not even by an error's code */
+  if (!*error.text) return hv_error_memory(where); /* without memory jansson sets neither a text nor an error code */
   return hv_error(HV_ERR_INPUT, "%s is not valid JSON: line %d, column %d: %s", where, error.line, error.column,
                   error.text);
 }
@@ -67,7 +67,7 @@ void hv_format_real(double value, char *out, size_t size) {
   out[digits + 1] = '0';
 }
 
-/* jansson writes all reals of a document with one precision: the least at which every one of them reads back. */
+/* jansson writes all reals of a document with one precision: the lowest at which all of them read back unchanged. */
 static int real_precision(const json_t *value, int at_least) {
   if (json_is_real(value)) {
     char text[40];
@@ -121,7 +121,7 @@ json_t *hv_json_text(const char *text) {
   hv_text out = {0};
   const uint8_t *at = (const uint8_t *)text, *end = at + strlen(text);
   while (at < end) {
-    ucs4_t character; /* U+FFFD where the bytes are none */
+    ucs4_t character; /* U+FFFD for bytes that are not UTF-8 */
     uint8_t bytes[6];
     at += u8_mbtouc(&character, at, (size_t)(end - at));
     int size = u8_uctomb(bytes, character, sizeof bytes);

@@ -47,7 +47,7 @@ static void read_int(reader *r, const hv_field *field, const json_t *value, int3
   }
 }
 
-/* Whether it is a number that the field takes, which *out then is. */
+/* Sets *out if the value is a number that the field accepts. */
 static bool take_real(const hv_field *field, const json_t *value, double *out) {
   double number = json_number_value(value);
   if (!json_is_number(value) || !(number > field->min)) return false;
@@ -187,17 +187,17 @@ static void read_cameras(reader *r, const json_t *document, hv_config *config) {
 
 static void check_head_dim(reader *r, const char *key, int32_t head_dim) {
   if (head_dim > HV_MAX_HEAD_DIM) {
-    problem(r, key, "gives heads of %d; %d is the most that they may have", head_dim, HV_MAX_HEAD_DIM);
+    problem(r, key, "gives a head size of %d; at most %d is supported", head_dim, HV_MAX_HEAD_DIM);
   }
 }
 
 static void check_tower(reader *r, const hv_vision_config *tower, const hv_vision_config *first) {
   if (tower->num_heads > 0 && tower->width % tower->num_heads != 0) {
-    problem(r, "num_heads", "must divide the width %d, unlike %d", tower->width, tower->num_heads);
+    problem(r, "num_heads", "must divide the width %d, which %d does not", tower->width, tower->num_heads);
   }
   check_head_dim(r, "num_heads", tower->width / tower->num_heads);
   if (tower->patch_size > 0 && tower->image_size % tower->patch_size != 0) {
-    problem(r, "image_size", "must be a multiple of patch_size %d, unlike %d", tower->patch_size, tower->image_size);
+    problem(r, "image_size", "must be a multiple of patch_size %d, not %d", tower->patch_size, tower->image_size);
   }
   if (tower->image_size != first->image_size || tower->patch_size != first->patch_size) {
     problem(r, "image_size", "and patch_size must be those of vision[0] (%d and %d), not %d and %d", first->image_size,
@@ -261,14 +261,14 @@ static void read_llm(reader *r, const json_t *document, hv_llm_config *llm) {
   if (r->count != before) return;
   int32_t heads = llm->num_attention_heads, kv_heads = llm->num_key_value_heads;
   if (llm->hidden_size % heads != 0) {
-    problem(r, "num_attention_heads", "must divide hidden_size %d, unlike %d", llm->hidden_size, heads);
+    problem(r, "num_attention_heads", "must divide hidden_size %d, which %d does not", llm->hidden_size, heads);
   } else if (llm->hidden_size / heads % 2 != 0) {
-    problem(r, "num_attention_heads", "gives heads of %d; rotary positions need an even size",
+    problem(r, "num_attention_heads", "gives a head size of %d; rotary embeddings need an even size",
             llm->hidden_size / heads);
   }
   check_head_dim(r, "num_attention_heads", llm->hidden_size / heads);
   if (heads % kv_heads != 0) {
-    problem(r, "num_key_value_heads", "must divide num_attention_heads %d, unlike %d", heads, kv_heads);
+    problem(r, "num_key_value_heads", "must divide num_attention_heads %d, which %d does not", heads, kv_heads);
   }
   check_llm_extras(r, object, llm);
 }
@@ -279,16 +279,16 @@ static void check_token_ids(reader *r, const hv_config *config) {
   for (int i = 0; i < hv_section_tokens.count; i++) {
     const hv_field *field = &hv_section_tokens.fields[i];
     int32_t id = *(const int32_t *)((const char *)config + field->offset);
-    if (id >= vocabulary) problem(r, field->key, "must be below llm.vocab_size %d, unlike %d", vocabulary, id);
+    if (id >= vocabulary) problem(r, field->key, "must be below llm.vocab_size %d, not %d", vocabulary, id);
   }
   enter(r, "action_tokens", -1);
   if (config->action_base > vocabulary) {
-    problem(r, "base", "must be at most llm.vocab_size %d, unlike %d: the action ids end at base - 1", vocabulary,
+    problem(r, "base", "must be at most llm.vocab_size %d, not %d: the action ids end at base - 1", vocabulary,
             config->action_base);
   }
   if (config->action_base < config->action_bins) {
-    problem(r, "base", "must be at least bins (%d), unlike %d: the action ids begin at base - bins",
-            config->action_bins, config->action_base);
+    problem(r, "base", "must be at least bins (%d), not %d: the action ids begin at base - bins", config->action_bins,
+            config->action_base);
   }
 }
 
@@ -322,7 +322,7 @@ static void refuse_unknown(reader *r, const hv_section *section, const json_t *o
       hv_nearest_offer(&nearest, section->others[i]);
     }
     if (known) continue;
-    problem(r, key, "is no known key%s%s%s", nearest.best ? "; did you mean " : "", nearest.best ? nearest.best : "",
+    problem(r, key, "is not a known key%s%s%s", nearest.best ? "; did you mean " : "", nearest.best ? nearest.best : "",
             nearest.best ? "?" : "");
   }
 }
@@ -350,7 +350,7 @@ static void refuse_all_unknown(reader *r, const json_t *document) {
   enter(r, "", -1);
 }
 
-/* Frees the reader; an error if anything was found. */
+/* Frees the reader; an error if there was any problem. */
 static hv_status finish(reader *r) {
   hv_status status = HV_OK;
   if (r->count > 0) status = hv_error(HV_ERR_INPUT, "%s", hv_text_string(&r->problems));
@@ -453,7 +453,7 @@ static bool write_section(const hv_section *section, const void *base, json_t *o
   return good;
 }
 
-/* The member of `object` as a mapping, made where it is none. */
+/* The member of `object` as a mapping; one that is missing or not a mapping is replaced by an empty mapping. */
 static json_t *mapping_at(json_t *object, const char *key) {
   if (!json_is_object(json_object_get(object, key))) json_object_set_new(object, key, json_object());
   return json_object_get(object, key);

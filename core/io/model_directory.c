@@ -18,7 +18,7 @@ char *hv_model_directory_statistics(const char *path) {
   return hv_path_join(path, "dataset_statistics.json");
 }
 
-/* What config.json does not say, the tensors do. */
+/* Takes from the tensors what config.json does not say. */
 static void examine_tower(const hv_safetensors *tensors, hv_vision_config *tower) {
   char name[HV_PREFIX_SIZE + 32];
   snprintf(name, sizeof name, "%s.patch_embed.proj.bias", tower->prefix);
@@ -30,12 +30,12 @@ static void examine_tower(const hv_safetensors *tensors, hv_vision_config *tower
   tower->class_position = tower->class_token && positions->shape[positions->rank - 2] == side * side + 1;
 }
 
-/* What is no model at all, with a word on a run directory, which people take for one. */
+/* Refuses a path that holds no model. For a run directory, which people often give, the error names the model in it. */
 static hv_status check_directory(const char *path, const char *config) {
   struct stat info;
   if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
-    return hv_error(HV_ERR_INPUT, "%s is no directory; a model is one that holds config.json and model.safetensors",
-                    path);
+    return hv_error(HV_ERR_INPUT,
+                    "%s is not a directory; a model is a directory with config.json and model.safetensors", path);
   }
   if (stat(config, &info) == 0) return HV_OK;
   if (errno != ENOENT) return hv_error_errno(errno, "cannot open %s", config);
@@ -44,7 +44,8 @@ static hv_status check_directory(const char *path, const char *config) {
   bool is_run = hv_file_exists(inside);
   free(inside);
   if (is_run) return hv_error(HV_ERR_INPUT, "%s is a run directory; its model is %s/model", path, path);
-  return hv_error(HV_ERR_INPUT, "%s holds no config.json; a model directory holds that and model.safetensors", path);
+  return hv_error(HV_ERR_INPUT, "%s holds no config.json; a model directory holds config.json and model.safetensors",
+                  path);
 }
 
 hv_status hv_model_directory_open(const char *path, hv_model_directory *out) {
@@ -74,7 +75,7 @@ void hv_model_directory_close(hv_model_directory *directory) {
   *directory = (hv_model_directory){0};
 }
 
-/* Notes what keeps the tensor from filling the parameter; false if anything does. */
+/* Whether the tensor fits the parameter; if not, the reason is added to `problems`. */
 static bool fits(const hv_param *param, const hv_file_tensor *tensor, hv_text *problems) {
   char expected[160], found[160];
   if (!tensor) {
@@ -118,7 +119,7 @@ hv_status hv_model_directory_check(const hv_model_directory *directory, const hv
   return check_all(directory, params, NULL);
 }
 
-/* A mapped tensor may lie anywhere, but a value is read as what it is. */
+/* Copies the tensor first if it is not aligned for its dtype, as a mapped one may be. */
 static hv_status fill_one(hv_params *params, hv_param_id id, const hv_file_tensor *tensor, hv_stream *stream) {
   if ((uintptr_t)tensor->data % hv_dtype_size(tensor->dtype) == 0) {
     return hv_param_write(params, id, tensor->dtype, tensor->data, stream);
@@ -137,7 +138,7 @@ typedef struct source {
   const hv_file_tensor *tensor;
 } source;
 
-/* By the place in the file; files one after the other. */
+/* Orders by the place in the file; one file after the other. */
 static int compare_places(const void *a, const void *b) {
   const hv_file_tensor *x = ((const source *)a)->tensor, *y = ((const source *)b)->tensor;
   return ((uintptr_t)x->data > (uintptr_t)y->data) - ((uintptr_t)x->data < (uintptr_t)y->data);

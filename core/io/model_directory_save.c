@@ -18,8 +18,8 @@ static hv_dtype carried_dtype(const hv_model_save *what, const hv_file_tensor *t
 
 typedef hv_status visit(const hv_model_save *what, const hv_file_tensor *tensor, hv_safetensors_shards *file);
 
-/* Carried tensors in the order of the file: wide dtypes first, which keeps all of them aligned where no parameters of a
- * narrower one lie in front. */
+/* Calls `call` for each carried tensor in the order of the file: wide dtypes first, so that all are aligned unless
+ * parameters of a narrower dtype come before them. */
 static hv_status each_carried(const hv_model_save *what, visit *call, hv_safetensors_shards *file) {
   for (size_t width = 8; what->carry && width > 0; width /= 2) {
     for (int32_t i = 0; i < hv_safetensors_count(what->carry); i++) {
@@ -49,7 +49,7 @@ static hv_status write_data(const hv_model_save *what, const void *data, size_t 
   return HV_OK;
 }
 
-/* In pieces, so that no tensor is in memory as a whole. */
+/* Writes in pieces, so that no tensor is in memory as a whole. */
 static hv_status write_carried(const hv_model_save *what, const hv_file_tensor *tensor, hv_safetensors_shards *file) {
   enum { PIECE = 1 << 19 };
   hv_dtype dtype = carried_dtype(what, tensor);

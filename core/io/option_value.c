@@ -92,7 +92,7 @@ static bool in_range(const hv_option *option, double value) {
   return !has_range(option) || (value >= option->min && value <= option->max);
 }
 
-/* 1e6 is an integer to a person. */
+/* Accepts a real without a fraction too: a person writes 1e6 for an integer. */
 static bool read_integer(const hv_option *option, const json_t *value, int64_t *out) {
   if (json_is_integer(value)) {
     *out = json_integer_value(value);
@@ -108,7 +108,7 @@ static bool read_integer(const hv_option *option, const json_t *value, int64_t *
 static hv_status set_string(const hv_option *option, const json_t *value, char **out) {
   if (!json_is_null(value) && !json_is_string(value)) return refuse(option, value);
   if (option->type == HV_OPTION_PATH && json_is_string(value) && json_string_length(value) == 0) {
-    return hv_error(HV_ERR_INPUT, "must be a path, and is empty");
+    return hv_error(HV_ERR_INPUT, "must be a path, not an empty string");
   }
   char *copy = json_is_null(value) ? NULL : strdup(json_string_value(value));
   if (!copy && json_is_string(value)) return hv_error_memory(option->key);
@@ -127,7 +127,7 @@ static hv_status set_enum(const hv_option *option, const json_t *value, int32_t 
   return refuse(option, value);
 }
 
-/* Items of a list, a lone value (a list of one) or null (an empty list). */
+/* The number of items: a lone value counts as a list of one, null as an empty list. */
 static size_t item_count(const json_t *value) {
   return json_is_array(value) ? json_array_size(value) : !json_is_null(value);
 }
@@ -293,7 +293,8 @@ hv_status hv_option_text_to_json(const hv_option *option, const char *text, json
   bool bare = option->type == HV_OPTION_ENUM || (is_text(option) && strcmp(text, "null") != 0);
   bool scalar = option->type == HV_OPTION_INT || option->type == HV_OPTION_FLOAT || option->type == HV_OPTION_BOOL;
   hv_status status = bare ? HV_OK : hv_yaml_parse_value(text, "must be written as YAML", out);
-  /* What is no number at all is refused as what was written, like one out of range. */
+  /* A scalar that YAML refuses is kept as a string, so that the error names what was written and what would be right.
+   */
   if (status && !(scalar && hv_status_code(status) == HV_ERR_INPUT)) return status;
   hv_status_free(status);
   if (*out) return HV_OK;

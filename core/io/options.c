@@ -35,7 +35,7 @@ static bool is_below(const char *key, const char *parent) {
   return strncmp(key, parent, length) == 0 && key[length] == '.';
 }
 
-/* Whether somebody else reads what stands below this key. */
+/* Whether the value is a mapping whose keys are not in the table. */
 static bool holds_mapping(const hv_option *option) {
   return option->type == HV_OPTION_OPAQUE || option->type == HV_OPTION_STRING_MAP ||
          option->type == HV_OPTION_NUMBER_MAP;
@@ -69,7 +69,8 @@ static const char *last_word(const char *key) {
   return dot ? dot + 1 : key;
 }
 
-/* A key of that very name in another section, else a section or key of the same depth that is spelled nearly so. */
+/* Suggests a key with the same last word in another section, else the section or key of the same depth with the nearest
+ * spelling. */
 static void suggest(const parser *p, const char *key, char out[KEY_SIZE]) {
   out[0] = '\0';
   for (size_t i = 0; i < p->count; i++) {
@@ -91,23 +92,23 @@ static void add_unknown(parser *p, const char *source, const char *key) {
   char nearest[KEY_SIZE];
   suggest(p, key, nearest);
   hv_text problem = {0};
-  hv_text_add(&problem, "is no known key");
+  hv_text_add(&problem, "is not a known key");
   if (*nearest) hv_text_add(&problem, "; did you mean %s?", nearest);
   add_problem(p, source, key, hv_text_string(&problem));
   hv_text_free(&problem);
 }
 
-/* A document's mappings are nested: what stands under the dotted name is looked up by nobody. */
+/* Refuses a dotted name: mappings of a document are nested, so nothing would look it up. */
 static void add_dotted(parser *p, const char *key, const char *name) {
   size_t length = strcspn(name, ".");
   hv_text problem = {0};
-  hv_text_add(&problem, "has a dot, which only --set takes; write it as a mapping, %.*s: {%s: …}", (int)length, name,
+  hv_text_add(&problem, "has a dot, which only --set allows; write it as a mapping, %.*s: {%s: …}", (int)length, name,
               name + length + 1);
   add_problem(p, p->where, key, hv_text_string(&problem));
   hv_text_free(&problem);
 }
 
-/* Reports every key of the document that no option asks for. */
+/* Reports every key of the document that is not in the table. */
 static void check_known(parser *p, const json_t *mapping, const char *prefix) {
   const char *name;
   json_t *member;
@@ -146,7 +147,8 @@ static bool read_index(const char *word, size_t *out) {
   return *word >= '0' && *word <= '9' && *end == '\0';
 }
 
-/* The member `word` of a mapping, or item `word` of a list, made a mapping where it is none (or absent). */
+/* The member `word` of a mapping, or item `word` of a list. A member that is neither a mapping nor a list is replaced
+ * by an empty mapping. */
 static json_t *descend(json_t *parent, const char *word) {
   size_t index;
   if (json_is_array(parent)) return read_index(word, &index) ? json_array_get(parent, index) : NULL;
@@ -156,7 +158,7 @@ static json_t *descend(json_t *parent, const char *word) {
   return json_object_get(parent, word);
 }
 
-/* Takes the value. False: the path leads through something that cannot hold it. */
+/* Takes the value. False if the key leads to a missing list item or into a value that is not a mapping. */
 static bool put(json_t *document, const char *key, json_t *value) {
   char copy[KEY_SIZE];
   snprintf(copy, sizeof copy, "%s", key);
@@ -202,11 +204,11 @@ static void apply_set(parser *p, json_t *document, const char *set) {
   if (status) {
     add_status(p, "--set", key, status);
   } else if (!put(document, key, value)) {
-    add_problem(p, "--set", key, "leads to no place in the document");
+    add_problem(p, "--set", key, "names a missing list item, or a key inside a value that is not a mapping");
   }
 }
 
-/* Where the value of an option came from last. */
+/* The source of an option's value, for messages: `--set` if one sets it or a part of it, else the document. */
 static const char *source_of(const parser *p, const hv_option *option) {
   size_t length = strlen(option->key);
   for (size_t i = p->num_sets; i > 0; i--) {

@@ -41,8 +41,8 @@ static hv_status print(const hv_text *text) {
   return HV_OK;
 }
 
-/* One that is closed would be the first file that is opened, and take in what is meant for the stream. Reading only, so
- * that what is told to nobody remains an error. */
+/* Without this, the first file that is opened would get the number of a closed standard stream, and the stream's output
+ * would go into it. The stand-in is opened for reading only, so that output to a closed stream still fails. */
 static void open_closed_streams(void) {
   for (int fd = 0; fd <= STDERR_FILENO; fd++) {
     if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != fd) return;

@@ -22,7 +22,7 @@ struct hv_read_ahead {
   pthread_mutex_t mutex;
   pthread_cond_t changed;
   size_t done;      /* ranges that are in memory; under the mutex */
-  atomic_bool stop; /* nobody waits any more */
+  atomic_bool stop; /* set by close: no more is needed */
 };
 
 /* Waits until the bytes are in memory and mapped. */
@@ -31,7 +31,7 @@ static void fetch(const hv_read_ahead *self, const char *data, size_t size) {
 #ifdef MADV_POPULATE_READ
   if (madvise((void *)((uintptr_t)data - skew), size + skew, MADV_POPULATE_READ) == 0 || errno != EINVAL) return;
 #endif
-  /* Kernels before 5.14 do it by being made to. */
+  /* Kernels before 5.14 lack it; reading a byte of each page does the same. */
   for (size_t at = 0; at < size; at += self->page) (void)*(const volatile char *)(data + at);
 }
 

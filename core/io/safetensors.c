@@ -18,7 +18,7 @@ static const struct {
 } known_dtypes[] = {{"F32", HV_F32}, {"BF16", HV_BF16}, {"F16", HV_F16}, {"F64", HV_F64}, {"I64", HV_I64},
                     {"I32", HV_I32}, {"I16", HV_I16},   {"I8", HV_I8},   {"U8", HV_U8},   {"BOOL", HV_BOOL}};
 
-/* One file of one or more. The header stays parsed: tensors point at its strings. */
+/* One of the files. The header stays parsed, since tensors point at its strings. */
 typedef struct shard {
   char *path;
   hv_mapping mapping; /* empty for memory of the caller */
@@ -80,7 +80,7 @@ static hv_status read_dtype(const json_t *dtype, hv_file_tensor *tensor) {
   return HV_OK;
 }
 
-/* data_offsets against the file's data section and the shape. */
+/* Reads data_offsets and checks them against the file's data section and the shape. */
 static hv_status read_offsets(const json_t *offsets, const uint8_t *data, size_t data_size, hv_file_tensor *tensor) {
   const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
   if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last)) {
@@ -123,7 +123,7 @@ static int compare_data(const void *a, const void *b) {
   return strcmp((*x)->name, (*y)->name);
 }
 
-/* Every byte of the data section belongs to exactly one tensor. */
+/* Checks that every byte of the data section belongs to exactly one tensor. */
 static hv_status check_layout(const hv_file_tensor *tensors, size_t count, const uint8_t *data, size_t data_size) {
   const hv_file_tensor **order = malloc((count + 1) * sizeof(*order));
   if (!order) return hv_error_memory("a list of tensors");
@@ -160,11 +160,11 @@ static hv_status parse_header(const uint8_t *bytes, size_t size, const char *whe
   if (length > HEADER_LIMIT || length > size - LENGTH_SIZE) {
     return hv_error(HV_ERR_INPUT,
                     "%s: the first 8 bytes announce a header of %" PRIu64
-                    " bytes, but the file has %zu: it is truncated or no safetensors file",
+                    " bytes, but the file has %zu: it is truncated or not a safetensors file",
                     where, length, size);
   }
   if (length == 0 || bytes[LENGTH_SIZE] != '{') {
-    return hv_error(HV_ERR_INPUT, "%s: the header must begin with '{': this is no safetensors file", where);
+    return hv_error(HV_ERR_INPUT, "%s: the header must begin with '{': this is not a safetensors file", where);
   }
   *data_begin = LENGTH_SIZE + (size_t)length;
   return hv_error_context(hv_json_parse((const char *)bytes + LENGTH_SIZE, (size_t)length, "the header", header), "%s",
@@ -284,7 +284,7 @@ static hv_status check_shards_exist(const char *directory, const json_t *shards)
   return status;
 }
 
-/* Every tensor of the weight map lies in the shard that the map says. */
+/* Checks that every tensor of the weight map is in the shard that the map names. */
 static hv_status check_weight_map(const hv_safetensors *file, const json_t *map) {
   hv_text wrong = {0};
   size_t count = 0;

@@ -20,12 +20,12 @@ typedef struct entry {
 
 struct hv_safetensors_shards {
   char *directory;
-  int64_t limit, filled; /* bytes that a file may hold; that the newest one does */
+  int64_t limit, filled; /* bytes of tensors: at most in a file; in the newest file so far */
   entry *entries;
   size_t count, capacity;
   int32_t num_shards;
   size_t opened;                 /* entries of the files opened so far */
-  hv_safetensors_writer *writer; /* of the file that data goes to now; NULL before the first */
+  hv_safetensors_writer *writer; /* of the current file; NULL before the first */
   int64_t left;                  /* bytes of data that it still expects */
 };
 
@@ -93,14 +93,14 @@ static void file_name(const hv_safetensors_shards *shards, int32_t shard, char o
   }
 }
 
-/* Ends the file that is written, which must be complete. */
+/* Closes the current file, which must be complete. */
 static hv_status close_file(hv_safetensors_shards *shards) {
   hv_safetensors_writer *writer = shards->writer;
   shards->writer = NULL;
   return writer ? hv_safetensors_writer_commit(writer) : HV_OK;
 }
 
-/* Begins the next file, with all of its tensors declared. */
+/* Opens the next file and declares all of its tensors. */
 static hv_status open_next(hv_safetensors_shards *shards) {
   char name[FILE_NAME_SIZE];
   int32_t shard = shards->opened < shards->count ? shards->entries[shards->opened].shard : 0;
@@ -164,10 +164,10 @@ done:
 
 hv_status hv_safetensors_shards_commit(hv_safetensors_shards *shards) {
   hv_status status = HV_OK;
-  /* Tensors without elements wait for no data. */
+  /* Files that get no data: those with only empty tensors, or the only file if there are no tensors. */
   while (!status && shards->left == 0 && (!shards->writer || shards->opened < shards->count))
     status = open_next(shards);
-  if (!status) status = close_file(shards); /* which notices data that is missing */
+  if (!status) status = close_file(shards); /* an error if data is missing */
   if (!status && shards->num_shards > 1) status = write_index(shards);
   hv_safetensors_writer_abort(shards->writer);
   free_shards(shards);

@@ -83,7 +83,7 @@ static yaml_mark_t mark_at(const char *text, size_t offset) {
 static hv_status parser_error(const reader *r) {
   const yaml_parser_t *parser = &r->parser;
   if (parser->error == YAML_MEMORY_ERROR) return hv_error_memory(r->where);
-  /* Of bytes that are no text the library tells the offset alone. */
+  /* For bytes that are not text, the library gives only their offset. */
   bool no_text = parser->error == YAML_READER_ERROR;
   yaml_mark_t mark = no_text ? mark_at(r->text, parser->problem_offset) : parser->problem_mark;
   return error_at(r, mark, parser->problem ? parser->problem : "not valid YAML", NULL);
@@ -97,14 +97,14 @@ static hv_status make_integer(const reader *r, yaml_mark_t mark, const char *tex
   int base = text[0] == '0' && text[1] == 'x' ? 16 : text[0] == '0' && text[1] == 'o' ? 8 : 10;
   errno = 0;
   long long value = strtoll(base == 10 ? text : text + 2, NULL, base);
-  if (errno == ERANGE) return error_at(r, mark, "an integer must fit 64 bits, unlike ", text);
+  if (errno == ERANGE) return error_at(r, mark, "an integer must fit into 64 bits, which this does not: ", text);
   *out = json_integer(value);
   return HV_OK;
 }
 
 static hv_status make_real(const reader *r, yaml_mark_t mark, const char *text, json_t **out) {
   double value = strtod(text, NULL);
-  if (!isfinite(value)) return error_at(r, mark, "a number must be finite, unlike ", text);
+  if (!isfinite(value)) return error_at(r, mark, "a number must be finite, not ", text);
   *out = json_real(value);
   return HV_OK;
 }
@@ -130,7 +130,7 @@ static hv_status make_scalar(const reader *r, const yaml_event_t *event, json_t 
   case HV_YAML_FALSE: *out = json_false(); break;
   case HV_YAML_INTEGER: status = make_integer(r, mark, text, out); break;
   case HV_YAML_REAL: status = make_real(r, mark, text, out); break;
-  case HV_YAML_NON_FINITE: status = error_at(r, mark, "a number must be finite, unlike ", text); break;
+  case HV_YAML_NON_FINITE: status = error_at(r, mark, "a number must be finite, not ", text); break;
   }
   return status || *out ? status : hv_error_memory(r->where);
 }

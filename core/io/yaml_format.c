@@ -8,7 +8,7 @@
 #include "core/io/yaml.h"
 #include "core/io/yaml_scalar.h"
 
-enum { FLOW_LIMIT = 16 /* scalars of a list that still stands on one line */ };
+enum { FLOW_LIMIT = 16 /* a list of at most so many scalars is written on one line */ };
 
 static int append_bytes(void *text, unsigned char *bytes, size_t size) {
   hv_text_add_bytes(text, (const char *)bytes, size);

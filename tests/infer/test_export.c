@@ -493,7 +493,7 @@ static void what_cannot_be_exported_leaves_nothing(void **state) {
   export_quietly("export --model model --out ready --verify");
   infer_refuses(folder, "export --model model --out full", "full is not empty");
   infer_refuses(folder, "export --model model --out file", "file: Not a directory");
-  infer_refuses(folder, "export --model model --out ''", "--out: must be a path, and is empty");
+  infer_refuses(folder, "export --model model --out ''", "--out: must be a path, not an empty string");
   infer_refuses(folder, "export --model model --out model", "not empty");
   infer_refuses(folder, "export --model model --out model/in/it", "in the model directory");
   infer_refuses(folder, "export --model model --out ./model/../model/x", "in the model directory");

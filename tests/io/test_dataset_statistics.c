@@ -47,7 +47,7 @@ static void the_key_is_never_guessed(void **state) {
   hv_dataset_statistics s;
   assert_error(read_text(file, "bridge", &s), "statistics.json has no key bridge; it has lift, drawer");
   assert_error(read_text(file, NULL, &s), "several keys", "lift, drawer");
-  assert_error(read_text("{}", NULL, &s), "no key at all");
+  assert_error(read_text("{}", NULL, &s), "is empty; it must hold statistics");
   assert_error(read_text("[]", "lift", &s), "statistics.json must hold a mapping");
 }
 
@@ -64,7 +64,7 @@ static void broken_entries_are_refused(void **state) {
       {"{\"a\": {\"action\": {\"q01\": [1]}}}", "\"mean\" is missing"},
       {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1, 2]}}}", "\"mean\" must be a list of 1 numbers"},
       {"{\"a\": {\"action\": {\"q01\": [\"x\"], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1]}}}",
-       "no number"},
+       "[0] must be a number, not a string"},
       {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1], "
        "\"mask\": [1]}}}",
        "\"mask\"[0] must be true or false"},
@@ -76,7 +76,7 @@ static void broken_entries_are_refused(void **state) {
        "\"num_transitions\" must be a count"},
       {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
        "\"gripper\": {\"dims\": [0], \"open\": 1}}}",
-       "gripper: must hold dims"},
+       "gripper: must hold \"dims\" and the numbers"},
       {"{\"a\": {\"action\": {\"q01\": [1], \"mean\": [1], \"std\": [1], \"min\": [1], \"max\": [1], \"q99\": [1]}, "
        "\"gripper\": {\"dims\": 0, \"open\": 1, \"closed\": 0}}}",
        "gripper: \"dims\" must be a list"},

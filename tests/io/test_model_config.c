@@ -174,8 +174,8 @@ static void values_that_do_not_fit_are_refused(void **state) {
       {"llm.model_type", "phi", "llm.model_type", "\"phi\" is not supported by this version; supported is \"llama\""},
       {"llm.hidden_act", "gelu", "llm.hidden_act", "supported is \"silu\""},
       {"vision", "[1]", "vision", "must be a list of 1 to 2 mappings"},
-      {"vision.0.width", "2048", "vision[0].num_heads", "gives heads of 512; 256 is the most"},
-      {"llm.hidden_size", "2048", "llm.num_attention_heads", "gives heads of 512; 256 is the most"},
+      {"vision.0.width", "2048", "vision[0].num_heads", "gives a head size of 512; at most 256"},
+      {"llm.hidden_size", "2048", "llm.num_attention_heads", "gives a head size of 512; at most 256"},
       {"llm.num_attention_heads", "3", "llm.num_attention_heads", "must divide hidden_size 64"},
       {"llm.num_attention_heads", "64", "llm.num_attention_heads", "even size"},
       {"llm.num_key_value_heads", "3", "llm.num_key_value_heads", "must divide num_attention_heads 4"},
@@ -218,7 +218,7 @@ static void unknown_keys_are_kept_in_files_and_refused_from_people(void **state)
   assert_string_equal(json_string_value(json_object_get(json_object_get(document, "llm"), "trained_by")), "somebody");
   json_decref(document);
   hv_model_config_free(&model);
-  assert_error(read_with("objectiv", "hybrid", HV_UNKNOWN_REFUSE, &model), "objectiv is no known key",
+  assert_error(read_with("objectiv", "hybrid", HV_UNKNOWN_REFUSE, &model), "objectiv is not a known key",
                "did you mean objective?");
   assert_error(read_with("vision.1.widht", "3", HV_UNKNOWN_REFUSE, &model), "vision[1].widht", "did you mean width?");
   assert_ok(read_with("llm.max_position_embeddings", "2048", HV_UNKNOWN_REFUSE, &model));

@@ -215,7 +215,8 @@ static void what_is_carried_comes_whole(void **state) {
 
 static void a_folder_without_a_model_is_named(void **state) {
   hv_model_directory directory;
-  assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent", "is no directory");
+  assert_error(hv_model_directory_open(in_folder(*state, "absent"), &directory), "absent",
+               "is not a directory; a model is");
   assert_error(hv_model_directory_open(*state, &directory), *state, "holds no config.json");
   assert_ok(hv_make_directories(in_folder(*state, "run/model")));
   write_text(in_folder(*state, "run/model/config.json"), "{}");

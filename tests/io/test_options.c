@@ -168,7 +168,7 @@ static void unknown_keys_name_the_nearest(void **state) {
       {"train: {steps: 1}\ntrian: {seed: 3}", "trian", "did you mean train?"},
       {"train: {steps: 1, shuffle: true}", "train.shuffle", "did you mean data.shuffle?"},
       {"train: {steps: 1}\nmodle: {}", "modle", "did you mean model?"},
-      {"train: {steps: 1}\nwibble: 1", "wibble", "is no known key"},
+      {"train: {steps: 1}\nwibble: 1", "wibble", "is not a known key"},
       {"train: {steps: 1}\ntrain.seed: 3", "train.seed", "write it as a mapping, train: {seed: …}"},
       {"train: {steps: 1, schedule.x: 3}", "train.schedule.x", "has a dot"},
       {"train: {steps: 1}\nmodel.llm: {width: 8}", "model.llm", "model: {llm: …}"},
@@ -226,10 +226,10 @@ static void wrong_sets_are_refused(void **state) {
       {"train.frozen=[x", "line"},
       {"data.cameras.front=5", "--set: data.cameras must be a mapping of strings"},
       {"model=3", "a mapping"},
-      {"model.vision.7.width=3", "no place"},
-      {"model.vision.x=3", "no place"},
-      {"model.vision..width=3", "no place"},
-      {"model.vision.=3", "no place"},
+      {"model.vision.7.width=3", "names a missing list item"},
+      {"model.vision.x=3", "names a missing list item"},
+      {"model.vision..width=3", "names a missing list item"},
+      {"model.vision.=3", "names a missing list item"},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     settings s;

@@ -34,7 +34,7 @@ static void broken_headers_are_refused(void **state) {
     size_t data_size;
     const char *message;
   } cases[] = {
-      {"", 0, "no safetensors file"},
+      {"", 0, "not a safetensors file"},
       {"[]", 0, "must begin with '{'"},
       {"{\"a\":", 0, "not valid JSON"},
       {"{\"a\":1}", 0, "tensor a: must be a mapping, not an integer"},
@@ -338,7 +338,7 @@ static void files_that_are_something_else_are_named(void **state) {
   write_text(path, "<!DOCTYPE html>");
   assert_error(hv_safetensors_open(path, &file), path, "web page");
   write_text(path, "version https://git");
-  assert_error(hv_safetensors_open(path, &file), path, "no safetensors file");
+  assert_error(hv_safetensors_open(path, &file), path, "not a safetensors file");
   write_text(path, "");
   assert_error(hv_safetensors_open(path, &file), path, "0 bytes");
 }

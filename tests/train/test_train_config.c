@@ -90,7 +90,8 @@ static void refuses_contradictions(void **state) {
 static void says_what_a_run_needs(void **state) {
   const char *config = write_tiny_config(*state, "x");
   expect_train(2, with("run --config '%s' --set %s", config, "output=null"), "output", NULL);
-  expect_train(2, with("run --config '%s' --set %s", config, "output="), "output must be a path, and is empty", NULL);
+  expect_train(2, with("run --config '%s' --set %s", config, "output="), "output must be a path, not an empty string",
+               NULL);
   expect_train(2, with("run --config '%s' --set %s", config, "'data.files=[]'"), "data.files", NULL);
   expect_train(2, with("run --config '%s' --set %s", config, "tokenizer=null"), "tokenizer", NULL);
   expect_train(2, with("run --config '%s' --set %s", config, "train.steps=0"), "train.epochs", NULL);
