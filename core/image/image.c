@@ -16,7 +16,7 @@ hv_status hv_image_check_size(int64_t width, int64_t height) {
   if (width < 1 || height < 1 || width > HV_IMAGE_MAX_SIDE || height > HV_IMAGE_MAX_SIDE ||
       width * height > HV_IMAGE_MAX_PIXELS) {
     return hv_error(HV_ERR_INPUT,
-                    "%lld × %lld pixels are out of range: each side must be 1 to %d, all pixels at most %d",
+                    "%lld × %lld pixels are out of range: each side must be 1 to %d, and width × height at most %d",
                     (long long)width, (long long)height, HV_IMAGE_MAX_SIDE, HV_IMAGE_MAX_PIXELS);
   }
   return HV_OK;
@@ -40,7 +40,7 @@ static hv_status png_error(int code) {
   return hv_error(code == SPNG_EMEM ? HV_ERR_MEMORY : HV_ERR_INPUT, "damaged PNG: %s", spng_strerror(code));
 }
 
-/* Pillow opens 16-bit gray as such and clips it at 255 when it makes RGB of it. */
+/* Pillow opens 16-bit gray as such, and clips it at 255 when it converts it to RGB. */
 static hv_status decode_gray16(spng_ctx *png, const hv_image *out) {
   size_t count = (size_t)out->width * (size_t)out->height;
   uint16_t *gray = malloc(count * sizeof *gray);
@@ -69,7 +69,8 @@ static hv_status decode_png_pixels(spng_ctx *png, hv_image *out) {
 static hv_status decode_png(const void *data, size_t size, hv_image *out) {
   spng_ctx *png = spng_ctx_new(0);
   if (!png) return hv_error_memory("a PNG decoder");
-  /* Text and profiles are skipped; a megabyte bounds what a hostile file makes the decoder keep. */
+  /* Text and profiles are skipped; the limits, of one chunk and of all that are kept, bound the memory that a hostile
+   * file can take. */
   spng_set_chunk_limits(png, 1 << 20, 4 << 20);
   int code = spng_set_png_buffer(png, data, size);
   hv_status status = code ? png_error(code) : decode_png_pixels(png, out);
@@ -82,8 +83,8 @@ static bool is_harmless(tjhandle jpeg) {
   return tjGetErrorCode(jpeg) == TJERR_WARNING && strstr(tjGetErrorStr2(jpeg), "extraneous bytes") != NULL;
 }
 
-/* Whether the last scan begun has an end: neither marker occurs within a scan. The library does not tell once it has
- * told of stray bytes, for it tells of its first warning alone. */
+/* Whether the last scan that begins also ends; neither marker occurs within a scan. The library reports only its first
+ * warning: after one of stray bytes it does not report a missing end. */
 static bool has_end(const uint8_t *data, size_t size) {
   enum { MARKER = 0xff, START_OF_SCAN = 0xda, END_OF_IMAGE = 0xd9 };
   for (size_t at = size; at >= 2; at--) {
@@ -95,19 +96,19 @@ static bool has_end(const uint8_t *data, size_t size) {
 }
 
 static hv_status decode_jpeg_pixels(tjhandle jpeg, const void *data, size_t size, hv_image *out) {
-  int width = 0, height = 0, subsampling, colours = TJCS_RGB; /* left as they are by a file of tables alone */
+  int width = 0, height = 0, subsampling, colours = TJCS_RGB; /* unchanged if the file holds only tables */
   if (tjDecompressHeader3(jpeg, data, size, &width, &height, &subsampling, &colours) != 0 && !is_harmless(jpeg)) {
     return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
   }
-  if (width == 0 || height == 0) return hv_error(HV_ERR_INPUT, "damaged JPEG: it ends in its header");
+  if (width == 0 || height == 0) return hv_error(HV_ERR_INPUT, "damaged JPEG: the file ends in its header");
   if (colours == TJCS_CMYK || colours == TJCS_YCCK) {
     return hv_error(HV_ERR_INPUT, "a CMYK JPEG is not supported; save it as RGB");
   }
   HV_TRY(hv_image_allocate(width, height, out));
-  /* Each scan goes over all pixels anew: without a limit, a file of a megabyte, of many small ones, takes minutes. */
+  /* Each scan goes over all pixels: without the limit, a file of one megabyte with many small scans takes minutes. */
   if (tjDecompress2(jpeg, data, size, out->rgb, width, 0, height, TJPF_RGB, TJFLAG_LIMITSCANS) == 0) return HV_OK;
   if (!is_harmless(jpeg)) return hv_error(HV_ERR_INPUT, "damaged JPEG: %s", tjGetErrorStr2(jpeg));
-  if (!has_end(data, size)) return hv_error(HV_ERR_INPUT, "damaged JPEG: it ends before the picture does");
+  if (!has_end(data, size)) return hv_error(HV_ERR_INPUT, "damaged JPEG: the file ends before the picture is complete");
   return HV_OK;
 }
 
@@ -124,7 +125,7 @@ hv_status hv_image_decode(const void *data, size_t size, const char *where, hv_i
   *out = (hv_image){0};
   hv_status status;
   if (size > HV_IMAGE_MAX_FILE) {
-    status = hv_error(HV_ERR_INPUT, "%zu bytes are more than the %d that a picture may have", size, HV_IMAGE_MAX_FILE);
+    status = hv_error(HV_ERR_INPUT, "the file has %zu bytes; a picture may have at most %d", size, HV_IMAGE_MAX_FILE);
   } else if (size >= sizeof png_start && memcmp(data, png_start, sizeof png_start) == 0) {
     status = decode_png(data, size, out);
   } else if (size >= sizeof jpeg_start && memcmp(data, jpeg_start, sizeof jpeg_start) == 0) {
@@ -164,7 +165,7 @@ hv_status hv_image_encode_png(const hv_image *image, uint8_t **out, size_t *size
   return HV_OK;
 }
 
-/* A slip in an argument must not cost the demonstrations that it names. */
+/* A mistyped path must not overwrite other data, such as demonstrations. */
 static hv_status check_replaceable(const char *path) {
   if (!hv_file_exists(path)) return HV_OK;
   hv_mapping there;
@@ -172,7 +173,8 @@ static hv_status check_replaceable(const char *path) {
   bool is_png = there.size >= sizeof png_start && memcmp(there.data, png_start, sizeof png_start) == 0;
   bool keep = there.size > 0 && !is_png;
   hv_unmap(&there);
-  return keep ? hv_error(HV_ERR_INPUT, "%s exists and is no PNG: a picture does not replace it", path) : HV_OK;
+  return keep ? hv_error(HV_ERR_INPUT, "%s exists and is not a PNG: only a PNG is overwritten; give another path", path)
+              : HV_OK;
 }
 
 hv_status hv_image_save_png(const char *path, const hv_image *image) {

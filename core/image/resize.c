@@ -16,9 +16,9 @@ typedef struct axis {
 
 struct hv_resizer {
   axis x, y;
-  uint8_t *narrow; /* [y.in, x.out, 3]: what the first pass gives the second; absent where one pass is enough */
+  uint8_t *narrow; /* [y.in, x.out, 3]: output of the first pass; NULL if one pass is enough */
   int32_t *sums;   /* [x.out · 3]: a row of the second pass */
-  /* Letterbox: the picture stands at (left, top) of a picture [y.in, x.in, 3] filled once. */
+  /* Letterbox: the picture is copied to (left, top) of [y.in, x.in, 3], whose border is filled once. NULL: none. */
   uint8_t *padded;
   int32_t width, height, left, top;
 };
@@ -107,7 +107,7 @@ hv_status hv_resizer_open_frame(int32_t width, int32_t height, int32_t size, hv_
                                 hv_resizer **out) {
   *out = NULL;
   if (mode == HV_RESIZE_NAIVE || width == height) return hv_resizer_open(width, height, size, size, out);
-  /* Half the difference, rounded down, goes on both sides: an odd one leaves the shorter side a pixel short. */
+  /* Half the difference, rounded down, goes on each side: if it is odd, the shorter side stays one pixel short. */
   int32_t side = width > height ? width : height, left = (side - width) / 2, top = (side - height) / 2;
   hv_resizer *resizer;
   HV_TRY(hv_resizer_open(width + 2 * left, height + 2 * top, size, size, &resizer));

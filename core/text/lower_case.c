@@ -12,8 +12,7 @@ enum { SIGMA_SIZE = 2 /* bytes of UTF-8, of all three */ };
 
 static const char capital_sigma[] = "\xce\xa3", small_sigma[] = "\xcf\x83", final_sigma[] = "\xcf\x82";
 
-/* The first code point from `at` on (or, backwards, before it) that Unicode does not pass over when it looks for
- * cased neighbours; 0 at the end of the text. */
+/* The first code point from `at` on (or, backwards, before it) that is not case-ignorable; 0 at the end of the text. */
 static ucs4_t neighbour(const uint8_t *text, size_t size, const uint8_t *at, bool backwards) {
   ucs4_t c;
   const uint8_t *end = text + size;
@@ -29,7 +28,7 @@ static ucs4_t neighbour(const uint8_t *text, size_t size, const uint8_t *at, boo
   }
 }
 
-/* Unicode's Final_Sigma: a cased letter stands before and none behind. u8_tolower has this rule too, but takes
+/* Unicode's Final_Sigma: a cased letter comes before it, and none after it. u8_tolower has this rule too, but takes
  * modifier letters and the apostrophe differently from Unicode's definition, which Python follows. */
 static bool is_final(const uint8_t *text, size_t size, const uint8_t *sigma) {
   return uc_is_property(neighbour(text, size, sigma, true), UC_PROPERTY_CASED) &&

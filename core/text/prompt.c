@@ -5,7 +5,7 @@
 
 #include "core/base/text.h"
 
-/* `<s>` in front, `empty` behind where the text does not end in it by itself. */
+/* Puts `<s>` in front, and `empty` at the end unless the text already ends in it. */
 static hv_status frame(const hv_token_list *inner, const hv_config *config, hv_token_list *out) {
   out->ids = malloc((inner->count + 2) * sizeof *out->ids);
   if (!out->ids) return hv_error_memory("token ids");
@@ -39,8 +39,10 @@ hv_status hv_prompt_encode(const hv_tokenizer *tokenizer, const hv_config *confi
   HV_CHECK(hv_tokenizer_encode(tokenizer, prompt.data, prompt.length, &inner));
   for (size_t i = 0; i < inner.count; i++) {
     if (inner.ids[i] < config->llm.vocab_size) continue;
-    status = hv_error(HV_ERR_INPUT, "the instruction gives token id %d; the model's vocabulary has %d", inner.ids[i],
-                      config->llm.vocab_size);
+    status = hv_error(
+        HV_ERR_INPUT,
+        "the instruction has token id %d, but the model's vocabulary has %d ids: the tokenizer is not this model's",
+        inner.ids[i], config->llm.vocab_size);
     goto done;
   }
   status = frame(&inner, config, out);
@@ -58,12 +60,12 @@ hv_status hv_prompt_check_tokenizer(const hv_tokenizer *tokenizer, const hv_conf
   }
   if (config->token_bod < size || config->token_eod < size || config->token_pad < size) {
     return hv_error(HV_ERR_INPUT,
-                    "%s has %d pieces, so special_tokens pad %d, bod %d and eod %d must be at least %d, as no text may "
-                    "give them",
+                    "%s has %d pieces, so special_tokens pad %d, bod %d and eod %d must be at least %d: no text may "
+                    "contain them",
                     path, size, config->token_pad, config->token_bod, config->token_eod, size);
   }
   if (config->token_empty >= size) {
-    return hv_error(HV_ERR_INPUT, "%s has %d pieces, so special_tokens.empty must be below that, unlike %d", path, size,
+    return hv_error(HV_ERR_INPUT, "%s has %d pieces, so special_tokens.empty must be below that, not %d", path, size,
                     config->token_empty);
   }
   return HV_OK;

@@ -32,15 +32,15 @@ static hv_status load(const char *path, hv_tokenizer **out) {
     std::unique_ptr<hv_tokenizer> tokenizer(new hv_tokenizer);
     const sentencepiece::util::Status loaded = tokenizer->processor.Load(path);
     if (!loaded.ok()) {
-      return hv_error(HV_ERR_INPUT, "%s is no SentencePiece model that can be read: %s", path,
-                      loaded.ToString().c_str());
+      return hv_error(HV_ERR_INPUT, "%s cannot be read as a SentencePiece model: %s", path, loaded.ToString().c_str());
     }
     *out = tokenizer.release();
     return HV_OK;
   });
 }
 
-// What the library does not say of a file that it cannot load: a directory, or what a download left in its place.
+// A more precise error than the library's, if there is one: no regular file, or what a failed download left in its
+// place.
 static hv_status explain(const char *path) {
   hv_mapping file;
   HV_TRY(hv_map_file(path, &file));

@@ -614,7 +614,7 @@ static void a_picture_replaces_no_demonstrations(void **state) {
   snprintf(commands[2], sizeof commands[2], "inspect '%s' --picture '%s'", path, pipe);
   for (size_t i = 0; i < 3; i++) {
     int code = run_data(commands[i], &out, &errors);
-    if (code != 2 || !strstr(errors, i < 2 ? "is no PNG" : "not a regular file"))
+    if (code != 2 || !strstr(errors, i < 2 ? "is not a PNG" : "not a regular file"))
       fail_msg("%s: %d: %s", commands[i], code, errors);
     free(out);
     free(errors);

@@ -153,7 +153,7 @@ static void other_files_are_named_for_what_they_are_not(void **state) {
   assert_error(hv_image_decode("GIF89a", 6, "a.gif", &image), "a.gif", "neither a PNG nor a JPEG");
   assert_error(hv_image_decode("", 0, "empty", &image), "empty");
   assert_error(hv_image_decode("\xff\xd8\xff", (size_t)HV_IMAGE_MAX_FILE + 1, "long.jpg", &image), "long.jpg",
-               "more than");
+               "at most 268435456");
   assert_error(hv_image_load("/nonexistent/picture.png", &image), "/nonexistent/picture.png");
 }
 

@@ -144,7 +144,7 @@ static void other_files_are_no_tokenizer(void **state) {
   write_text(path, "version https://git-lfs.github.com/spec/v1\n");
   assert_error(hv_tokenizer_open(path, &tokenizer), path, "Git LFS pointer, not the SentencePiece file");
   write_text(path, "something else");
-  assert_error(hv_tokenizer_open(path, &tokenizer), path, "no SentencePiece model");
+  assert_error(hv_tokenizer_open(path, &tokenizer), path, "cannot be read as a SentencePiece model");
   assert_error(hv_tokenizer_open(folder, &tokenizer), folder, "not a regular file");
   write_text(path, "");
   assert_error(hv_tokenizer_open(path, &tokenizer), path);
