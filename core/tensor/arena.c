@@ -11,7 +11,7 @@ hv_status hv_arena_open(hv_device *device, hv_memory_kind kind, size_t capacity,
 }
 
 hv_arena hv_arena_for_plan(hv_device *plan) {
-  /* Not NULL, so that tensors are present; never followed. */
+  /* Not NULL, so that tensors count as present; never dereferenced. */
   char *base = (char *)(uintptr_t)ALIGNMENT;
   return (hv_arena){.device = plan, .base = base, .capacity = SIZE_MAX};
 }
@@ -35,5 +35,5 @@ hv_tensor hv_arena_take(hv_arena *arena, hv_dtype dtype, int64_t rows, int64_t c
 
 hv_status hv_arena_status(const hv_arena *arena) {
   if (!arena->overflow) return HV_OK;
-  return hv_error(HV_ERR_INTERNAL, "the arena holds %zu bytes; %zu were asked for", arena->capacity, arena->peak);
+  return hv_error(HV_ERR_INTERNAL, "the arena holds %zu bytes, but %zu are needed", arena->capacity, arena->peak);
 }

@@ -45,8 +45,8 @@ static hv_status run_single(hv_comm *comm, const hv_comm_call *call, hv_stream *
   (void)stream;
   bool shared = call->collective == HV_REDUCE_SCATTER || call->collective == HV_ALL_GATHER;
   if (!shared || call->share.data == call->whole.data) return HV_OK;
-  return hv_error(HV_ERR_INTERNAL, "%s of %s: on one rank the share is the whole", hv_collective_name(call->collective),
-                  call->what);
+  return hv_error(HV_ERR_INTERNAL, "%s of %s: on one rank the share must be the whole",
+                  hv_collective_name(call->collective), call->what);
 }
 
 hv_status hv_comm_single_open(hv_device *device, hv_comm **out) {
@@ -62,7 +62,7 @@ hv_status hv_comm_device_open(hv_device *device, const hv_comm_options *options,
   *out = NULL;
   if (device->methods->comm_open) return device->methods->comm_open(device, options, out);
   hv_peers_close(options->peers);
-  return hv_error(HV_ERR_DEVICE, "ranks on the device \"%s\" are connected by MPI, which this run does not use",
+  return hv_error(HV_ERR_DEVICE, "ranks on the device \"%s\" can only be connected by MPI, which this run does not use",
                   device->name);
 }
 
@@ -78,13 +78,14 @@ static hv_status check_call(const hv_comm *comm, const hv_comm_call *call) {
   const char *name = hv_collective_name(call->collective);
   if (call->collective == HV_BARRIER) return HV_OK;
   hv_dtype dtype = call->whole.dtype;
-  if (!is_row(call->whole)) return hv_error(HV_ERR_INTERNAL, "%s of %s: not one row", name, call->what);
+  if (!is_row(call->whole)) return hv_error(HV_ERR_INTERNAL, "%s of %s: the tensor must be one row", name, call->what);
   bool sums = call->collective == HV_ALL_REDUCE || call->collective == HV_REDUCE_SCATTER;
   if (sums && dtype != HV_F32 && dtype != HV_BF16 && dtype != HV_F64 && dtype != HV_I64) {
-    return hv_error(HV_ERR_INTERNAL, "%s of %s: %s is not summed", name, call->what, hv_dtype_name(dtype));
+    return hv_error(HV_ERR_INTERNAL, "%s of %s: %s cannot be summed", name, call->what, hv_dtype_name(dtype));
   }
   if (call->collective == HV_BROADCAST && (call->root < 0 || call->root >= comm->size)) {
-    return hv_error(HV_ERR_INTERNAL, "%s of %s: no rank %d among %d", name, call->what, call->root, comm->size);
+    return hv_error(HV_ERR_INTERNAL, "%s of %s: there is no rank %d among %d ranks", name, call->what, call->root,
+                    comm->size);
   }
   if (call->collective != HV_REDUCE_SCATTER && call->collective != HV_ALL_GATHER) return HV_OK;
   if (!is_row(call->share) || call->share.dtype != dtype || call->share.cols * comm->size != call->whole.cols) {
@@ -150,7 +151,8 @@ hv_status hv_comm_barrier(hv_comm *comm, const char *what) {
 
 hv_status hv_comm_sum(hv_comm *comm, const char *what, double *values, int count) {
   if (count < 1 || count > HV_COMM_MAX_SUM) {
-    return hv_error(HV_ERR_INTERNAL, "%d numbers in the sum of %s", count, what);
+    return hv_error(HV_ERR_INTERNAL, "the sum of %s has %d numbers; 1 to %d are possible", what, count,
+                    HV_COMM_MAX_SUM);
   }
   if (!comm->stream) {
     hv_comm_all_reduce(comm, what, hv_tensor_make(values, HV_F64, 1, count), NULL);
@@ -196,9 +198,10 @@ done:
   return status;
 }
 
-enum { BYTES_EACH = 6 /* that a double holds exactly */, MOST_SAID = HV_COMM_MAX_SUM * BYTES_EACH };
+enum { BYTES_EACH = 6 /* a double holds them exactly */, MOST_SAID = HV_COMM_MAX_SUM * BYTES_EACH };
 
-/* What one rank says (NULL on the others), on all, as sums to which it alone adds; cut off at the end. */
+/* Sends the text of one rank (`own`, NULL on the others) to all, as a sum to which only that rank adds. Longer texts
+ * are cut off. */
 static hv_status tell_all(hv_comm *comm, const char *what, const char *own, char said[MOST_SAID + 1]) {
   double numbers[HV_COMM_MAX_SUM] = {0};
   size_t length = own ? strlen(own) : 0;

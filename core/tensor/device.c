@@ -6,7 +6,7 @@ void hv_device_close(hv_device *device) {
   device->methods->close(device);
 }
 
-/* What a person needs to know beside the device's own message: what is held already, and how much by others. */
+/* Adds to an out-of-memory error what this process holds already, and how much others do. */
 static hv_status explain(hv_device *device, hv_status error) {
   hv_text text = {0};
   hv_device_room room = hv_device_get_room(device);

@@ -9,7 +9,7 @@
 
 typedef hv_status (*module_open)(const hv_device_options *options, hv_device **out);
 
-/* The program's folder, "" where the system does not tell. */
+/* The program's folder; "" if the system does not tell it. */
 static void program_folder(char *out, size_t size) {
   char path[PATH_MAX];
   ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -17,8 +17,8 @@ static void program_folder(char *out, size_t size) {
   snprintf(out, size, "%s", length > 0 ? dirname(path) : "");
 }
 
-/* Opens the library where it lies, or leaves *out NULL where it is in none of the places. A file that is there and
- * cannot be loaded is an error: falling back to another one would hide it. */
+/* Opens the library from the first place that has it; *out stays NULL if none has. A file that exists but cannot be
+ * loaded is an error: falling back to another one would hide it. */
 static hv_status open_library(const char *file, void **out) {
   static const char *const places[] = {"", "/../lib"}; /* from the program's folder */
   char folder[PATH_MAX], path[2 * PATH_MAX];
@@ -53,7 +53,8 @@ hv_status hv_device_load(const char *name, const hv_device_options *options, hv_
   *(void **)&open_module = dlsym(library, "hv_device_module_open");
   if (!open_module) {
     dlclose(library);
-    return hv_error(HV_ERR_DEVICE, "%s is no device module of this program: it lacks hv_device_module_open", file);
+    return hv_error(HV_ERR_DEVICE,
+                    "%s is not a device module of this program: it has no function hv_device_module_open", file);
   }
   /* The library stays loaded: the device's functions live in it. */
   hv_status status = open_module(options, out);

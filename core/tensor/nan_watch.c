@@ -49,7 +49,7 @@ static void report(hv_nan_watch *watch, const char *op, const char *name, const 
                hv_dtype_name(t->dtype), value, (long long)row, (long long)col);
 }
 
-/* What has the bytes that it had before was not written: rows that no segment has, memory of which none is used. */
+/* A value whose bytes did not change was not written by the operation: a row of no segment, or unused memory. */
 static void look(hv_nan_watch *watch, const char *op, const char *name, const hv_tensor *t, const char *before,
                  const char *after) {
   size_t size = hv_dtype_size(t->dtype);

@@ -21,7 +21,7 @@ enum {
 
 typedef enum direction { READ, WRITE, SCRATCH /* written, and means nothing afterwards */ } direction;
 
-/* An operation under examination: the first thing found wrong, and what its operands add up to. */
+/* An operation that is checked: the first thing found wrong, its cost, and its operands. */
 typedef struct exam {
   const char *op;
   hv_status status;
@@ -72,7 +72,8 @@ static bool same_view(const hv_tensor *a, const hv_tensor *b) {
   return a->data == b->data && a->dtype == b->dtype && (a->row_stride == b->row_stride || a->rows == 1);
 }
 
-/* Declares a present operand and checks its dtype, its shape (−1: any) and its stride; `touched` rows are moved. */
+/* Declares a present operand and checks its dtype, its shape (−1: any) and its stride; `touched` of its rows count as
+ * read or written. */
 static void operand_rows(exam *e, const char *name, hv_tensor t, int dtypes, int64_t rows, int64_t cols,
                          direction access, int64_t touched) {
   if (!hv_present(t)) {
@@ -85,7 +86,7 @@ static void operand_rows(exam *e, const char *name, hv_tensor t, int dtypes, int
          (long long)rows, (long long)cols);
   }
   if (t.rows > 1 && t.row_stride < t.cols) {
-    fail(e, "%s has rows of %lld elements that lie %lld apart", name, (long long)t.cols, (long long)t.row_stride);
+    fail(e, "%s has rows of %lld elements, but a row stride of %lld", name, (long long)t.cols, (long long)t.row_stride);
   }
   e->cost.bytes += (double)touched * (double)t.cols * (double)hv_dtype_size(t.dtype);
   if (e->operands == HV_OP_MAX_OPERANDS) {
@@ -116,7 +117,7 @@ static void exactly_if(exam *e, bool wanted, const char *name, hv_tensor t, int 
   }
 }
 
-/* The operand that tells T: F32, BF16 or F64. */
+/* The operand whose dtype is T: F32, BF16 or F64. */
 static int type_operand(exam *e, const char *name, hv_tensor t, int64_t rows, int64_t cols, direction access) {
   operand(e, name, t, FLOATS, rows, cols, access);
   return dtype_set(t);
@@ -136,7 +137,7 @@ static bool may_lie_on(const exam *e, int result, int other, const char *const *
   return false;
 }
 
-/* No result may overlap another operand, but for the pairs of names (result, operand) in `allowed`, which may be the
+/* No result may overlap another operand, except for the pairs of names (result, operand) in `allowed`, which may be the
  * same view. */
 static void check_aliases(exam *e, const char *const *allowed) {
   for (int i = 0; i < e->operands && !e->status; i++) {
@@ -144,7 +145,7 @@ static void check_aliases(exam *e, const char *const *allowed) {
     for (int j = 0; j < e->operands; j++) {
       if (i == j || !overlap(&e->seen[i].tensor, &e->seen[j].tensor)) continue;
       if (may_lie_on(e, i, j, allowed) || may_lie_on(e, j, i, allowed)) continue;
-      fail(e, "%s lies on %s", e->seen[i].name, e->seen[j].name);
+      fail(e, "%s overlaps %s", e->seen[i].name, e->seen[j].name);
     }
   }
 }
@@ -192,7 +193,7 @@ static void examine_linear_backward_weight(exam *e, const hv_linear_backward_wei
   require(e, hv_present(a->dweight) || hv_present(a->dbias), "dweight and dbias are both absent");
   optional(e, "dweight", a->dweight, t | F32, out, in, WRITE);
   optional(e, "dbias", a->dbias, t | F32, 1, out, WRITE);
-  require(e, !a->set_dweight || (hv_present(a->dweight) && n > 0), "a gradient is to be set that no row makes");
+  require(e, !a->set_dweight || (hv_present(a->dweight) && n > 0), "set_dweight needs dweight and at least one row");
   if (hv_present(a->dweight)) add_product(e, n, in, out);
   check_aliases(e, NO_ALIASES);
 }
@@ -362,14 +363,14 @@ static void examine_attention_backward(exam *e, const hv_attention_backward_args
   if (rotated) operand_rows(e, "cos_sin", a->cos_sin, s, -1, a->head_dim, READ, nq + nk);
   exactly_if(e, rotated, "q_positions", a->q_positions, I32, 1, nq, READ);
   exactly_if(e, rotated, "k_positions", a->k_positions, I32, 1, nk, READ);
-  require(e, !rotated || a->head_dim % 2 == 0, "heads of odd size do not rotate");
+  require(e, !rotated || a->head_dim % 2 == 0, "rotary embeddings need an even head_dim");
   operand(e, "row_dot", a->row_dot, s, nq, a->num_heads, WRITE);
   operand(e, "dq", a->dq, t, nq, q_cols, WRITE);
   operand(e, "dk", a->dk, t, nk, kv_cols, WRITE);
   operand(e, "dv", a->dv, t, nk, kv_cols, WRITE);
   require(e, a->max_q_rows >= 0 && a->max_q_rows <= nq, "max_q_rows must lie between 0 and the rows of q");
   require(e, a->max_key_rows >= 0 && a->max_group_rows >= 0, "max_key_rows or max_group_rows is negative");
-  add_product(e, 4 * nq, a->max_key_rows, q_cols); /* the scores are the forward pass's, made again */
+  add_product(e, 4 * nq, a->max_key_rows, q_cols); /* the scores, computed again, are not counted */
   check_aliases(e, NO_ALIASES);
 }
 
@@ -406,13 +407,13 @@ static void examine_patchify(exam *e, const hv_patchify_args *a) {
 static void examine_vit_embed(exam *e, const hv_vit_embed_args *a) {
   int64_t d = a->patches.cols, images = a->images > 0 ? a->images : 1, patches = a->patches.rows / images;
   int64_t cls = hv_present(a->cls_token) ? 1 : 0, registers = hv_present(a->reg_token) ? a->reg_token.rows : 0;
-  require(e, a->images > 0 && a->patches.rows % images == 0, "patches must be those of whole images");
+  require(e, a->images > 0 && a->patches.rows % images == 0, "the rows of patches must be a multiple of images");
   int t = type_operand(e, "patches", a->patches, -1, -1, READ);
   optional(e, "cls_token", a->cls_token, t, 1, d, READ);
   optional(e, "reg_token", a->reg_token, t, -1, d, READ);
   operand(e, "pos_embed", a->pos_embed, t, -1, d, READ);
   bool fits = a->pos_embed.rows == patches || (cls && a->pos_embed.rows == patches + 1);
-  require(e, fits, "pos_embed must have a row for each patch, and one for the class token at most");
+  require(e, fits, "pos_embed must have a row for each patch, and may have one for the class token");
   operand(e, "y", a->y, t, images * (cls + registers + patches), d, WRITE);
   check_aliases(e, NO_ALIASES);
 }
@@ -420,9 +421,9 @@ static void examine_vit_embed(exam *e, const hv_vit_embed_args *a) {
 static void examine_vit_embed_backward(exam *e, const hv_vit_embed_backward_args *a) {
   int64_t d = a->dy.cols, images = a->images > 0 ? a->images : 1, cls = a->has_cls_token ? 1 : 0;
   int64_t patches = a->dy.rows / images - a->prefix_tokens;
-  require(e, a->images > 0 && a->dy.rows % images == 0, "dy must be that of whole images");
+  require(e, a->images > 0 && a->dy.rows % images == 0, "the rows of dy must be a multiple of images");
   require(e, patches >= 0 && a->prefix_tokens >= cls, "prefix_tokens does not fit the rows of dy");
-  require(e, a->has_cls_token || !a->cls_has_position, "a position for an absent class token");
+  require(e, a->has_cls_token || !a->cls_has_position, "cls_has_position without has_cls_token");
   int t = type_operand(e, "dy", a->dy, -1, -1, READ);
   operand(e, "dpatches", a->dpatches, t, images * patches, d, WRITE);
   optional(e, "dcls_token", a->dcls_token, t | F32, 1, d, WRITE);
@@ -472,7 +473,7 @@ static void examine_diffusion_loss(exam *e, const hv_diffusion_loss_args *a) {
 static void examine_cross_entropy(exam *e, const hv_cross_entropy_args *a) {
   int64_t n = a->logits.rows, vocabulary = a->logits.cols;
   int t = type_operand(e, "logits", a->logits, -1, -1, READ);
-  require(e, vocabulary > 0, "an empty vocabulary");
+  require(e, vocabulary > 0, "the vocabulary is empty");
   operand(e, "labels", a->labels, I32, 1, n, READ);
   operand(e, "divisor", a->divisor, F32, 1, 1, READ);
   operand(e, "loss", a->loss, scalar_of(t), 1, 1, WRITE);
@@ -542,7 +543,7 @@ static void examine_adamw(exam *e, const hv_adamw_args *a) {
   operand(e, "moment2", a->moment2, coded ? U8 : s, 1, n, WRITE);
   exactly_if(e, coded, "moment1_scale", a->moment1_scale, F32, 1, n / HV_MOMENT_BLOCK, WRITE);
   exactly_if(e, coded, "moment2_scale", a->moment2_scale, F32, 1, n / HV_MOMENT_BLOCK, WRITE);
-  require(e, !coded || n % HV_MOMENT_BLOCK == 0, "moments in 8 bits are those of whole blocks");
+  require(e, !coded || n % HV_MOMENT_BLOCK == 0, "moments in 8 bits need a whole number of blocks");
   operand(e, "ranges", a->ranges, I64, -1, 3, READ);
   operand(e, "dynamic", a->dynamic, s, 1, 5, READ);
   check_aliases(e, NO_ALIASES);

@@ -14,7 +14,7 @@ typedef struct plan_device {
   hv_plan_counts counts;
   uintptr_t next_address;
   hv_plan_machine machine;
-  double now; /* of the host */
+  double now; /* the host's time */
 } plan_device;
 
 typedef struct plan_stream {
@@ -33,7 +33,7 @@ static plan_device *plan_of(hv_stream *stream) {
   return (plan_device *)stream->device;
 }
 
-/* The host waits until then. */
+/* Moves the host's time forward: it waits. */
 static void pass_time(plan_device *device, double until) {
   if (until > device->now) device->now = until;
 }

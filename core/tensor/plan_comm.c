@@ -18,7 +18,7 @@ static void plan_close(hv_comm *comm) {
   free(comm);
 }
 
-/* What the slowest link of a ring carries a second. */
+/* Bytes per second of a ring's slowest link. */
 static double ring_rate(const hv_plan_links *links, int32_t ranks) {
   double rate = links->node_bytes_per_s, network = links->network_bytes_per_s * links->node_ranks;
   if (ranks > links->node_ranks && network < rate) rate = network;

@@ -10,7 +10,7 @@
 enum { REPEATS = 3, MOST_QUEUED = 64, RANDOM_VALUES = 1 << 16, ENOUGH_ROWS = 256 };
 enum { LARGEST_CUBE = 8192, SMALLEST_CUBE = 256, READ_WIDTH = 4096, READ_BYTES = 512 << 20 };
 
-/* Below this, waiting for the device would count beside its work. */
+/* In anything shorter, the wait for the device would count beside its work. */
 static const double shortest_seconds = 5e-3;
 
 typedef struct product {
@@ -19,8 +19,8 @@ typedef struct product {
   hv_linear_args args;
 } product;
 
-/* Values of any sign and many sizes, the same ones over and over: multiplying equal numbers takes less power, and a
- * card that is short of it would look faster than it is. */
+/* Fills `t` with random normals, the same block over and over. Equal numbers would take less power to multiply, and a
+ * card at its power limit would look faster than it is. */
 static hv_status fill_random(hv_stream *stream, hv_tensor t) {
   int64_t count = hv_tensor_count(t), filled = count < RANDOM_VALUES ? count : RANDOM_VALUES;
   hv_tensor all = hv_tensor_reshape(t, 1, count);
@@ -32,7 +32,7 @@ static hv_status fill_random(hv_stream *stream, hv_tensor t) {
     for (uint32_t i = 0; i < RANDOM_VALUES / 4; i++) hv_random_normals(key, 0, 0, i, &values[4 * i]);
     hv_dtype_convert(t.dtype, converted, HV_F32, values, RANDOM_VALUES);
     hv_upload(stream, t.data, converted, (size_t)filled * hv_dtype_size(t.dtype));
-    while (filled < count) { /* on the device, from what is there */
+    while (filled < count) { /* copied on the device from what is filled already */
       int64_t more = count - filled < filled ? count - filled : filled;
       hv_convert(stream,
                  &(hv_convert_args){.src = hv_tensor_cols(all, 0, more), .dst = hv_tensor_cols(all, filled, more)});
@@ -108,8 +108,8 @@ static hv_status measure_cubes(hv_device *device, hv_dtype dtype, double patienc
   return HV_OK;
 }
 
-/* That of a step's own product, of as many of its rows as take no longer than `patience`, but enough of them to tell.
- */
+/* Raises *rate to that of one of the step's own products, with as many of its rows as take no longer than `patience`,
+ * but at least ENOUGH_ROWS of them. */
 static hv_status measure_rows(hv_device *device, hv_dtype dtype, int64_t rows, int64_t in, int64_t out, double patience,
                               double *rate) {
   double fitting = patience * *rate / (2.0 * (double)in * (double)out);

@@ -18,7 +18,7 @@ struct hv_span {
   char name[NAME_SIZE];
 };
 
-/* Spans never move: a stream may have yet to stamp them. */
+/* Spans never move, since a stream may stamp them later. */
 typedef struct block {
   struct block *next;
   hv_span spans[BLOCK_SPANS];
@@ -138,7 +138,7 @@ hv_status hv_trace_open(const char *path, int32_t rank, hv_trace **out) {
   trace->path = copy;
   trace->rank = rank;
   pthread_mutex_init(&trace->mutex, NULL);
-  hv_status status = write_trace(trace); /* where that cannot be done, nobody waits for a run's end to hear of it */
+  hv_status status = write_trace(trace); /* a path that cannot be written is an error now, not at the end of a run */
   if (status) {
     free_trace(trace);
   } else {

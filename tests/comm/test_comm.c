@@ -100,7 +100,7 @@ static void one_rank_has_nothing_to_do(void **state) {
   hv_text_free(&record);
   float elsewhere[4];
   hv_comm_all_gather(comm, "values", hv_tensor_make(elsewhere, HV_F32, 1, 4), whole, NULL); /* would leave it unset */
-  assert_error(hv_comm_status(comm), "all_gather of values", "the share is the whole");
+  assert_error(hv_comm_status(comm), "all_gather of values", "the share must be the whole");
   hv_comm_close(comm);
   hv_device_close(device);
 }
@@ -114,7 +114,7 @@ static void wrong_operands_are_refused_before_anything_is_sent(void **state) {
   assert_ok(hv_cpu_device_open(&(hv_device_options){.threads = 1}, &device));
   assert_ok(hv_comm_single_open(device, &comm));
   hv_comm_all_reduce(comm, "bits", whole, NULL);
-  assert_error(hv_comm_status(comm), "all_reduce of bits", "i16 is not summed");
+  assert_error(hv_comm_status(comm), "all_reduce of bits", "i16 cannot be summed");
   hv_comm_broadcast(comm, "bits", 0, whole, NULL);
   assert_error(hv_comm_status(comm), "all_reduce of bits");
   hv_comm_close(comm);

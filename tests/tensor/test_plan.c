@@ -224,7 +224,7 @@ static void checks_refuse(void **state) {
   assert_error(hv_check_linear(&linear), "bias", "[1, 6]", "[1, 5]");
   linear.bias = (hv_tensor){0};
   linear.x.row_stride = 5;
-  assert_error(hv_check_linear(&linear), "x has rows of 6 elements that lie 5 apart");
+  assert_error(hv_check_linear(&linear), "x has rows of 6 elements, but a row stride of 5");
   hv_norm_args norm = {.kind = HV_NORM_RMS, .x = x, .weight = take(b, HV_F32, 1, 6), .y = take(b, HV_F32, 4, 6)};
   assert_ok(hv_check_norm(&norm));
   norm.sum = take(b, HV_F32, 4, 6);
@@ -249,21 +249,21 @@ static void aliases_are_told(void **state) {
   linear.y = linear.residual;
   assert_ok(hv_check_linear(&linear));
   linear.y = x;
-  assert_error(hv_check_linear(&linear), "y lies on x");
+  assert_error(hv_check_linear(&linear), "y overlaps x");
   linear.residual = take(b, HV_F32, 8, 6);
   linear.y = hv_tensor_rows(linear.residual, 2, 4);
   linear.residual.rows = 4;
-  assert_error(hv_check_linear(&linear), "y lies on residual");
+  assert_error(hv_check_linear(&linear), "y overlaps residual");
   /* Columns of one matrix lie side by side. */
   hv_linear_args side = {.x = hv_tensor_cols(qkv, 0, 6), .weight = weight, .y = hv_tensor_cols(qkv, 6, 6)};
   assert_ok(hv_check_linear(&side));
   side.y = hv_tensor_cols(qkv, 12, 6);
   assert_ok(hv_check_linear(&side));
   side.y = hv_tensor_cols(qkv, 5, 6);
-  assert_error(hv_check_linear(&side), "y lies on x");
+  assert_error(hv_check_linear(&side), "y overlaps x");
   side.x = hv_tensor_cols(qkv, 12, 6);
   side.y = hv_tensor_cols(qkv, 7, 6);
-  assert_error(hv_check_linear(&side), "y lies on x");
+  assert_error(hv_check_linear(&side), "y overlaps x");
   /* Row r + 1 of one view and row r of the other, one matrix shifted by a row. */
   side.x = hv_tensor_cols(hv_tensor_rows(qkv, 1, 3), 0, 6);
   side.y = hv_tensor_cols(hv_tensor_rows(qkv, 0, 3), 12, 6);
