@@ -18,7 +18,7 @@ static int64_t scratch_elements(int64_t head_dim) {
   return HV_QUERY_BLOCK * (HV_KEY_BLOCK + head_dim + 2) + product_scratch(HV_QUERY_BLOCK, width);
 }
 
-/* Scores of one row become weights relative to the new maximum; returns the factor for what was summed before. */
+/* Turns one row's scores into weights relative to the new maximum; returns the factor for what was summed before. */
 static real soften(real *scores, int64_t visible, int64_t keys, real *maximum, real *sum) {
   real top = *maximum;
 #pragma omp simd reduction(max : top)
@@ -37,7 +37,7 @@ static real soften(real *scores, int64_t visible, int64_t keys, real *maximum, r
   return factor;
 }
 
-/* Keys [row, row + keys) of k and v; `own_first` is their place among the segment's own rows, −1 for prefix rows. */
+/* Adds keys [row, row + keys) of k and v; `own_first`: their place among the segment's own rows, −1 for prefix rows. */
 static void attend_block(const query_block *b, int64_t row, int64_t keys, int64_t own_first) {
   const hv_attention_args *a = b->args;
   int64_t head_dim = a->head_dim;
@@ -86,7 +86,7 @@ static void attend(const query_block *b) {
   finish_block(b);
 }
 
-/* An item is (segment, block of queries, head), the head running fastest. */
+/* An item is (segment, block of queries, head); the head varies fastest. */
 static void attention_items(const void *context, int64_t first, int64_t last, void *scratch) {
   const hv_attention_args *a = context;
   int64_t blocks = (a->max_q_rows + HV_QUERY_BLOCK - 1) / HV_QUERY_BLOCK;

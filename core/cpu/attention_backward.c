@@ -23,11 +23,11 @@ typedef struct island_work {
   int64_t rows;           /* queries of the island */
   real *weights, *slopes; /* query block by key block */
   real *dk, *dv;          /* key block by head_dim */
-  real *dq;               /* [heads][rows][head_dim], the segments' queries one behind the other */
+  real *dq;               /* [heads][rows][head_dim], the segments' queries one after the other */
   real *product_scratch;
 } island_work;
 
-/* A block of keys: rows [row, row + keys) of k and v, of which `own_first` rows of the group lie before. */
+/* A block of keys: rows [row, row + keys) of k and v; `own_first` rows of the group come before it. */
 typedef struct key_block {
   const hv_key_group *group;
   int64_t row, keys, own_first;
@@ -43,7 +43,7 @@ static const hv_key_group *group_at(const hv_attention_backward_args *a, int64_t
   return (const hv_key_group *)element(&a->key_groups, index, 0);
 }
 
-/* Scores become softmax weights, and `slopes` (dout · v) the gradient of the scores before scaling. */
+/* Turns scores into softmax weights, and `slopes` (dout · v) into the gradient of the scores before scaling. */
 static void score_gradient(const island_work *w, const hv_segment *s, const key_block *k, bool own, int64_t head,
                            int64_t first, int64_t rows) {
   const hv_attention_backward_args *a = w->args;
@@ -159,7 +159,7 @@ static void backward_items(const void *context, int64_t first, int64_t last, voi
   }
 }
 
-/* Segments s and s + 1 are of one island where a key group spans both. Returns the number of islands. */
+/* Puts segments s and s + 1 into one island if a key group spans both. Returns the number of islands. */
 static int64_t find_islands(const hv_attention_backward_args *a, island *islands, unsigned char *joined) {
   int64_t segments = a->segments.rows, count = 0;
   memset(joined, 0, (size_t)segments);
@@ -174,7 +174,7 @@ static int64_t find_islands(const hv_attention_backward_args *a, island *islands
   return count;
 }
 
-/* Gradients of keys that nothing sees. */
+/* Sets the gradients of keys that no query sees to 0. */
 static void clear_unseen(const hv_attention_backward_args *a) {
   size_t bytes = (size_t)a->dk.cols * hv_dtype_size(a->dk.dtype);
   for (int64_t g = 0; g < a->key_groups.rows; g++) {
@@ -202,7 +202,7 @@ static void row_dots(const void *context, int64_t first, int64_t last, void *scr
   }
 }
 
-/* Gradients of what was rotated become those of what it was made of. */
+/* Turns the gradients of the rotated q and k into those of q and k before the rotation. */
 static void rotate_back(hv_cpu_pool *pool, const hv_attention_backward_args *a) {
   if (!hv_present(a->cos_sin)) return;
   hv_rotary_args rotary = {.cos_sin = a->cos_sin, .head_dim = a->head_dim, .inverse = true};

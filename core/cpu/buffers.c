@@ -59,7 +59,7 @@ typedef struct column_sums_context {
   const hv_tensor *sum;
 } column_sums_context;
 
-/* Rows are summed in runs whose sums are then added: the error grows with the number of runs, not of rows. */
+/* Rows are summed in runs, and then the runs' sums: the error grows with the number of runs, not of rows. */
 static void column_strip(const column_sums_context *c, int64_t col, int64_t cols) {
   real total[HV_SUM_STRIP] = {0}, buffer[HV_SUM_STRIP];
   for (int64_t first = 0; first < c->rows; first += ROWS_AT_ONCE) {

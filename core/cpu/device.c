@@ -37,8 +37,8 @@ static void close_device(hv_device *device) {
   free(cpu);
 }
 
-/* Where the block begins that the C library gave stands in front of the memory that is handed out. For large blocks
- * calloc leaves the zeroing to the kernel, at the first use of each page. */
+/* The address of the block from the C library is kept just before the memory that is returned. For large blocks calloc
+ * leaves the zeroing to the kernel, at the first use of each page. */
 static hv_status allocate(hv_device *device, size_t bytes, const char *what, void **out) {
   (void)device;
   *out = NULL;
@@ -48,7 +48,7 @@ static hv_status allocate(hv_device *device, size_t bytes, const char *what, voi
   if (!block) return hv_error(HV_ERR_MEMORY, "out of memory: %s needs %zu bytes on the CPU", what, bytes);
   uintptr_t begin = ((uintptr_t)block + sizeof block + alignment - 1) / alignment * alignment;
   memcpy((char *)begin - sizeof block, &block, sizeof block);
-  /* Advice only: large pages save page faults and address look-ups where the kernel has them. */
+  /* Only advice: large pages save page faults and address look-ups if the kernel has them. */
   if (bytes >= HUGE_PAGE) (void)madvise((void *)begin, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
   *out = (void *)begin;
   return HV_OK;
@@ -92,7 +92,7 @@ static hv_status stream_synchronize(hv_stream *stream) {
   return error;
 }
 
-/* Work is done when it is queued, so an event has nothing to remember. */
+/* Work is done when it is queued, so an event has no state. */
 static hv_status event_open(hv_device *device, hv_event **out) {
   (void)device;
   *out = malloc(1);
@@ -132,7 +132,7 @@ static void copy_pieces(const void *context, int64_t first, int64_t last, void *
   memcpy(c->to + begin, c->from + begin, end - begin);
 }
 
-/* Large copies by all threads: the first touch of a page costs more than the copy. */
+/* All threads share a large copy: the first touch of a page costs more than the copy. */
 static void copy(hv_stream *stream, void *to, const void *from, size_t bytes) {
   copy_context context = {.to = to, .from = from, .bytes = bytes};
   hv_cpu_for(pool_of(stream), (int64_t)((bytes + COPY_PIECE - 1) / COPY_PIECE), 1, copy_pieces, &context);
@@ -239,30 +239,32 @@ static const hv_op_table *const operations[] = {
 static const hv_op_table *const operations[] = {[HV_CPU_BASELINE] = &baseline};
 #endif
 
-/* Where OpenBLAS gets no buffer for a thread that multiplies, it asks for one for ever. */
+/* If OpenBLAS cannot get a buffer for a thread that multiplies, it retries forever. */
 static hv_status check_address_space(int threads) {
   enum { BUFFER = 128 << 20 }; /* of its builds for x86-64 and ARM servers */
   size_t needed = (size_t)threads * BUFFER, left = hv_host_address_space_left();
   if (left >= needed) return HV_OK;
   return hv_error(HV_ERR_MEMORY,
                   "out of memory: %d threads of the CPU device need %zu MB of address space for matrix products, and "
-                  "the limit (ulimit -v) leaves %zu MB; fewer threads need less",
+                  "the limit (ulimit -v) leaves %zu MB; use fewer threads or raise it",
                   threads, needed >> 20, left >> 20);
 }
 
 static hv_status open_device(const hv_device_options *options, hv_cpu_instructions instructions, hv_device **out) {
   *out = NULL;
   if (openblas_get_parallel() != OPENBLAS_PARALLEL_OPENMP) {
-    return hv_error(HV_ERR_DEVICE, "the OpenBLAS linked into this program is not its OpenMP build, whose threads would "
-                                   "fight with ours; build with libopenblas-openmp-dev installed");
+    return hv_error(HV_ERR_DEVICE,
+                    "the OpenBLAS linked into this program is not its OpenMP build, so its threads would "
+                    "compete with OpenMP's; build with libopenblas-openmp-dev installed");
   }
-  /* Tiles are spread over threads here; each is one single-threaded product. OpenBLAS would change OpenMP's number. */
+  /* Products are split into tiles over OpenMP's threads here, so OpenBLAS must use one. Setting that would also change
+   * OpenMP's number of threads. */
   int outside = hv_cpu_alone_begin();
   openblas_set_num_threads(1);
   hv_cpu_alone_end(outside);
   int threads = options ? options->threads : 0;
   if (threads < 0)
-    return hv_error(HV_ERR_INPUT, "%d threads asked of the CPU device; 1 or more, or 0 for all", threads);
+    return hv_error(HV_ERR_INPUT, "the CPU device cannot use %d threads; give 1 or more, or 0 for all", threads);
   if (threads == 0) threads = outside;
   HV_TRY(check_address_space(threads));
   cpu_device *cpu = calloc(1, sizeof *cpu);
@@ -288,7 +290,7 @@ hv_status hv_cpu_device_open(const hv_device_options *options, hv_device **out) 
 hv_status hv_cpu_device_open_with(const hv_device_options *options, hv_cpu_instructions instructions, hv_device **out) {
   *out = NULL;
   if (instructions > hv_cpu_instructions_detect()) {
-    return hv_error(HV_ERR_DEVICE, "this processor, or its operating system, lacks instructions that were asked for");
+    return hv_error(HV_ERR_DEVICE, "this processor or its operating system lacks the requested instructions");
   }
   return open_device(options, instructions, out);
 }

@@ -14,8 +14,8 @@ static bool has_avx512(void) {
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-/* The processor has the instructions, and Linux lets this process use the tiles, which it must ask for: their 8 KiB are
- * saved with a thread only then. */
+/* Whether the processor has the instructions and Linux lets this process use the tiles. A process must ask for them,
+ * since only then their 8 KiB are saved with each thread. */
 static bool has_amx(void) {
   enum { BF16_BIT = 22, TILE_BIT = 24, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
   unsigned eax, ebx, ecx, edx;
@@ -44,5 +44,5 @@ hv_status hv_cpu_instructions_limit(hv_cpu_instructions most, hv_cpu_instruction
     if ((hv_cpu_instructions)i < most) *out = (hv_cpu_instructions)i;
     return HV_OK;
   }
-  return hv_error(HV_ERR_INPUT, "HVLA_CPU_INSTRUCTIONS is \"%s\"; it may be baseline, avx512 or amx", wanted);
+  return hv_error(HV_ERR_INPUT, "HVLA_CPU_INSTRUCTIONS is \"%s\"; it must be baseline, avx512 or amx", wanted);
 }

@@ -2,7 +2,8 @@
  * activation, residual) while it lies in the cache. */
 #include "core/cpu/kernel.h"
 
-/* The matrix unit works so fast that splitting a weight for fewer rows would cost as much as the products. */
+/* The matrix unit is so fast that packing a weight again for each smaller run of rows would cost as much as the
+ * products. */
 #ifdef HV_CPU_HAS_TILES
 enum { TILE = 512, FEWEST_ROWS = TILE, FEWEST_COLS = 256, TILE_UNIT = 32 };
 #else
@@ -13,7 +14,7 @@ enum { ENOUGH_TILES = 24 };
 /* A result matrix cut into tiles of nearly equal size. */
 typedef struct tiling {
   int64_t rows, cols;           /* of the result */
-  int64_t tile_rows, tile_cols; /* of a tile, but for the last */
+  int64_t tile_rows, tile_cols; /* of a tile; the last one may be smaller */
   int64_t row_tiles, col_tiles;
 } tiling;
 
@@ -24,7 +25,7 @@ static void cut(int64_t size, int64_t most, int64_t *tile, int64_t *tiles) {
   *tiles = *tile ? (size + *tile - 1) / *tile : 0;
 }
 
-/* The larger the tiles, the less often a product copies its operands; but many threads want many tiles. */
+/* Larger tiles copy the operands less often, but many threads need many tiles. */
 static tiling make_tiling(int64_t rows, int64_t cols) {
   tiling t = {.rows = rows, .cols = cols};
   for (int64_t row_limit = TILE, col_limit = TILE;;) {
@@ -55,7 +56,7 @@ static tile tile_at(const tiling *t, int64_t index) {
   return (tile){row, min_i64(t->tile_rows, t->rows - row), col, min_i64(t->tile_cols, t->cols - col)};
 }
 
-/* Where a tile is computed: in the result itself, unless that is stored otherwise or still holds the summand. */
+/* Where to compute a tile: in the result itself, unless its dtype is not `real` or it still holds the summand. */
 static real *tile_memory(const hv_tensor *result, const hv_tensor *summand, const tile *t, void *scratch,
                          int64_t *stride) {
   bool in_place = result->dtype == HV_REAL_DTYPE && result->data != summand->data;

@@ -22,7 +22,7 @@ static void statistics(hv_norm_kind kind, real eps, const real *x, int64_t d, re
   *rstd = 1 / real_sqrt(sum_of_squares(x, *mean, d) / divisor + eps);
 }
 
-/* The row that is normalised, as stored. `values` and `other` hold d elements each. */
+/* The row to be normalised, rounded as it is stored. `values` and `other` hold d elements each. */
 static const real *residual_sum(const hv_norm_args *a, int64_t row, real *values, real *other) {
   int64_t d = a->x.cols;
   const real *x = load(&a->x, row, 0, d, values);

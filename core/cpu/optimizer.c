@@ -1,4 +1,4 @@
-/* The gradient's norm, clipping, AdamW, and averages of what it makes. */
+/* The gradient's norm, clipping, AdamW, and averages of the parameters. */
 #include "core/cpu/kernel.h"
 #include "core/cpu/vector_math.h"
 #include "core/tensor/moments.h"
@@ -42,7 +42,7 @@ typedef struct adamw_context {
   uint32_t update;   /* its number, t */
 } adamw_context;
 
-/* The master value of a BF16 parameter, and back: rounded to nearest, halves away from zero, so that what is left
+/* The master value of a BF16 parameter, and back: rounded to nearest, halves away from zero, so that the remainder
  * always fits a signed 16-bit number. */
 static float master_value(uint16_t high, int16_t low) {
   uint32_t bits = ((uint32_t)high << 16) + (uint32_t)(int32_t)low;
@@ -73,7 +73,7 @@ static void store_master(const hv_tensor *param, const hv_tensor *remainder, int
   for (int64_t j = 0; j < count; j++) split_master((float)p[j], &high[j], &low[j]);
 }
 
-/* `count` elements from `first` on, which lie in the range, with their moments. */
+/* Updates `count` elements from `first` on, which lie in the range, and their moments. */
 static void update(const adamw_context *c, int64_t first, int64_t count, const hv_adamw_range *range, real *m,
                    real *v) {
   const hv_adamw_args *a = c->args;
@@ -143,7 +143,7 @@ static void encode_moments(const adamw_context *c, int64_t block, const real *m,
   ((float *)a->moment2_scale.data)[block] = scale2;
 }
 
-/* One block of moments in 8 bits; what lies outside the ranges holds codes of 0. */
+/* Updates one block of moments in 8 bits; elements outside the ranges hold codes of 0. */
 static void update_block(const adamw_context *c, int64_t block) {
   const hv_tensor *ranges = &c->args->ranges;
   int64_t begin = block * HV_MOMENT_BLOCK, end = begin + HV_MOMENT_BLOCK;

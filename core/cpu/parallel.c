@@ -29,7 +29,8 @@ void hv_cpu_pool_close(hv_cpu_pool *pool) {
 }
 
 static void remember_out_of_memory(hv_cpu_pool *pool, size_t bytes) {
-  hv_status error = hv_error(HV_ERR_MEMORY, "out of memory: the CPU device needs %zu bytes of scratch a thread", bytes);
+  hv_status error =
+      hv_error(HV_ERR_MEMORY, "out of memory: the CPU device needs %zu bytes of scratch per thread", bytes);
   pool->error = hv_status_first(pool->error, error);
 }
 

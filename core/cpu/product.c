@@ -19,7 +19,7 @@ static void gemm(real alpha, const real *a, int64_t lda, bool transpose_a, const
 #endif
 }
 
-/* The part of a view that covers [first, first + depth) of the summed dimension, as `real` in the buffer. */
+/* Copies the part of a view that covers [first, first + depth) of the summed dimension into the buffer, as `real`. */
 static void pack(const hv_tensor *t, bool depth_is_rows, int64_t first, int64_t depth, real *buffer) {
   int64_t rows = depth_is_rows ? depth : t->rows, cols = depth_is_rows ? t->cols : depth;
   for (int64_t i = 0; i < rows; i++) {

@@ -1,6 +1,6 @@
 #include "core/cpu/small_product.h"
 
-/* The widest vector of the instruction set that this file is compiled for, at any address. */
+/* The widest vector of the instruction set that this file is compiled for; it may have any address. */
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, ROWS = 8 };
 #elif defined(__AVX__)
@@ -15,12 +15,12 @@ enum {
   LANES = VECTOR_BYTES / sizeof(real),
   WIDTH = 2 * LANES,
   DEPTH = 256,  /* of a packed panel of b, WIDTH wide */
-  DOT_ROWS = 4, /* at most so many rows are taken as dot products with the rows of b, DOT_COLS at a time */
+  DOT_ROWS = 4, /* up to so many rows of a are multiplied as dot products with rows of b, DOT_COLS at a time */
   DOT_COLS = 2,
-  AHEAD = 16384 / sizeof(real), /* so far ahead of their use are they fetched from memory */
+  AHEAD = 16384 / sizeof(real), /* elements are prefetched so far ahead of their use */
 };
 
-/* Rows [first, first + depth) of columns [col, col + WIDTH) of b, one behind the other, zeros beyond n. */
+/* Copies rows [first, first + depth) of columns [col, col + WIDTH) of b, one after the other, with zeros beyond n. */
 static void pack_panel(hv_matrix b, int64_t first, int64_t depth, int64_t col, int64_t n, real *panel) {
   int64_t cols = min_i64(WIDTH, n - col);
   if (cols < WIDTH) memset(panel, 0, (size_t)(depth * WIDTH) * sizeof *panel);
@@ -116,7 +116,7 @@ static void panel_product(real alpha, hv_matrix a, hv_matrix b, int64_t m, int64
   }
 }
 
-/* By halves, which is faster than one lane behind the other. */
+/* Adds halves, which is faster than lane after lane. */
 static real sum_of_vector(vector x) {
   real values[LANES];
   memcpy(values, &x, sizeof values);
@@ -146,7 +146,7 @@ static inline __attribute__((always_inline)) void dots(const dot_args *d, int ro
     for (int j = 0; j < cols; j++) {
       const real *at = d->b + j * d->stride + p;
       vector b = *(const vector *)at;
-      __builtin_prefetch(at + AHEAD, 0, 2); /* into the second cache: the first is too small for what is on its way */
+      __builtin_prefetch(at + AHEAD, 0, 2); /* into the L2 cache: L1 is too small for all that is under way */
       for (int r = 0; r < rows; r++) sum[r][j] += *(const vector *)(d->a + r * d->lda + p) * b;
     }
   }
@@ -166,7 +166,7 @@ static inline __attribute__((always_inline)) void dots_of_rows(dot_args d, int r
   for (; j < n; j++, d.b += d.stride, d.c++) dots(&d, rows, 1);
 }
 
-/* A few rows against rows of b: b is read once, as it lies, several rows at a time. */
+/* A few rows of a against rows of b: b is read once, without packing, several rows at a time. */
 static void dot_product(const dot_args *d, int64_t m, int64_t n) {
   switch (m) {
   case 1: dots_of_rows(*d, 1, n); break;

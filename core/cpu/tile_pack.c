@@ -34,7 +34,7 @@ static inline __attribute__((always_inline)) void transpose(square *s) {
   }
 }
 
-/* The first `count` of 16, or of 32, lanes. */
+/* Masks of the first `count` of 16, or of 32, lanes. */
 static inline __mmask16 first_of_16(int64_t count) {
   return count >= 16 ? 0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
 }
@@ -49,13 +49,13 @@ static inline __m512 nearest(__m512 x) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), upper));
 }
 
-/* The same, but that no finite number becomes infinite. */
+/* The same, except that no finite number becomes infinite. */
 static inline __m512 nearest_finite(__m512 x) {
   enum { SMALLER_MAGNITUDE_SIGN_OF_FIRST = 2 };
   return _mm512_range_ps(nearest(x), _mm512_set1_ps(0x1.fep+127f), SMALLER_MAGNITUDE_SIGN_OF_FIRST);
 }
 
-/* The upper halves of two numbers. */
+/* The upper halves of the numbers of two vectors, interleaved. */
 static inline __m512i side_by_side(__m512 low, __m512 high) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(_mm512_castps_si512(low), 16),
                                  _mm512_castps_si512(high));
@@ -79,14 +79,15 @@ typedef struct patch {
   int64_t lines, steps;
 } patch;
 
-/* Where lines lie far apart, nothing but this fetches the next ones before they are needed. */
+/* The processor does not prefetch lines that lie far apart, so this does. */
 enum { LINES_AHEAD = 32, CACHE_LINE = 64 };
 
 static inline void fetch_ahead(const void *at, int cache_lines) {
   for (int i = 0; i < cache_lines; i++) _mm_prefetch((const char *)at + (ptrdiff_t)i * CACHE_LINE, _MM_HINT_T1);
 }
 
-/* Steps 0 to 15 of the lines, and steps 16 to 31: a line in a row, or a step in a row. */
+/* Load steps 0 to 15 of the lines into `low` and steps 16 to 31 into `high`: load_lines one line a row, load_steps one
+ * step a row. */
 static inline void load_lines(const patch *p, square *low, square *high) {
   __mmask16 low_mask = first_of_16(p->steps), high_mask = first_of_16(p->steps - 16);
   const float *from = (const float *)p->data;

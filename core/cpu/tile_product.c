@@ -7,7 +7,7 @@
 /* The operands are packed for DEPTH steps of the summed dimension at a time: the left one as a whole, the right one by
  * panels of WIDTH columns. A block of the result, whose sums fill four registers, is two tiles by two. */
 enum { DEPTH = 128, WIDTH = 2 * HV_TILE_LINES };
-enum { PANEL_TILES = 2 * DEPTH / HV_TILE_STEPS * HV_TILE_PARTS /* at most, of 32 lines */ };
+enum { PANEL_TILES = 2 * DEPTH / HV_TILE_STEPS * HV_TILE_PARTS /* the most tiles of a panel */ };
 enum { LEAST_ROWS = 5, LEAST_COLS = 16, LEAST_DEPTH = 32, LEAST_WORK = 1 << 17 };
 
 bool hv_tile_product_suits(const hv_tensor *a, const hv_tensor *b, int64_t m, int64_t n, int64_t k) {
@@ -58,8 +58,8 @@ typedef struct block {
 
 enum { ROW_BYTES = 64 };
 
-/* Registers 4 and 5 for the left operand's part i of a step, 6 and 7 for the right one's. `two`, here and below, is a
- * constant where this is inlined. */
+/* Load part i of a step of the left operand into registers 4 and 5, part j of the right one into 6 and 7. `two`, here
+ * and below, is a constant where this is inlined. */
 static inline __attribute__((always_inline)) void load_left(const block *t, int64_t step, int i, bool two) {
   const hv_tile *at = t->a + step * t->a_parts + i;
   _tile_loadd(4, at, ROW_BYTES);
@@ -72,7 +72,7 @@ static inline __attribute__((always_inline)) void load_right(const block *t, int
   if (two) _tile_loadd(7, at + t->tiles * t->b_parts, ROW_BYTES);
 }
 
-/* Adds the products of what is loaded to registers 0 to 3. */
+/* Adds the products of the loaded tiles to registers 0 to 3. */
 static inline __attribute__((always_inline)) void add_products(bool two_rows, bool two_cols) {
   _tile_dpbf16ps(0, 4, 6);
   if (two_cols) _tile_dpbf16ps(1, 4, 7);
@@ -80,8 +80,8 @@ static inline __attribute__((always_inline)) void add_products(bool two_rows, bo
   if (two_rows && two_cols) _tile_dpbf16ps(3, 5, 7);
 }
 
-/* The sums of a block: all small products first, so that only the large ones, whole numbers of 16 bits, are rounded as
- * the sum is. */
+/* Sums a block's products: first those with a smaller part, so that only the sums of the largest parts' products, of 16
+ * bits each, are rounded at the size of the result. */
 static inline __attribute__((always_inline)) void sum_products(const block *t, bool two_rows, bool two_cols,
                                                                sums *out) {
   _tile_zero(0);
@@ -165,7 +165,7 @@ static void pack_lines(const product *p, const hv_tile_operand *operand, int64_t
   }
 }
 
-/* Adds a panel's products to its sums, of which there are none before the first step. */
+/* Adds a panel's products to its sums, or sets them at the first step. */
 static void multiply_panel(const product *p, int64_t col, sums *total) {
   block t = {.b = p->b, .tiles = p->tiles};
   t.a_parts = hv_tile_parts(p->left.tensor);

@@ -35,7 +35,7 @@ void HV_KERNEL(patchify)(hv_cpu_pool *pool, const hv_patchify_args *args) {
   hv_cpu_for(pool, args->y.rows, hv_cpu_grain(2 * args->y.cols), patchify_rows, &c);
 }
 
-/* y[row] = source[source_row] (+ position[position_row], where not negative) */
+/* y[row] = source[source_row] (+ position[position_row], if that is not negative) */
 static void embed_row(const hv_tensor *y, int64_t row, const hv_tensor *source, int64_t source_row,
                       const hv_tensor *position, int64_t position_row) {
   real buffer[3][HV_CHUNK];
