@@ -27,15 +27,17 @@ int64_t hv_policy_positions(const hv_config *config, int32_t max_prompt) {
 static hv_status check_options(const hv_config *config, const hv_policy_options *options) {
   bool diffusion = hv_config_has_diffusion(config), autoregression = hv_config_has_autoregression(config);
   if (!diffusion && options->mode != HV_MODE_AUTOREGRESSIVE)
-    return hv_error(HV_ERR_INPUT, "the model was trained with the objective autoregressive: it has no noise head, and "
-                                  "the mode autoregressive alone");
+    return hv_error(HV_ERR_INPUT, "the model was trained with the objective autoregressive, so it has no noise head: "
+                                  "the only mode possible is autoregressive");
   if (!autoregression && options->mode != HV_MODE_DIFFUSION)
-    return hv_error(HV_ERR_INPUT, "the model was trained with the objective diffusion: it gives no action tokens, and "
-                                  "has the mode diffusion alone");
+    return hv_error(HV_ERR_INPUT, "the model was trained with the objective diffusion, so it gives no action tokens: "
+                                  "the only mode possible is diffusion");
   if (!diffusion && options->ar_condition != HV_AR_NOISE)
-    return hv_error(HV_ERR_INPUT, "the model was trained with the objective autoregressive: its action tokens attend "
-                                  "to the prefix alone, and a condition cannot be chosen");
-  if (options->max_prompt < 1) return hv_error(HV_ERR_INPUT, "max_prompt is %d, below 1", options->max_prompt);
+    return hv_error(HV_ERR_INPUT,
+                    "the model was trained with the objective autoregressive, so its action tokens attend "
+                    "only to the prefix: leave ar_condition at its default");
+  if (options->max_prompt < 1)
+    return hv_error(HV_ERR_INPUT, "max_prompt must be at least 1, not %d", options->max_prompt);
   if (diffusion && (config->diffusion_steps < 1 || config->diffusion_steps > HV_MAX_DIFFUSION_STEPS))
     return hv_error(HV_ERR_INPUT, "diffusion.steps is %d: 1 … %d are possible", config->diffusion_steps,
                     HV_MAX_DIFFUSION_STEPS);

@@ -10,7 +10,8 @@
 
 static hv_status check_finite(const float *values, int64_t count, const char *what) {
   for (int64_t i = 0; i < count; i++)
-    if (!isfinite(values[i])) return hv_error(HV_ERR_INPUT, "%s holds %g at %lld", what, values[i], (long long)i);
+    if (!isfinite(values[i]))
+      return hv_error(HV_ERR_INPUT, "%s must be finite, but value %lld is %g", what, (long long)i, values[i]);
   return HV_OK;
 }
 
@@ -24,7 +25,7 @@ static hv_status check_inputs(const hv_policy *policy, const hv_observation *obs
   for (int32_t i = 0; i < observation->prompt_count; i++) {
     int32_t id = observation->prompt_ids[i];
     if (id < 0 || id >= config->llm.vocab_size)
-      return hv_error(HV_ERR_INPUT, "token %d of the prompt is %d: the vocabulary has 0 … %d", i, id,
+      return hv_error(HV_ERR_INPUT, "token %d of the prompt is %d; the vocabulary has ids 0 … %d", i, id,
                       config->llm.vocab_size - 1);
   }
   if (config->state_dim) HV_TRY(check_finite(observation->state, config->state_dim, "the state"));
@@ -259,8 +260,8 @@ static hv_status record_if_possible(hv_policy *policy, hv_policy_recording *entr
   if (!status) policy->lost_recordings = 0;
   if (!status || hv_status_code(status) != HV_ERR_DEVICE) return status;
   bool last = ++policy->lost_recordings == HV_POLICY_LOST_RECORDINGS;
-  hv_log_warning("%s queued call by call, which is slower, for recording failed: %s",
-                 last ? "from now on predictions are" : "a prediction is", hv_status_message(status));
+  hv_log_warning("recording on the device failed, so %s queued call by call, which is slower: %s",
+                 last ? "from now on predictions are" : "this prediction is", hv_status_message(status));
   hv_status_free(status);
   return HV_OK;
 }

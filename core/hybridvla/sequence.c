@@ -143,8 +143,8 @@ static hv_status check_limits(const lengths *parts, const hv_sequence_limits *li
   int64_t longest = prefix_length(parts, limits->prompt) + (int64_t)limits->branches * parts->branch;
   if (longest * limits->samples <= INT32_MAX) return HV_OK;
   return hv_error(HV_ERR_INPUT,
-                  "a batch of %d samples with up to %lld tokens each has more than the %d that are possible; smaller "
-                  "micro-batches add up to the same",
+                  "a batch of %d samples with up to %lld tokens each has more than %d tokens, the most that are "
+                  "possible; use smaller micro-batches, which add up to the same",
                   limits->samples, (long long)longest, INT32_MAX);
 }
 
@@ -256,8 +256,8 @@ static hv_status prompt_length(const hv_sequence *sequence, const hv_batch *batc
                     sequence->config.token_bos);
   }
   if (length > sequence->limits.prompt) {
-    return hv_error(HV_ERR_INPUT, "prompt_ids of sample %d hold %d tokens; at most %d were planned for", sample, length,
-                    sequence->limits.prompt);
+    return hv_error(HV_ERR_INPUT, "prompt_ids of sample %d hold %d tokens; memory is planned for at most %d", sample,
+                    length, sequence->limits.prompt);
   }
   *out = length;
   return HV_OK;

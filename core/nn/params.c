@@ -147,14 +147,15 @@ hv_status hv_params_freeze(hv_params *params, const char *const *patterns, int c
       matched = true;
     }
     if (!matched) {
-      return hv_error(HV_ERR_INPUT, "the pattern \"%s\" of what to freeze matches no parameter; names look like %s",
+      return hv_error(HV_ERR_INPUT, "the pattern \"%s\" of parameters to freeze matches none; names look like %s",
                       patterns[p], params->count ? params->params[params->count - 1].name : "(none)");
     }
   }
   for (int32_t i = 0; i < params->count; i++) {
     const hv_param *param = &params->params[i], *first = &params->params[param->stack];
     if (param->trainable == first->trainable) continue;
-    return hv_error(HV_ERR_INPUT, "%s and %s are one matrix here: freeze both or neither", first->name, param->name);
+    return hv_error(HV_ERR_INPUT, "%s and %s are stored as one matrix: freeze both or neither", first->name,
+                    param->name);
   }
   return HV_OK;
 }

@@ -10,11 +10,13 @@
 enum { USES_OF_A_GROUP = 4 };
 
 hv_status hv_params_distribute(hv_params *params, hv_comm *comm, hv_sharding sharding) {
-  if (params->values) return hv_error(HV_ERR_INTERNAL, "parameters are distributed after they were allocated");
+  if (params->values) return hv_error(HV_ERR_INTERNAL, "parameters must be distributed before they are allocated");
   if (comm->size == 1) return HV_OK;
   if (sharding != HV_SHARD_NOTHING && HV_GROUP_ALIGNMENT % comm->size != 0) {
-    return hv_error(HV_ERR_INPUT, "%d ranks cannot share the model's state evenly: 2, 4, 8, … ranks up to %d can",
-                    comm->size, HV_GROUP_ALIGNMENT);
+    return hv_error(
+        HV_ERR_INPUT,
+        "the model's state cannot be split evenly over %d ranks; use 2, 4, 8, … up to %d ranks, or do not shard it",
+        comm->size, HV_GROUP_ALIGNMENT);
   }
   params->comm = comm;
   params->sharding = sharding;

@@ -263,7 +263,7 @@ static void what_is_one_matrix_is_frozen_whole(void **state) {
   store s;
   (void)state;
   open_store(&s);
-  assert_error(hv_params_freeze(s.params, part, 1), "q and k are one matrix", "freeze both or neither");
+  assert_error(hv_params_freeze(s.params, part, 1), "q and k are stored as one matrix", "freeze both or neither");
   close_store(&s);
   open_store(&s);
   assert_ok(hv_params_freeze(s.params, whole, 3));
