@@ -1,20 +1,20 @@
-/* What the library takes on trust of a chunk: it gives the filters as many bytes as the file says are stored, and
- * copies a whole chunk out of what they return. Where that is less, it reads on behind it, and its checksum of fewer
- * bytes than a checksum has never ends (seen with HDF5 1.10.8). What is packed tells its length while it is unpacked
- * alone; of a chunk that was stored as it is the file tells enough. */
+/* Checks that chunks are stored in enough bytes, which the library does not do. It copies a whole chunk from what the
+ * filters return, beyond the end if that is shorter; and computing the checksum of fewer bytes than a checksum has
+ * never ends (seen with HDF5 1.10.8). A chunk that is not compressed must have all its bytes; the length of a
+ * compressed one is only known when it is decompressed. */
 #include "data/hdf5_internal.h"
 
-enum { MOST_FILTERS = 32, CHECKSUM = 4 /* bytes that fletcher32 puts behind a chunk */ };
+enum { MOST_FILTERS = 32, CHECKSUM = 4 /* bytes that fletcher32 appends to a chunk */ };
 
 typedef struct chunked {
   int rank, num_filters;
   H5Z_filter_t filters[MOST_FILTERS];
   hsize_t shape[HV_HDF5_MAX_RANK], chunk[HV_HDF5_MAX_RANK];
-  hsize_t bytes;       /* of a chunk as it is in memory */
-  bool partial_stored; /* chunks that the shape cuts are stored without filters */
+  hsize_t bytes;       /* of a chunk in memory */
+  bool partial_stored; /* chunks that reach beyond the shape are stored without filters */
 } chunked;
 
-/* False where the library has no answer. */
+/* False if the library fails or the data set is beyond the limits above. */
 static bool describe(hid_t dataset, hid_t properties, chunked *out) {
   unsigned options = 0;
   hid_t type = H5Dget_type(dataset), space = H5Dget_space(dataset);
@@ -37,7 +37,7 @@ static bool describe(hid_t dataset, hid_t properties, chunked *out) {
   return good;
 }
 
-/* The fewest bytes that a chunk may be stored in, of whose filters those in `skipped` were not applied. */
+/* The least stored size of a chunk to which the filters in the mask `skipped` were not applied. */
 static hsize_t least_bytes(const chunked *set, uint32_t skipped) {
   hsize_t checksums = 0;
   bool packed = false;

@@ -14,7 +14,7 @@
 
 enum { CACHE_BYTES = 256 << 20 };
 
-/* Opens the file and refuses what is plainly something else, before the library sees it. */
+/* Opens the file, and refuses what cannot be HDF5 before the library sees it. */
 static hv_status open_descriptor(hv_hdf5 *file) {
   file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
   if (file->fd < 0) return hv_error_errno(errno, "cannot open %s", file->path);
@@ -41,8 +41,8 @@ static hv_status open_in_library(hv_hdf5 *file) {
   hv_status status = HV_OK;
   hid_t properties = H5Pcreate(H5P_FILE_ACCESS);
   file->access = H5Pcreate(H5P_LINK_ACCESS);
-  /* The library's own chunk cache would hold a chunk a data set; frames have a cache of their own. Locks fail on some
-   * network disks, and readers do not need them. */
+  /* The library's own chunk cache, which would keep memory for each open data set, is off: frames have another cache.
+   * Locks fail on some network disks, and readers do not need them. */
   if (properties < 0 || file->access < 0 || H5Pset_cache(properties, 0, 521, 0, 1.0) < 0 ||
       H5Pset_file_locking(properties, false, true) < 0 || H5Pset_elink_cb(file->access, refuse_external, NULL) < 0) {
     status = hv_hdf5_error(file, "/", "cannot set up HDF5");
@@ -57,7 +57,7 @@ static hv_status open_in_library(hv_hdf5 *file) {
       goto done;
     }
     HV_CHECK(hv_check_download(file->path, "HDF5", head, (size_t)size));
-    if (found < 0) { /* not looked for: too many files are open, say */
+    if (found < 0) { /* the check itself failed, for example because too many files are open */
       status = hv_hdf5_error(file, "/", "cannot be opened");
       goto done;
     }
@@ -133,7 +133,7 @@ size_t hv_hdf5_cached_bytes(hv_hdf5 *file) {
   return bytes;
 }
 
-/* ABSENT where there is no link, OTHER stands for "there is one". */
+/* Whether there is a link: HV_HDF5_ABSENT if not, else HV_HDF5_OTHER. */
 static hv_status find_link(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
   *out = HV_HDF5_ABSENT;
   htri_t exists = H5Lexists(file->id, object, file->access);
@@ -142,7 +142,8 @@ static hv_status find_link(hv_hdf5 *file, const char *object, hv_hdf5_kind *out)
   H5L_info_t info;
   if (H5Lget_info(file->id, object, &info, file->access) < 0) return hv_hdf5_error(file, object, "cannot be looked up");
   if (info.type == H5L_TYPE_EXTERNAL) {
-    return hv_hdf5_bad(file, object, "is a link into another file; only data of the file itself are read");
+    return hv_hdf5_bad(file, object,
+                       "is a link into another file, which is not followed; copy the data into this file");
   }
   if (info.type != H5L_TYPE_HARD) {
     exists = H5Oexists_by_name(file->id, object, file->access);
@@ -164,7 +165,7 @@ static hv_status find_kind(hv_hdf5 *file, const char *object, hv_hdf5_kind *out)
   return HV_OK;
 }
 
-/* H5Lexists wants every group on the way to exist, so the path is walked from the root. */
+/* Walks the path from the root, as H5Lexists fails if a group on the way is missing. */
 static hv_status find_along(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
   *out = HV_HDF5_GROUP;
   if (strcmp(object, "/") == 0) return HV_OK;
@@ -194,7 +195,7 @@ hv_status hv_hdf5_find(hv_hdf5 *file, const char *object, hv_hdf5_kind *out) {
   return status;
 }
 
-/* Where add_child puts names. */
+/* What add_child collects. */
 typedef struct children {
   hv_string_list *names;
   hv_status status; /* why a name could not be added */
@@ -234,12 +235,13 @@ done:
   return status;
 }
 
-/* Filters the library cannot undo, and data that lie in other files. */
+/* Refuses filters that the library cannot undo, and data that are stored in other files. */
 static hv_status check_storage(hv_hdf5 *file, const char *object, hid_t properties) {
   int external = H5Pget_external_count(properties);
   H5D_layout_t layout = H5Pget_layout(properties);
   if (external != 0 || layout == H5D_VIRTUAL) {
-    return hv_hdf5_bad(file, object, "its data lie in other files; only data of the file itself are read");
+    return hv_hdf5_bad(file, object,
+                       "its data are stored in other files, which are not read; copy them into this file");
   }
   if (layout != H5D_CHUNKED) return HV_OK;
   int filters = H5Pget_nfilters(properties);
@@ -252,7 +254,7 @@ static hv_status check_storage(hv_hdf5 *file, const char *object, hid_t properti
     if (H5Zfilter_avail(filter) > 0) continue;
     const char *known = filter == 32000 ? "lzf" : filter == 32001 ? "blosc" : name[0] ? name : "unknown";
     return hv_hdf5_bad(file, object,
-                       "compressed with filter %d (%s), which this HDF5 library does not have; rewrite "
+                       "is compressed with filter %d (%s), which this HDF5 library does not have; rewrite "
                        "the file with gzip or without compression",
                        (int)filter, known);
   }
@@ -322,7 +324,7 @@ hv_status hv_hdf5_open_by_chunks(hv_hdf5 *file, const char *object, size_t chunk
   return status;
 }
 
-/* Chunks that a shape takes; 0: the data set has none. */
+/* How many chunks the shape needs; 0: the data set is not chunked. */
 static hsize_t count_chunks(hid_t properties, const hv_hdf5_info *info) {
   hsize_t chunk[HV_HDF5_MAX_RANK], count = 1;
   if (H5Pget_layout(properties) != H5D_CHUNKED || H5Pget_chunk(properties, HV_HDF5_MAX_RANK, chunk) < 1) return 0;
@@ -366,11 +368,13 @@ hv_status hv_hdf5_describe(hv_hdf5 *file, const char *dataset, hv_hdf5_info *out
 void hv_hdf5_info_text(const hv_hdf5_info *info, char *text, size_t size) {
   hv_text shape = {0};
   for (int i = 0; i < info->rank; i++) hv_text_add(&shape, "%s%lld", i ? ", " : "", (long long)info->shape[i]);
-  const char *type = info->type == HV_HDF5_FLOAT     ? "f"
-                     : info->type == HV_HDF5_INTEGER ? (info->is_signed ? "i" : "u")
-                     : info->type == HV_HDF5_STRING  ? "strings of bits "
-                                                     : "compound or other type of bits ";
-  snprintf(text, size, "%s%zu (%s)", type, 8 * info->size, hv_text_string(&shape));
+  if (info->type == HV_HDF5_FLOAT || info->type == HV_HDF5_INTEGER) {
+    const char *type = info->type == HV_HDF5_FLOAT ? "f" : info->is_signed ? "i" : "u";
+    snprintf(text, size, "%s%zu (%s)", type, 8 * info->size, hv_text_string(&shape));
+  } else {
+    const char *type = info->type == HV_HDF5_STRING ? "strings" : "a compound or other type";
+    snprintf(text, size, "%s (%s)", type, hv_text_string(&shape));
+  }
   hv_text_free(&shape);
 }
 

@@ -1,4 +1,4 @@
-/* Frames of an image data set, by the cheapest road its storage allows. */
+/* Frames of an image data set, read in the cheapest way that its storage allows. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,10 +9,10 @@
 #include "data/hdf5_internal.h"
 
 typedef enum storage {
-  STORAGE_CONTIGUOUS,   /* at a known place of the file */
-  STORAGE_FRAME_CHUNKS, /* one frame a chunk, stored or deflated */
-  STORAGE_SLABS,        /* the library reads frame by frame */
-  STORAGE_WHOLE,        /* a chunk holds many frames: the library reads them all at once */
+  STORAGE_CONTIGUOUS,   /* read from the file directly */
+  STORAGE_FRAME_CHUNKS, /* one frame in each chunk, without filters or with deflate */
+  STORAGE_SLABS,        /* read through the library, frame by frame */
+  STORAGE_WHOLE,        /* several frames in a chunk: the whole data set is read at once and cached */
 } storage;
 
 struct hv_dataset_frames {
@@ -46,7 +46,7 @@ static hv_status read_contiguous(hv_dataset_frames *frames, int64_t index, uint8
   return HV_OK;
 }
 
-/* Between enter and leave: the frame through the library. */
+/* Reads a frame through the library. Between enter and leave. */
 static hv_status read_slab(hv_dataset_frames *frames, int64_t index, uint8_t *rgb) {
   hv_status status = HV_OK;
   hsize_t start[4] = {(hsize_t)index, 0, 0, 0};
@@ -61,7 +61,7 @@ static hv_status read_slab(hv_dataset_frames *frames, int64_t index, uint8_t *rg
   return status;
 }
 
-/* The most bytes that a frame's chunk may have as stored: deflate adds little to what it cannot compress. */
+/* The most bytes in which a frame may be stored: deflate adds little to what it cannot compress. */
 static size_t chunk_limit(const hv_dataset_frames *frames) {
   return 2 * frames->frame_bytes + 4096;
 }
@@ -106,12 +106,14 @@ static hv_status read_frame_chunk(hv_dataset_frames *frames, int64_t index, uint
     int result = uncompress(rgb, &inflated, stored, size);
     if (result != Z_OK) {
       status = frame_error(frames, index,
-                           result == Z_BUF_ERROR ? "its deflate stream does not end with the frame; the file is damaged"
-                                                 : "its deflate stream is corrupt");
+                           result == Z_BUF_ERROR
+                               ? "its deflate stream is cut off or longer than a frame; the file is damaged"
+                               : "its deflate stream is corrupt");
       goto done;
     }
   }
-  if (inflated != frames->frame_bytes) status = frame_error(frames, index, "its chunk is not as long as a frame");
+  if (inflated != frames->frame_bytes)
+    status = frame_error(frames, index, "its chunk is not as long as a frame; the file is damaged");
 done:
   free(stored);
   return status;
@@ -138,7 +140,8 @@ static void drop_cached(hv_dataset_frames *frames) {
   frames->file->cached_bytes -= frames->frame_bytes * (size_t)frames->base.count;
 }
 
-/* All frames into memory, pushing out the least recently used ones. The caller holds cache_mutex. */
+/* Reads all frames into memory, and drops the least recently used data sets until they fit. The caller holds
+ * cache_mutex. */
 static hv_status fill_cache(hv_dataset_frames *frames) {
   hv_hdf5 *file = frames->file;
   size_t bytes = frames->frame_bytes * (size_t)frames->base.count;
@@ -221,7 +224,7 @@ static hv_status check_frames(hv_hdf5 *file, const char *object, const hv_hdf5_i
   return HV_OK;
 }
 
-/* Chunks of exactly one frame, stored as they are or under the one filter that is undone here, deflate. */
+/* Whether each chunk is exactly one frame, without filters or with deflate, the only filter that is undone here. */
 static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *deflated) {
   hsize_t chunk[4];
   if (H5Pget_chunk(properties, 4, chunk) != 4) return false;
@@ -234,7 +237,7 @@ static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *defl
     unsigned flags = 0, config = 0;
     size_t values = 0;
     H5Z_filter_t filter = H5Pget_filter2(properties, (unsigned)i, &flags, &values, NULL, 0, NULL, &config);
-    /* The skip mask counts filters by position; only with deflate in front is its bit 0. */
+    /* The mask of skipped filters has a bit for each position; read_chunk looks at bit 0. */
     if (filter != H5Z_FILTER_DEFLATE || i > 0) return false;
     *deflated = true;
   }
@@ -292,7 +295,7 @@ hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **ou
     goto done;
   }
   choose_storage(frames, &info, properties);
-  /* A frame that is a chunk of its own is missed when it is read, by its number. */
+  /* A missing chunk of one frame is reported when it is read, with the number of the frame. */
   if (frames->storage != STORAGE_FRAME_CHUNKS || H5Dget_storage_size(frames->dataset) == 0) {
     HV_CHECK(hv_hdf5_check_written(file, dataset, frames->dataset, &info));
   }

@@ -17,8 +17,8 @@ static const char reference_tag[] = "hvla: reference into the global heap";
 
 enum { MAX_COLLECTION = 256 << 20, OBJECT_ALIGNMENT = 8 };
 
-/* The library hands strings out in no form but its own; a conversion to opaque bytes that changes nothing gets at the
- * references. It is only taken for the type that carries our tag. */
+/* The library gives out such strings only as strings that it has read itself. To get the references, a conversion to
+ * opaque bytes is registered that changes nothing; it accepts only the type that carries our tag. */
 static herr_t keep_reference(hid_t source, hid_t destination, H5T_cdata_t *data, size_t count, size_t stride,
                              size_t background_stride, void *buffer, void *background, hid_t properties) {
   (void)count, (void)stride, (void)background_stride, (void)buffer, (void)background, (void)properties;
@@ -81,7 +81,7 @@ static hv_status read_at(const hv_hdf5 *file, const char *object, uint64_t at, u
   return HV_OK;
 }
 
-/* The collection at an address of the file, on the heap. */
+/* Reads the collection at an address of the file; *out is freed by the caller. */
 static hv_status read_collection(const hv_hdf5 *file, const char *object, uint64_t address, uint8_t **out,
                                  uint64_t *size) {
   *out = NULL;

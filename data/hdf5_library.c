@@ -18,8 +18,8 @@ void hv_hdf5_leave(void) {
   pthread_mutex_unlock(&library_lock);
 }
 
-/* What the library says of a system call that failed: "file read failed: time = …, filename = …, errno = 5, error
- * message = 'Input/output error', buf = 0x5…, …". Of its fields the message is kept. */
+/* Of a failed system call the library says "file read failed: time = …, filename = …, errno = 5, error message =
+ * 'Input/output error', buf = 0x5…, …". Only the error message of these fields is kept. */
 static void add_reason(hv_text *reason, const char *said) {
   static const char key[] = "error message = '";
   const char *what = strstr(said, ": "), *message = what ? strstr(what, key) : NULL;

@@ -1,4 +1,4 @@
-/* Strings and integers in HDF5: whichever of its many forms a writer chose. */
+/* Strings and integers in HDF5, in any of the forms that writers choose. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,7 +96,7 @@ hv_status hv_hdf5_read_strings(hv_hdf5 *file, const char *dataset, hv_string_lis
   return status;
 }
 
-/* The attribute, its type and space; *attribute stays negative where there is none. Closed with close_attribute. */
+/* An open attribute with its type and space; id is -1 if there is none. Closed with close_attribute. */
 typedef struct attribute {
   hid_t id, type, space;
 } attribute;

@@ -56,8 +56,8 @@ hv_status hv_layout_find(hv_hdf5 *file, const hv_layout **out) {
   }
   HV_CHECK(hv_hdf5_children(file, "/", &members));
   found = hv_string_list_join(&members, 8);
-  status = hv_error(HV_ERR_INPUT, "%s: has none of the known layouts: %s; found at the top: %s", hv_hdf5_path(file),
-                    hv_text_string(&known), found ? found : "");
+  status = hv_error(HV_ERR_INPUT, "%s: has none of the known layouts: %s; found at the top level: %s",
+                    hv_hdf5_path(file), hv_text_string(&known), found ? found : "");
 done:
   free(found);
   hv_string_list_free(&members);

@@ -13,7 +13,8 @@ enum { PATH_SIZE = 512 };
 static hv_status join(hv_hdf5 *file, char out[PATH_SIZE], const char *a, const char *b, const char *c) {
   int length = snprintf(out, PATH_SIZE, "/%s/%s%s%s", a, b, *c ? "/" : "", c);
   if (length < PATH_SIZE) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "%s: /%s/%.32s…: a name longer than %d bytes", hv_hdf5_path(file), a, b, PATH_SIZE);
+  return hv_error(HV_ERR_INPUT, "%s: /%s/%.32s…: the path is longer than %d bytes", hv_hdf5_path(file), a, b,
+                  PATH_SIZE - 1);
 }
 
 static hv_status probe(hv_hdf5 *file, bool *mine) {
@@ -49,7 +50,7 @@ static hv_status check_episode_name(hv_hdf5 *file, const char *name) {
                   hv_hdf5_path(file), name);
 }
 
-/* What holds actions is an episode, which is not passed over in silence for its name. */
+/* A group that holds actions is an episode; one of another name is refused, not silently left out. */
 static hv_status check_other_name(hv_hdf5 *file, const char *name) {
   char path[PATH_SIZE];
   hv_hdf5_kind kind;
@@ -59,10 +60,10 @@ static hv_status check_other_name(hv_hdf5 *file, const char *name) {
   HV_TRY(join(file, path, "data", name, "actions"));
   HV_TRY(hv_hdf5_find(file, path, &kind));
   if (kind == HV_HDF5_ABSENT) return HV_OK;
-  return hv_error(HV_ERR_INPUT,
-                  "%s: /data/%s: holds actions as an episode does, and is not called demo_ and a number; rename or "
-                  "remove it",
-                  hv_hdf5_path(file), name);
+  return hv_error(
+      HV_ERR_INPUT,
+      "%s: /data/%s: holds actions like an episode, but its name is not demo_ and a number; rename or remove it",
+      hv_hdf5_path(file), name);
 }
 
 static hv_status list_all(hv_hdf5 *file, hv_string_list *out) {
@@ -119,7 +120,7 @@ static hv_status missing_split(hv_hdf5 *file, const char *split) {
   return status;
 }
 
-/* Takes from `all`, sorted, what the split names. */
+/* Appends those of `all` (sorted) that the split names. */
 static hv_status list_split(hv_hdf5 *file, const char *split, const hv_string_list *all, hv_string_list *out) {
   char path[PATH_SIZE];
   HV_TRY(join(file, path, "mask", split, ""));
@@ -168,11 +169,11 @@ static bool ends_with(const char *text, const char *ending) {
 static hv_status check_rows(hv_hdf5 *file, const char *path, const hv_hdf5_info *info, int64_t frames) {
   int64_t rows = info->rank > 0 ? info->shape[0] : 0;
   if (rows == frames) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "%s: %s: has %lld rows where actions of the episode have %lld", hv_hdf5_path(file),
-                  path, (long long)rows, (long long)frames);
+  return hv_error(HV_ERR_INPUT, "%s: %s: has %lld rows; the episode's actions have %lld", hv_hdf5_path(file), path,
+                  (long long)rows, (long long)frames);
 }
 
-/* A damaged array may claim any number of rows, and memory is asked for by it. */
+/* A damaged array may claim any number of rows, for which memory would be allocated. */
 static hv_status check_count(hv_hdf5 *file, const char *path, int64_t rows, int64_t width) {
   if (rows <= HV_HDF5_MAX_ELEMENTS / width) return HV_OK;
   return hv_error(HV_ERR_INPUT, "%s: %s: has %lld rows of %lld numbers; %d numbers at most are expected",
@@ -204,7 +205,7 @@ static hv_status describe_actions(hv_hdf5 *file, const char *episode, hv_episode
                   path, (long long)samples, (long long)facts->frames);
 }
 
-/* The other arrays beside actions are not read, but one of another length tells of a damaged episode. */
+/* Other arrays of the episode are not read, but if one has another length, the episode is damaged. */
 static hv_status check_companions(hv_hdf5 *file, const char *episode, int64_t frames) {
   static const char *const names[] = {"actions_abs", "dones", "rewards", "states"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -256,13 +257,13 @@ static hv_status add_signal(hv_hdf5 *file, const char *path, const char *name, c
   return HV_OK;
 }
 
-/* Three or four planes or channels: meant for pictures. */
+/* Whether these look like pictures: three or four channels, last or first. */
 static bool is_picture_like(const hv_hdf5_info *info) {
   if (info->rank != 4) return false;
   return (info->shape[3] >= 3 && info->shape[3] <= 4) || (info->shape[1] >= 3 && info->shape[1] <= 4);
 }
 
-/* Tells of one frame, for episodes of any length to have the same warning: it is shown once. */
+/* Names the shape of one frame: then episodes of all lengths have the same warning, which is shown once. */
 static hv_status warn_of_pictures(const char *name, const hv_hdf5_info *info, hv_episode_facts *facts) {
   char found[128];
   hv_hdf5_info frame = *info;
@@ -270,10 +271,10 @@ static hv_status warn_of_pictures(const char *name, const hv_hdf5_info *info, hv
   memcpy(frame.shape, info->shape + 1, (size_t)frame.rank * sizeof frame.shape[0]);
   hv_hdf5_info_text(&frame, found, sizeof found);
   return hv_string_list_append_format(
-      &facts->warnings, "obs/%s is no camera: a frame is %s, one of a camera is u8 (height, width, 3)", name, found);
+      &facts->warnings, "obs/%s is no camera: a frame is %s, that of a camera is u8 (height, width, 3)", name, found);
 }
 
-/* One member of obs: a camera, a signal, or something that nobody can ask for (depth, segmentation). */
+/* One member of obs: a camera, a signal, or something that cannot be used (depth, segmentation). */
 static hv_status describe_observation(hv_hdf5 *file, const char *episode, const char *name, hv_episode_facts *facts) {
   char key[PATH_SIZE], path[PATH_SIZE];
   HV_TRY(join(file, key, "obs", name, ""));
@@ -296,8 +297,8 @@ static hv_status describe_observations(hv_hdf5 *file, const char *episode, hv_ep
   hv_hdf5_kind kind;
   HV_TRY(hv_hdf5_find(file, path, &kind));
   if (kind == HV_HDF5_ABSENT) {
-    return hv_string_list_append(&facts->warnings, "no observations: a raw collection, whose images must be rendered "
-                                                   "from its simulator states first");
+    return hv_string_list_append(&facts->warnings, "no obs: a raw recording; render observations from its simulator "
+                                                   "states first, with robomimic's dataset_states_to_obs.py");
   }
   hv_string_list members;
   HV_TRY(hv_hdf5_children(file, path, &members));
@@ -429,7 +430,7 @@ static hv_status default_state(const hv_episode_facts *facts, hv_string_list *ou
   return HV_OK;
 }
 
-/* Takes the error: what is wrong with an attribute that no one needs is odd, no more. */
+/* Takes ownership of the error. If the attribute is not needed, its damage is only a warning. */
 static hv_status as_warning(hv_status problem, hv_string_list *warnings) {
   if (hv_status_code(problem) == HV_ERR_MEMORY) return problem;
   hv_status status = hv_string_list_append(warnings, hv_status_message(problem));
@@ -442,7 +443,8 @@ static hv_status check_env_args(hv_hdf5 *file, hv_string_list *warnings) {
   hv_status problem = hv_hdf5_attribute_text(file, "/data", "env_args", &text);
   if (problem) return as_warning(problem, warnings);
   if (!text)
-    return hv_string_list_append(warnings, "/data has no attribute env_args: nothing says how it was recorded");
+    return hv_string_list_append(warnings,
+                                 "/data has no attribute env_args: the environment of the recording is unknown");
   json_error_t error;
   json_t *args = json_loads(text, 0, &error);
   hv_status status = args ? HV_OK : hv_string_list_append(warnings, "/data: attribute env_args is not valid JSON");
