@@ -37,7 +37,8 @@ static hv_status choose_instruction(hv_demonstrations *d, const hv_demonstration
   *out = -1;
   if (text && text[strspn(text, " \t\r\n")] == '\0') text = NULL;
   if (!text && options->need_instruction) {
-    return hv_error(HV_ERR_INPUT, "%s: %s: has no instruction, and the configuration gives none", file->path, name);
+    return hv_error(HV_ERR_INPUT, "%s: %s: has no instruction; set data.instruction in the run configuration",
+                    file->path, name);
   }
   if (!text) return HV_OK;
   for (size_t i = 0; i < d->instructions.count; i++) {
@@ -56,7 +57,7 @@ static hv_status choose_actions(hv_demonstrations *d, const hv_demonstrations_op
   d->action_dim = options->action_dim >= 0 ? options->action_dim : facts->action_dim;
   if (count == 0) return HV_OK;
   if (options->action_dim >= 0 && count != options->action_dim) {
-    return hv_error(HV_ERR_INPUT, "%s: %d dimensions of the actions are chosen, the model's action_dim is %d",
+    return hv_error(HV_ERR_INPUT, "%s: %d dimensions of the actions are chosen; the model's action_dim is %d",
                     options->files[0], count, options->action_dim);
   }
   d->action_dim = count;
@@ -66,7 +67,7 @@ static hv_status choose_actions(hv_demonstrations *d, const hv_demonstrations_op
   return HV_OK;
 }
 
-/* A state that the first episode alone would choose must be what every later one would choose, too. */
+/* The first episode chooses the default state; a later one must not have default keys that the first lacks. */
 static hv_status check_default_state(const hv_demonstrations *d, const opened_file *file, const char *name,
                                      const hv_episode_facts *facts) {
   hv_string_list state = {0};
@@ -74,15 +75,15 @@ static hv_status check_default_state(const hv_demonstrations *d, const opened_fi
   for (size_t i = 0; i < state.count && !status; i++) {
     if (hv_string_list_contains(&d->state_keys, state.items[i])) continue;
     status = hv_error(HV_ERR_INPUT,
-                      "%s: %s: has %s, which belongs to the state by default and which the first episode (%s of %s) "
-                      "lacks; name state keys that all episodes have",
+                      "%s: %s: has %s, which belongs to the default state, but the first episode (%s of %s) lacks it; "
+                      "name state keys that all episodes have",
                       file->path, name, state.items[i], d->episodes[0].name, d->episodes[0].file);
   }
   hv_string_list_free(&state);
   return status;
 }
 
-/* Fixes widths at the first episode: what the options ask for, then what the file has. */
+/* Sets keys and widths, by the options or else by the first episode. */
 static hv_status start_with(hv_demonstrations *d, const hv_demonstrations_options *options, const opened_file *file,
                             const hv_episode_facts *facts) {
   HV_TRY(choose_actions(d, options, facts));
@@ -97,7 +98,7 @@ static hv_status start_with(hv_demonstrations *d, const hv_demonstrations_option
   if (!d->state_widths) return hv_error_memory("a list of widths");
   for (size_t i = 0; i < d->state_keys.count; i++) {
     const hv_signal *signal = hv_episode_signal(facts, d->state_keys.items[i]);
-    d->state_widths[i] = signal ? signal->width : 0; /* 0: reading it says what is wrong */
+    d->state_widths[i] = signal ? signal->width : 0; /* 0: reading reports that it is missing */
     d->state_dim += d->state_widths[i];
   }
   return HV_OK;
@@ -107,8 +108,8 @@ static hv_status check_actions(const hv_demonstrations *d, const hv_demonstratio
                                const opened_file *file, const char *name, const hv_episode_facts *facts) {
   for (int32_t i = 0; d->action_columns && i < d->action_dim; i++) {
     if (d->action_columns[i] < facts->action_dim) continue;
-    return hv_error(HV_ERR_INPUT, "%s: %s: dimension %d of its actions is asked for, they have 0 to %d", file->path,
-                    name, d->action_columns[i], facts->action_dim - 1);
+    return hv_error(HV_ERR_INPUT, "%s: %s: dimension %d of its actions is asked for; they have dimensions 0 to %d",
+                    file->path, name, d->action_columns[i], facts->action_dim - 1);
   }
   if (d->action_columns || facts->action_dim == d->action_dim) return HV_OK;
   return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d are expected (%s)", file->path, name,
@@ -121,7 +122,7 @@ static hv_status check_widths(const hv_demonstrations *d, const hv_demonstration
   HV_TRY(check_actions(d, options, file, name, facts));
   for (size_t i = 0; i < d->state_keys.count; i++) {
     const hv_signal *signal = hv_episode_signal(facts, d->state_keys.items[i]);
-    if (!signal) return HV_OK; /* reading it lists what the episode has */
+    if (!signal) return HV_OK; /* reading reports what the episode has instead */
     if (signal->width == d->state_widths[i]) continue;
     return hv_error(HV_ERR_INPUT, "%s: %s: %s has %d dimensions, %d in the first episode", file->path, name,
                     d->state_keys.items[i], signal->width, d->state_widths[i]);
@@ -129,7 +130,7 @@ static hv_status check_widths(const hv_demonstrations *d, const hv_demonstration
   if (options->state_dim >= 0 && d->state_dim != options->state_dim) {
     char *keys = hv_string_list_join(&d->state_keys, 32);
     hv_status status =
-        hv_error(HV_ERR_INPUT, "%s: %s: the state keys (%s) have %d numbers, the model's state_dim is %d", file->path,
+        hv_error(HV_ERR_INPUT, "%s: %s: the state keys (%s) have %d numbers; the model's state_dim is %d", file->path,
                  name, keys ? keys : "", d->state_dim, options->state_dim);
     free(keys);
     return status;
@@ -231,7 +232,7 @@ done:
   return status;
 }
 
-/* It may be meant, to have some demonstrations weigh more; more often it is a pattern that names a file again. */
+/* Only a warning: it may be intended, to give some demonstrations more weight. */
 static void warn_of_repeats(const hv_demonstrations *d, const opened_file *file) {
   for (const opened_file *other = d->files; other < file; other++) {
     if (!hv_hdf5_is_same(other->hdf5, file->hdf5)) continue;

@@ -12,7 +12,7 @@
 typedef struct batch_slot batch_slot;
 
 typedef struct sample_job {
-  hv_job job; /* first, so that the pool's pointer is ours */
+  hv_job job; /* first, so that a pointer to it is one to the sample_job */
   hv_loader *loader;
   batch_slot *slot;
   int32_t index; /* of the sample in its batch */
@@ -36,7 +36,7 @@ typedef struct frame_size {
   int32_t width, height;
 } frame_size;
 
-/* What one worker needs for itself. */
+/* One worker's own memory. */
 typedef struct scratch {
   uint8_t *frame;        /* as stored */
   hv_resizer **resizers; /* [num_sizes] */
@@ -47,12 +47,12 @@ typedef enum cached { CACHE_ABSENT, CACHE_FILLING, CACHE_READY } cached;
 struct hv_loader {
   const hv_demonstrations *demonstrations;
   hv_config config;
-  hv_loader_options options;     /* what they leave open filled in; of the pointers only prompts is followed later */
+  hv_loader_options options;     /* with defaults filled in; of the pointers only `prompts` is used after opening */
   int64_t frames;                /* n */
   float *actions, *state;        /* normalised: [n, A], [n, S] */
-  float *neutral;                /* [A] what a relative dimension holds past the end */
-  bool *repeats;                 /* [A] the last action is repeated instead */
-  frame_size *sizes;             /* every size a camera of any episode has */
+  float *neutral;                /* [A] the value of a relative dimension past an episode's end */
+  bool *repeats;                 /* [A] dimensions that repeat the last action there instead */
+  frame_size *sizes;             /* the different sizes of stored frames */
   size_t num_sizes, image_bytes; /* bytes of one resized frame */
   uint8_t *cache;                /* [n, V, image_bytes], or NULL */
   _Atomic uint8_t *cache_states; /* [n, V] */
@@ -154,7 +154,8 @@ static void run_job(hv_job *base, int worker) {
   pthread_mutex_unlock(&loader->mutex);
 }
 
-/* Steps that are not past an end in samples [first, first + count); micro-batches of one global batch ask in a row. */
+/* How many action steps of the samples [first, first + count) are not past an episode's end. The last count is kept:
+ * the micro-batches of one global batch ask for the same. */
 static int64_t count_steps(hv_loader *loader, uint64_t first, int32_t count) {
   if (loader->counted && loader->counted_first == first) return loader->counted_steps;
   int64_t steps = 0;
@@ -234,12 +235,12 @@ static hv_status check_options(const hv_demonstrations *d, const hv_loader_optio
                     config->num_cameras);
   }
   if (hv_demonstrations_action_dim(d) != config->action_dim || options->statistics->action.dims != config->action_dim) {
-    return hv_error(HV_ERR_INPUT, "actions have %d dimensions and their statistics %d, the model's action_dim is %d",
+    return hv_error(HV_ERR_INPUT, "actions have %d dimensions and their statistics %d; the model's action_dim is %d",
                     hv_demonstrations_action_dim(d), options->statistics->action.dims, config->action_dim);
   }
   if (config->state_dim > 0 &&
       (hv_demonstrations_state_dim(d) != config->state_dim || options->statistics->proprio.dims != config->state_dim)) {
-    return hv_error(HV_ERR_INPUT, "the state has %d dimensions and its statistics %d, the model's state_dim is %d",
+    return hv_error(HV_ERR_INPUT, "the state has %d dimensions and its statistics %d; the model's state_dim is %d",
                     hv_demonstrations_state_dim(d), options->statistics->proprio.dims, config->state_dim);
   }
   for (int64_t i = 0; options->prompts && i < hv_demonstrations_episodes(d); i++) {
@@ -254,7 +255,7 @@ static hv_status check_options(const hv_demonstrations *d, const hv_loader_optio
   return HV_OK;
 }
 
-/* Fills in what options leave open; a global batch must be the same number of batches on every rank. */
+/* Fills in the defaults, and checks that a global batch is the same number of batches on every rank. */
 static hv_status settle_batches(hv_loader_options *options, int64_t frames) {
   if (options->samples < 1 || options->samples > frames) options->samples = frames;
   if (options->ranks == 0) options->ranks = 1;
@@ -318,7 +319,7 @@ static hv_status add_size(hv_loader *loader, const hv_frames *frames) {
   return HV_OK;
 }
 
-/* Resizers and a frame's room for every worker. */
+/* Gives every worker resizers and memory for one stored frame. */
 static hv_status prepare_scratch(hv_loader *loader) {
   const hv_demonstrations *d = loader->demonstrations;
   size_t largest = 1;

@@ -33,8 +33,8 @@ static void summarize(float *column, int64_t n, hv_value_statistics *out, int32_
   out->q99[dim] = (float)quantile(column, n, 0.99);
 }
 
-/* Both 0 and 1 occur, and nothing else: a dimension that is always open must keep its value when it is un-normalised,
- * which a snap would not do. */
+/* Whether both 0 and 1 occur, and nothing else. A gripper that is always open does not count: a constant dimension is
+ * normalised to 0, from which it gets its value back only if it is scaled. */
 static bool is_binary(const float *sorted, int64_t n) {
   if (sorted[0] != 0.0f || sorted[n - 1] != 1.0f) return false;
   for (int64_t i = 0; i < n; i++) {
@@ -43,8 +43,8 @@ static bool is_binary(const float *sorted, int64_t n) {
   return true;
 }
 
-/* Statistics of values [n, dims], with the default rule for the mask, which asks for the file's own column where
- * `actions` chooses among them; NULL: the dimension. */
+/* Statistics of values [n, dims]. The mask follows the default rule, for which the index of a dimension counts: with
+ * `actions` its column in the file, else its own. */
 static hv_status compute(const float *values, int64_t n, int32_t dims, const hv_demonstrations *actions,
                          hv_value_statistics *out) {
   HV_TRY(hv_value_statistics_allocate(dims, out));
@@ -79,7 +79,7 @@ hv_status hv_statistics_compute(const hv_demonstrations *demonstrations, const c
   int64_t frames = hv_demonstrations_frames(demonstrations);
   int32_t state_dim = hv_demonstrations_state_dim(demonstrations);
   hv_status status = HV_OK;
-  if (!*key) return hv_error(HV_ERR_INPUT, "the key that the statistics are to have is empty; a name is expected");
+  if (!*key) return hv_error(HV_ERR_INPUT, "the key of the statistics is empty; a name is expected");
   out->key = strdup(key);
   if (!out->key) {
     status = hv_error_memory("a key");

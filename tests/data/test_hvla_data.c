@@ -267,7 +267,7 @@ static void command_line_mistakes_are_explained(void **state) {
       {"stats --gripper 6,13 " LIFT, "list of integers from 0 to 4095, not \"6,13\" (put it in brackets: [6,13])"},
       {"stats --gripper '[9]' " LIFT, "gripper dimension 9"},
       {"stats " LIFT " " LIFT, "--key"},
-      {"stats --key '' " LIFT, "the key that the statistics are to have is empty"},
+      {"stats --key '' " LIFT, "the key of the statistics is empty"},
       {"frame " LIFT, "--episode"},
       {"frame " LIFT " --episode demo_44", "no episode demo_44 among its 12"},
       {"frame " LIFT " --episode demo_4 --frame 43", "frames are 0 to 42"},
