@@ -20,32 +20,32 @@ static const hv_option options[] = {
      .type = HV_OPTION_STRING,
      .offset = offsetof(frame_options, episode),
      .unit = "NAME",
-     .doc = "The episode, as the file calls it."},
+     .doc = "The episode's name in the file."},
     {.key = "frame",
      .type = HV_OPTION_INT,
      .offset = offsetof(frame_options, frame),
      .fallback = "0",
      .max = 1e15,
      .unit = "N",
-     .doc = "Which of its frames, counted from 0."},
+     .doc = "The frame's number in the episode, counted from 0."},
     {.key = "camera",
      .type = HV_OPTION_STRING,
      .offset = offsetof(frame_options, camera),
      .fallback = "null",
      .unit = "NAME",
-     .doc = "The camera whose picture goes to --out."},
+     .doc = "The camera whose picture is written to --out."},
     {.key = "out",
      .type = HV_OPTION_PATH,
      .offset = offsetof(frame_options, out),
      .fallback = "null",
      .unit = "FILE.png",
-     .doc = "Where the picture goes, in the size that the file has."},
+     .doc = "The PNG file to write, in the size of the stored picture."},
     {.key = "state-keys",
      .type = HV_OPTION_STRING_LIST,
      .offset = offsetof(frame_options, state_keys),
      .fallback = "[]",
      .unit = "A,B,...",
-     .doc = "As of `hvla-data stats`."},
+     .doc = "Observations that make up the robot's state, as in `hvla-data stats`."},
     HV_JSON_OPTION(frame_options),
 };
 
@@ -79,7 +79,7 @@ static hv_status save_picture(const hv_episode *episode, int64_t frame, const ch
   return status;
 }
 
-/* One row of a [frames, width] array of the data set; [] without. */
+/* One row of an array [frames, width]; [] if there is none. */
 static json_t *row_to_json(const float *values, int32_t width, int64_t row) {
   json_t *array = json_array();
   for (int32_t i = 0; array && values && i < width; i++) {
@@ -130,7 +130,7 @@ static void format_table(const hv_demonstrations *demonstrations, const hv_episo
 
 static hv_status check_options(const frame_options *given) {
   if (!given->camera == !given->out) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "--camera and --out belong together: which camera's picture goes to which file");
+  return hv_error(HV_ERR_INPUT, "--camera and --out belong together: give both or neither");
 }
 
 static hv_status work(const void *values, hv_command_result *out) {
@@ -168,13 +168,14 @@ done:
 
 const hv_command hv_command_frame = {
     .name = "frame",
-    .summary = "one frame as hvla-infer takes it: a camera's picture, state, action",
-    .help = "Writes a camera's picture as PNG and prints the robot's state, as `hvla-infer predict --state` wants it,\n"
-            "and the action that was demonstrated, to compare with the predicted one.\n"
-            "\n"
-            "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12\n"
-            "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12 --camera agentview_image --out f.png\n"
-            "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --json | jq -r '.state | join(\",\")'\n",
+    .summary = "one frame in the form that hvla-infer takes: a camera's picture, state, action",
+    .help =
+        "Prints the robot's state, in the form that `hvla-infer predict --state` takes, and the demonstrated action,\n"
+        "to compare with the predicted one. With --camera and --out it writes that camera's picture as PNG.\n"
+        "\n"
+        "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12\n"
+        "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --frame 12 --camera agentview_image --out f.png\n"
+        "  hvla-data frame data/demos/lift.hdf5 --episode demo_4 --json | jq -r '.state | join(\",\")'\n",
     .options = options,
     .num_options = sizeof options / sizeof *options,
     .operands = "FILE",

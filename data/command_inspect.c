@@ -18,8 +18,8 @@ static const hv_option options[] = {
      .offset = offsetof(inspect_options, picture),
      .fallback = "null",
      .unit = "FILE.png",
-     .doc = "Write a picture, a row a camera, with frames of the first episode that has it: are they upright, are the "
-            "colours right?"},
+     .doc = "Write a contact sheet, with a row for each camera: frames of the first episode that has it, to see "
+            "whether they are upright and their colours right."},
 };
 
 static json_t *cameras_to_json(const hv_episode_facts *facts) {
@@ -102,9 +102,9 @@ done:
 const hv_command hv_command_inspect = {
     .name = "inspect",
     .summary = "what a file holds: episodes, cameras, widths, instructions",
-    .help = "The names under \"cameras\" and \"state\" are those that a run configuration refers to.\n"
-            "An episode whose actions and state do not fit the others' is refused with exit code 2; `hvla-data\n"
-            "validate`, which also reads every image, lists all that are bad.\n"
+    .help = "A run configuration names cameras and state keys as they are listed here.\n"
+            "Shapes, actions and the default state are checked, and the first bad episode ends it with exit code 2;\n"
+            "`hvla-data validate`, which also reads every image, lists all bad episodes.\n"
             "\n"
             "  hvla-data inspect data/demos/lift.hdf5\n"
             "  hvla-data inspect data/demos/lift.hdf5 --picture lift.png\n"

@@ -19,20 +19,20 @@ static const hv_option options[] = {
      .offset = offsetof(stats_options, key),
      .fallback = "null",
      .unit = "NAME",
-     .doc = "One entry over all files together, under this name. Without it every file is an entry of its own, under "
-            "its name without folder and ending."},
+     .doc = "Make one entry of all files together, with this name. Without it each file gets an entry, named after "
+            "the file without folder and extension."},
     {.key = "out",
      .type = HV_OPTION_PATH,
      .offset = offsetof(stats_options, out),
      .fallback = "null",
      .unit = "FILE",
-     .doc = "Write here instead of to standard output. Entries of other keys in an existing file stay."},
+     .doc = "Write to this file, not to standard output. Entries of other keys in an existing file are kept."},
     {.key = "state-keys",
      .type = HV_OPTION_STRING_LIST,
      .offset = offsetof(stats_options, state_keys),
      .fallback = "[]",
      .unit = "A,B,...",
-     .doc = "Observations that make the robot's state, in this order. By default each robot's eef_pos, eef_quat and "
+     .doc = "Observations that make up the robot's state, in this order. By default each robot's eef_pos, eef_quat and "
             "gripper_qpos, as far as the file has them."},
     {.key = "split",
      .type = HV_OPTION_STRING,
@@ -46,8 +46,8 @@ static const hv_option options[] = {
      .fallback = "[]",
      .max = 4095,
      .unit = "[I,...]",
-     .doc = "Action dimensions that are passed through unscaled (mask false). By default dimension 6, and 13 of two "
-            "arms, where the data hold 0 and 1 and nothing else."},
+     .doc = "Action dimensions that are not scaled (mask false). By default dimension 6, and 13 for two arms, if its "
+            "values are 0 and 1 and nothing else."},
 };
 
 /* A file's name without folder and ending, on the heap; NULL without memory. */
@@ -73,7 +73,7 @@ hv_status hv_split_state_keys(const hv_string_list *given, hv_string_list *out) 
   return HV_OK;
 }
 
-/* The entry of some files, taken together, under `key`. */
+/* Computes one entry, named `key`, over all of these files. */
 static hv_status compute(const stats_options *given, const hv_string_list *state_keys, char *const *files,
                          size_t num_files, const char *key, hv_dataset_statistics *out) {
   hv_demonstrations_options wanted = {
@@ -121,8 +121,8 @@ static hv_status save_entries(const char *path, const hv_dataset_statistics *ent
 static hv_status check_different(const hv_dataset_statistics *entries, size_t count, const char *file) {
   for (size_t i = 0; i + 1 < count; i++) {
     if (strcmp(entries[i].key, entries[count - 1].key) != 0) continue;
-    return hv_error(HV_ERR_INPUT, "%s: another file gives the key %s, too; --key NAME makes one entry of all files",
-                    file, entries[i].key);
+    return hv_error(HV_ERR_INPUT, "%s: another file has the same key %s; --key NAME makes one entry of all files", file,
+                    entries[i].key);
   }
   return HV_OK;
 }
@@ -161,10 +161,10 @@ done:
 
 const hv_command hv_command_stats = {
     .name = "stats",
-    .summary = "statistics of actions and state, which training and prediction scale with",
+    .summary = "statistics of actions and state, by which training and prediction scale them",
     .help = "Prints dataset_statistics.json: for `action` and `proprio` (the robot's state) the mean, standard\n"
             "deviation, minimum, maximum and the 1 % and 99 % quantiles of every dimension, over all frames.\n"
-            "hvla-train computes its own, of its training split; this is for looking, and for other programs.\n"
+            "hvla-train computes its own from its training split; these are for inspection and for other programs.\n"
             "\n"
             "  hvla-data stats data/demos/lift.hdf5\n"
             "  hvla-data stats --key lift --split train --out stats.json data/demos/lift.hdf5\n"

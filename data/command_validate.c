@@ -21,7 +21,7 @@ typedef struct findings {
   size_t files, episodes;
 } findings;
 
-/* Takes the error: an episode's problem becomes a finding, our own (memory) stays an error. */
+/* Takes ownership of the error. A problem of the data becomes a finding; lack of memory stays an error. */
 static hv_status note(findings *found, const char *file, const char *episode, hv_status problem) {
   if (!problem || hv_status_code(problem) == HV_ERR_MEMORY) return problem;
   json_t *entry = json_pack("{s:o, s:o, s:o}", "file", hv_json_text(file), "episode", hv_json_text(episode), "reason",
@@ -42,7 +42,7 @@ static hv_status read_images(const hv_survey *survey, const char *episode, const
   return status;
 }
 
-/* A run reads the cameras that it names from every episode. */
+/* Every episode must have every camera: a run reads the cameras that it names from all episodes. */
 static hv_status check_cameras(const hv_survey *survey, const char *episode, const hv_episode_facts *facts) {
   for (size_t i = 0; i < survey->facts.num_cameras; i++) {
     const char *camera = survey->facts.cameras[i].name;
@@ -75,7 +75,7 @@ static hv_status check_splits(findings *found, const hv_survey *survey) {
   return status;
 }
 
-/* The error of a file that cannot be read at all; bad episodes are findings. */
+/* Returns an error only if the file cannot be read at all; bad episodes and splits are findings. */
 static hv_status check_file(findings *found, const char *path) {
   hv_hdf5 *file;
   HV_TRY(hv_hdf5_open(path, &file));
@@ -113,7 +113,7 @@ static hv_status report(const findings *found, bool ok, bool json, hv_text *out)
   return status;
 }
 
-/* Every file is looked at, and what was found is told, whatever is wrong with some. */
+/* Checks every file and reports all findings, even if some files cannot be read. */
 static hv_status work(const void *values, hv_command_result *out) {
   const validate_options *given = values;
   findings found = {.bad = json_array()};
@@ -129,7 +129,7 @@ static hv_status work(const void *values, hv_command_result *out) {
   }
   size_t bad = json_array_size(found.bad);
   if (readable && bad > 0) {
-    hv_log_error("hvla-data: %zu %s bad", bad, bad == 1 ? "episode is" : "episodes are");
+    hv_log_error("hvla-data: %zu problem%s found", bad, bad == 1 ? "" : "s");
     out->exit_code = 1;
   }
   hv_status status = report(&found, readable && bad == 0, given->json, &out->text);
@@ -140,14 +140,15 @@ static hv_status work(const void *values, hv_command_result *out) {
 const hv_command hv_command_validate = {
     .name = "validate",
     .summary = "reads everything and names every bad episode",
-    .help = "Checks of each episode that its arrays are equally long, its numbers finite and its images readable,\n"
-            "that it has the cameras and the default state that others have, as wide as theirs; and of each file\n"
-            "that its splits name episodes that exist. What is sound but odd, such as pictures that cannot be a\n"
-            "camera's, `hvla-data inspect` tells.\n"
-            "Exit code 0: all is well; 1: an episode is bad; 2: a file cannot be read at all.\n"
-            "\n"
-            "  hvla-data validate data/demos/*.hdf5\n"
-            "  hvla-data validate --json new/*.hdf5 | jq '.bad_episodes[]'\n",
+    .help =
+        "Checks that the arrays of each episode are equally long, its numbers finite and its images readable; that\n"
+        "it has every camera of the file, and actions and default state as wide as in the other episodes; and that\n"
+        "the splits of each file name existing episodes. For warnings about data that are usable but unusual, such\n"
+        "as images that no camera can have, see `hvla-data inspect`.\n"
+        "Exit code 0: no problem; 1: an episode or a split is bad; 2: a file cannot be read at all.\n"
+        "\n"
+        "  hvla-data validate data/demos/*.hdf5\n"
+        "  hvla-data validate --json new/*.hdf5 | jq '.bad_episodes[]'\n",
     .options = options,
     .num_options = sizeof options / sizeof *options,
     .operands = "FILE…",

@@ -39,7 +39,7 @@ done:
   return status;
 }
 
-/* The rows of the cameras that an episode has and none before it; *undrawn counts down. */
+/* Draws the rows of the cameras that an episode has and none before it, and subtracts them from *undrawn. */
 static hv_status draw_episode(const hv_survey *survey, size_t episode, bool *drawn, size_t *undrawn, hv_image *sheet) {
   const hv_episode_facts *facts = &survey->each[episode];
   const char *name = survey->episodes.items[episode];
@@ -71,7 +71,8 @@ static hv_status draw(const hv_survey *survey, hv_image *sheet) {
 
 hv_status hv_contact_sheet(const hv_survey *survey, const char *path) {
   int32_t rows = (int32_t)survey->facts.num_cameras;
-  if (rows == 0) return hv_error(HV_ERR_INPUT, "%s: has no camera to draw", hv_hdf5_path(survey->file));
+  if (rows == 0)
+    return hv_error(HV_ERR_INPUT, "%s: has no camera, so there is no picture to draw", hv_hdf5_path(survey->file));
   hv_image sheet = {0};
   hv_status status = HV_OK;
   HV_CHECK(hv_image_allocate(GAP + COLUMNS * (CELL + GAP), GAP + rows * (CELL + GAP), &sheet));

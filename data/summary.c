@@ -6,7 +6,7 @@
 
 #include "core/base/text.h"
 
-/* Warnings of episodes, each kind once with the number of episodes that it concerns. */
+/* Warnings about episodes, each text once, with the number of episodes that have it. */
 typedef struct tally {
   hv_string_list texts, first; /* the warning, the first episode that has it */
   size_t *counts;
@@ -42,14 +42,15 @@ static hv_status finish_tally(const tally *t, hv_string_list *out) {
   return HV_OK;
 }
 
-/* Cameras that an episode does not have as others do. */
+/* Warns of cameras that an episode lacks or has in another size. */
 static hv_status compare_cameras(const hv_survey *survey, const hv_episode_facts *facts, const char *episode,
                                  tally *warnings) {
   for (size_t i = 0; i < survey->facts.num_cameras; i++) {
     const hv_camera *expected = &survey->facts.cameras[i], *found = hv_episode_camera(facts, expected->name);
     if (found && found->width == expected->width && found->height == expected->height) continue;
     hv_text text = {0};
-    hv_text_add(&text, found ? "camera %s has another size than in the episodes before" : "camera %s is missing",
+    hv_text_add(&text,
+                found ? "camera %s has another size than in the first episode that has it" : "camera %s is missing",
                 expected->name);
     hv_status status =
         text.failed ? hv_error_memory("warnings") : add_to_tally(warnings, hv_text_string(&text), episode);
@@ -76,7 +77,7 @@ static hv_status add_episode(size_t index, hv_file_summary *out, tally *warnings
   out->frames += facts->frames;
   for (size_t i = 0; i < facts->warnings.count; i++) HV_TRY(add_to_tally(warnings, facts->warnings.items[i], episode));
   if (!facts->instruction) {
-    HV_TRY(add_to_tally(warnings, "no instruction: the run configuration must give one", episode));
+    HV_TRY(add_to_tally(warnings, "no instruction: set data.instruction in the run configuration", episode));
   } else if (!hv_string_list_contains(&out->instructions, facts->instruction)) {
     HV_TRY(hv_string_list_append(&out->instructions, facts->instruction));
   }
@@ -110,8 +111,8 @@ static hv_status warn_of_cameras(hv_file_summary *out) {
     if (all->cameras[i].chunk_frames < 2) continue;
     HV_TRY(hv_string_list_append_format(
         &out->warnings,
-        "camera %s is stored in chunks of %lld frames: a random frame costs the reading of all of them; rewrite "
-        "the file with one frame a chunk",
+        "camera %s is stored in chunks of %lld frames: to read one frame, all frames of its episode are read; rewrite "
+        "the file with one frame in each chunk",
         all->cameras[i].name, (long long)all->cameras[i].chunk_frames));
   }
   return HV_OK;

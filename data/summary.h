@@ -13,7 +13,7 @@ typedef struct hv_file_summary {
   hv_string_list warnings;
 } hv_file_summary;
 
-/* Checks everything except the pixels; the first problem is the error. */
+/* The first bad episode (hv_survey_episode with HV_SURVEY_STATE) is the error; what is unusual is a warning. */
 HV_NODISCARD hv_status hv_file_summarize(hv_hdf5 *file, hv_file_summary *out);
 void hv_file_summary_free(hv_file_summary *summary); /* leaves it empty */
 

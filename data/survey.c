@@ -28,7 +28,7 @@ static hv_status unite_all(hv_survey *survey) {
     hv_status status = survey->layout->describe(survey->file, survey->episodes.items[i], &survey->each[i]);
     if (!status) status = unite(&survey->each[i], &survey->facts);
     if (status && hv_status_code(status) == HV_ERR_MEMORY) return status;
-    hv_status_free(status); /* a bad episode is told of where it is looked at */
+    hv_status_free(status); /* hv_survey_episode reports a bad episode */
   }
   return HV_OK;
 }
@@ -54,21 +54,22 @@ void hv_survey_close(hv_survey *survey) {
   *survey = (hv_survey){0};
 }
 
-/* Its actions, and the signals that are the state, are as wide as others'. */
+/* Checks that actions and default state are as wide as in the other episodes. */
 static hv_status compare(const hv_survey *survey, const char *episode, const hv_episode_facts *facts) {
   const char *file = hv_hdf5_path(survey->file);
   if (facts->action_dim != survey->facts.action_dim) {
-    return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions, %d in the first episode", file, episode,
-                    facts->action_dim, survey->facts.action_dim);
+    return hv_error(HV_ERR_INPUT, "%s: %s: actions have %d dimensions; in the first episode they have %d", file,
+                    episode, facts->action_dim, survey->facts.action_dim);
   }
   for (size_t i = 0; i < survey->state.count; i++) {
     const char *name = survey->state.items[i];
     const hv_signal *found = hv_episode_signal(facts, name), *expected = hv_episode_signal(&survey->facts, name);
     if (!found) {
-      return hv_error(HV_ERR_INPUT, "%s: %s: %s of the state is missing; other episodes have it", file, episode, name);
+      return hv_error(HV_ERR_INPUT, "%s: %s: %s of the default state is missing; other episodes have it", file, episode,
+                      name);
     }
     if (found->width == expected->width) continue;
-    return hv_error(HV_ERR_INPUT, "%s: %s: %s has %d dimensions, %d in other episodes", file, episode, name,
+    return hv_error(HV_ERR_INPUT, "%s: %s: %s has %d dimensions; in other episodes it has %d", file, episode, name,
                     found->width, expected->width);
   }
   return HV_OK;
@@ -79,7 +80,7 @@ hv_status hv_survey_episode(hv_survey *survey, size_t episode, hv_survey_numbers
   const char *name = survey->episodes.items[episode];
   hv_episode_facts *facts = &survey->each[episode];
   *out = facts;
-  if (facts->frames == 0) HV_TRY(survey->layout->describe(survey->file, name, facts)); /* for what is wrong */
+  if (facts->frames == 0) HV_TRY(survey->layout->describe(survey->file, name, facts)); /* fails again, and says why */
   HV_TRY(compare(survey, name, facts));
   return hv_layout_check_numbers(survey->layout, survey->file, name, facts,
                                  numbers == HV_SURVEY_STATE ? &survey->state : NULL);

@@ -273,6 +273,9 @@ static void rows_without_checksum(hid_t file) {
 static void short_images_of_two(hid_t file) {
   put_raw_rows(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, false, 100);
 }
+static void images_of_two(hid_t file) {
+  put_raw_rows(file, IMAGE, H5T_NATIVE_UINT8, 4, (hsize_t[]){6, DEMO_HEIGHT, DEMO_WIDTH, 3}, false, 2 * DEMO_FRAME);
+}
 static void no_camera(hid_t file) {
   remove_object(file, IMAGE);
 }
@@ -556,6 +559,21 @@ static void every_bad_episode_is_listed(void **state) {
   json_decref(found);
 }
 
+/* A split that names no episode is a problem, and all episodes are sound. */
+static void a_bad_split_is_no_bad_episode(void **state) {
+  char arguments[512], *out, *errors;
+  const char *path = in_folder(*state, "small.hdf5");
+  write_demo_file(path);
+  hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+  mask_of_absent(file);
+  H5Fclose(file);
+  snprintf(arguments, sizeof arguments, "validate '%s'", path);
+  assert_int_equal(run_data(arguments, &out, &errors), 1);
+  if (!strstr(errors, "hvla-data: 1 problem found")) fail_msg("a bad split: %s", errors);
+  free(out);
+  free(errors);
+}
+
 /* What only the first episode lacks: the others have it, so the file has it. */
 static void the_first_episode_is_one_of_many(void **state) {
   const char *path = in_folder(*state, "small.hdf5"), *picture = in_folder(*state, "small.png");
@@ -563,6 +581,7 @@ static void the_first_episode_is_one_of_many(void **state) {
   write_demo_file(path);
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
   first_without_camera(file);
+  images_of_two(file);
   numeric_env_args(file);
   H5Fclose(file);
   snprintf(arguments, sizeof arguments, "inspect '%s' --json --picture '%s'", path, picture);
@@ -571,6 +590,7 @@ static void the_first_episode_is_one_of_many(void **state) {
   assert_string_equal(json_string_value(json_object_get(camera, "name")), "front_image");
   char *warnings = json_dumps(json_object_get(found, "warnings"), 0);
   assert_non_null(strstr(warnings, "demo_0: camera front_image is missing\""));
+  assert_non_null(strstr(warnings, "chunks of 2 frames: to read one frame, all frames of its episode are read"));
   assert_non_null(strstr(warnings, "env_args"));
   assert_null(strstr(warnings, "cannot train"));
   assert_true(hv_file_exists(picture));
@@ -657,6 +677,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(foreign_files_are_refused, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(random_damage_never_crashes, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(every_bad_episode_is_listed, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(a_bad_split_is_no_bad_episode, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(the_first_episode_is_one_of_many, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(names_of_any_bytes_are_told, make_folder, remove_folder),
       cmocka_unit_test(too_few_descriptors_are_told_as_such),
