@@ -7,7 +7,7 @@
 hv_status hv_infer_open_device(const char *name, int threads, hv_device **out) {
   enum { MOST_THREADS = 4096 };
   if (threads < 0 || threads > MOST_THREADS) {
-    return hv_error(HV_ERR_INPUT, "%d threads: 0 (as many as there are processors) to %d are possible", threads,
+    return hv_error(HV_ERR_INPUT, "threads is %d; 0 (as many as there are processors) to %d are possible", threads,
                     MOST_THREADS);
   }
   hv_device_options options = {.threads = threads};

@@ -36,7 +36,7 @@ hvla_options hvla_default_options(void) {
   return (hvla_options){.max_prompt = 512, .measure_algorithms = 1};
 }
 
-/* The model with its parameters, from the directory. */
+/* Opens the model and fills its parameters from the directory. */
 static hv_status load_parameters(hvla_model *model, hv_dtype dtype) {
   hv_status status;
   hv_model_directory directory = {0};
@@ -44,7 +44,7 @@ static hv_status load_parameters(hvla_model *model, hv_dtype dtype) {
   HV_CHECK(hv_model_directory_open(model->directory, &directory));
   model->config = directory.model.config;
   HV_CHECK(hv_model_open(&model->config, model->device, dtype, &model->model));
-  /* Before memory is asked for: a config.json of another model may ask for any amount. */
+  /* Before memory is allocated: the config.json of another model may ask for any amount. */
   HV_CHECK(hv_model_directory_check(&directory, hv_model_params(model->model)));
   HV_CHECK(hv_params_allocate(hv_model_params(model->model)));
   HV_CHECK(hv_stream_open(model->device, &stream));
@@ -59,7 +59,7 @@ static hv_status load_tokenizer(hvla_model *model) {
   hv_status status = HV_OK;
   char *path = hv_model_directory_tokenizer(model->directory);
   if (!path) return hv_error_memory("a path");
-  if (!hv_file_exists(path)) goto done; /* said when a prediction needs it */
+  if (!hv_file_exists(path)) goto done; /* reported when a prediction needs it */
   HV_CHECK(hv_tokenizer_open(path, &model->tokenizer));
   HV_CHECK(hv_prompt_check_tokenizer(model->tokenizer, &model->config, path));
 done:
@@ -93,7 +93,7 @@ static hv_status allocate_buffers(hvla_model *model) {
 }
 
 static hv_status load(hvla_model *model, const char *directory, const hvla_options *options) {
-  enum { MOST_TOKENS = 1 << 20 }; /* more than the longest instruction gives; positions are counted in 32 bits */
+  enum { MOST_TOKENS = 1 << 20 }; /* beyond any instruction; positions are 32-bit integers */
   hv_dtype dtype;
   if (!directory) return hv_error(HV_ERR_INPUT, "no model directory is given");
   if (options->max_prompt < 1 || options->max_prompt > MOST_TOKENS)
@@ -112,7 +112,8 @@ static hv_status load(hvla_model *model, const char *directory, const hvla_optio
 
 hvla_code hvla_load(const char *directory, const hvla_options *options, hvla_model **out, hvla_error *error) {
   hvla_options defaults = hvla_default_options();
-  if (!out) return hv_infer_report(hv_error(HV_ERR_INPUT, "no place for the model is given"), error);
+  if (!out)
+    return hv_infer_report(hv_error(HV_ERR_INPUT, "out is NULL; a pointer to an hvla_model * is expected"), error);
   *out = NULL;
   hvla_model *model = calloc(1, sizeof *model);
   hv_status status = model ? load(model, directory, options ? options : &defaults) : hv_error_memory("a model");

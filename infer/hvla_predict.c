@@ -69,8 +69,8 @@ static hv_status select_statistics(hvla_model *model, const char *key) {
   hv_text_add(&where, "%s/dataset_statistics.json", model->directory);
   hv_status status = hv_dataset_statistics_from_json(model->statistics, hv_text_string(&where), key, &scale);
   if (!status && scale.action.dims != config->action_dim) {
-    status = hv_error(HV_ERR_INPUT, "%s: %s: action has %d dimensions; the model gives %d", hv_text_string(&where),
-                      scale.key, scale.action.dims, config->action_dim);
+    status = hv_error(HV_ERR_INPUT, "%s: %s: action has %d dimensions; the model's actions have %d",
+                      hv_text_string(&where), scale.key, scale.action.dims, config->action_dim);
     hv_dataset_statistics_free(&scale);
   } else if (!status && config->state_dim && scale.proprio.dims != config->state_dim) {
     status = hv_error(HV_ERR_INPUT, "%s: %s: proprio has %d dimensions; the model takes a state of %d",
@@ -90,7 +90,7 @@ static hv_status read_state(hvla_model *model, const hvla_request *request) {
   if (request->state_dim != wanted)
     return hv_error(HV_ERR_INPUT,
                     wanted ? "the state has %zu values; the model takes %zu"
-                           : "the state has %zu values; the model takes no state (%zu)",
+                           : "the state has %zu values; the model takes %zu, as it has no state",
                     request->state_dim, wanted);
   if (!wanted) return HV_OK;
   for (size_t i = 0; i < wanted; i++)
@@ -103,7 +103,7 @@ static hv_status read_state(hvla_model *model, const hvla_request *request) {
 static hv_status read_instruction(hvla_model *model, const char *instruction) {
   if (!instruction) return hv_error(HV_ERR_INPUT, "no instruction is given");
   if (!model->tokenizer)
-    return hv_error(HV_ERR_INPUT, "%s/tokenizer.model is missing: without it an instruction cannot be read",
+    return hv_error(HV_ERR_INPUT, "%s/tokenizer.model is missing: without it an instruction cannot be tokenized",
                     model->directory);
   if (model->instruction && strcmp(model->instruction, instruction) == 0) return HV_OK;
   hv_token_list prompt = {0};
@@ -111,7 +111,7 @@ static hv_status read_instruction(hvla_model *model, const char *instruction) {
   hv_status status = HV_OK;
   char *copy = NULL;
   if (prompt.count > (size_t)model->max_prompt) {
-    status = hv_error(HV_ERR_INPUT, "the instruction makes a prompt of %zu tokens, more than the %d of max_prompt",
+    status = hv_error(HV_ERR_INPUT, "the prompt with the instruction in it has %zu tokens; max_prompt allows %d",
                       prompt.count, model->max_prompt);
   } else if (!(copy = strdup(instruction))) {
     status = hv_error_memory("an instruction");
@@ -140,7 +140,7 @@ static hv_status camera_error(const hv_config *config, const char *format, const
   return status;
 }
 
-/* The model's camera of this name; num_cameras: none. */
+/* The index of the camera with this name; num_cameras: there is none. */
 static int32_t find_camera(const hv_config *config, const char *name) {
   int32_t camera = 0;
   while (camera < config->num_cameras && strcmp(config->cameras[camera], name) != 0) camera++;
@@ -154,7 +154,8 @@ static hv_status match_cameras(const hv_config *config, const hvla_request *requ
     const char *name = image->camera ? image->camera : "(no name)";
     int32_t camera = find_camera(config, name);
     if (camera == config->num_cameras) return camera_error(config, "the model has no camera %s; it has: %s", name);
-    if (out[camera].camera) return camera_error(config, "two pictures are given for the camera %s of: %s", name);
+    if (out[camera].camera)
+      return camera_error(config, "two pictures are given for the camera %s; give one for each of: %s", name);
     out[camera] = *image;
   }
   hv_text missing = {0};
@@ -167,7 +168,7 @@ static hv_status match_cameras(const hv_config *config, const hvla_request *requ
   return status;
 }
 
-/* Resizes one camera's RGB picture into its place. */
+/* Resizes one camera's RGB picture into model->images. */
 static hv_status resize_frame(hvla_model *model, int32_t camera, int32_t width, int32_t height, const uint8_t *rgb) {
   const hv_config *config = &model->config;
   hvla_camera_input *input = &model->cameras[camera];
@@ -195,11 +196,11 @@ static hv_status read_image(hvla_model *model, int32_t camera, const hvla_image 
     return hv_error_context(status, "%s", source);
   }
   if (image->width < 1 || image->height < 1 || image->width > HV_IMAGE_MAX_SIDE || image->height > HV_IMAGE_MAX_SIDE)
-    return hv_error(HV_ERR_INPUT, "%s: a picture of %d × %d pixels; 1 … %d a side are possible", source, image->width,
-                    image->height, HV_IMAGE_MAX_SIDE);
+    return hv_error(HV_ERR_INPUT, "%s: the picture has %d × %d pixels; 1 to %d a side are possible", source,
+                    image->width, image->height, HV_IMAGE_MAX_SIDE);
   size_t bytes = (size_t)image->width * (size_t)image->height * 3;
   if (image->size && image->size != bytes)
-    return hv_error(HV_ERR_INPUT, "%s: %zu bytes for %d × %d pixels of RGB, which have %zu", source, image->size,
+    return hv_error(HV_ERR_INPUT, "%s: the picture has %zu bytes; RGB of %d × %d pixels has %zu", source, image->size,
                     image->width, image->height, bytes);
   return hv_error_context(resize_frame(model, camera, image->width, image->height, image->data), "%s", source);
 }
@@ -227,7 +228,7 @@ static hv_status to_robot(const hvla_model *model, const float *values, const ch
   return HV_OK;
 }
 
-/* The last step, for a chunk that was computed: heads are compared and put together while 1 is open and 0 closed. */
+/* Only after the ensemble, which needs grippers with 1 for open and 0 for closed. */
 static void restore_grippers(const hvla_model *model, double *actions) {
   int32_t dim = model->config.action_dim;
   for (int32_t h = 0; h < model->config.action_chunk; h++) hv_restore_gripper(&model->scale, actions + h * dim);
@@ -299,7 +300,7 @@ static hv_status predict(hvla_model *model, const hvla_request *request, hvla_re
   return HV_OK;
 }
 
-/* Slips that would end a robot's program. */
+/* Mistakes that would crash the robot's program. */
 static hv_status check_given(const hvla_model *model, const hvla_request *request) {
   if (!model) return hv_error(HV_ERR_INPUT, "no model is given");
   if (!request) return hv_error(HV_ERR_INPUT, "no request is given");
@@ -311,7 +312,8 @@ static hv_status check_given(const hvla_model *model, const hvla_request *reques
 }
 
 hvla_code hvla_predict(hvla_model *model, const hvla_request *request, hvla_result *result, hvla_error *error) {
-  if (!result) return hv_infer_report(hv_error(HV_ERR_INPUT, "no place for the result is given"), error);
+  if (!result)
+    return hv_infer_report(hv_error(HV_ERR_INPUT, "result is NULL; a pointer to an hvla_result is expected"), error);
   *result = (hvla_result){0};
   hv_status status = check_given(model, request);
   if (!status) status = predict(model, request, result);
