@@ -21,7 +21,7 @@ typedef struct loading {
   hv_string_list files;
   double bytes;
   double *load, *read, *touch; /* seconds, [repeat] */
-  double still_cached;         /* the largest share of the files that stayed in the cache when they were dropped */
+  double still_cached;         /* the largest share of a file that stayed in the cache although it was dropped */
 } loading;
 
 /* The files that hold tensors. */
@@ -52,10 +52,10 @@ static double cached_share(const hv_mapping *file) {
 
 static hv_status drop_file(loading *self, const char *path) {
   hv_mapping mapping;
-  HV_TRY(hv_sync_file(path)); /* pages that wait to be written stay */
+  HV_TRY(hv_sync_file(path)); /* unwritten pages would stay in the cache */
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return hv_error_errno(errno, "cannot open %s", path);
-  (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* advice: what it did is looked at below */
+  (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* only advice: its effect is measured below */
   close(fd);
   HV_TRY(hv_map_file(path, &mapping));
   double share = cached_share(&mapping);
@@ -110,14 +110,14 @@ static hv_status time_load(loading *self, double *seconds) {
   return HV_OK;
 }
 
-/* Uses as much fresh memory as the files hold, a byte a page. Where the host of a virtual machine takes unused memory
- * back, whoever uses it next waits for it longer than for the disk: so it happens here and is timed apart, and the load
- * behind it finds memory that is there. */
+/* Touches as much fresh memory as the files hold, a byte in each page. A virtual machine's host may have taken unused
+ * memory back, and then its next use takes longer than reading the disk does. Timed separately and before the load, so
+ * that the load does not wait for it. */
 static hv_status time_touch(loading *self, double *seconds) {
   size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)self->bytes;
   volatile char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return hv_error_errno(errno, "cannot get %zu bytes of memory", bytes);
-  (void)madvise((void *)memory, bytes, MADV_HUGEPAGE); /* as the CPU device asks for its memory */
+  (void)madvise((void *)memory, bytes, MADV_HUGEPAGE); /* as the CPU device does for its memory */
   double start = hv_clock_seconds();
   for (size_t at = 0; at < bytes; at += page) memory[at] = 1;
   *seconds = hv_clock_seconds() - start;
@@ -155,7 +155,8 @@ static hv_status report(loading *self, hv_text *out) {
                 read_s, 1e-9 * self->bytes / read_s, 100 * read_s / load_s, 100 * best);
     hv_text_add(out, "  fresh memory     %.3f s for the first use of as many bytes, before the load\n", touch_s);
     if (self->still_cached > 0.01)
-      hv_text_add(out, "  up to %.0f %% of the files stayed in the system's cache: these are no rates of the disk\n",
+      hv_text_add(out,
+                  "  up to %.0f %% of a file stayed in the system's cache: the rates above are not those of the disk\n",
                   100 * self->still_cached);
   }
   json_decref(object);

@@ -1,4 +1,4 @@
-/* hvla-infer bench: how long a prediction takes, and how much of that the machine needs at its best. */
+/* hvla-infer bench: how long a prediction takes, and how close that is to the best that the machine can do. */
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,12 +31,12 @@ static const hv_option options[] = {
      .offset = offsetof(bench_options, config),
      .fallback = "null",
      .unit = "FILE",
-     .doc = "A run configuration; the model under its key `model` is measured. Needs --random-weights."},
+     .doc = "A run configuration, whose model (the key `model`) is measured. Needs --random-weights."},
     {.key = "random-weights",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(bench_options, random_weights),
      .fallback = "false",
-     .doc = "Random values for the weights: the time is the same."},
+     .doc = "Fill the weights with random values; the time does not depend on them."},
     {.key = "model",
      .type = HV_OPTION_PATH,
      .offset = offsetof(bench_options, model),
@@ -47,8 +47,8 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(bench_options, load),
      .fallback = "false",
-     .doc = "Measure loading --model instead of predicting: beside a plain sequential read of the same files, both "
-            "with the files dropped from the system's cache first."},
+     .doc = "Measure how long loading --model takes, not predictions, and compare it with a plain sequential read of "
+            "the same files. Before each, the files are dropped from the system's cache."},
     HV_MODE_OPTION(bench_options, "Which heads run; auto: all that the model has."),
     HV_SAMPLER_OPTION(bench_options),
     HV_DDIM_STEPS_OPTION(bench_options),
@@ -60,7 +60,7 @@ static const hv_option options[] = {
      .min = 1,
      .max = 65536,
      .unit = "N",
-     .doc = "Tokens of the prompt behind <s>."},
+     .doc = "Number of tokens of the prompt after <s>."},
     {.key = "repeat",
      .type = HV_OPTION_INT,
      .offset = offsetof(bench_options, repeat),
@@ -73,8 +73,8 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(bench_options, no_measuring),
      .fallback = "false",
-     .doc = "Multiply by the algorithms that a card's library supposes to be the fastest, not by those that are found "
-            "to be so in the first prediction."},
+     .doc = "On a card, use the matrix-product algorithms that its library ranks first, instead of measuring in the "
+            "first prediction which are the fastest."},
     HV_DEVICE_OPTION(bench_options),
     HV_DTYPE_OPTION(bench_options),
     HV_THREADS_OPTION(bench_options),
@@ -82,7 +82,7 @@ static const hv_option options[] = {
 };
 
 enum { VISION, PREFILL, DENOISE, DECODE, STAGES, WARM_UP = 2, SEED = 1 };
-static const double PATIENCE = 0.5; /* seconds for the largest product that is measured */
+static const double PATIENCE = 0.5; /* seconds that the largest measured product may take */
 static const char *const stage_names[STAGES] = {"vision", "prefill", "denoise", "decode"};
 
 typedef struct bench {
@@ -97,10 +97,10 @@ typedef struct bench {
   float *state;
   double *ms, *stages[STAGES]; /* [repeat] */
   double bytes, flops, product_rate, read_rate, light_seconds;
-  size_t memory; /* of the device, at most while predictions run */
+  size_t memory; /* the device's peak while predictions run */
 } bench;
 
-/* Fills in the parameters: a model directory's, or random ones. */
+/* Opens the model with the parameters of a model directory, or with random ones. */
 static hv_status load_model(bench *self, hv_stream *stream) {
   hv_status status;
   hv_model_directory directory = {0};
@@ -122,7 +122,7 @@ static hv_status load_model(bench *self, hv_stream *stream) {
     self->config = model.config;
   }
   HV_CHECK(hv_model_open(&self->config, self->device, self->dtype, &self->model));
-  /* Before memory is asked for: a config.json of another model may ask for any amount. */
+  /* Before memory is allocated: the config.json of another model may ask for any amount. */
   if (self->given->model) HV_CHECK(hv_model_directory_check(&directory, hv_model_params(self->model)));
   HV_CHECK(hv_params_allocate(hv_model_params(self->model)));
   if (self->given->model) {
@@ -138,7 +138,7 @@ done:
   return status;
 }
 
-/* A picture of stripes, words from the front of the vocabulary, a state of zeros: values do not change the time. */
+/* Synthetic pictures, the first tokens of the vocabulary, a state of zeros: the time does not depend on values. */
 static hv_status make_observation(bench *self, hv_observation *out) {
   const hv_config *config = &self->config;
   size_t side = (size_t)config->vision[0].image_size, pixels = (size_t)config->num_cameras * side * side * 3;
@@ -171,7 +171,7 @@ static void choose_policy(bench *self) {
   if (given->ar_condition != HVLA_AR_DEFAULT) policy->ar_condition = (hv_ar_condition)(given->ar_condition - 1);
 }
 
-/* Times `repeat` predictions, as a whole or by stages. */
+/* Times `repeat` predictions; `timing`: their stages instead of the whole. */
 static hv_status time_predictions(bench *self, const hv_observation *observation, bool timing) {
   hv_policy *policy;
   hv_policy_options policy_options = self->policy_options;
@@ -195,7 +195,8 @@ done:
   return status;
 }
 
-/* The time that the necessary work takes at the measured rates: for each step the longer of reading and computing. */
+/* The time that the necessary work takes at the measured rates: for vision and each pass the longer of reading the
+ * weights and computing. */
 static hv_status measure_light(bench *self) {
   const hv_llm_config *llm = &self->config.llm;
   hv_policy *policy;
@@ -257,14 +258,14 @@ static hv_status run(bench *self, hv_stream **stream, hv_text *out) {
   hv_observation observation;
   size_t repeat = (size_t)given->repeat;
   if (!given->config == !given->model)
-    return hv_error(HV_ERR_INPUT, "a model is needed: --config FILE --random-weights, or --model DIR");
+    return hv_error(HV_ERR_INPUT, "give one model to measure: --config FILE --random-weights, or --model DIR");
   if (given->config && !given->random_weights)
     return hv_error(HV_ERR_INPUT,
-                    "--config %s: a configuration has no weights; add --random-weights, or measure a "
+                    "--config %s: a configuration has no weights; add --random-weights, or give a "
                     "model directory with --model DIR",
                     given->config);
   if (given->model && given->random_weights)
-    return hv_error(HV_ERR_INPUT, "--random-weights goes with --config; --model %s has its own", given->model);
+    return hv_error(HV_ERR_INPUT, "--random-weights needs --config; --model %s has weights of its own", given->model);
   self->ms = calloc(repeat, sizeof *self->ms);
   if (!self->ms) return hv_error_memory("the measured times");
   for (int s = 0; s < STAGES; s++) {
@@ -289,7 +290,8 @@ static hv_status work(const void *values, hv_command_result *result) {
   const bench_options *given = values;
   hv_text *out = &result->text;
   if (given->load) {
-    if (!given->model) return hv_error(HV_ERR_INPUT, "--load measures how a model is loaded: --model DIR is needed");
+    if (!given->model)
+      return hv_error(HV_ERR_INPUT, "--load needs --model DIR, the model directory whose loading is measured");
     return hv_bench_load(&(hv_bench_load_options){.model = given->model,
                                                   .device = given->device,
                                                   .dtype = hv_dtype_choices[given->dtype],
@@ -314,15 +316,17 @@ static hv_status work(const void *values, hv_command_result *result) {
 
 const hv_command hv_command_bench = {
     .name = "bench",
-    .summary = "how long a prediction takes, by stages, and how near that is to the machine's best",
-    .help = "\"Speed of light\" is the time that reading the weights and multiplying would take at the rates measured\n"
-            "in the same run, over the time that a prediction takes: 1 is the end of what this machine can do.\n"
-            "Stages: image encoders; the pass over the prefix, which holds the first step of each head; later\n"
-            "denoising steps, with token steps beside them; the token steps that are left.\n"
-            "\n"
-            "  hvla-infer bench --config configs/bench-cpu.yaml --random-weights\n"
-            "  hvla-infer bench --model runs/lift/model --mode diffusion --json\n"
-            "  hvla-infer bench --model runs/lift/model --load --repeat 5\n",
+    .summary = "how long a prediction takes, by stages, and how close that is to the machine's best",
+    .help =
+        "\"Speed of light\" is the least time that a prediction needs on this machine, over the time that it takes:\n"
+        "1 is the best possible. The least time is, for the image encoders and for each pass, the longer of\n"
+        "reading the weights and multiplying by them, at the rates measured in the same run.\n"
+        "Stages: vision: image encoders; prefill: the pass over the prefix and the first step of each head;\n"
+        "denoise: later passes that denoise, which may decode tokens too; decode: passes that only decode.\n"
+        "\n"
+        "  hvla-infer bench --config configs/bench-cpu.yaml --random-weights\n"
+        "  hvla-infer bench --model runs/lift/model --mode diffusion --json\n"
+        "  hvla-infer bench --model runs/lift/model --load --repeat 5\n",
     .options = options,
     .num_options = sizeof options / sizeof *options,
     .values_size = sizeof(bench_options),

@@ -45,16 +45,16 @@ static const hv_option options[] = {
      .offset = offsetof(predict_options, state),
      .fallback = "null",
      .unit = "V1,V2,...",
-     .doc = "The robot's state in its own units. Not for a model without state."},
+     .doc = "The robot's state, in its own units. Leave it out for a model without state."},
     {.key = "unnorm-key",
      .type = HV_OPTION_STRING,
      .offset = offsetof(predict_options, unnorm_key),
      .fallback = "null",
      .unit = "KEY",
-     .doc = "The data set whose statistics scale state and action. May be left out where the model has just one."},
-    HV_MODE_OPTION(predict_options, "Which head acts. ensemble: the mean of both where the tokens' mean confidence is "
-                                    "above theta, else the diffusion head. auto: ensemble, or the only head that the "
-                                    "model has."),
+     .doc = "The data set whose statistics scale state and action. Not needed if the model has only one."},
+    HV_MODE_OPTION(predict_options, "Which head acts. ensemble: the mean of both if the tokens' mean confidence is "
+                                    "above --theta, else the diffusion head. auto: ensemble, or the only head that "
+                                    "the model has."),
     HV_SAMPLER_OPTION(predict_options),
     HV_DDIM_STEPS_OPTION(predict_options),
     {.key = "theta",
@@ -62,7 +62,7 @@ static const hv_option options[] = {
      .offset = offsetof(predict_options, theta),
      .fallback = "0.96",
      .unit = "C",
-     .doc = "The ensemble's threshold."},
+     .doc = "Threshold of the mode ensemble, for the mean probability of the action tokens."},
     HV_AR_CONDITION_OPTION(predict_options),
     {.key = "seed",
      .type = HV_OPTION_INT,
@@ -70,14 +70,15 @@ static const hv_option options[] = {
      .fallback = "0",
      .max = 9e15,
      .unit = "N",
-     .doc = "Of the random draws; the same seed gives the same action."},
+     .doc = "Seed of the random draws; the same seed gives the same action."},
     {.key = "noise",
      .type = HV_OPTION_PATH,
      .offset = offsetof(predict_options, noise),
      .fallback = "null",
      .unit = "FILE",
-     .doc = "Draws in a safetensors file instead: noise F32 [H, A], ar_noise F32 [H, A], ar_timestep I32 [1], "
-            "step_noise F32 [T, H, A]. What it lacks is drawn from the seed."},
+     .doc = "Read the random draws from this safetensors file: noise F32 [H, A], ar_noise F32 [H, A], ar_timestep I32 "
+            "[1], step_noise F32 [T, H, A] (H action steps, A action dimensions, T diffusion steps). Those that it "
+            "lacks are drawn from the seed."},
     HV_DEVICE_OPTION(predict_options),
     HV_DTYPE_OPTION(predict_options),
     HV_THREADS_OPTION(predict_options),
@@ -88,7 +89,7 @@ static const hv_option options[] = {
      .min = 1,
      .max = 65536,
      .unit = "N",
-     .doc = "Room for this many tokens of instruction and prompt."},
+     .doc = "Maximum number of tokens of the prompt with the instruction in it."},
     HV_JSON_OPTION(predict_options),
 };
 
@@ -97,7 +98,7 @@ const char *const hv_sampler_choices[] = {"ddim", "ddpm", NULL};
 const char *const hv_ar_condition_choices[] = {"auto", "noise", "random", "denoised", NULL};
 const char *const hv_dtype_choices[] = {"auto", "fp32", "bf16", NULL};
 
-/* What one call of the command owns. */
+/* Everything that the command allocates. */
 typedef struct inputs {
   hv_mapping *files; /* [images] */
   char **cameras;    /* [images] */
@@ -125,7 +126,7 @@ static void inputs_free(inputs *in) {
   hvla_free(in->model);
 }
 
-/* The library's error as a status of the project's own. */
+/* Turns the library's error into an hv_status. */
 static hv_status from_library(const inputs *in, hvla_code code) {
   return code ? hv_error((hv_code)code, "%s", in->error.message) : HV_OK;
 }
@@ -138,7 +139,7 @@ static hv_status read_images(const hv_string_list *list, inputs *in) {
   for (size_t i = 0; i < list->count; i++) {
     const char *text = list->items[i], *equals = strchr(text, '=');
     if (!equals || equals == text || !equals[1])
-      return hv_error(HV_ERR_INPUT, "--image %s: a camera and a file are expected: --image front=picture.png", text);
+      return hv_error(HV_ERR_INPUT, "--image %s: CAMERA=FILE is expected, such as --image front=picture.png", text);
     in->cameras[i] = strndup(text, (size_t)(equals - text));
     if (!in->cameras[i]) return hv_error_memory("the pictures");
     in->count = i + 1;
@@ -163,15 +164,17 @@ static hv_status read_state(const char *text, inputs *in, size_t *count) {
     bool read = end != at && isfinite(in->state[i]);
     end += strspn(end, " \t");
     if (!read || *end != (i + 1 < values ? ',' : '\0'))
-      return hv_error(HV_ERR_INPUT, "--state \"%s\": value %zu is no number; numbers with commas between are expected",
-                      text, i);
+      return hv_error(
+          HV_ERR_INPUT,
+          "--state \"%s\": value %zu is no number (the first is value 0); numbers separated by commas are expected",
+          text, i);
     at = end + 1;
   }
   *count = values;
   return HV_OK;
 }
 
-/* A draw of the file as floats on the heap; *out stays NULL where the file lacks it. */
+/* A draw of the file as floats on the heap; *out stays NULL if the file lacks it. */
 static hv_status read_draw(const hv_safetensors *file, const char *name, int rank, const int64_t *shape, float **out) {
   const hv_file_tensor *tensor = hv_safetensors_find(file, name);
   if (!tensor) return HV_OK;
@@ -202,15 +205,14 @@ static hv_status read_timestep(const hv_safetensors *file, inputs *in, hvla_requ
   return HV_OK;
 }
 
-/* A name that nothing reads may be a slip, and what was meant is drawn from the seed then. */
+/* An unknown name is probably misspelt; the draw that was meant then comes from the seed. */
 static void warn_of_others(const hv_safetensors *file, const char *path) {
   static const char *const known[] = {"noise", "ar_noise", "ar_timestep", "step_noise"};
   for (int32_t i = 0; i < hv_safetensors_count(file); i++) {
     const char *name = hv_safetensors_get(file, i)->name;
     bool read = false;
     for (size_t k = 0; k < sizeof known / sizeof *known && !read; k++) read = strcmp(name, known[k]) == 0;
-    if (!read)
-      hv_log_warning("%s: %s is none of noise, ar_noise, ar_timestep, step_noise, and is not read", path, name);
+    if (!read) hv_log_warning("%s: %s is none of noise, ar_noise, ar_timestep, step_noise: it is ignored", path, name);
   }
 }
 
@@ -234,7 +236,7 @@ done:
   return status;
 }
 
-/* [[…] …], [chunk][dim], from doubles or floats. */
+/* [chunk][dim] as nested arrays; `wide`: of doubles, else of floats. */
 static json_t *matrix(const hvla_result *result, const void *values, bool wide) {
   json_t *rows = json_array();
   for (int h = 0; h < result->action_chunk; h++) {
@@ -296,7 +298,7 @@ static void print_table(const hvla_result *result, const predict_options *given,
                   result->confidences[i]);
     hv_text_add(out, "\n");
   }
-  hv_text_add(out, "\nin the robot's units; one row an action step");
+  hv_text_add(out, "\nin the robot's units, one row for each action step");
   if (result->diffusion && result->autoregressive && given->mode <= HVLA_MODE_ENSEMBLE) {
     bool mean = result->used == HVLA_MODE_ENSEMBLE;
     hv_text_add(out, "; the action is %s, as the mean confidence %.4f is %s theta %g",
@@ -305,8 +307,8 @@ static void print_table(const hvla_result *result, const predict_options *given,
   }
   double parts = result->input_ms + result->vision_ms + result->prefill_ms + result->denoise_ms + result->decode_ms;
   hv_text_add(out,
-              "\n%.1f ms: making ready %.1f, pictures and words %.1f, image encoders %.1f, prefill with first steps "
-              "%.1f, denoising %.1f, token steps %.1f\n",
+              "\n%.1f ms: set-up %.1f, preparing inputs %.1f, image encoders %.1f, prefill with first steps %.1f, "
+              "denoising %.1f, decoding tokens %.1f\n",
               result->total_ms, result->total_ms - parts, result->input_ms, result->vision_ms, result->prefill_ms,
               result->denoise_ms, result->decode_ms);
 }
@@ -352,9 +354,9 @@ static hv_status work(const void *values, hv_command_result *result) {
 const hv_command hv_command_predict = {
     .name = "predict",
     .summary = "one action from pictures, an instruction and the robot's state",
-    .help = "Prints the action in the robot's own units, one row for each action step, and beside it what each head\n"
-            "says. Cameras and their names, the width of the state and the keys of the statistics are the model's;\n"
-            "what does not fit is refused with a message that lists them. Exit code 0, or 2 for wrong input.\n"
+    .help = "Prints the action in the robot's own units, one row for each action step, and the action of each head.\n"
+            "The model fixes the names of the cameras, the width of the state and the keys of the statistics; input\n"
+            "that does not fit is refused with a message that lists them. Exit code 0, or 2 for an error.\n"
             "\n"
             "  hvla-infer predict --model runs/lift/model --image front=front.png \\\n"
             "    --instruction \"lift the cube\" --state 0.1,0.2,0.9,0,0,0,1,0.02,-0.02\n"

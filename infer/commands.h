@@ -22,8 +22,8 @@ extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const 
   {                                                                                                                    \
     .key = "sampler", .type = HV_OPTION_ENUM, .offset = offsetof(type_, sampler), .fallback = "ddim",                  \
     .choices = hv_sampler_choices,                                                                                     \
-    .doc = "How the diffusion head denoises: ddim in --ddim-steps steps without new noise, or ddpm through all "       \
-           "steps of the schedule."                                                                                    \
+    .doc = "How the diffusion head denoises: ddim takes --ddim-steps steps without new noise, ddpm every step of "     \
+           "the schedule."                                                                                             \
   }
 #define HV_DDIM_STEPS_OPTION(type_)                                                                                    \
   {                                                                                                                    \
@@ -34,24 +34,24 @@ extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const 
   {                                                                                                                    \
     .key = "ar-condition", .type = HV_OPTION_ENUM, .offset = offsetof(type_, ar_condition), .fallback = "auto",        \
     .choices = hv_ar_condition_choices,                                                                                \
-    .doc = "What action tokens attend to besides pictures, words and state: pure noise (auto), noise at a random "     \
-           "timestep, or the denoised action (then the diffusion head always runs first)."                             \
+    .doc = "What action tokens attend to besides pictures, instruction and state: pure noise (auto), noise at a "      \
+           "random timestep, or the denoised action (for which the diffusion head always runs first)."                 \
   }
 #define HV_DEVICE_OPTION(type_)                                                                                        \
   {                                                                                                                    \
     .key = "device", .type = HV_OPTION_STRING, .offset = offsetof(type_, device), .fallback = "cpu", .unit = "NAME",   \
-    .doc = "Where the model runs: cpu, or a device module (cuda)."                                                     \
+    .doc = "The device that runs the model: cpu, or a device module (cuda)."                                           \
   }
 #define HV_DTYPE_OPTION(type_)                                                                                         \
   {                                                                                                                    \
     .key = "dtype", .type = HV_OPTION_ENUM, .offset = offsetof(type_, dtype), .fallback = "auto",                      \
     .choices = hv_dtype_choices, .elsewhere = HV_FP16_IS,                                                              \
-    .doc = "What weights and activations are stored in; auto: fp32 on the CPU, bf16 elsewhere."                        \
+    .doc = "The dtype of weights and activations; auto: fp32 on the CPU, bf16 elsewhere."                              \
   }
 #define HV_THREADS_OPTION(type_)                                                                                       \
   {                                                                                                                    \
     .key = "threads", .type = HV_OPTION_INT, .offset = offsetof(type_, threads), .fallback = "0", .max = 4096,         \
-    .unit = "N", .doc = "Threads of the CPU; 0: as many as there are processors."                                      \
+    .unit = "N", .doc = "Number of CPU threads; 0: as many as there are processors."                                   \
   }
 
 #endif
