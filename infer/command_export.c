@@ -1,4 +1,4 @@
-/* hvla-infer export: a model as others take it. */
+/* hvla-infer export: a model in a form for other people and programs. */
 #include <errno.h>
 #include <libgen.h>
 #include <stddef.h>
@@ -22,7 +22,7 @@ typedef struct export_options {
   int32_t format, dtype; /* indices into format_choices, dtype_choices */
   int64_t shard_size;
   bool verify;
-  char *device; /* that verification predicts on */
+  char *device; /* on which verification predicts */
   int64_t threads;
 } export_options;
 
@@ -38,7 +38,7 @@ static const hv_option options[] = {
      .type = HV_OPTION_PATH,
      .offset = offsetof(export_options, out),
      .unit = "DIR",
-     .doc = "Where the export goes: a new or an empty directory."},
+     .doc = "The directory to write, which must be new or empty."},
     {.key = "format",
      .type = HV_OPTION_ENUM,
      .offset = offsetof(export_options, format),
@@ -52,7 +52,7 @@ static const hv_option options[] = {
      .offset = offsetof(export_options, dtype),
      .fallback = "auto",
      .choices = dtype_choices,
-     .doc = "What floating-point tensors are written in, rounded to nearest even; auto: as they are stored."},
+     .doc = "The dtype of floating-point tensors in the export, rounded to nearest even; auto: as they are stored."},
     {.key = "shard-size",
      .type = HV_OPTION_INT,
      .offset = offsetof(export_options, shard_size),
@@ -60,21 +60,21 @@ static const hv_option options[] = {
      .min = 1,
      .max = 9e15,
      .unit = "BYTES",
-     .doc = "More tensors than this are spread over several files, with Hugging Face's index. Of the format "
-            "safetensors."},
+     .doc = "If the tensors take more bytes than this, they are split over several files, with Hugging Face's index. "
+            "Only with --format safetensors."},
     {.key = "verify",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(export_options, verify),
      .fallback = "false",
      .doc =
-         "Read the export back and compare every tensor; of the format safetensors also what both models predict for "
-         "made-up observations in every mode that the model has."},
+         "Read the export back and compare every tensor with the source. With --format safetensors also compare what "
+         "both models predict from synthetic observations, in every mode that the model has."},
     {.key = "device",
      .type = HV_OPTION_STRING,
      .offset = offsetof(export_options, device),
      .fallback = "cpu",
      .unit = "NAME",
-     .doc = "Where --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
+     .doc = "The device on which --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
     HV_THREADS_OPTION(export_options),
 };
 
@@ -82,12 +82,12 @@ enum { PUBLIC_PT = 1 }; /* of format_choices */
 
 static const hv_dtype dtypes[] = {HV_F32, HV_F32, HV_BF16, HV_F16};
 
-/* `path` with every link resolved, of which only the last parts may be absent; on the heap. */
+/* The absolute path, with links resolved; parts at its end may not exist yet. On the heap. */
 static hv_status resolve(const char *path, char **out) {
   hv_status status = HV_OK;
   char *above = NULL, *parent = NULL, *whole = realpath(path, NULL);
   *out = NULL;
-  if (!whole && errno == ENOENT && strcmp(path, ".") != 0) { /* a working directory that was removed is not there */
+  if (!whole && errno == ENOENT && strcmp(path, ".") != 0) { /* "." is missing if the working directory was removed */
     above = strdup(path);
     char *copy = strdup(path);
     if (!above || !copy) {
@@ -105,7 +105,7 @@ static hv_status resolve(const char *path, char **out) {
   return status;
 }
 
-/* An export never takes the place of anything. */
+/* An export never overwrites anything. */
 static hv_status check_empty(const char *path) {
   struct stat info;
   bool empty;
@@ -132,7 +132,7 @@ done:
 
 static hv_status check_format(const export_options *given) {
   if (given->format != PUBLIC_PT || given->shard_size == strtoll(SHARD_SIZE, NULL, 10)) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "--shard-size is of the format safetensors: public-pt is one .pt file");
+  return hv_error(HV_ERR_INPUT, "--shard-size works only with --format safetensors: public-pt is one .pt file");
 }
 
 static void count_bytes(void *progress, size_t bytes) {
@@ -167,7 +167,9 @@ static void report(const export_options *given, const hv_export_source *source, 
               1e-6 * hv_export_bytes(tensors, to), to ? hv_dtype_name(*to) : "in the dtypes they are stored in");
   hv_text_add(out, "%s", hv_text_string(&source->run.doubts));
   if (!source->run.config)
-    hv_text_add(out, "no run directory lies beside the model: README.md cannot tell how it was trained\n");
+    hv_text_add(
+        out, "the model lies in no run directory with a usable config.yaml: README.md does not say how it was trained, "
+             "unless the model's own README.md does\n");
 }
 
 static hv_status verify_directory(const export_options *given, const hv_export_source *source, const hv_dtype *to,
@@ -190,7 +192,7 @@ static hv_status verify_directory(const export_options *given, const hv_export_s
 }
 
 static hv_status verification_failed(const export_options *given, hv_status status) {
-  return hv_error_context(status, "verification failed, and %s stays for you to look at", given->out);
+  return hv_error_context(status, "verification failed (%s is kept for inspection)", given->out);
 }
 
 static hv_status export_directory(const export_options *given, const hv_export_source *source, const hv_dtype *to,
@@ -206,7 +208,7 @@ static hv_status verify_public(const export_options *given, const hv_public_chec
   hv_byte_progress progress = hv_byte_progress_make("verifying", bytes);
   hv_status status = hv_verify_as_no(hv_public_checkpoint_verify(checkpoint, given->out, count_bytes, &progress));
   hv_byte_progress_clear(&progress);
-  if (!status) hv_text_add(out, "verified: every tensor that was written is equal to the bit to the source's\n");
+  if (!status) hv_text_add(out, "verified: every tensor equals the source's, in the dtype of the export, to the bit\n");
   return verification_failed(given, status);
 }
 
@@ -223,7 +225,7 @@ static hv_status export_public(const export_options *given, const hv_export_sour
     report(given, source, to, out);
     if (*obstacles) hv_text_add(out, "not loadable by the public code:\n%s", obstacles);
     if (strstr(given->out, "openvla"))
-      hv_text_add(out, "the public code takes a path with \"openvla\" in it for another format: rename %s\n",
+      hv_text_add(out, "the public code expects another format in a path that contains \"openvla\": rename %s\n",
                   given->out);
     if (given->verify) status = verify_public(given, checkpoint, bytes, out);
   }
@@ -249,15 +251,17 @@ done:
 
 const hv_command hv_command_export = {
     .name = "export",
-    .summary = "a model for others: another dtype, files of a given size, a card that tells how it was trained",
+    .summary = "writes a model to pass on: in another dtype or format, in several files, with a model card",
     .help =
         "Writes a directory that hvla-infer, hvla-train and Hugging Face's loaders read: config.json, the tensors,\n"
-        "tokenizer, statistics, and README.md, the card. What the card tells of training comes from the run\n"
-        "directory that holds the model (config.yaml, metrics.jsonl); where there is none, it says so. The export\n"
-        "is complete or absent, needs no more memory than a few tensors, and takes the place of nothing: an empty\n"
-        "directory, which may be a mounted disk, is filled. Exit code 0, 1 where --verify finds a difference, or\n"
-        "2 for wrong input: parts that are missing, a value too large for fp16. Predictions must be equal to the\n"
-        "bit, unless the dtype loses digits: then they may differ by as much as the output says.\n"
+        "tokenizer, statistics, and README.md, the model card. The card's facts about training come from the run\n"
+        "directory that holds the model (config.yaml, metrics.jsonl); without one, the card says so or keeps what\n"
+        "the model's own card says. The export is complete or absent and overwrites nothing: --out must be new, or\n"
+        "an empty directory, such as a mounted disk. Without --verify it needs a few megabytes of memory.\n"
+        "\n"
+        "--verify: predictions must be equal to the bit, unless the dtype loses precision: then they may differ by\n"
+        "as much as the output says. Exit code 0; 1 if --verify finds a difference; 2 for any other error, such as\n"
+        "a missing file or a value too large for fp16.\n"
         "\n"
         "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16 --verify\n"
         "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n"

@@ -11,7 +11,7 @@
 
 enum { CARD_LIMIT = 16 << 20 /* bytes */ };
 
-/* A tensor that cannot be read could not be copied whole. */
+/* Refuses tensors of unknown dtypes: the export would lack them. */
 static hv_status check_dtypes(const hv_safetensors *tensors) {
   hv_text unknown = {0};
   int count = 0;
@@ -28,7 +28,7 @@ static hv_status check_dtypes(const hv_safetensors *tensors) {
   return status;
 }
 
-/* Every parameter that config.json asks for is there. */
+/* Checks that every parameter that config.json asks for is there. */
 static hv_status check_parameters(const hv_model_directory *directory) {
   hv_device *device;
   hv_model *model = NULL;
@@ -51,7 +51,7 @@ static hv_status read_parts(const char *model, hv_export_source *out) {
   HV_CHECK(check_dtypes(out->directory.tensors));
   HV_CHECK(check_parameters(&out->directory));
   if (!hv_file_exists(out->tokenizer_path)) {
-    status = hv_error(HV_ERR_INPUT, "%s is missing: without its tokenizer a model cannot be used", out->tokenizer_path);
+    status = hv_error(HV_ERR_INPUT, "%s is missing: a model cannot be used without its tokenizer", out->tokenizer_path);
     goto done;
   }
   HV_CHECK(hv_json_load(statistics, &out->statistics));

@@ -5,7 +5,7 @@
 
 #include "core/base/build_commit.h"
 
-/* From here to the end, a card tells of training: what an export of an export keeps. */
+/* The rest of a card, from this heading on, is about training; an export of an export keeps it. */
 static const char training_heading[] = "\n## Training\n";
 
 static void add_model(const hv_model_card *card, hv_text *out) {
@@ -15,18 +15,18 @@ static void add_model(const hv_model_card *card, hv_text *out) {
   int32_t count = hv_safetensors_count(tensors);
   for (int32_t i = 0; i < count; i++) parameters += hv_safetensors_get(tensors, i)->count;
   hv_text_add(out, "## Model\n\n| | |\n|---|---|\n| objective | `%s` |\n", hv_objective_name(config->objective));
-  hv_text_add(out, "| numbers | %" PRId64 " in %" PRId32 " tensors, %s |\n", parameters, count,
+  hv_text_add(out, "| weights | %" PRId64 " numbers in %" PRId32 " tensors, %s |\n", parameters, count,
               card->dtype ? card->dtype : "as they were stored");
   hv_text_add(out, "| cameras |");
   for (int32_t i = 0; i < config->num_cameras; i++) hv_text_add(out, "%s `%s`", i ? "," : "", config->cameras[i]);
-  hv_text_add(out, ", seen at %" PRId32 " × %" PRId32 " pixels |\n", config->vision[0].image_size,
+  hv_text_add(out, ", resized to %" PRId32 " × %" PRId32 " pixels |\n", config->vision[0].image_size,
               config->vision[0].image_size);
   if (config->state_dim > 0) {
     hv_text_add(out, "| state | %" PRId32 " numbers |\n", config->state_dim);
   } else {
     hv_text_add(out, "| state | none |\n");
   }
-  hv_text_add(out, "| action | %" PRId32 " numbers a step, %" PRId32 " step%s a prediction |\n", config->action_dim,
+  hv_text_add(out, "| action | %" PRId32 " numbers a step, %" PRId32 " step%s in a prediction |\n", config->action_dim,
               config->action_chunk, config->action_chunk == 1 ? "" : "s");
   for (int32_t i = 0; i < config->num_towers; i++) {
     const hv_vision_config *tower = &config->vision[i];
@@ -53,7 +53,7 @@ const char *hv_model_card_key(const json_t *statistics, int32_t action_dim, int3
   return json_object_iter_key(json_object_iter((json_t *)(uintptr_t)statistics));
 }
 
-/* A call that can be tried as it stands, but for the pictures: the state is the mean of the data. */
+/* A command that runs as it is once the pictures exist; its state is the mean of the data. */
 static void add_example(const hv_model_card *card, hv_text *out) {
   const hv_config *config = &card->directory->model.config;
   const char *key = hv_model_card_key(card->statistics, config->action_dim, config->state_dim);
@@ -80,8 +80,8 @@ static void add_usage(const hv_model_card *card, hv_text *out) {
   }
   add_example(card, out);
   hv_text_add(out,
-              "\nIn a C or C++ program: `hvla_load`, `hvla_predict` of `hvla.h`. `hvla-train run` goes on from here "
-              "with `init_from:` this directory.\n");
+              "\nIn a C or C++ program: `hvla_load` and `hvla_predict` of `hvla.h`. To train it further, name this "
+              "directory in `init_from`\nof a configuration for `hvla-train run`.\n");
 }
 
 static void add_data(const json_t *statistics, hv_text *out) {
@@ -97,20 +97,21 @@ static void add_data(const json_t *statistics, hv_text *out) {
                 (int64_t)json_integer_value(json_object_get(entry, "num_trajectories")), json_array_size(action),
                 json_array_size(state));
   }
-  hv_text_add(out, "\nFrames and episodes are those of the training split, as the statistics count them.\n");
+  hv_text_add(out, "\nFrames and episodes are those that the statistics were computed from; `hvla-train` uses the "
+                   "training split.\n");
 }
 
 static void add_errors(const json_t *line, hv_text *out) {
   static const char *const heads[] = {"diffusion", "autoregressive", "ensemble", "mean_action"};
   hv_text_add(out, "\n### Held-out errors\n\n");
   if (!line) {
-    hv_text_add(out, "Not known: the run's metrics hold no measurement on held-out demonstrations.\n");
+    hv_text_add(out, "Not known: the run's metrics have no measurement on held-out demonstrations.\n");
     return;
   }
   hv_text_add(out,
               "The newest measurement on held-out demonstrations, after step %" PRId64 ": loss %.4f. Mean absolute "
-              "errors of the\naction in normalised units (the data's range is −1 to 1), together and for each "
-              "number of it:\n\n| | together | each |\n|---|---|---|\n",
+              "errors of the\naction in normalised units (−1 and 1 are the 1 %% and 99 %% quantiles of the data), over "
+              "all its dimensions together\nand for each dimension:\n\n| | together | each |\n|---|---|---|\n",
               (int64_t)json_integer_value(json_object_get(line, "step")),
               json_number_value(json_object_get(line, "held_out_loss")));
   for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) {
@@ -129,13 +130,15 @@ static void add_errors(const json_t *line, hv_text *out) {
 
 static void add_run(const hv_run_record *run, hv_text *out) {
   if (run->last) {
-    hv_text_add(out, "\n### Course\n\n%" PRId64 " steps; the last one's loss was %.4f.\n",
+    hv_text_add(out, "\n### Run\n\n%" PRId64 " steps; the last one's loss was %.4f.\n",
                 (int64_t)json_integer_value(json_object_get(run->last, "step")),
                 json_number_value(json_object_get(run->last, "loss")));
   }
   add_errors(run->held_out, out);
   size_t length = strlen(run->config_text);
-  hv_text_add(out, "\n### Configuration\n\nThe run's `config.yaml`, as `hvla-train` resolved it:\n\n```yaml\n%s%s```\n",
+  hv_text_add(out,
+              "\n### Configuration\n\nThe run's `config.yaml`, with overrides and defaults filled in:"
+              "\n\n```yaml\n%s%s```\n",
               run->config_text, length > 0 && run->config_text[length - 1] == '\n' ? "" : "\n");
 }
 
@@ -152,8 +155,8 @@ static void add_training(const hv_model_card *card, hv_text *out) {
     return;
   }
   hv_text_add(out,
-              "\n### Configuration and held-out errors\n\nNot known: no run's configuration lay beside the model "
-              "when it was exported.\n%s",
+              "\n### Configuration and held-out errors\n\nNot known: when the model was exported, it lay in no run "
+              "directory with a usable\n`config.yaml`.\n%s",
               hv_text_string(&card->run->doubts));
 }
 

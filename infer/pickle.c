@@ -59,7 +59,7 @@ void hv_pickle_add_global(hv_text *out, const char *module, const char *name) {
   hv_text_add(out, "c%s\n%s\n", module, name);
 }
 
-/* `found` stands at the byte before the reader's place. */
+/* `found` is the byte before reader->at. */
 static hv_status unexpected(const hv_pickle_reader *reader, int found, const char *wanted) {
   return hv_error(HV_ERR_INPUT, "the pickle has opcode 0x%02x at byte %zu, where %s is expected", found, reader->at - 1,
                   wanted);
@@ -76,7 +76,8 @@ static hv_status read_number(hv_pickle_reader *reader, int bytes, uint64_t *out)
 hv_status hv_pickle_read_begin(hv_pickle_reader *reader) {
   uint64_t version;
   HV_TRY(read_number(reader, 2, &version));
-  if (version != (PROTO | PROTOCOL << 8)) return hv_error(HV_ERR_INPUT, "this is no pickle of protocol %d", PROTOCOL);
+  if (version != (PROTO | PROTOCOL << 8))
+    return hv_error(HV_ERR_INPUT, "it does not begin as a pickle of protocol %d", PROTOCOL);
   return HV_OK;
 }
 
@@ -102,7 +103,7 @@ hv_status hv_pickle_read_string(hv_pickle_reader *reader, char **out) {
   return *out ? HV_OK : hv_error_memory("a string");
 }
 
-/* Whether what was read is what stands there; frees it. */
+/* Compares a string that was read with the expected one, and frees it. */
 static hv_status take_expected(char *found, const char *wanted) {
   hv_status status = HV_OK;
   if (strcmp(found, wanted) != 0)
@@ -129,7 +130,8 @@ hv_status hv_pickle_read_integer(hv_pickle_reader *reader, int64_t *out) {
     break;
   case LONG1:
     HV_TRY(read_number(reader, 1, &length));
-    if (length != 8) return hv_error(HV_ERR_INPUT, "the pickle has an integer of %" PRIu64 " bytes", length);
+    if (length != 8)
+      return hv_error(HV_ERR_INPUT, "the pickle has an integer of %" PRIu64 " bytes; 8 are expected", length);
     HV_TRY(read_number(reader, 8, &value));
     break;
   default: return unexpected(reader, (int)found, "an integer");

@@ -20,7 +20,7 @@ struct hv_public_checkpoint {
   hv_text obstacles;
 };
 
-/* The public code's modules, in its order; others stand behind them. */
+/* The public code's modules, in its order; tensors of any other module come after theirs. */
 static const char *const modules[] = {"vision_backbone",  "projector",  "llm_backbone", "x_embedder",
                                       "proprio_embedder", "t_embedder", "final_layer"};
 enum { MODULES = sizeof modules / sizeof *modules, FIRST_SMALL = 3 };
@@ -32,7 +32,7 @@ static int module_of(const char *name) {
   return i;
 }
 
-/* By module, and inside by name, where block 10 comes after block 9. */
+/* By module, then by name, with block 10 after block 9. */
 static int compare_tensors(const void *a, const void *b) {
   const char *x = ((const hv_torch_tensor *)a)->name, *y = ((const hv_torch_tensor *)b)->name;
   int difference = module_of(x) - module_of(y);
@@ -59,8 +59,8 @@ static hv_status list_tensors(hv_public_checkpoint *self) {
   return HV_OK;
 }
 
-/* As the public code names its files where step, epoch and loss are known, and no loss of a run that diverged makes the
- * name too long. */
+/* The public code's form of name, if step, epoch and loss are known and the name is not too long, which the loss of a
+ * diverged run can make it. */
 static void name_file(hv_public_checkpoint *self) {
   const json_t *last = self->source->run.last;
   const json_t *step = json_object_get(last, "step"), *loss = json_object_get(last, "loss");
@@ -84,8 +84,8 @@ static bool has(const hv_public_checkpoint *self, const char *prefix, const char
   return hv_safetensors_find(self->source->directory.tensors, whole) != NULL;
 }
 
-/* The public code's strict loading wants the parts of a tower that no prediction runs: last block, last norm, pooling.
- */
+/* Counts the missing tensors that no prediction uses but the public code's strict loading requires: the tower's last
+ * block, last norm and pooling. */
 static int count_missing(const hv_public_checkpoint *self, const hv_vision_config *tower) {
   static const char *const pooling[] = {"latent",       "q.weight",       "q.bias",      "kv.weight", "kv.bias",
                                         "proj.weight",  "proj.bias",      "norm.weight", "norm.bias", "mlp.fc1.weight",
@@ -111,18 +111,20 @@ static void find_obstacles(hv_public_checkpoint *self) {
   const hv_config *config = &self->source->directory.model.config;
   int missing = 0, width = is_phi(self) ? 2560 : 4096;
   if (config->llm.hidden_size != width || config->llm.num_hidden_layers != 32)
-    hv_text_add(&self->obstacles, "its sizes are not those of the two models that the public code builds\n");
+    hv_text_add(&self->obstacles, "its sizes are not those of either model that the public code builds\n");
   for (int32_t i = 0; i < config->num_towers; i++) missing += count_missing(self, &config->vision[i]);
   if (missing > 0)
     hv_text_add(&self->obstacles,
-                "%d tensors of the vision towers are missing that no prediction runs and the public code "
-                "loads: the last block, the last norm, SigLIP's attn_pool\n",
+                "%d tensors of the vision towers are missing: no prediction uses them, but the public code requires "
+                "them (the last block, the last norm, SigLIP's attn_pool)\n",
                 missing);
   for (int m = FIRST_SMALL; hv_config_has_diffusion(config) && m < MODULES; m++) {
     size_t i = 0;
     while (i < self->count && module_of(self->tensors[i].name) != m) i++;
     if (i == self->count)
-      hv_text_add(&self->obstacles, "%s is missing, without which the public code leaves all small modules random\n",
+      hv_text_add(&self->obstacles,
+                  "%s is missing: without it the public code leaves every small module (x_embedder, t_embedder, …) at "
+                  "random values\n",
                   modules[m]);
   }
 }
@@ -156,7 +158,7 @@ const char *hv_public_checkpoint_obstacles(const hv_public_checkpoint *checkpoin
   return hv_text_string(&checkpoint->obstacles);
 }
 
-/* What the public loader reads, and config.json of the model directory beside it. */
+/* The keys that the public code reads, and under `hybridvla` the config.json of the model directory. */
 static hv_status write_config(const hv_public_checkpoint *self, const char *path) {
   const hv_config *config = &self->source->directory.model.config;
   json_t *own;
@@ -175,8 +177,8 @@ static hv_status write_config(const hv_public_checkpoint *self, const char *path
 static hv_status write_card(const hv_public_checkpoint *self, const char *path) {
   hv_text usage = {0}, card = {0};
   hv_text_add(&usage,
-              "The folder that the public HybridVLA code loads from `checkpoints/%s`. Keep `openvla` out of its path, "
-              "by which that\ncode tells another format. The tokenizer is not in it: that code fetches `%s`. With "
+              "The public HybridVLA code loads this folder by the path of `checkpoints/%s`. The path must not contain "
+              "`openvla`:\nthat code would expect another format. There is no tokenizer: that code fetches `%s`. With "
               "PyTorch alone:\n\n```python\nmodel = torch.load(\"checkpoints/%s\", weights_only=True)[\"model\"]\n"
               "```\n",
               self->file, is_phi(self) ? "microsoft/phi-2" : "meta-llama/Llama-2-7b-hf", self->file);

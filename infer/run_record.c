@@ -9,7 +9,8 @@
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 
-/* Whether all that `part` says stands in `whole`: a run that began with another model names only what it changes. */
+/* Whether `whole` has every value of `part`: the configuration of a run with init_from names only the keys of the model
+ * that it changes. */
 static bool agrees(const json_t *part, const json_t *whole) {
   if (json_is_object(part)) {
     const char *key;
@@ -29,7 +30,7 @@ static bool agrees(const json_t *part, const json_t *whole) {
   return json_equal(part, whole);
 }
 
-/* A doubt instead of an error about what lies beside the model. */
+/* Turns an error about the files beside the model into a doubt. */
 static void doubt(hv_run_record *record, hv_status status) {
   if (status) hv_text_add(&record->doubts, "%s\n", hv_status_message(status));
   hv_status_free(status);
@@ -43,7 +44,7 @@ static hv_status read_config(const char *path, const json_t *model_config, hv_ru
   HV_CHECK(hv_yaml_parse(text, strlen(text), path, &config));
   const json_t *model = json_object_get(config, "model");
   if (model && !json_is_null(model) && !agrees(model, model_config)) {
-    status = hv_error(HV_ERR_INPUT, "%s configures another model than this one, so it is left out", path);
+    status = hv_error(HV_ERR_INPUT, "%s configures another model than this one, so it is not used", path);
     goto done;
   }
   record->config_text = text;
@@ -60,7 +61,7 @@ static void take(json_t **place, json_t *object) {
   *place = json_incref(object);
 }
 
-/* The step that RUN/best/ is of (RUN/best.json); INT64_MAX for the other models of a run, which are its newest. */
+/* The step of RUN/best/, from RUN/best.json; INT64_MAX for any other model of a run, which is its newest. */
 static hv_status last_step_of(const char *model, const char *folder, int64_t *out) {
   hv_status status = HV_OK;
   json_t *best = NULL;
@@ -77,7 +78,7 @@ static hv_status last_step_of(const char *model, const char *folder, int64_t *ou
   return status;
 }
 
-/* Lines up to the step `last`. */
+/* Uses the lines up to the step `last`. */
 static hv_status read_metrics(const char *path, int64_t last, hv_run_record *record) {
   json_t *lines, *line;
   size_t index;
@@ -95,7 +96,7 @@ static hv_status read_metrics(const char *path, int64_t last, hv_run_record *rec
 hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_run_record *out) {
   *out = (hv_run_record){0};
   hv_status status = HV_OK;
-  char *whole = realpath(model, NULL); /* "." and a link have their folder too */
+  char *whole = realpath(model, NULL); /* also for "." and links */
   if (!whole) return hv_error_errno(errno, "cannot find %s", model);
   char *slash = strrchr(whole, '/');
   const char *name = slash + 1, *folder = slash == whole ? "/" : whole;

@@ -16,7 +16,7 @@ enum {
   PICKLE_LIMIT = 64 << 20, /* bytes */
   PIECE = 1 << 16,         /* elements */
   ENTRY_SIZE = 64,
-  /* Of a zip entry: bytes of a local header, of what it has for sizes beyond 32 bits, and of one extra field's head. */
+  /* Bytes in a zip entry: local header, extra field for sizes beyond 32 bits, head of the extra field for padding. */
   LOCAL_HEADER = 30,
   ZIP64_FIELD = 20,
   EXTRA_HEAD = 4,
@@ -27,8 +27,8 @@ enum {
 typedef struct byte_source {
   const hv_torch_tensor *tensor;
   struct writer *writer;
-  int64_t next;         /* element that the piece after this one begins with */
-  size_t begin, filled; /* bytes of writer->piece not handed over yet */
+  int64_t next;         /* first element of the next piece */
+  size_t begin, filled; /* range of bytes in writer->piece that are still to be copied */
 } byte_source;
 
 typedef struct writer {
@@ -39,7 +39,7 @@ typedef struct writer {
   int64_t offset;       /* in the archive, of the next entry */
   byte_source *sources; /* [count] */
   void *piece;          /* PIECE elements; entries are read one after the other */
-  hv_status status;     /* what a source could not give; the archive just fails then */
+  hv_status status;     /* a source's error; libzip itself only reports that reading failed */
   hv_torch_progress *progress;
   void *context;
 } writer;
@@ -82,7 +82,7 @@ static int64_t tensor_bytes(const hv_torch_tensor *tensor) {
   return tensor->source->count * (int64_t)hv_dtype_size(tensor->dtype);
 }
 
-/* libzip asks a source through this one function. */
+/* The callback through which libzip uses a source. */
 static zip_int64_t serve_source(void *user, void *data, zip_uint64_t size, zip_source_cmd_t command) {
   byte_source *source = user;
   zip_error_t failed;
@@ -112,8 +112,8 @@ static zip_int64_t serve_source(void *user, void *data, zip_uint64_t size, zip_s
   }
 }
 
-/* Adds an entry of `size` bytes that begin at a multiple of the alignment, without compression and date: the same
- * tensors make the same file. Takes the source. */
+/* Adds an entry of `size` bytes, aligned and not compressed. Its date is fixed, so that the same tensors make the same
+ * file. Takes ownership of the source. */
 static hv_status add_entry(writer *self, const char *name, zip_source_t *source, int64_t size) {
   static const uint8_t zeros[ALIGNMENT];
   zip_t *archive = self->archive;
@@ -128,7 +128,7 @@ static hv_status add_entry(writer *self, const char *name, zip_source_t *source,
   self->offset = begin + padding + size;
   zip_uint64_t entry = (zip_uint64_t)index;
   if (zip_set_file_compression(archive, entry, ZIP_CM_STORE, 0) != 0 ||
-      zip_file_set_dostime(archive, entry, 0, (1 << 5) + 1, 0) != 0 || /* 1 January 1980, the first there is */
+      zip_file_set_dostime(archive, entry, 0, (1 << 5) + 1, 0) != 0 || /* 1 January 1980, the earliest in a zip */
       zip_file_extra_field_set(archive, entry, PADDING_FIELD, ZIP_EXTRA_FIELD_NEW, zeros, (zip_uint16_t)padding,
                                ZIP_FL_LOCAL) != 0) {
     return hv_error(HV_ERR_IO, "%s: cannot add %s: %s", self->path, name, zip_strerror(archive));
@@ -180,7 +180,7 @@ hv_status hv_torch_file_write(const char *path, const hv_torch_tensor *tensors, 
   HV_CHECK(hv_torch_pickle_make(tensors, count, &pickle));
   HV_CHECK(open_archive(path, ZIP_CREATE | ZIP_EXCL, &self.archive));
   HV_CHECK(add_entries(&self, &pickle));
-  /* Everything is written by the close, to a file beside, which then gets the name. */
+  /* zip_close writes everything, to a temporary file that it then renames. */
   if (zip_close(self.archive) == 0) {
     self.archive = NULL;
     status = hv_sync_file(path);
@@ -197,7 +197,7 @@ done:
   return status;
 }
 
-/* An archive that is compared. */
+/* The archive that is compared with the tensors. */
 typedef struct reader {
   zip_t *archive;
   void *read, *wanted; /* PIECE elements each */
@@ -215,12 +215,12 @@ static hv_status open_entry(const reader *self, const char *name, zip_uint64_t *
   return *out ? HV_OK : hv_error(HV_ERR_INPUT, "cannot read %s: %s", name, zip_strerror(self->archive));
 }
 
-/* Exactly `size` bytes; at the end of an entry libzip compares its checksum. */
+/* Reads exactly `size` bytes. At the end of an entry libzip checks its checksum. */
 static hv_status read_bytes(zip_file_t *file, const char *name, void *out, size_t size) {
   for (size_t done = 0; done < size;) {
     zip_int64_t got = zip_fread(file, (char *)out + done, size - done);
     if (got < 0) return hv_error(HV_ERR_NO, "cannot read %s: %s", name, zip_file_strerror(file));
-    if (got == 0) return hv_error(HV_ERR_NO, "%s is cut off", name);
+    if (got == 0) return hv_error(HV_ERR_NO, "%s ends too early", name);
     done += (size_t)got;
   }
   return HV_OK;
@@ -234,7 +234,8 @@ static hv_status read_pickle(const reader *self, uint8_t **out, size_t *size) {
   HV_TRY(open_entry(self, name, &length, &file));
   hv_status status = HV_OK;
   if (length > PICKLE_LIMIT) {
-    status = hv_error(HV_ERR_INPUT, "%s has %" PRIu64 " bytes", name, (uint64_t)length);
+    status = hv_error(HV_ERR_INPUT, "%s has %" PRIu64 " bytes; at most %d are expected", name, (uint64_t)length,
+                      PICKLE_LIMIT);
     goto done;
   }
   *size = (size_t)length;

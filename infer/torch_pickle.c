@@ -17,7 +17,7 @@ static const char *storage_class(hv_dtype dtype) {
   return names[dtype];
 }
 
-/* Length of the module's name in front of the first dot. */
+/* Length of the module's name, which ends before the first dot. */
 static size_t module_length(const char *name) {
   return strcspn(name, ".");
 }
@@ -38,7 +38,7 @@ static void add_integers(hv_text *out, const int64_t *values, int32_t count) {
   hv_pickle_add(out, HV_PICKLE_TUPLE);
 }
 
-/* Elements from one index of each dimension to the next. */
+/* Strides in elements. */
 static void contiguous_strides(const hv_file_tensor *tensor, int64_t out[HV_FILE_MAX_RANK]) {
   int64_t stride = 1;
   for (int32_t i = tensor->rank - 1; i >= 0; i--) {
@@ -119,7 +119,7 @@ static hv_status expect_integers(hv_pickle_reader *pickle, const int64_t *values
   return hv_pickle_read(pickle, HV_PICKLE_TUPLE);
 }
 
-/* What add_tensor wrote; only the key of the storage is free. */
+/* Reads what add_tensor writes; only the key of the storage may be another. */
 static hv_status expect_tensor(hv_pickle_reader *pickle, const hv_torch_tensor *tensor, char **key) {
   int64_t strides[HV_FILE_MAX_RANK], count = tensor->source->count, found[2];
   contiguous_strides(tensor->source, strides);
@@ -135,8 +135,9 @@ static hv_status expect_tensor(hv_pickle_reader *pickle, const hv_torch_tensor *
   HV_TRY(hv_pickle_read(pickle, HV_PICKLE_BINPERSID));
   HV_TRY(hv_pickle_read_integer(pickle, &found[1]));
   if (found[0] != count || found[1] != 0)
-    return hv_error(HV_ERR_NO, "has %" PRId64 " elements from %" PRId64 " on, not %" PRId64 " from 0 on", found[0],
-                    found[1], count);
+    return hv_error(HV_ERR_NO,
+                    "has %" PRId64 " elements from offset %" PRId64 "; %" PRId64 " from offset 0 are expected",
+                    found[0], found[1], count);
   HV_TRY(expect_integers(pickle, tensor->source->shape, tensor->source->rank));
   HV_TRY(expect_integers(pickle, strides, tensor->source->rank));
   HV_TRY(hv_pickle_read(pickle, HV_PICKLE_NEWFALSE));

@@ -10,7 +10,7 @@
 
 enum { PIECE = 1 << 16, MAX_NAMED = 10, OBSERVATIONS = 3, WIDTH = 64, HEIGHT = 48, MODES = 3 };
 
-/* Whether the values are those of an export; *buffer holds PIECE elements. */
+/* Whether `after` holds the values of `before`, converted to its dtype; `buffer` has room for PIECE elements. */
 static hv_status same_values(const hv_file_tensor *before, const hv_file_tensor *after, void *buffer, bool *same) {
   size_t width = hv_dtype_size(after->dtype);
   *same = true;
@@ -42,10 +42,10 @@ hv_status hv_verify_tensors(const hv_safetensors *before, const hv_safetensors *
     if (differ++ < MAX_NAMED) hv_text_add(&wrong, "\n  %s %s", a->name, what);
   }
   if (differ > 0) {
-    status = hv_error(HV_ERR_NO, "%d of %d tensors differ from those exported:%s%s", differ,
-                      hv_safetensors_count(before), hv_text_string(&wrong), differ > MAX_NAMED ? "\n  …" : "");
+    status = hv_error(HV_ERR_NO, "%d of %d tensors differ from the source's:%s%s", differ, hv_safetensors_count(before),
+                      hv_text_string(&wrong), differ > MAX_NAMED ? "\n  …" : "");
   } else if (hv_safetensors_count(after) != hv_safetensors_count(before)) {
-    status = hv_error(HV_ERR_NO, "%s holds %d tensors, but %d were exported", hv_safetensors_path(after),
+    status = hv_error(HV_ERR_NO, "%s holds %d tensors; the source has %d", hv_safetensors_path(after),
                       hv_safetensors_count(after), hv_safetensors_count(before));
   }
 done:
@@ -66,14 +66,14 @@ hv_status hv_verify_copy(const char *before, const char *after) {
   HV_TRY(hv_digest_file(before, &expected));
   HV_TRY(hv_verify_as_no(hv_digest_file(after, &found)));
   if (expected.size == found.size && expected.xxh3 == found.xxh3) return HV_OK;
-  return hv_error(HV_ERR_NO, "%s is not what %s is", after, before);
+  return hv_error(HV_ERR_NO, "%s differs from %s, of which it should be a copy", after, before);
 }
 
 double hv_verify_tolerance(hv_dtype to) {
   return to == HV_BF16 ? 0.1 : to == HV_F16 ? 0.02 : 0;
 }
 
-/* One prediction; arrays [values]. `has` says which heads ran. */
+/* One prediction; arrays [values], 0 for a head that did not run. */
 typedef struct answer {
   bool has_diffusion, has_words;
   double *action;
@@ -81,12 +81,12 @@ typedef struct answer {
   int32_t *tokens;
 } answer;
 
-/* All that one model answers: [OBSERVATIONS][MODES]. */
+/* All predictions of one model. */
 typedef struct answers {
-  int values; /* of one action */
+  int values; /* of a predicted chunk */
   int num_modes;
   hvla_mode modes[MODES];
-  answer each[OBSERVATIONS * MODES];
+  answer each[OBSERVATIONS * MODES]; /* [observation][mode] */
 } answers;
 
 static void answers_free(answers *all) {
@@ -115,7 +115,7 @@ static hv_status keep(const hvla_result *result, int values, answer *out) {
   return HV_OK;
 }
 
-/* Waves, different ones for each picture. */
+/* Draws waves that differ between observations and cameras. */
 static void draw_picture(int observation, int camera, uint8_t *rgb) {
   for (int i = 0; i < WIDTH * HEIGHT * 3; i++) {
     int row = i / (3 * WIDTH), column = i / 3 % WIDTH, colour = i % 3;
@@ -124,7 +124,7 @@ static void draw_picture(int observation, int camera, uint8_t *rgb) {
   }
 }
 
-/* A state as the data has them: the mean, and a standard deviation to either side. */
+/* A state like the data's: their mean, or one standard deviation below or above it. */
 static void make_state(const json_t *statistics, const char *key, int observation, int dims, double *out) {
   const json_t *proprio = json_object_get(json_object_get(statistics, key), "proprio");
   for (int d = 0; d < dims; d++)
@@ -140,12 +140,12 @@ static void list_modes(const hvla_model *model, answers *out) {
   if (words) out->modes[out->num_modes++] = HVLA_MODE_AUTOREGRESSIVE;
 }
 
-/* The library's error as a status of the project's own. */
+/* Turns the library's error into an hv_status. */
 static hv_status from_library(hvla_code code, const char *directory, const hvla_error *error) {
   return code ? hv_error((hv_code)code, "%s cannot predict: %s", directory, error->message) : HV_OK;
 }
 
-/* Every observation in every mode; `rgb` and `state` are room for one observation. */
+/* Predicts from every observation in every mode; `rgb` and `state` have room for one observation. */
 static hv_status ask(const hv_verification *what, const char *directory, hvla_model *model, uint8_t *rgb, double *state,
                      answers *out) {
   static const char *const instructions[OBSERVATIONS] = {"pick up the red block", "Open the top drawer.", "go"};
@@ -155,7 +155,8 @@ static hv_status ask(const hv_verification *what, const char *directory, hvla_mo
   hvla_request request = hvla_default_request();
   request.images = images;
   request.num_images = (size_t)hvla_num_cameras(model);
-  /* Fewer than ten steps have no stride for each smaller number; all of them are always possible. */
+  /* For a schedule of less than ten steps, DDIM may have no stride that gives the default number; one step at a time
+   * always works. */
   if (hvla_diffusion_steps(model) < 10) request.ddim_steps = hvla_diffusion_steps(model);
   request.unnorm_key = hv_model_card_key(what->statistics, hvla_action_dim(model), hvla_state_dim(model));
   request.state_dim = (size_t)hvla_state_dim(model);
@@ -186,7 +187,7 @@ static hv_status collect(const hv_verification *what, const char *directory, ans
   hvla_options options = hvla_default_options();
   options.device = what->device;
   options.threads = what->threads;
-  options.measure_algorithms = 0; /* both models multiply alike */
+  options.measure_algorithms = 0; /* both models must use the same algorithms */
   HV_TRY(from_library(hvla_load(directory, &options, &model, &error), directory, &error));
   uint8_t *rgb = malloc((size_t)HV_MAX_CAMERAS * WIDTH * HEIGHT * 3);
   double *state = calloc((size_t)hvla_state_dim(model) + 1, sizeof *state);
@@ -205,7 +206,7 @@ static bool same_bits(const answer *a, const answer *b, int values) {
          memcmp(a->tokens, b->tokens, count * sizeof *a->tokens) == 0;
 }
 
-/* Clipped to the data's range, beyond which a robot is not sent either. */
+/* Clipped to the data's range, as an action is before the robot gets it. */
 static double clipped(float value) {
   return value < -1 ? -1 : value > 1 ? 1 : value;
 }
@@ -232,8 +233,7 @@ static hv_status compare(const hv_verification *what, const answers *before, con
       double difference = largest_difference(a, b, before->values);
       bool good = what->tolerance > 0 ? difference <= what->tolerance : same_bits(a, b, before->values);
       if (!good)
-        return hv_error(HV_ERR_NO,
-                        "%s predicts otherwise than %s: observation %d, mode %s: differs by %g (allowed: %g)",
+        return hv_error(HV_ERR_NO, "%s predicts differently from %s: observation %d, mode %s: by %g (allowed: %g)",
                         what->after, what->before, i, names[before->modes[m]], difference, what->tolerance);
       largest = fmax(largest, difference);
       for (int v = 0; v < before->values && a->has_words; v++) {
@@ -261,7 +261,8 @@ hv_status hv_verify_predictions(const hv_verification *what, hv_text *out) {
   if (before.values == after.values && before.num_modes == after.num_modes) {
     status = compare(what, &before, &after, out);
   } else {
-    status = hv_error(HV_ERR_NO, "%s gives other actions than %s", what->after, what->before);
+    status = hv_error(HV_ERR_NO, "%s predicts actions of another size, or in other modes, than %s", what->after,
+                      what->before);
   }
 done:
   answers_free(&before);

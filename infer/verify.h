@@ -9,7 +9,7 @@
  * the export's dtype (hv_export_dtype), to the bit. HV_ERR_NO names the first tensors that differ. */
 HV_NODISCARD hv_status hv_verify_tensors(const hv_safetensors *before, const hv_safetensors *after, const hv_dtype *to);
 
-/* Compares a copied file byte by byte; HV_ERR_NO if it differs. */
+/* Compares the size and checksum of a copied file with the original's; HV_ERR_NO if they differ. */
 HV_NODISCARD hv_status hv_verify_copy(const char *before, const char *after);
 
 /* Turns an error about a file that the export wrote itself into HV_ERR_NO, as it is not wrong input. Takes ownership of

@@ -71,7 +71,7 @@ static void a_copy_is_the_same_model(void **state) {
   (void)state;
   char *said = export_to("export --model model --out copy");
   assert_non_null(strstr(said, "copy: "));
-  assert_non_null(strstr(said, "no run directory"));
+  assert_non_null(strstr(said, "in no run directory"));
   free(said);
   assert_int_equal(count_entries(in_folder(folder, "copy")), 5);
   static const char *const files[] = {"config.json", "tokenizer.model", "dataset_statistics.json"};
@@ -205,6 +205,7 @@ static void the_card_tells_what_is_known(void **state) {
   make_run("other", 1);
   said = export_to("export --model other/model --out doubted");
   assert_non_null(strstr(said, "configures another model"));
+  assert_non_null(strstr(said, "in no run directory with a usable config.yaml"));
   free(said);
   assert_card("doubted/README.md", WORDS("Not known", "configures another model"), WORDS("```yaml", "2.6250"));
 }
@@ -391,7 +392,7 @@ static void verification_sees_what_differs(void **state) {
   assert_ok(hv_json_load(in_folder(folder, "model/dataset_statistics.json"), &statistics));
   hv_verification what = {
       .before = in_folder(folder, "model"), .after = in_folder(folder, "scaled"), .statistics = statistics};
-  assert_error(hv_verify_predictions(&what, &said), "scaled predicts otherwise", "observation 0, mode ensemble");
+  assert_error(hv_verify_predictions(&what, &said), "scaled predicts differently", "observation 0, mode ensemble");
   what.tolerance = 0.1;
   assert_ok(hv_verify_predictions(&what, &said));
   must_shell("cd '%s' && cp -r model short && sed -i 's/\"steps\": *[0-9]*/\"steps\": 2/' short/config.json", folder);
@@ -408,7 +409,7 @@ static void verification_sees_what_differs(void **state) {
   assert_int_equal(fputc('?', copy), '?'); /* one byte is another */
   assert_int_equal(fclose(copy), 0);
   assert_error(hv_verify_copy(in_folder(folder, "model/tokenizer.model"), in_folder(folder, "short/tokenizer.model")),
-               "tokenizer.model is not what");
+               "tokenizer.model differs from");
   assert_non_null(strstr(said.data, "allowed: 0.1"));
   hv_text_free(&said);
   json_decref(statistics);
