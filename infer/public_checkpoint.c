@@ -111,21 +111,22 @@ static void find_obstacles(hv_public_checkpoint *self) {
   const hv_config *config = &self->source->directory.model.config;
   int missing = 0, width = is_phi(self) ? 2560 : 4096;
   if (config->llm.hidden_size != width || config->llm.num_hidden_layers != 32)
-    hv_text_add(&self->obstacles, "its sizes are not those of either model that the public code builds\n");
+    hv_text_add(&self->obstacles, "- its sizes are not those of either model that the public code builds\n");
   for (int32_t i = 0; i < config->num_towers; i++) missing += count_missing(self, &config->vision[i]);
   if (missing > 0)
     hv_text_add(&self->obstacles,
-                "%d tensors of the vision towers are missing: no prediction uses them, but the public code requires "
+                "- %d tensors of the vision towers are missing: no prediction uses them, but the public code requires "
                 "them (the last block, the last norm, SigLIP's attn_pool)\n",
                 missing);
   for (int m = FIRST_SMALL; hv_config_has_diffusion(config) && m < MODULES; m++) {
     size_t i = 0;
     while (i < self->count && module_of(self->tensors[i].name) != m) i++;
     if (i == self->count)
-      hv_text_add(&self->obstacles,
-                  "%s is missing: without it the public code leaves every small module (x_embedder, t_embedder, …) at "
-                  "random values\n",
-                  modules[m]);
+      hv_text_add(
+          &self->obstacles,
+          "- %s is missing: without it the public code leaves every small module (x_embedder, t_embedder, …) at "
+          "random values\n",
+          modules[m]);
   }
 }
 

@@ -14,7 +14,8 @@ HV_NODISCARD hv_status hv_public_checkpoint_open(const hv_export_source *source,
                                                  hv_public_checkpoint **out);
 void hv_public_checkpoint_close(hv_public_checkpoint *checkpoint); /* NULL is allowed */
 
-/* What keeps the public code from loading this model, one sentence a line; "" where nothing does. */
+/* What keeps the public code from loading this model, as a Markdown list with one sentence a line; "" if nothing does.
+ */
 const char *hv_public_checkpoint_obstacles(const hv_public_checkpoint *checkpoint);
 
 /* The folder appears complete or not at all. */

@@ -418,13 +418,14 @@ static void verification_sees_what_differs(void **state) {
 static void the_public_folder_is_the_public_codes(void **state) {
   (void)state;
   char *said = export_to("export --model run/model --out public --format public-pt --verify");
-  assert_non_null(strstr(said, "not loadable by the public code:\nits sizes are not"));
+  assert_non_null(strstr(said, "not loadable by the public code:\n- its sizes are not"));
   assert_non_null(strstr(said, "27 tensors of the vision towers are missing")); /* 12 of a block, 2 of a norm, 13 */
   assert_non_null(strstr(said, "verified: every tensor"));
   free(said);
   assert_int_equal(count_entries(in_folder(folder, "public")), 4);
   assert_true(hv_file_exists(in_folder(folder, "public/checkpoints/step-000030-epoch-00-loss=1.5000.pt")));
-  assert_card("public/README.md", WORDS("torch.load(\"checkpoints/step-000030", "27 tensors", "after step 20"), NULL);
+  assert_card("public/README.md", WORDS("torch.load(\"checkpoints/step-000030", "\n- 27 tensors", "after step 20"),
+              NULL);
   json_t *config, *own, *statistics, *expected;
   assert_ok(hv_json_load(in_folder(folder, "public/config.json"), &config));
   assert_ok(hv_json_load(in_folder(folder, "run/model/config.json"), &own));
