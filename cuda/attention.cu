@@ -1,16 +1,21 @@
-/* attention: out = softmax(scale · q kᵀ) v over a table of segments, and log Σ exp for the backward pass.
+/* attention: out = softmax(scale · q kᵀ) v over a table of segments, and log Σ exp for the backward pass. q and out are
+ * [nq, heads · head_dim], k and v [nk, key heads · head_dim], bf16 or float; head_dim up to 128 is padded to D = 64,
+ * 80, 96 or 128 columns.
  *
- * A block takes one tile of query rows of one head and goes over the keys that any of its rows sees, KEYS at a time
- * with the next ones on their way (two stages of asynchronous copies), with a running maximum and sum. There are two
- * shapes:
- * - 64 rows, each of the four warps 16 of them and all keys: training, vision towers, prefill. Short branches of one
- *   prefix share a tile.
- * - 16 rows, each warp a quarter of each step's keys, merged in shared memory at the end: few queries over many keys,
- *   as in decoding. The keys may moreover be split over blocks, whose parts a second kernel merges. Merging goes in the
- *   order of keys; how keys are split depends on shapes alone.
+ * A block of four warps takes one tile of query rows of one head; the grid is (tiles, heads, splits). It goes over the
+ * keys that any of its rows sees, KEYS at a time, with online softmax (a running maximum and sum for each row). The
+ * tile of q stays in shared memory; k and v have two stages there, so that cp.async loads the next step's while this
+ * one is computed. Scores and accumulators stay in registers. There are two shapes:
+ * - 64 rows: each warp has 16 of them and all keys. For training, vision towers, prefill. Short branches of one prefix
+ *   share a tile.
+ * - 16 rows: each warp has all of them and a quarter of each step's keys; the warps' results are merged in shared
+ *   memory at the end. For few queries over many keys, as in decoding, where 64-row tiles would leave most warps idle.
+ *   If there are too few blocks to fill a card, keys are also split over blocks (split-K), whose results a second
+ *   kernel merges.
+ * Merging goes in the order of keys, and the split depends on shapes alone, so results are reproducible.
  *
- * Shared memory at 128 columns: 87,040 bytes for 64 rows of bf16 and 64 keys, 73,984 for 16 rows (101,376 are allowed).
- */
+ * Shared memory: the rows of q and 4 KEYS rows of k and v, each D elements and 16 bytes of padding. With 64 keys of 128
+ * columns of bf16, 87,040 bytes for 64 rows and 73,984 for 16 (HV_SHARED_LIMIT is 101,376). */
 #include "cuda/attention_library.h"
 #include "cuda/attention_tiles.h"
 #include "cuda/kernels.h"
@@ -18,28 +23,28 @@
 enum {
   WARPS = HV_ATTENTION_THREADS / HV_WARP,
   DECODE_ROWS = 16,
-  DECODE_SEGMENTS = 16, /* with more, branches that share tiles of 64 rows are faster */
-  SPLIT_KEYS = 128,     /* at least, for a block of its own */
+  DECODE_SEGMENTS = 16, /* with more segments, branches that share tiles of 64 rows are faster */
+  SPLIT_KEYS = 128,     /* keys of a split, at least */
   MOST_SPLITS = 8,
-  SPLIT_BLOCKS = 256 /* more blocks than this fill a card without splitting */
+  SPLIT_BLOCKS = 256 /* with more blocks than this, a card is full without splitting */
 };
 
 static constexpr float LOG2_E = 1.44269504088896340736f, LN_2 = 0.693147180559945309417f;
 
-/* Keys of a step. */
+/* Keys of a step: fewer in float, for shared memory. */
 template <typename T, int KEY_WARPS> static constexpr int keys_at_once = sizeof(T) == 2 ? 64 : KEY_WARPS > 1 ? 32 : 16;
 
 template <typename T> struct attention_params {
   hv_rows<const T> q, k, v;
   hv_rows<const int32_t> segments;
-  const hv_attention_tile *tiles; /* NULL: each segment is a tile */
+  const hv_attention_tile *tiles; /* NULL: each segment is one tile */
   int heads_per_key_head, head_dim;
   float scale; /* times log2 e */
   bool causal, wide;
   hv_rows<T> out;
   hv_rows<float> lse; /* data NULL: not wanted */
   int splits;
-  float *parts; /* of splits, [split][tile][head][row]: the sum of head_dim columns, maximum, sum of weights */
+  float *parts; /* [split][tile][head][row], each: weighted sum of v (head_dim), maximum, sum of weights */
 };
 
 template <typename T>
@@ -49,17 +54,17 @@ static __device__ __forceinline__ hv_attention_tile tile_of(const attention_para
   return {index, 1, s.q_start, s.q_rows};
 }
 
-/* Where a split leaves a row's part. */
+/* Where a split stores its part of a row. */
 template <typename T>
 static __device__ __forceinline__ float *part_of(const attention_params<T> &p, int split, int row) {
   int64_t place = ((int64_t)split * gridDim.x + blockIdx.x) * gridDim.y + blockIdx.y;
   return p.parts + (place * DECODE_ROWS + row) * (p.head_dim + 2);
 }
 
-/* The running state of a warp's 16 rows: a lane has two of them, and the sums of two of each eight columns. Maxima are
- * in units of log 2. */
+/* The running state of a warp's 16 rows, in accumulator layout: a lane has two rows, and two of every eight columns.
+ * Maxima are of scores times log2 e, for exp2. */
 template <int D> struct running {
-  float maximum[2], total[2]; /* total: of this lane's keys alone, until finish_totals */
+  float maximum[2], total[2]; /* total: over this lane's keys only, until finish_totals */
   float sum[D / 8][4];
 };
 
@@ -76,7 +81,7 @@ template <int D> static __device__ __forceinline__ void start(running<D> &r) {
   }
 }
 
-/* The largest over the four lanes that share a row, and the sum. */
+/* The maximum, and the sum, over the four lanes that share a row. */
 static __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(HV_FULL_MASK, x, 1));
   return fmaxf(x, __shfl_xor_sync(HV_FULL_MASK, x, 2));
@@ -91,7 +96,7 @@ template <int D> static __device__ __forceinline__ void finish_totals(running<D>
   r.total[1] = quad_sum(r.total[1]);
 }
 
-/* Products become scores in units of log 2, −∞ where a row does not see a key. */
+/* Turns products q·k into scores times log2 e; −∞ for keys that a row does not see. */
 template <int N>
 static __device__ __forceinline__ void mask_scores(float (&score)[N][4], const hv_tile_keys &keys,
                                                    const hv_row_view (&view)[2], int first_key, float scale) {
@@ -106,7 +111,8 @@ static __device__ __forceinline__ void mask_scores(float (&score)[N][4], const h
   }
 }
 
-/* Scores become weights relative to the maximum so far; what was summed before is brought to it. */
+/* One step of online softmax: updates the running maximum, turns scores into weights relative to it, and rescales the
+ * earlier sums. */
 template <int D, int N> static __device__ __forceinline__ void soften(running<D> &r, float (&score)[N][4]) {
   HV_UNROLL
   for (int row = 0; row < 2; row++) {
@@ -114,7 +120,7 @@ template <int D, int N> static __device__ __forceinline__ void soften(running<D>
     HV_UNROLL
     for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(score[n][2 * row], score[n][2 * row + 1]));
     top = quad_max(top);
-    float base = top == -INFINITY ? 0.0f : top; /* nothing seen so far */
+    float base = top == -INFINITY ? 0.0f : top; /* no key seen yet */
     float factor = hv_exp2_fast(r.maximum[row] - base), total = 0.0f;
     HV_UNROLL
     for (int n = 0; n < N; n++) {
@@ -134,7 +140,7 @@ template <int D, int N> static __device__ __forceinline__ void soften(running<D>
   }
 }
 
-/* A step's keys and values, on their way to one of the two stages. */
+/* Issues the copies of a step's keys and values to one of the two stages. */
 template <typename T, int D, int KEYS>
 static __device__ __forceinline__ void load_step(const attention_params<T> &p, const hv_tile_keys &keys, int step,
                                                  hv_shared<T> k, hv_shared<T> v) {
@@ -145,7 +151,7 @@ static __device__ __forceinline__ void load_step(const attention_params<T> &p, c
   hv_load_tile<D, KEYS>(v + step % 2 * STAGE, p.v, col, p.head_dim, p.wide, row_of);
 }
 
-/* The rows of a warp, final: there are no other keys. */
+/* Stores the rows of a warp, which has seen all their keys. */
 template <typename T, int D>
 static __device__ void store_rows(const attention_params<T> &p, const hv_attention_tile &tile, int first,
                                   const running<D> &r) {
@@ -166,13 +172,13 @@ static __device__ void store_rows(const attention_params<T> &p, const hv_attenti
   }
 }
 
-/* A row made whole of its parts: what its columns share, and one column's sum. */
+/* A row merged from its parts: what its columns share, and one column's sum. */
 struct merged {
   float maximum, total, value;
 };
 
-/* What the parts of a row are multiplied with. They are in order of their keys, `count` of them, at most MOST; part(i)
- * reads one. */
+/* The factors that bring the parts of a row to their common maximum. There are `count` parts, at most MOST, in the
+ * order of their keys; part(i) reads one. */
 template <int MOST> struct merge_factors { float maximum, total, of[MOST]; };
 template <int MOST, typename Part>
 static __device__ __forceinline__ merge_factors<MOST> factors_of(int count, Part part) {
@@ -200,16 +206,16 @@ static __device__ __forceinline__ merged merge_column(const merge_factors<MOST> 
   return m;
 }
 
-/* Where the warps of a block leave their rows in shared memory. Half a warp's pairs, of four rows, lie in different
- * banks. */
+/* Layout of the warps' rows in shared memory for merging; it overlays q, k and v. Rows are padded by 8 floats, so that
+ * the pairs that half a warp stores, four rows of them, have no bank conflicts. */
 template <int D> struct parts_layout {
   static constexpr int ROWS = WARPS * DECODE_ROWS, STRIDE = D + 8, MAXIMA = ROWS * STRIDE, TOTALS = MAXIMA + ROWS;
 };
 
-/* What a warp left of one row. */
+/* A warp's part of one row, in shared memory. */
 template <int D> struct shared_part {
   hv_shared<float> base;
-  int row; /* of all warps' */
+  int row; /* among the rows of all warps */
   __device__ __forceinline__ float sum(int col) const {
     return base[row * parts_layout<D>::STRIDE + col];
   }
@@ -221,7 +227,7 @@ template <int D> struct shared_part {
   }
 };
 
-/* What a split leaves of one row in device memory. */
+/* A split's part of one row, in device memory. */
 struct stored_part {
   const float *at;
   int head_dim;
@@ -236,14 +242,14 @@ struct stored_part {
   }
 };
 
-/* One column of a final row. */
+/* Stores one column of a finished row. */
 template <typename T>
 static __device__ __forceinline__ void store_merged(const attention_params<T> &p, int64_t row, int col, merged m) {
   *p.out.at(row, (int64_t)blockIdx.y * p.head_dim + col) = hv_from_float<T>(m.value / m.total);
   if (p.lse.data && col == 0) *p.lse.at(row, blockIdx.y) = (m.maximum + log2f(m.total)) * LN_2;
 }
 
-/* One column of what the warps of a block saw of a row: all of it, or a split's part. */
+/* Stores one column of a row that the warps of a block merged: finished, or one split's part. */
 template <typename T>
 static __device__ __forceinline__ void store_of_warps(const attention_params<T> &p, int64_t first_row, int row, int col,
                                                       merged m) {
@@ -259,7 +265,7 @@ static __device__ __forceinline__ void store_of_warps(const attention_params<T> 
   }
 }
 
-/* The four warps of a block saw different keys of the same 16 rows. Each makes some rows whole. */
+/* Merges the four warps' parts of the same 16 rows; each warp merges every fourth row. */
 template <typename T, int D>
 static __device__ void merge_warps(const attention_params<T> &p, const hv_attention_tile &tile, const running<D> &r) {
   using layout = parts_layout<D>;
@@ -283,7 +289,7 @@ static __device__ void merge_warps(const attention_params<T> &p, const hv_attent
   for (int row = warp; row < tile.rows; row += WARPS) {
     auto part_at = [&](int part) { return shared_part<D>{base, part * DECODE_ROWS + row}; };
     merge_factors<WARPS> factors = factors_of<WARPS>(WARPS, part_at);
-    merged m[COLS]; /* all are read before one is stored: reads overlap */
+    merged m[COLS]; /* all are read before any is stored, so that loads overlap */
     HV_UNROLL
     for (int i = 0; i < COLS; i++) {
       m[i] = merge_column<WARPS>(factors, WARPS, min(i * HV_WARP + lane, D - 1), part_at);
@@ -342,7 +348,8 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) attention_kernel(
   }
 }
 
-/* A block makes one row whole: one behind the other, rows would each wait for device memory anew. */
+/* A block merges one row, since rows merged one after the other by one block would each wait for device memory in turn.
+ */
 template <typename T>
 static __global__ void __launch_bounds__(HV_ATTENTION_THREADS) merge_splits_kernel(attention_params<T> p) {
   hv_let_next_begin();

@@ -1,5 +1,5 @@
-/* What the attention kernels share on the host and on the device: tiles of rows, made from the tables of segments and
- * key groups by a kernel, since the host does not read those tables. */
+/* Shared by the attention kernels. Each of their blocks works on one tile of rows; a kernel makes the list of tiles
+ * from the tables of segments and key groups (attention_plan.cu), since the host does not read those tables. */
 #ifndef HV_CUDA_ATTENTION_H
 #define HV_CUDA_ATTENTION_H
 
@@ -7,13 +7,13 @@
 #include "cuda/elementwise.h"
 
 enum {
-  HV_ATTENTION_ROWS = 64,    /* of a tile: query rows forward and for dq, key rows for dk and dv */
+  HV_ATTENTION_ROWS = 64,    /* of a tile: query rows in the forward pass and for dq, key rows for dk and dv */
   HV_ATTENTION_THREADS = 128 /* four warps, 16 rows each */
 };
 
-/* Rows [row, row + rows) of q that neighbouring segments with one prefix cover, so that their scores against it are one
- * product; or of k and v, with the segments that see any of them. rows is 0 where a tile of the launch is not needed.
- */
+/* Rows [row, row + rows) of q, from neighbouring segments with one prefix: their scores against the prefix are one
+ * product. Or rows of k and v, with the segments that see any of them. rows is 0 for a tile of the grid that is not
+ * needed: the host launches as many as there may be. */
 struct hv_attention_tile {
   int32_t first_segment, segment_count;
   int32_t row, rows;
@@ -24,19 +24,19 @@ static __device__ __forceinline__ hv_segment hv_segment_at(hv_rows<const int32_t
   return {s[0], s[1], s[2], s[3], s[4], s[5]};
 }
 
-/* How many tiles `runs` segments or groups of at most max_rows rows, `rows` in all, may need. */
+/* The most tiles that `runs` segments or groups of at most max_rows rows each, `rows` in all, can need. */
 int64_t hv_attention_tile_count(int64_t runs, int64_t rows, int64_t max_rows);
 
-/* Queue the making of tiles; `tiles` is device memory for the number above. */
+/* Queue the kernel that writes the list of tiles; `tiles` is device memory for `count` of them, the number above. */
 void hv_attention_plan_queries(hv_stream *stream, hv_tensor segments, int64_t count, hv_attention_tile *tiles);
 void hv_attention_plan_keys(hv_stream *stream, hv_tensor key_groups, int64_t count, hv_attention_tile *tiles);
 
-/* 16 bytes at once can be moved of every head's rows. */
+/* Whether every head's rows can be moved 16 bytes at a time. */
 template <typename... Tensors> static inline bool hv_attention_is_wide(int32_t head_dim, Tensors... tensors) {
   return head_dim % HV_WIDE == 0 && hv_are_wide(tensors...);
 }
 
-/* Calls f with hv_width<D>, the number of columns that a head is padded to. */
+/* Calls f with hv_width<D>, D being the number of columns that a head is padded to. */
 template <typename F> static inline void hv_with_head_columns(hv_stream *stream, int32_t head_dim, F f) {
   if (head_dim <= 64) {
     f(hv_width<64>{});
@@ -47,8 +47,8 @@ template <typename F> static inline void hv_with_head_columns(hv_stream *stream,
   } else if (head_dim <= 128) {
     f(hv_width<128>{});
   } else {
-    hv_stream_fail(
-        stream, hv_error(HV_ERR_DEVICE, "attention with %d dimensions a head: this device takes up to 128", head_dim));
+    hv_stream_fail(stream, hv_error(HV_ERR_DEVICE,
+                                    "attention with %d dimensions per head: this device takes at most 128", head_dim));
   }
 }
 

@@ -1,23 +1,27 @@
 /* attention_backward, from log Σ exp of the forward pass: with w = exp(scale · q·k − lse) and row_dot = out·dout,
  *   dv = wᵀ dout,  s = scale · w ∘ (dout vᵀ − row_dot),  dq = s k,  dk = sᵀ q.
  *
- * Three kernels, each sum in one place and in one order:
- * - row_dot, a warp for each row and head;
- * - dq, by the forward pass's tiles of 64 query rows, over the keys they see;
- * - dk and dv, by tiles of 64 key rows (one group's, or several short ones'), over the query rows of all segments that
- *   see any of them and of all query heads of the key head. Products are taken transposed, a warp having 16 keys.
- * The tile's two operands stay in shared memory, the other two stream through it. Where q and k were rotated, dq and dk
- * are rotated back before they are stored: both elements of a pair are one lane's, if a head is not padded.
+ * Scores are computed again rather than stored. Three kernels, so that each sum is made in one place and in one order,
+ * without atomics (the price: scores are computed twice):
+ * - row_dot: a warp for each row and head.
+ * - dq: grid (query tiles, heads); a block of four warps takes a tile of 64 query rows, 16 rows a warp, and goes over
+ *   the keys that any of them sees.
+ * - dk and dv: grid (key tiles, key heads); a block takes a tile of 64 key rows (of one group, or of several short
+ *   ones), 16 keys a warp, and goes over the query rows of all segments that see any of them, for each query head of
+ *   the key head. Products are transposed, k qᵀ and v doutᵀ, so that keys are the rows of the accumulators.
+ * The tile's own two operands stay in shared memory, the other two stream through it in two stages (bf16) or one
+ * (float); accumulators stay in registers. If q and k were rotated, dq and dk are rotated back in registers before they
+ * are stored: both elements of a pair belong to one lane, unless the head is padded.
  *
- * Shared memory at 128 columns of bf16: 69,632 bytes for dq, 72,320 for dk and dv (101,376 are allowed); of float, one
- * stage, 84,480 and 85,824.
- */
+ * Shared memory at 128 columns: of bf16 69,632 bytes for dq and 72,320 for dk and dv, of float 84,480 and 85,824. The
+ * most in bf16 is dq at 96 columns, where a step has 64 keys: 79,872. HV_SHARED_LIMIT is 101,376. */
 #include "cuda/attention_tiles.h"
 #include "cuda/kernels.h"
 
 static constexpr float LOG2_E = 1.44269504088896340736f;
 
-/* Keys of a step of dq, queries of a step of dk and dv, and how many steps' operands are in shared memory at once. */
+/* Keys per step of dq; queries per step of dk and dv; how many steps' operands fit in shared memory at once (stages).
+ */
 template <typename T, int D> static constexpr int dq_keys = sizeof(T) == 4 ? 16 : D > 96 ? 32 : 64;
 template <typename T> static constexpr int dk_queries = sizeof(T) == 4 ? 16 : 32;
 template <typename T> static constexpr int stages = sizeof(T) == 4 ? 1 : 2;
@@ -32,7 +36,7 @@ template <typename T> struct backward_params {
   bool causal, wide;
   hv_rows<float> row_dot;
   hv_rows<T> dq, dk, dv;
-  hv_rows<const float> cos_sin; /* NULL: dq and dk are not rotated here */
+  hv_rows<const float> cos_sin; /* NULL: no rotation in these kernels */
   const int32_t *q_positions, *k_positions;
 };
 
@@ -57,9 +61,9 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS)
   if (lane == 0) *p.row_dot.at(row, head) = sum;
 }
 
-/* What a query row brings besides its vectors. */
+/* A query row's scalars. */
 struct query_state {
-  float lse; /* in units of log 2 */
+  float lse; /* times log2 e */
   float dot;
 };
 
@@ -69,7 +73,7 @@ static __device__ __forceinline__ query_state state_of(const backward_params<T> 
   return {*p.lse.at(row, head) * LOG2_E, *p.row_dot.at(row, head)};
 }
 
-/* A product q·k and dout·v become the weight and the gradient of the score. */
+/* Turns the products q·k (`weight`) and dout·v (`slope`) into the softmax weight and the gradient of the score. */
 static __device__ __forceinline__ void score_gradient(bool seen, float scale, const query_state &query, float &weight,
                                                       float &slope) {
   weight = seen ? hv_exp2_fast(weight * (scale * LOG2_E) - query.lse) : 0.0f;
@@ -84,7 +88,7 @@ template <int N> static __device__ __forceinline__ void clear(float (&sum)[N][4]
   }
 }
 
-/* A warp's 16 rows from `first` on of a tile go to memory. */
+/* Stores a warp's 16 accumulator rows, which are the rows from `first` on of the tile. */
 template <typename T, int N>
 static __device__ __forceinline__ void store_rows(hv_rows<T> to, const hv_attention_tile &tile, int first, int64_t col,
                                                   int head_dim, bool wide, const float (&sum)[N][4]) {
@@ -100,7 +104,7 @@ static __device__ __forceinline__ void store_rows(hv_rows<T> to, const hv_attent
   }
 }
 
-/* Rotates back a warp's 16 rows of D columns: column j and the one half a head behind it are a pair. */
+/* Applies the inverse rotation to a warp's 16 rows of D columns; columns j and j + D / 2 are a pair. */
 template <int D>
 static __device__ __forceinline__ void rotate_back(hv_rows<const float> cos_sin, const int32_t *positions,
                                                    const hv_attention_tile &tile, int first, float (&sum)[D / 8][4]) {
@@ -123,8 +127,8 @@ static __device__ __forceinline__ void rotate_back(hv_rows<const float> cos_sin,
   }
 }
 
-/* Blocks of a multiprocessor that registers are kept free for; 0: as many as nvcc likes. For float it would keep some
- * registers in memory to make room for one more. nvcc alone reads it. */
+/* Blocks per multiprocessor for __launch_bounds__, which limits registers accordingly; 0: as nvcc decides. For float it
+ * would spill some registers to make room for one more block. Only nvcc reads it. */
 template <typename T> [[maybe_unused]] static constexpr int dq_blocks = sizeof(T) == 4 ? 2 : 0;
 
 template <typename T, int D>
@@ -185,17 +189,17 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dq_blocks<T>) dq_
   store_rows(p.dq, tile, first_row, q_col, p.head_dim, p.wide, dq);
 }
 
-/* A query row of a step, as the keys see it: rows of k and v in [prefix, prefix_end) and [own, own_end). */
+/* A query row of a step; it sees rows of k and v in [prefix, prefix_end) and [own, own_end). */
 struct query_row {
   int row; /* of q; −1: none */
   int prefix, prefix_end, own, own_end;
   query_state state;
 };
 
-/* Walks the query rows of a tile's segments, for one of the rows of a step. The segments' rows are numbered one behind
- * the other; those before `first` see none of the tile's keys. */
+/* A position in the query rows of a tile's segments, which are numbered from 0, one segment after the other. Each
+ * thread walks on to its row of the next step. */
 struct query_walk {
-  int segment, before; /* where the walk stands, and how many rows earlier segments have */
+  int segment, before; /* the current segment, and the number of rows of the segments before it */
 };
 
 template <typename T>
@@ -218,7 +222,7 @@ static __device__ query_row next_query(const backward_params<T> &p, const hv_att
   return {-1, 0, 0, 0, 0, state_of(p, -1, head)};
 }
 
-/* Which query rows a tile of keys has to do with: numbers [first, total). */
+/* The query rows that a tile of keys has to visit: numbers [first, total). Rows before `first` see none of the keys. */
 struct query_range {
   int first, total;
 };
@@ -238,7 +242,8 @@ static __device__ query_range queries_of(const backward_params<T> &p, const hv_a
   return range;
 }
 
-/* The query rows of three steps in shared memory: one in use, one whose operands are on their way, one being made. */
+/* The query rows of three steps in shared memory: of the step being computed, of the one whose operands are being
+ * copied, and of the one being looked up. */
 template <int QUERIES> struct query_table {
   hv_shared<int> rows, bounds;
   hv_shared<float> states;
@@ -268,7 +273,7 @@ template <int QUERIES> struct query_table {
   }
 };
 
-/* The products of a warp's 16 keys from first_key on with a step's queries become weights and gradients of scores. */
+/* Applies score_gradient to the products of a warp's 16 keys, from first_key on, with a step's queries. */
 template <int QUERIES, int N>
 static __device__ __forceinline__ void score_keys(const query_table<QUERIES> &table, int step, int first_key,
                                                   float scale, float (&weight)[N][4], float (&slope)[N][4]) {
@@ -282,7 +287,7 @@ static __device__ __forceinline__ void score_keys(const query_table<QUERIES> &ta
   }
 }
 
-/* Offsets in shared memory. */
+/* Layout of shared memory: k, v, stages of q, stages of dout, the query table. */
 template <typename T, int D> struct dk_layout {
   static constexpr int STAGE = dk_queries<T> * hv_tile_stride<T, D>;
   static constexpr size_t KEY_BYTES = HV_ATTENTION_ROWS * hv_tile_stride<T, D> * sizeof(T);
@@ -290,7 +295,7 @@ template <typename T, int D> struct dk_layout {
   static constexpr size_t TABLE = DOUT + stages<T> * STAGE_BYTES, BYTES = TABLE + query_table<dk_queries<T>>::BYTES;
 };
 
-/* Blocks of a multiprocessor that registers are kept free for; nvcc alone reads it. */
+/* As dq_blocks. */
 template <typename T, int D> [[maybe_unused]] static constexpr int dk_blocks = sizeof(T) == 2 && D <= 80 ? 3 : 2;
 
 template <typename T, int D>
@@ -311,7 +316,7 @@ static __global__ void __launch_bounds__(HV_ATTENTION_THREADS, dk_blocks<T, D>) 
   hv_load_tile<D, HV_ATTENTION_ROWS>(k, p.k, key_col, p.head_dim, p.wide, key_of);
   hv_load_tile<D, HV_ATTENTION_ROWS>(v, p.v, key_col, p.head_dim, p.wide, key_of);
   query_walk walk = {tile.first_segment, 0};
-  /* In order of steps: the step's row that is this thread's. */
+  /* Looks up this thread's query row of a step; called in the order of steps. */
   auto look_up = [&](int step) {
     if (thread >= QUERIES || step >= steps) return;
     if (step % head_steps == 0) walk = {tile.first_segment, 0};
@@ -374,7 +379,7 @@ template <typename T> static backward_params<T> params_of(const hv_attention_bac
   return p;
 }
 
-/* Heads that are padded are rotated back afterwards. */
+/* For padded heads, whose pairs are not in one lane: rotates dq and dk back with a kernel of its own. */
 static void rotate_after(hv_stream *stream, const hv_attention_backward_args *a) {
   hv_rotary_args rotary = {};
   rotary.cos_sin = a->cos_sin;

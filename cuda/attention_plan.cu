@@ -1,10 +1,11 @@
-/* Tiles of attention: one block goes over the table of segments (or key groups), cuts the long ones into tiles and lets
- * short neighbours share one. Branches of a dozen rows over a common prefix so cost one pass over its keys, not one
- * each. */
+/* Makes the list of tiles for the attention kernels. One block of 256 threads goes over the table of segments (or key
+ * groups), cuts long ones into tiles of 64 rows and lets short neighbours share a tile: branches of a dozen rows over a
+ * common prefix then cost one pass over its keys, not one each. Shared memory: 1024 bytes for a prefix sum over the
+ * threads, which gives each its place in the list. */
 #include "cuda/attention.h"
 
-/* Segments as runs of query rows. Neighbours may share a tile when they have one prefix and their own rows, too, lie
- * one behind the other: then a tile's keys are two runs of rows. */
+/* Segments as runs of query rows. Neighbours may share a tile if they have the same prefix, not an empty one, and their
+ * own rows are adjacent too: a tile's keys are then two runs of rows. */
 struct query_runs {
   hv_rows<const int32_t> table;
   __device__ __forceinline__ hv_attention_tile at(int i) const {
@@ -18,7 +19,8 @@ struct query_runs {
   }
 };
 
-/* Key groups as runs of key rows. Neighbours that one segment each sees may share a tile. */
+/* Key groups as runs of key rows. Neighbours may share a tile if each is seen by one segment, and these segments are
+ * adjacent. */
 struct key_runs {
   hv_rows<const int32_t> table;
   __device__ __forceinline__ hv_attention_tile at(int i) const {
@@ -32,8 +34,8 @@ struct key_runs {
   }
 };
 
-/* Cuts a chain of runs, each of which follows the one before, into tiles; returns their number. They are only counted
- * where `tiles` is NULL. */
+/* Cuts a chain of runs, each of which follows the one before (may share its tile), into tiles, and returns their
+ * number. With tiles NULL it only counts. */
 template <typename Runs>
 static __device__ int cut_chain(const Runs &runs, int first, int count, hv_attention_tile *tiles) {
   int made = 0;
@@ -59,7 +61,7 @@ static __device__ int cut_chain(const Runs &runs, int first, int count, hv_atten
 
 enum { PLAN_THREADS = 256 };
 
-/* The sum of `value` over this thread and those before it; *all gets the block's. */
+/* Inclusive prefix sum: the sum of `value` over this thread and those before it; *all gets the sum over the block. */
 static __device__ int block_scan(int value, hv_shared<int> sums, int *all) {
   int thread = (int)threadIdx.x;
   sums[thread] = value;
@@ -76,7 +78,8 @@ static __device__ int block_scan(int value, hv_shared<int> sums, int *all) {
   return sum;
 }
 
-/* One block. A thread whose run follows no other cuts the chain that begins there. */
+/* One block. Each thread looks at one run per iteration; if that run begins a chain, the thread cuts the chain,
+ * counting first, then writing behind the tiles of the threads before it. */
 template <typename Runs>
 static __global__ void plan_kernel(Runs runs, int run_count, hv_attention_tile *tiles, int tile_count) {
   hv_shared<int> sums = hv_shared_at<int>(0);

@@ -1,21 +1,22 @@
-/* What the attention kernels are made of: rows of one head moved into shared memory, and the two products of a warp.
- * Both products exist for bf16 on tensor cores and for float in plain multiply-adds, with the sums laid out alike
- * (hv_mma's d: a lane has rows g and g + 8 of 16, columns 2t and 2t + 1 of each 8), so that a kernel is written once.
- */
+/* Building blocks of the attention kernels: loading a tile (rows of one head) into shared memory, and the two products
+ * of a warp, scores a bᵀ and weighted sums w b. Both products exist for bf16, on tensor cores, and for float, in plain
+ * multiply-adds. Accumulators have the same layout in both, that of hv_mma's d (a lane has rows g and g + 8 of 16 and
+ * columns 2t and 2t + 1 of every 8, with g = lane / 4, t = lane % 4), so that a kernel is written once. */
 #ifndef HV_CUDA_ATTENTION_TILES_H
 #define HV_CUDA_ATTENTION_TILES_H
 
 #include "cuda/attention.h"
 
-/* A row of D elements in shared memory takes 16 bytes more: then 8 rows at the same column lie in different banks. */
+/* The stride of a tile's rows of D elements in shared memory: 16 bytes of padding, so that 8 rows at the same column
+ * lie in different banks (ldmatrix without bank conflicts). */
 template <typename T, int D> static constexpr int hv_tile_stride = D + 16 / (int)sizeof(T);
 
-/* Bytes of a tile, a multiple of 16. */
+/* Bytes of a tile in shared memory, a multiple of 16. */
 template <typename T, int D> static constexpr size_t hv_tile_bytes(int rows) {
   return (size_t)rows * hv_tile_stride<T, D> * sizeof(T);
 }
 
-/* g and 2t: a lane has the sums of rows g and g + 8 of 16, and of columns 2t and 2t + 1 of each 8. */
+/* g and 2t: the first row and the first column that a lane has in an accumulator. */
 static __device__ __forceinline__ int hv_lane_row() {
   return (int)threadIdx.x % HV_WARP / 4;
 }
@@ -23,8 +24,9 @@ static __device__ __forceinline__ int hv_lane_col() {
   return (int)threadIdx.x % 4 * 2;
 }
 
-/* Rows row_of(0) … row_of(ROWS − 1) of a head go to shared memory, zeros for rows below 0 and columns from head_dim on.
- * All threads take part; where the rows are `wide`, they arrive with the copies that are waited for next. */
+/* Loads rows row_of(0) … row_of(ROWS − 1) of one head into shared memory; rows with row_of < 0 and columns from
+ * head_dim on become 0. All threads of the block take part. If `wide`, the rows are copied asynchronously, as part of
+ * the group that is committed next. */
 template <int D, int ROWS, typename T, typename RowOf>
 static __device__ __forceinline__ void hv_load_tile(hv_shared<T> to, hv_rows<const T> from, int64_t first_col,
                                                     int head_dim, bool wide, RowOf row_of) {
@@ -46,11 +48,11 @@ static __device__ __forceinline__ void hv_load_tile(hv_shared<T> to, hv_rows<con
   }
 }
 
-/* The first of the 16 rows of `a` and of the 8 N rows of `b`: sum += a bᵀ, over D columns. */
+/* sum += a bᵀ over D columns; `a` points at the first of 16 rows, `b` at the first of 8 N rows. On tensor cores. */
 template <int D, int N>
 static __device__ __forceinline__ void hv_multiply_rows(float (&sum)[N][4], hv_shared<hv_bf16> a,
                                                         hv_shared<hv_bf16> b) {
-  static_assert(N % 2 == 0, "two columns of matrices are loaded at once");
+  static_assert(N % 2 == 0, "one ldmatrix.x4 loads the fragments of two 8-row groups of b");
   constexpr int STRIDE = hv_tile_stride<hv_bf16, D>;
   int lane = (int)threadIdx.x % HV_WARP;
   hv_shared<hv_bf16> a_row = a + (lane % 16 * STRIDE + lane / 16 * 8);
@@ -68,7 +70,7 @@ static __device__ __forceinline__ void hv_multiply_rows(float (&sum)[N][4], hv_s
   }
 }
 
-/* Dot products of four columns at a time. */
+/* The same in float: dot products, four columns at a time. */
 template <int D, int N>
 static __device__ __forceinline__ void hv_multiply_rows(float (&sum)[N][4], hv_shared<float> a, hv_shared<float> b) {
   constexpr int STRIDE = hv_tile_stride<float, D>;
@@ -90,12 +92,13 @@ static __device__ __forceinline__ void hv_multiply_rows(float (&sum)[N][4], hv_s
   }
 }
 
-/* sum += w b, w being sums of hv_multiply_rows (16 by 8 K) and `b` the first of 8 K rows of D columns. For tensor cores
- * w is rounded to bf16. */
+/* sum += w b, with w [16, 8 K] in registers, as hv_multiply_rows leaves it, and `b` pointing at the first of 8 K rows
+ * of D columns. The accumulator layout of w is that of an A fragment, so w needs no shared memory; it is rounded to
+ * bf16. */
 template <int D, int K>
 static __device__ __forceinline__ void hv_multiply_weights(float (&sum)[D / 8][4], const float (&w)[K][4],
                                                            hv_shared<hv_bf16> b) {
-  static_assert(K % 2 == 0, "a fragment has 16 columns");
+  static_assert(K % 2 == 0, "an A fragment has 16 columns");
   constexpr int STRIDE = hv_tile_stride<hv_bf16, D>;
   int lane = (int)threadIdx.x % HV_WARP;
   hv_shared<hv_bf16> b_row = b + (lane % 16 * STRIDE + lane / 16 * 8);
@@ -113,7 +116,7 @@ static __device__ __forceinline__ void hv_multiply_weights(float (&sum)[D / 8][4
   }
 }
 
-/* The weights of one column come from the lane of the same rows that has them. */
+/* The same in float: shuffles fetch the weights of a column from the lane of the same rows that has them. */
 template <int D, int K>
 static __device__ __forceinline__ void hv_multiply_weights(float (&sum)[D / 8][4], const float (&w)[K][4],
                                                            hv_shared<float> b) {
@@ -141,7 +144,7 @@ static __device__ __forceinline__ void hv_multiply_weights(float (&sum)[D / 8][4
   }
 }
 
-/* A lane's two columns of one row, of which those before head_dim exist, go to row `to`. */
+/* Stores a lane's two columns of one row to `to`; columns from head_dim on are left out. */
 template <typename T>
 static __device__ __forceinline__ void hv_store_pair(T *to, int col, int head_dim, bool wide, float left, float right) {
   if (wide && col < head_dim) {
@@ -152,17 +155,17 @@ static __device__ __forceinline__ void hv_store_pair(T *to, int col, int head_di
   }
 }
 
-/* The keys of a tile of query rows, numbered one behind the other: the prefix, then own rows. */
+/* The keys of a tile of query rows, numbered from 0: first the rows of the prefix, then own rows. */
 struct hv_tile_keys {
   int prefix_start, prefix_rows, own_start;
-  int total;     /* as far as any row sees */
-  int all_below; /* every row sees the keys below this number */
+  int total;     /* no row sees keys from here on */
+  int all_below; /* every row sees all keys below this number: no mask is needed */
   __device__ __forceinline__ int64_t row_of(int key) const {
     return key >= total ? -1 : key < prefix_rows ? prefix_start + key : own_start + key - prefix_rows;
   }
 };
 
-/* What a query row sees, in that numbering: the prefix and the keys in [low, high). */
+/* What a query row sees, in that numbering: the prefix and keys [low, high). */
 struct hv_row_view {
   int low, high;
 };
@@ -172,7 +175,7 @@ static __device__ __forceinline__ int hv_own_seen(const hv_segment &s, bool caus
   return causal ? s.own_rows - s.q_rows + row - s.q_start + 1 : s.own_rows;
 }
 
-/* The view of the tile's row i; nothing for i >= rows. */
+/* The view of the tile's row i; empty for i >= rows. */
 static __device__ __forceinline__ hv_row_view hv_view_of(hv_rows<const int32_t> segments, const hv_attention_tile &tile,
                                                          bool causal, int i) {
   if (i >= tile.rows) return {0, 0};
