@@ -1,4 +1,5 @@
-/* activation_backward; swiglu and its gradient. */
+/* activation_backward; swiglu and its gradient. Elementwise over [rows, cols]: one thread per HV_WIDE neighbouring
+ * elements (hv_cover_of), no shared memory. */
 #include "cuda/activation.h"
 
 #include "cuda/elementwise.h"
@@ -28,7 +29,7 @@ void hv_cuda_activation_backward(hv_stream *stream, const hv_activation_backward
   });
 }
 
-/* cols is the width of y: up lies so many elements behind gate. */
+/* cols is the width of y; in a row of gate_up, up begins `cols` elements after gate. */
 template <typename T, int N>
 static __global__ void swiglu_kernel(hv_rows<const T> gate_up, hv_rows<T> y, int64_t cols, unsigned pieces) {
   hv_let_next_begin();

@@ -9,8 +9,8 @@ static __device__ __forceinline__ float hv_sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
 }
 
-/* Twice the argument of tanh in the approximate GELU, which is x σ(2u) because 1 + tanh u = 2 σ(2u); u = sqrt(2 / π)
- * (x + 0.044715 x³). */
+/* 2u, with u = sqrt(2 / π) (x + 0.044715 x³), the argument of tanh in the approximate GELU. Since 1 + tanh u = 2 σ(2u),
+ * that GELU is x σ(2u). */
 static __device__ __forceinline__ float hv_gelu_tanh_argument(float x) {
   return x * (1.59576912160573071f + 0.07135481627159961f * x * x);
 }

@@ -1,17 +1,19 @@
-/* Sums down the columns of something that is computed for each element, added to a gradient: the gradients of biases,
- * norm weights and scales. Rows are cut into chunks by their number alone; each chunk is summed row by row, then the
- * chunks. */
+/* Column sums of a term that is computed for each element, added to a gradient: the gradients of biases, norm weights
+ * and scales. One thread per column would leave most of a card idle, so rows are split into chunks:
+ * column_chunks_kernel sums each chunk, one row after the other, into scratch (float [chunks, cols]); add_chunks_kernel
+ * adds up the chunks. The split depends on the number of rows alone, so the order of additions, and hence the result,
+ * is fixed without atomics. */
 #ifndef HV_CUDA_COLUMN_SUMS_H
 #define HV_CUDA_COLUMN_SUMS_H
 
 #include "cuda/elementwise.h"
 
-/* Rows one behind the other that are summed by themselves. */
+/* A partition of rows into chunks. */
 struct hv_chunks {
-  int64_t count, rows; /* of each but the last, which may have fewer */
+  int64_t count, rows; /* rows: of each chunk; the last may have fewer */
 };
 
-/* At least `least` rows each, where there are as many, and `most` chunks. */
+/* At most `most` chunks, of at least `least` rows if there are as many rows. */
 static inline hv_chunks hv_chunks_of(int64_t rows, int64_t least, int64_t most) {
   int64_t each = (rows + most - 1) / most;
   if (each < least) each = least;
@@ -23,7 +25,7 @@ static inline hv_chunks hv_chunks_of(int64_t rows, int64_t least, int64_t most) 
 template <typename Terms, int N>
 static __global__ void column_chunks_kernel(Terms source, int64_t rows, int64_t cols, int64_t chunk_rows,
                                             float *partial, unsigned pieces) {
-  hv_place at = hv_place_here<N>(pieces); /* the row is the chunk's number */
+  hv_place at = hv_place_here<N>(pieces); /* at.row is the chunk */
   if (at.col >= cols) return;
   int64_t first = at.row * chunk_rows, end = min(first + chunk_rows, rows);
   hv_floats<N> sum = {};
@@ -37,8 +39,9 @@ static __global__ void column_chunks_kernel(Terms source, int64_t rows, int64_t 
 
 enum { HV_ADD_COLS = HV_WARP, HV_ADD_PARTS = 8 };
 
-/* A warp has a part of the chunks, a thread one of their columns. So few threads must have many loads under way each.
- */
+/* A block of 8 warps adds up 32 columns: a warp has an eighth of the chunks, a lane one column of it (coalesced), and
+ * the warps' sums meet in shared memory (1024 bytes). These are few threads, so each loads 16 terms before it adds
+ * them, to keep many loads in flight. */
 template <typename G>
 static __global__ void add_chunks_kernel(const float *partial, int64_t chunks, int64_t cols, G *result) {
   constexpr int AT_ONCE = 16;
@@ -61,7 +64,7 @@ static __global__ void add_chunks_kernel(const float *partial, int64_t chunks, i
   result[col] = hv_from_float<G>(hv_to_float(result[col]) + sum);
 }
 
-/* result [1, cols] += sums of [chunks, cols], chunk by chunk within each of HV_ADD_PARTS parts. */
+/* result [1, cols] += column sums of partial [chunks, cols]. */
 static inline void hv_add_chunks(hv_stream *stream, const float *partial, int64_t chunks, hv_tensor result) {
   hv_with_type(stream, result.dtype, [&](auto type) {
     using G = decltype(type);
@@ -70,8 +73,8 @@ static inline void hv_add_chunks(hv_stream *stream, const float *partial, int64_
   });
 }
 
-/* result [1, cols] += column sums over `rows` rows; `wide` says whether the operands of `source` are. Uses the stream's
- * scratch. */
+/* result [1, cols] += column sums of source.terms over `rows` rows; `wide`: the operands of `source` are (hv_are_wide).
+ * Uses the stream's scratch. */
 template <typename Terms>
 static inline void hv_column_sums(hv_stream *stream, Terms source, int64_t rows, bool wide, hv_tensor result) {
   enum { LEAST_ROWS = 32, MOST_CHUNKS = 128 };
@@ -89,7 +92,7 @@ static inline void hv_column_sums(hv_stream *stream, Terms source, int64_t rows,
   hv_add_chunks(stream, partial, chunks.count, result);
 }
 
-/* The elements of a tensor; or its products with another's, where factor.data is not NULL. */
+/* The elements of x, multiplied with those of factor if factor.data is not NULL. */
 template <typename T> struct hv_product_terms {
   hv_rows<const T> x, factor;
   template <int N> __device__ hv_floats<N> terms(int64_t row, int64_t col) const {
@@ -103,7 +106,7 @@ template <typename T> struct hv_product_terms {
   }
 };
 
-/* result += column sums of x, or of x ∘ factor where factor is present. */
+/* result += column sums of x, or of x ∘ factor if factor is present. */
 static inline void hv_add_column_sums(hv_stream *stream, hv_tensor x, hv_tensor factor, hv_tensor result) {
   hv_with_type(stream, x.dtype, [&](auto type) {
     using T = decltype(type);

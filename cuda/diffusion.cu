@@ -1,4 +1,5 @@
-/* The diffusion process: sinusoid, q_sample, sampler_step, diffusion_loss. Small arrays; one element a thread. */
+/* The diffusion process: sinusoid, q_sample, sampler_step, diffusion_loss. The arrays are small: one thread per
+ * element. */
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
@@ -6,7 +7,7 @@ template <typename T>
 static __global__ void sinusoid_kernel(const int32_t *timesteps, hv_rows<T> y, int64_t half, unsigned pieces) {
   hv_place at = hv_place_here<1>(pieces);
   if (at.col >= half) return;
-  /* In double, as the other devices do: a timestep's embedding is then the same everywhere. */
+  /* In double, as on the CPU device, so that a timestep has the same embedding on both. */
   double angle = timesteps[at.row] * exp(-9.21034037197618273607 * (double)at.col / (double)half);
   *y.at(at.row, at.col) = hv_from_float<T>((float)cos(angle));
   *y.at(at.row, half + at.col) = hv_from_float<T>((float)sin(angle));
@@ -69,7 +70,8 @@ void hv_cuda_sampler_step(hv_stream *stream, const hv_sampler_step_args *args) {
 
 enum { LOSS_THREADS = 256 };
 
-/* One block for the whole loss: there are a few thousand values at most. */
+/* One block for the whole loss: there are a few thousand values at most. A thread adds every 256th element, then the
+ * block adds up its threads, so the order is fixed. */
 template <typename P, typename T>
 static __global__ void diffusion_loss_kernel(hv_rows<const P> pred, hv_rows<const float> noise, const float *mask,
                                              const float *divisor, float weight, float *loss, hv_rows<T> dpred,
@@ -78,7 +80,7 @@ static __global__ void diffusion_loss_kernel(hv_rows<const P> pred, hv_rows<cons
   for (int64_t i = threadIdx.x; i < rows * cols; i += blockDim.x) {
     int64_t row = i / cols, col = i % cols;
     float kept = mask ? mask[row] : 1.0f;
-    /* What is masked may be anything, also NaN. */
+    /* Masked values may be anything, even NaN. */
     float difference = kept == 0.0f ? 0.0f : hv_to_float(*pred.at(row, col)) - *noise.at(row, col);
     sum += kept * difference * difference;
     if (dpred.data) *dpred.at(row, col) = hv_from_float<T>(weight * 2.0f * kept / *divisor * difference);

@@ -1,4 +1,4 @@
-/* What kernels share that go over the rows of tensors, a few neighbouring elements at a time. */
+/* Shared by kernels that go over the rows of tensors, a few neighbouring elements per thread. */
 #ifndef HV_CUDA_ELEMENTWISE_H
 #define HV_CUDA_ELEMENTWISE_H
 
@@ -7,7 +7,7 @@
 #include "core/tensor/tensor.h"
 #include "cuda/device.h"
 
-/* A tensor's rows as kernels see them; data is NULL where it is absent. */
+/* A tensor as kernels see it; data is NULL if it is absent. `stride` counts elements from one row to the next. */
 template <typename T> struct hv_rows {
   T *data;
   int64_t stride;
@@ -23,7 +23,8 @@ static inline const int32_t *hv_list_of(hv_tensor t) {
   return (const int32_t *)t.data;
 }
 
-/* How many elements a thread takes at once where all operands allow it; else one. */
+/* Elements that a thread handles at once if size and alignment of all operands allow it (16 bytes of bf16); else one.
+ */
 enum { HV_WIDE = 8 };
 
 static inline bool hv_is_wide(hv_tensor t) {
@@ -34,13 +35,13 @@ template <typename... Tensors> static inline bool hv_are_wide(Tensors... tensors
   return (hv_is_wide(tensors) && ...);
 }
 
-/* Calls f with a value of the storage type: F32 or BF16. */
+/* Calls f with a value of the storage type, float or hv_bf16; another dtype is the stream's error. */
 template <typename F> static inline void hv_with_type(hv_stream *stream, hv_dtype dtype, F f) {
   switch (dtype) {
   case HV_F32: f(float{}); break;
   case HV_BF16: f(hv_bf16{}); break;
   default:
-    hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "%s runs on the CPU device alone; this device takes fp32 and bf16",
+    hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "%s runs on the CPU device only; this device takes fp32 and bf16",
                                     hv_dtype_name(dtype)));
   }
 }
@@ -56,7 +57,7 @@ template <typename F> static inline void hv_with_width(bool wide, F f) {
   }
 }
 
-/* N elements in arithmetic's type. */
+/* N elements as floats, for arithmetic. */
 template <int N> struct hv_floats { float at[N]; };
 
 template <int N, typename T> static __device__ __forceinline__ hv_floats<N> hv_read(const T *p) {
@@ -80,12 +81,13 @@ template <int N, typename T> static __device__ __forceinline__ void hv_write(T *
   }
 }
 
-/* A launch over [rows, cols]: every thread takes `width` neighbouring elements of one row, every block one piece of one
- * row. */
+/* A launch over [rows, cols]: a thread handles `width` neighbouring elements of one row; neighbouring threads have
+ * neighbouring elements, so accesses are coalesced. A block of up to 256 threads has one piece of one row; the grid is
+ * one-dimensional, [row][piece]. */
 struct hv_cover {
   dim3 grid, block;
   int64_t cols;
-  unsigned pieces; /* of a row */
+  unsigned pieces; /* blocks for each row */
 };
 
 static inline hv_cover hv_cover_of(int64_t rows, int64_t cols, int width) {

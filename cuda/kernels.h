@@ -1,4 +1,4 @@
-/* The launchers of all operations, one for each entry of the op table; their contracts are in core/tensor/ops.h. */
+/* The function that launches each operation, one for each entry of HV_OPS; their contracts are in core/tensor/ops.h. */
 #ifndef HV_CUDA_KERNELS_H
 #define HV_CUDA_KERNELS_H
 

@@ -4,14 +4,14 @@
 
 #include "cuda/runtime.h"
 
-/* HV_LAUNCH(kernel, dim3 grid, dim3 block, size_t shared_bytes, hv_stream *stream, arguments …). A template's instance
+/* HV_LAUNCH(kernel, dim3 grid, dim3 block, size_t shared_bytes, hv_stream *stream, arguments …). A template instance
  * with a comma in its name goes into parentheses. */
 #define HV_LAUNCH(kernel, ...) hv_launch(#kernel, kernel, false, hv_ahead{nullptr, 0}, __VA_ARGS__)
 
 /* HV_LAUNCH_EARLY(kernel, hv_ahead ahead, grid, block, …): see device.h. */
 #define HV_LAUNCH_EARLY(kernel, ...) hv_launch(#kernel, kernel, true, __VA_ARGS__)
 
-/* Device memory that a kernel reads before it waits; none: {nullptr, 0}. */
+/* Device memory that a kernel reads before hv_wait_for_previous(); none: {nullptr, 0}. */
 struct hv_ahead {
   const void *from;
   size_t bytes;
@@ -21,8 +21,8 @@ static inline bool hv_is_empty(dim3 grid) {
   return grid.x == 0 || grid.y == 0 || grid.z == 0;
 }
 
-/* Whether a launch that may begin early does. Behind a launch of this stream in the same recording, it is known what
- * it overlaps. */
+/* Whether an HV_LAUNCH_EARLY launch does begin early. It must follow another kernel of this stream in the same
+ * recording: only then is it known which kernels it overlaps, and that none of them writes its hv_ahead. */
 static inline bool hv_begins_early(hv_stream *stream, const void *kernel) {
   const hv_cuda_stream *own = (const hv_cuda_stream *)stream;
   return own->recording && own->behind_launch && hv_runtime_card(hv_stream_runtime(stream))->starts_early &&
@@ -31,7 +31,7 @@ static inline bool hv_begins_early(hv_stream *stream, const void *kernel) {
 
 #ifdef __CUDACC__
 
-enum { HV_SHARED_DEFAULT = 48 << 10 /* more must be asked for, kernel by kernel */ };
+enum { HV_SHARED_DEFAULT = 48 << 10 /* above this, a kernel's attribute must be set */ };
 
 template <typename... P, typename... A>
 static inline void hv_launch(const char *name, void (*kernel)(P...), bool early, hv_ahead, dim3 grid, dim3 block,
@@ -53,7 +53,7 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), bool early,
   config.numAttrs = early && hv_begins_early(stream, (const void *)kernel);
   config.stream = (cudaStream_t)hv_stream_queue(stream);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
-  cudaError_t last = cudaGetLastError(); /* in either case: no later launch may find this one's */
+  cudaError_t last = cudaGetLastError(); /* cleared in any case, or the next launch would report it */
   if (error == cudaSuccess) error = last;
   if (error != cudaSuccess) {
     hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "cannot launch %s: %s", name, cudaGetErrorString(error)));
@@ -66,7 +66,7 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), bool early,
 
 #include <tuple>
 
-/* Queues a launch; the bytes of its arguments are copied. */
+/* Queues a launch with a copy of its arguments' bytes. */
 HV_NODISCARD hv_status hv_emu_queue_launch(hv_queue *queue, const hv_emu_launch *launch, size_t argument_bytes);
 
 template <typename... P> struct hv_emu_arguments {
@@ -81,8 +81,8 @@ template <typename... P> struct hv_emu_arguments {
 template <typename... P, typename... A>
 static inline void hv_launch(const char *name, void (*kernel)(P...), bool early, hv_ahead ahead, dim3 grid, dim3 block,
                              size_t shared_bytes, hv_stream *stream, A... arguments) {
-  static_assert((std::is_trivially_copyable<P>::value && ...), "arguments travel as bytes");
-  static_assert(sizeof(hv_emu_arguments<P...>) <= 4096, "CUDA takes 4 KB of arguments");
+  static_assert((std::is_trivially_copyable<P>::value && ...), "arguments are copied as bytes");
+  static_assert(sizeof(hv_emu_arguments<P...>) <= 4096, "CUDA takes at most 4 KB of arguments");
   if (hv_is_empty(grid)) return;
   hv_emu_arguments<P...> call = {kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
   bool now = early && hv_begins_early(stream, (const void *)kernel);

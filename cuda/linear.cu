@@ -1,12 +1,13 @@
-/* Linear layers and their gradients: products by hv_matmul, and what its epilogues cannot do in one pass over the
- * result:
+/* Linear layers and their gradients. Weights are [out, in], activations [rows, features], in T:
  *   linear                  y = activation(z) + residual, z = x weightᵀ + bias
  *   linear_swiglu           y = silu(gate) ∘ up, [gate | up] = x weightᵀ
  *   linear_backward_input   dx = (dy weight) ∘ activation'(pre) + add
  *   linear_backward_weight  dweight += (or =) dyᵀ x, dbias += column sums of dy
- * The library adds biases, residuals (a product is added to them) and the tanh GELU; it has no exact GELU, SiLU or
- * quick GELU. Where a second pass is needed, z waits for it in float. Few rows of bf16 go to linear_few.cu.
- */
+ *
+ * The products are hv_matmul's (cuBLASLt). Its epilogues add bias and residual and apply the tanh GELU; exact GELU,
+ * SiLU, quick GELU and derivatives need a second, elementwise kernel over the product. The product then stays in float
+ * until that kernel has run, so that a result is rounded once; for a large product both kernels go over pieces of rows
+ * whose floats fit in the L2 cache. At most 16 rows of bf16 go to linear_few.cu. */
 #include "cuda/linear.h"
 
 #include "cuda/activation.h"
@@ -14,7 +15,7 @@
 #include "cuda/kernels.h"
 #include "cuda/matmul.h"
 
-/* A product's scratch: the library's own, and `kept` beside it. NULL without memory. */
+/* A product's scratch memory: the library's workspace, and behind it `kept`. Both NULL if memory is short. */
 struct linear_scratch {
   void *workspace, *kept;
 };
@@ -33,13 +34,13 @@ static void multiply(hv_stream *stream, const hv_matmul_args *args, const linear
   hv_stream_fail(stream, hv_matmul_run(hv_stream_matmul(stream), hv_stream_queue(stream), args, scratch->workspace));
 }
 
-/* Where a product lies between the two passes, in float, so that a result is rounded once: in the result itself where
- * that is float and no summand, else in scratch, for so many rows at a time that they stay in the cache. */
-enum { BETWEEN_BYTES = 16 << 20, BETWEEN_ROWS = 128 /* a multiple of which is taken */ };
+/* Where a product lies between the two kernels, in float: in the result if that is float and is not an addend as well,
+ * else in scratch, for so many rows at a time that they stay in the L2 cache. */
+enum { BETWEEN_BYTES = 16 << 20, BETWEEN_ROWS = 128 /* rows at a time are a multiple of this */ };
 
 struct between {
   linear_scratch scratch;
-  hv_tensor whole; /* absent: in scratch */
+  hv_tensor whole; /* the result, holding all of the product; absent: it lies in scratch */
   int64_t rows;    /* at a time */
   int64_t stride;
 };
@@ -52,7 +53,7 @@ static between between_of(hv_stream *stream, hv_tensor result, hv_tensor summand
     b.rows = result.rows;
     return b;
   }
-  b.stride = (result.cols + HV_WIDE - 1) / HV_WIDE * HV_WIDE; /* rows begin at multiples of 16 bytes */
+  b.stride = (result.cols + HV_WIDE - 1) / HV_WIDE * HV_WIDE; /* rows begin at multiples of 16 bytes, or more */
   size_t row_bytes = (size_t)b.stride * sizeof(float);
   int64_t most = (int64_t)(BETWEEN_BYTES / row_bytes) / BETWEEN_ROWS * BETWEEN_ROWS;
   if (most < BETWEEN_ROWS) most = BETWEEN_ROWS;
@@ -68,7 +69,7 @@ static hv_tensor between_rows(const between &b, int64_t first, int64_t rows, int
   return t;
 }
 
-/* Rows of an optional operand. */
+/* The same rows of an optional operand. */
 static hv_tensor some_rows(hv_tensor t, int64_t first, int64_t rows) {
   return hv_present(t) ? hv_tensor_rows(t, first, rows) : t;
 }
@@ -120,13 +121,13 @@ static void finish(hv_stream *stream, const hv_linear_args *a, hv_tensor z) {
   });
 }
 
-/* Whether the library may add the bias and apply an activation: it has kernels that do for whole vectors of d's dtype.
- */
+/* Whether the library's epilogue may add the bias and apply an activation: its kernels for that need whole 16-byte
+ * vectors of d's dtype. */
 static bool takes_epilogue(const hv_linear_args *a, hv_tensor d) {
   return a->y.dtype == a->x.dtype && hv_are_wide(a->bias, d);
 }
 
-/* Whether the library can do it all; then its arguments are completed. */
+/* Whether one product with an epilogue does it all; then its arguments are completed. */
 static bool in_one_pass(const hv_linear_args *a, hv_matmul_args *product) {
   bool plain = a->activation == HV_ACT_NONE;
   if (hv_present(a->pre)) return false;

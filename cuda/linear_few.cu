@@ -1,17 +1,26 @@
-/* linear and linear_swiglu for 1 to 16 rows, in one pass over the weights, whose reading is what such a product costs:
+/* linear and linear_swiglu for 1 to 16 rows of bf16 (the steps of a prediction), in one pass over the weights: reading
+ * them from device memory is nearly all that such a product costs.
  *   y = activation(x weightᵀ + bias) + residual
  *   y = silu(gate) ∘ up, [gate | up] = x weightᵀ
+ * x [rows, in], weight [out, in]; y [rows, out], for SwiGLU [rows, out / 2].
  *
- * A block has 8 C columns of the product, for SwiGLU half of them of the gate and as many of up beside these; its eight
- * warps take turns at the columns of x, and their sums are added in order. A lane copies 16 bytes of a weight row at
- * once, by asynchronous copies that it alone waits for and reads: STAGES × C of them are under way, which registers
- * would not hold (the compiler moves plain loads down to their use). What a lane reads together becomes fragments of
- * two products: the inner index may run in any order as long as both operands agree. 13 rows need no more than 16. What
- * a turn needs of x is read in the turn before, so that nothing is waited for in a turn. The first copies begin before
- * the kernels are over that make x: weights are read while those run.
+ * Grid and block: a block of eight warps makes all rows of 8 C columns of the product; for SwiGLU half of these are of
+ * the gate, the other half the matching columns of up. K (`in`) is split over the warps: in each turn a warp takes 32
+ * of 256 columns of x. At the end the eight partial sums are added in shared memory, in the order of warps, and the
+ * epilogue is applied. C is 4 from 8192 columns on, else 2, so that there are enough blocks to fill a card.
  *
- * Shared memory: 65,536 bytes with C = 4, 32,768 with C = 2.
- */
+ * Loads: a lane copies 16 bytes of one weight row at a time with cp.async; the four lanes of a row read 64 contiguous
+ * bytes. It reads back only what it copied itself, so the loop has no barrier. Up to STAGES × C copies of a lane are in
+ * flight; as many plain loads would need too many registers, and the compiler would move them down to their use. The x
+ * of a turn is loaded one turn ahead. The first weight copies are issued before hv_wait_for_previous(): weights stream
+ * in while the kernels that make x still run.
+ *
+ * Products: the 8 elements that a lane copies are its B fragments of two m16n8k16 products. They are not the positions
+ * of k that the fragment layout gives to the lane, but x is permuted alike, and the order of k changes nothing else. M
+ * of the instruction is 16, so fewer rows cost the same.
+ *
+ * Shared memory: the ring of STAGES × C × 256 × 16 bytes is 65,536 bytes with C = 4 and 32,768 with C = 2; the partial
+ * sums reuse it. */
 #include "cuda/activation.h"
 #include "cuda/elementwise.h"
 #include "cuda/linear.h"
@@ -19,9 +28,9 @@
 enum {
   MOST_ROWS = 16,
   WARPS = 8,
-  CHUNK = 32, /* of x's columns: 8 for each of a row's four lanes */
+  CHUNK = 32, /* columns of x that a warp takes in a turn: 8 for each of the four lanes of a row */
   STAGES = 4,
-  MANY_COLUMNS = 8 << 10 /* of products: then blocks of 32 fill a card, and x is read less often than with 16 */
+  MANY_COLUMNS = 8 << 10 /* from here on blocks of 32 columns fill a card, and read x less often than 16 */
 };
 
 template <typename Y> struct few_params {
@@ -34,12 +43,12 @@ template <typename Y> struct few_params {
   hv_activation activation;
 };
 
-/* 8 neighbouring elements as pairs, zeros where there are none. */
+/* 8 neighbouring elements as packed pairs; zeros if not `valid`. */
 static __device__ __forceinline__ hv_vec<uint32_t, 4> load_pairs(const hv_bf16 *p, bool valid) {
   return valid ? hv_load<4>(reinterpret_cast<const uint32_t *>(p)) : hv_vec<uint32_t, 4>{};
 }
 
-/* What a lane multiplies weights with in a turn. */
+/* A lane's elements of x in a turn, for its A fragments: rows lane / 4 and lane / 4 + 8. */
 struct two_rows {
   hv_vec<uint32_t, 4> top, bottom;
 };
@@ -53,13 +62,13 @@ static __device__ __forceinline__ void finish(const few_params<Y> &p, int row, i
   *p.y.at(row, col) = hv_from_float<Y>(sum);
 }
 
-/* Columns of y, and how many of them a block has. */
+/* The number of columns of y, and how many of them a block makes. */
 template <bool GATED> static __host__ __device__ __forceinline__ int64_t width_of(int64_t out) {
   return GATED ? out / 2 : out;
 }
 template <int C, bool GATED> static constexpr int block_cols = GATED ? 4 * C : 8 * C;
 
-/* The weight's row that is column c · 8 + i of the block's products; −1: there is none. */
+/* The row of weight that gives column c · 8 + i of the block's products; −1: none. */
 template <int C, bool GATED>
 static __device__ __forceinline__ int64_t weight_row(int64_t out, int64_t first_col, int c, int i) {
   constexpr int EACH = block_cols<C, GATED> / 8;
@@ -67,11 +76,12 @@ static __device__ __forceinline__ int64_t weight_row(int64_t out, int64_t first_
   return col < width ? c / EACH * width + col : -1;
 }
 
-/* Adds the eight warps' sums in order and finishes the rows. All threads take part, when their copies are over. */
+/* Adds the eight warps' sums in order and applies the epilogue. All threads take part, after their copies have landed.
+ */
 template <typename Y, int C, bool GATED>
 static __device__ __forceinline__ void add_warps(const few_params<Y> &p, int64_t first_col, const float (&sum)[C][4]) {
   constexpr int COLS = block_cols<C, GATED>;
-  constexpr int STRIDE = 8 * C + 8;               /* pairs of half a warp, of four rows, lie in different banks */
+  constexpr int STRIDE = 8 * C + 8; /* the pairs that half a warp stores, four rows of them, have no bank conflicts */
   hv_shared<float> sums = hv_shared_at<float>(0); /* [warp][row][STRIDE], where the ring was */
   int lane = (int)threadIdx.x % HV_WARP, warp = (int)threadIdx.x / HV_WARP;
   __syncthreads();

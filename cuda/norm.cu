@@ -1,8 +1,17 @@
-/* norm fused with the residual sum, and its gradient; residual sums that no norm follows. A block owns a row, or a
- * chunk of rows one after the other where the weight's gradient is summed over them in the same pass.
+/* norm with the residual sum before it, its gradient, and residual sums without a norm. Rows are [rows, d]; a block of
+ * up to 256 threads makes one row, with up to HV_WIDE neighbouring elements per thread and step.
  *
- * In a prediction's steps of few rows nothing hides how long a norm waits for its weight, which the weights of products
- * have driven out of the cache by then: it is copied to shared memory while the launches before are not yet over. */
+ * Forward: three passes over the row (mean, variance, result). The first reads it from device memory, and each thread
+ * keeps its own elements as floats in shared memory (128 + 4 d bytes), not in registers: how many they are is not known
+ * at compile time.
+ *
+ * Backward: the gradient of the weight is a sum over rows. If it is wanted, a block goes over a chunk of rows and keeps
+ * its sums in shared memory (128 + 4 d bytes), which saves a second pass over dy and x; the chunks' sums are then added
+ * as in column_sums.h.
+ *
+ * With at most 16 rows (a step of a prediction) there are too few warps to hide the latency of loading the weight,
+ * which the weights of matrix products have evicted from the L2 cache since the last step. So it is prefetched to
+ * shared memory (d elements of T more) before hv_wait_for_previous(), while earlier kernels still run. */
 #include "cuda/column_sums.h"
 #include "cuda/kernels.h"
 
@@ -17,11 +26,11 @@ template <typename T> struct norm_operands {
   hv_rows<T> sum, y;
   hv_rows<float> stats;
   int64_t cols;
-  bool ahead; /* whole vectors of the weight are copied before the launches before are waited for */
+  bool ahead; /* the weight is prefetched before hv_wait_for_previous; vectors of HV_WIDE only */
 };
 
-/* The elements [col, col + N) of the row that is normalised: x, or the residual sum, rounded as it is stored. Which of
- * them the compiler knows: x and delta are then on their way together. */
+/* The elements [col, col + N) of the row that is normalised: x, or the residual sum, rounded as it is stored. SUMS is a
+ * template parameter so that loads of x and delta are issued together, without a branch between. */
 template <typename T, int N, bool SUMS>
 static __device__ __forceinline__ hv_floats<N> normalised_row(const norm_operands<T> &a, int64_t row, int64_t col) {
   hv_floats<N> x = hv_read<N>(a.x.at(row, col));
@@ -47,7 +56,7 @@ template <int N, typename T> static __device__ __forceinline__ hv_floats<N> kept
   return x;
 }
 
-/* Queues the copy of N elements, a multiple of 16 bytes. */
+/* Issues asynchronous copies of N elements, a multiple of 16 bytes. */
 template <int N, typename T> static __device__ __forceinline__ void copy_ahead(hv_shared<T> to, const T *from) {
   constexpr int AT_ONCE = 16 / (int)sizeof(T);
   HV_UNROLL
@@ -66,7 +75,7 @@ template <typename T, int N, bool SUMS> static __global__ void norm_kernel(norm_
     hv_copy_commit();
   }
   hv_wait_for_previous();
-  /* A thread keeps its own elements in shared memory between the passes: mean, squares, result. */
+  /* A thread reads back only the elements that it stored: no barrier is needed for them. */
   float total = 0;
   for (int64_t col = first; col < a.cols; col += step) {
     hv_floats<N> x = normalised_row<T, N, SUMS>(a, row, col);
@@ -88,7 +97,7 @@ template <typename T, int N, bool SUMS> static __global__ void norm_kernel(norm_
   float divisor = (float)(a.kind == HV_NORM_VARIANCE ? a.cols - 1 : a.cols);
   float scale = 1.0f / sqrtf(hv_block_sum(squares, reduction) / divisor + a.eps);
   float centre = a.kind == HV_NORM_LAYER ? mean : 0.0f;
-  hv_copy_wait<0>(); /* a thread reads what it has copied itself */
+  hv_copy_wait<0>(); /* a thread reads only what it copied itself: no barrier */
   for (int64_t col = first; col < a.cols; col += step) {
     hv_floats<N> x = kept_at<N>(kept, col);
     hv_floats<N> weight = N == HV_WIDE && a.ahead ? kept_at<N>(weights, col) : hv_read<N>(a.weight + col);
@@ -111,8 +120,8 @@ void hv_cuda_norm(hv_stream *stream, const hv_norm_args *args) {
   size_t shared = REDUCTION_BYTES + (size_t)args->x.cols * sizeof(float);
   if (shared > HV_SHARED_LIMIT) {
     hv_stream_fail(stream,
-                   hv_error(HV_ERR_DEVICE, "norm of %lld elements: this device takes up to %d", (long long)args->x.cols,
-                            (int)((HV_SHARED_LIMIT - REDUCTION_BYTES) / sizeof(float))));
+                   hv_error(HV_ERR_DEVICE, "norm over rows of %lld elements: this device takes at most %d",
+                            (long long)args->x.cols, (int)((HV_SHARED_LIMIT - REDUCTION_BYTES) / sizeof(float))));
     return;
   }
   bool wide = hv_are_wide(args->x, args->delta, args->delta_scale, args->sum, args->weight, args->bias, args->y);
@@ -152,11 +161,11 @@ template <typename T> struct norm_backward_operands {
   hv_rows<const float> stats;
   hv_rows<T> dx, ddelta;
   int64_t rows, cols;
-  int64_t chunk_rows; /* of a block */
-  float *dweight;     /* [block, cols]: dy ∘ x̂ summed over the block's rows; NULL: not wanted */
+  int64_t chunk_rows; /* rows of a block */
+  float *dweight;     /* [blocks, cols], each row the sum of dy ∘ x̂ over a block's rows; NULL: not wanted */
 };
 
-/* Adds dy ∘ x̂ to a thread's own sums in shared memory, which the first row sets. */
+/* Adds dy ∘ x̂ to the thread's own sums in shared memory; the chunk's first row (`begins`) sets them. */
 template <int N>
 static __device__ __forceinline__ void add_weight_terms(const hv_floats<N> &dy, const hv_floats<N> &x, float centre,
                                                         float scale, bool begins, hv_shared<float> sums) {
@@ -167,9 +176,9 @@ static __device__ __forceinline__ void add_weight_terms(const hv_floats<N> &dy, 
   hv_store(sums, sum);
 }
 
-/* With g = dy ∘ weight, r = 1 / sqrt(… + eps), and sums over the row of d elements:
+/* With g = dy ∘ weight, r = 1 / sqrt(… + eps), and sums over the d elements of the row:
  *   layer:    dx = r (g − Σ g / d − x̂ Σ g x̂ / d), x̂ = (x − mean) r
- *   rms:      the same without the means
+ *   rms:      the same with mean = 0 and without the term Σ g / d
  *   variance: dx = r g − r³ (x − mean) Σ g x / (d − 1) */
 template <typename T, int N>
 static __device__ __forceinline__ void norm_backward_row(const norm_backward_operands<T> &a, int64_t row, bool begins,
@@ -210,7 +219,7 @@ static __device__ __forceinline__ void norm_backward_row(const norm_backward_ope
   }
 }
 
-/* Threads that a multiprocessor has room for. nvcc takes no kernel that asks for more. */
+/* Threads that can be resident on a multiprocessor. nvcc rejects a __launch_bounds__ that asks for more. */
 #if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ / 100 == 10)
 enum { RESIDENT_THREADS = 2048 };
 #else
@@ -219,8 +228,9 @@ enum { RESIDENT_THREADS = 1536 };
 
 enum { BACKWARD_THREADS = 256 };
 
-/* Blocks of a multiprocessor that registers are kept free for, on an H100 so that no chunk of 1024 waits for another;
- * nvcc alone reads it. */
+/* Blocks per multiprocessor for __launch_bounds__, which limits registers so that so many can be resident: bf16 at full
+ * occupancy, so that on an H100 all of 1024 chunks run at once (132 × 8 = 1056 blocks); float needs more registers.
+ * Only nvcc reads it. */
 template <typename T>
 [[maybe_unused]] static constexpr int backward_blocks = sizeof(T) == 2 ? RESIDENT_THREADS / BACKWARD_THREADS : 5;
 
@@ -236,9 +246,10 @@ static __global__ void __launch_bounds__(BACKWARD_THREADS, backward_blocks<T>)
   }
 }
 
-/* In chunks of rows, so that the weight's gradient takes no pass of its own over dy and x. */
+/* One row per block, or a chunk of rows if the weight's gradient is wanted: that then needs no pass of its own over dy
+ * and x. */
 template <typename T, int N> static void norm_backward(hv_stream *stream, const hv_norm_backward_args *args) {
-  enum { LEAST_ROWS = 4, MOST_CHUNKS = 1024 /* an H100 has room for 1056; their sums stay in its cache */ };
+  enum { LEAST_ROWS = 4, MOST_CHUNKS = 1024 /* their sums stay in an H100's L2 cache: 16 MB at d = 4096 */ };
   int64_t rows = args->x.rows, cols = args->x.cols;
   norm_backward_operands<T> a = {args->kind,
                                  hv_rows_of<const T>(args->dy),

@@ -1,11 +1,20 @@
-/* sum_squares, clip_factor, adamw, average and exchange. */
+/* sum_squares, clip_factor, adamw, average and exchange, over the parameters of a group as one array [1, count]. Shared
+ * memory is used for block sums only.
+ *
+ * - sum_squares: a block of 256 threads per 4096 elements, at most 1024 blocks; each block's sum goes to scratch, and
+ *   one block adds these up. The order depends on count and alignment alone.
+ * - adamw: a thread updates N neighbouring elements. Learning rate and weight decay come from a table of ranges, found
+ *   by binary search; elements in no range are left alone. With moments in 8 bits a warp updates one block of 256
+ *   elements: the block's new scales are maxima over the warp.
+ * - average and exchange: a thread has N neighbouring elements; in a tail shorter than N it takes them one at a time.
+ */
 #include "core/tensor/moments.h"
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
 enum { SUM_THREADS = 256, SUM_RUN = 16, MOST_SUMS = 1024 };
 
-/* Block i sums the elements that lie i, i + blocks, … pieces in. */
+/* A grid-stride loop; one sum for each block. */
 template <typename T, int N> static __global__ void sum_squares_kernel(const T *x, int64_t count, float *sums) {
   float sum = 0;
   int64_t step = (int64_t)gridDim.x * blockDim.x * N;
@@ -72,7 +81,7 @@ template <typename T, typename G> struct adamw_operands {
   float rest1, rest2; /* 1 − β1, 1 − β2, subtracted in double */
 };
 
-/* The range that holds `element`, or the first one behind it. */
+/* The index of the range that holds `element`, or of the first one behind it; `count` if there is none. */
 static __device__ __forceinline__ int64_t find_range(const hv_adamw_range *ranges, int64_t count, int64_t element) {
   int64_t low = 0, high = count;
   while (low < high) {
@@ -86,7 +95,7 @@ static __device__ __forceinline__ int64_t find_range(const hv_adamw_range *range
   return low;
 }
 
-/* The learning rate and the weight decay of a range. */
+/* Learning rate and weight decay of a range. */
 struct adamw_rates {
   float lr, decay;
 };
@@ -112,7 +121,8 @@ static __device__ __forceinline__ adamw_element updated(const adamw_operands<T, 
   return e;
 }
 
-/* The master value: bf16 rounded to nearest, halves away from zero, and the signed rest. */
+/* The master value (fp32) from the bf16 parameter and its remainder. The parameter is the master rounded to bf16, to
+ * nearest with halves away from zero; the remainder is the signed difference of the bits. */
 static __device__ __forceinline__ float joined(hv_bf16 param, int16_t remainder) {
   return __uint_as_float(((uint32_t)param.bits << 16) + (uint32_t)(int32_t)remainder);
 }
@@ -187,8 +197,8 @@ struct moment_codes {
   float *scale1, *scale2;
 };
 
-/* N neighbouring elements of a block. All are in `range` where it holds the whole block; else it is the first that ends
- * in the block or behind it, and elements in none keep their values, their moments being 0. */
+/* Updates N neighbouring elements of a block of moments. If `whole`, the block lies within `range`; else `range` is the
+ * first one that ends in the block or behind it, and elements in no range keep their values (their moments are 0). */
 template <int N, typename T, typename G>
 static __device__ __forceinline__ void update_coded(const adamw_operands<T, G> &a, int64_t at, int64_t range,
                                                     bool whole, hv_floats<N> &m, hv_floats<N> &v) {
@@ -207,7 +217,8 @@ static __device__ __forceinline__ void update_coded(const adamw_operands<T, G> &
   write_masters(a.param + at, a.remainder + at, p);
 }
 
-/* A warp updates one block of moments; a lane has N neighbouring elements in each of its pieces. */
+/* A warp updates one block of 256 moments; a lane has N neighbouring elements in each of PIECES pieces, which it keeps
+ * in registers until the block's new scales are known. */
 template <typename T, typename G, int N>
 static __global__ void adamw_coded_kernel(adamw_operands<T, G> a, moment_codes codes) {
   constexpr int PIECES = HV_MOMENT_BLOCK / HV_WARP / N;
@@ -336,7 +347,7 @@ template <typename T, int N> static __global__ void exchange_kernel(average_oper
   for (int64_t at = first; at < a.count; at++) exchange_at<1>(a, at);
 }
 
-/* Calls f with a value of T, the operands and hv_width<N> for the widest N that moves all of them. */
+/* Calls f with a value of T, the operands, and hv_width<N> for the widest N that all operands allow. */
 template <typename F>
 static void with_average(hv_stream *stream, hv_tensor param, hv_tensor remainder, hv_tensor average, F f) {
   hv_with_type(stream, param.dtype, [&](auto type) {

@@ -1,10 +1,11 @@
-/* draw_normal and draw_below: the functions of core/base/random.h, whose bits depend on nothing but their arguments.
- * Compiled without contraction, as that header asks. */
+/* draw_normal and draw_below: the functions of core/base/random.h, whose bits depend on nothing but their arguments;
+ * that header requires that this file is compiled without contraction into fused multiply-adds (-fmad=false). A thread
+ * computes its numbers from (seed, step, sample, branch, element); none depends on grid or block. */
 #include "core/base/random.h"
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
-/* A thread draws four neighbouring elements, the normals of one block of the cipher. */
+/* A thread draws four neighbouring elements: the normals of one block of the cipher. */
 static __global__ void draw_normal_kernel(const int64_t *seed_step, const int64_t *samples, int branches, int domain,
                                           hv_rows<float> y, int64_t cols, unsigned pieces) {
   hv_place at = hv_place_here<4>(pieces);
@@ -21,7 +22,8 @@ static __global__ void draw_normal_kernel(const int64_t *seed_step, const int64_
 
 void hv_cuda_draw_normal(hv_stream *stream, const hv_draw_normal_args *args) {
   if (args->y.dtype != HV_F32) {
-    hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "draw_normal: this device draws fp32"));
+    hv_stream_fail(stream, hv_error(HV_ERR_DEVICE, "draw_normal into %s: this device draws fp32 only",
+                                    hv_dtype_name(args->y.dtype)));
     return;
   }
   hv_cover c = hv_cover_of(args->y.rows, args->y.cols, 4);

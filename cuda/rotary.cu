@@ -1,12 +1,14 @@
-/* rotary: the half-rotation of queries and keys, and the placement of keys and values in their store, in one launch. A
- * thread owns a pair of runs that rotate into each other, or a run that is copied. */
+/* rotary: rotates queries and keys (element j of a head pairs with j + half) and writes keys and values to their rows
+ * of the key-value cache, all in one launch. Rows are tokens. A thread has one unit of a row: a pair of runs of N
+ * elements that rotate into each other, or a run that is copied. Threads of a row run over the units of q, then of k,
+ * then of v; accesses of neighbouring threads are coalesced. No shared memory. */
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
 /* What is the same for all rows. Units are runs of N elements. */
 struct rotary_shape {
-  int head_dim, half; /* `half`: rotating pairs of a head */
-  int pairs, copies;  /* units of a head: pairs of runs that rotate, runs that do not */
+  int head_dim, half; /* half: number of rotating pairs of elements in a head */
+  int pairs, copies;  /* units of a head: pairs of runs that rotate; runs that are copied */
   int q_units, k_units, v_units;
   float sign; /* of the sine */
 };

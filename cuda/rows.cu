@@ -1,8 +1,9 @@
-/* Rows moved, summed and converted: gather_rows, scatter_add_rows, convert, fill. */
+/* Rows moved, summed and converted: gather_rows, scatter_add_rows, convert, fill. Elementwise over [rows, cols]: one
+ * thread per HV_WIDE neighbouring elements (hv_cover_of), no shared memory. */
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
-/* A list of rows, or 0, 1, 2, … where there is none. */
+/* Entry `index` of a list of rows; an absent list is 0, 1, 2, … */
 static __device__ __forceinline__ int64_t listed(const int32_t *list, int64_t index) {
   return list ? list[index] : index;
 }
@@ -39,7 +40,8 @@ void hv_cuda_convert(hv_stream *stream, const hv_convert_args *args) {
   gather(stream, args->src, hv_tensor{}, args->dst, hv_tensor{}, args->src.rows);
 }
 
-/* A thread owns its columns of a destination row and adds the sources in the order of the list. */
+/* A thread owns its columns of a destination row and adds the source rows in the order of the list, so no atomics are
+ * needed and the order is fixed. */
 template <typename T, typename To, int N>
 static __global__ void scatter_add_kernel(hv_rows<T> src, const int32_t *src_rows, const int32_t *offsets,
                                           const int32_t *dst_rows, hv_rows<To> dst, int64_t cols, unsigned pieces) {

@@ -1,9 +1,10 @@
-/* patchify; the tokens of a vision tower and their gradient. */
+/* patchify; the tokens of a vision tower (vit_embed) and their gradient. Elementwise over rows of tokens (hv_cover_of),
+ * no shared memory. */
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
 struct patch_shape {
-  int image_size, patch_size, side; /* side: patches in a row of an image */
+  int image_size, patch_size, side; /* side: patches along an image's edge */
   float mean[3], std[3];
 };
 
@@ -34,7 +35,7 @@ void hv_cuda_patchify(hv_stream *stream, const hv_patchify_args *args) {
   });
 }
 
-/* An image's tokens: `cls` (0 or 1) class tokens, registers up to `prefix`, then patches. */
+/* An image's tokens: `cls` (0 or 1) class tokens, then registers up to token `prefix`, then patches. */
 struct token_shape {
   int64_t tokens, prefix, cls;
   int64_t cls_position; /* 1: the first row of the positions is the class token's */
@@ -103,12 +104,13 @@ static gradient_rows gradient_of(hv_tensor t) {
   return {t.data, t.row_stride, t.dtype == HV_F32};
 }
 
-/* A thread owns one column of one token: it goes over the images in order. */
+/* A thread owns one column of one token and goes over the images in order: the order of each sum is fixed without
+ * atomics. */
 template <typename T>
 static __global__ void vit_embed_backward_kernel(token_shape s, int64_t images, hv_rows<const T> dy,
                                                  hv_rows<T> dpatches, gradient_rows dcls, gradient_rows dreg,
                                                  gradient_rows dpositions, int64_t cols, unsigned pieces) {
-  hv_place at = hv_place_here<1>(pieces); /* the row is the token */
+  hv_place at = hv_place_here<1>(pieces); /* at.row is the token */
   if (at.col >= cols) return;
   int64_t patches = s.tokens - s.prefix, patch = at.row - s.prefix;
   float sum = 0;

@@ -1,11 +1,16 @@
-/* The softmax over the vocabulary: cross_entropy with its gradient, best_of_range. A block owns a row of logits and
- * reads it once for the largest and the sum together, and once more for the gradient. */
+/* The softmax over the vocabulary: cross_entropy with its gradient, and best_of_range (the most probable of a range of
+ * ids). logits are [rows, vocabulary].
+ *
+ * One block of 256 threads per row. It reads the row once for maximum and sum together (online softmax: each thread has
+ * a running maximum and a sum relative to it, which are then joined over the warp by shuffles and over the block
+ * through shared memory, two floats per warp), and once more for the gradient. Losses of rows go to scratch, and one
+ * block adds them up in a fixed order. */
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
 enum { ROW_THREADS = 256 };
 
-/* Σ exp(x − top) of what was seen so far, and its largest element. */
+/* The maximum `top` of the elements so far, and Σ exp(x − top) over them. */
 struct softmax_sum {
   float top, sum;
 };
@@ -26,7 +31,7 @@ static __device__ __forceinline__ softmax_sum join_warp(softmax_sum s) {
   return s;
 }
 
-/* Of a whole row; every thread gets it. `scratch` holds two floats a warp. */
+/* The softmax_sum of a whole row; every thread gets it. `scratch` holds two floats for each warp. */
 template <typename L, int N>
 static __device__ __forceinline__ softmax_sum sum_row(const L *logits, int64_t count, hv_shared<float> scratch) {
   softmax_sum s = {-INFINITY, 0.0f};
@@ -60,7 +65,7 @@ static __global__ void cross_entropy_kernel(hv_rows<const L> logits, const int32
                                             float weight, float *row_losses, hv_rows<T> dlogits, int64_t cols) {
   int64_t row = blockIdx.x, label = labels[row];
   const L *x = logits.at(row, 0);
-  /* Read before anything is written: dlogits may lie on logits. The barrier within sum_row is between. */
+  /* Read before anything is written, since dlogits may be logits; the barrier in sum_row lies between. */
   float label_logit = hv_to_float(x[label]);
   softmax_sum s = sum_row<L, N>(x, cols, hv_shared_at<float>(0));
   if (threadIdx.x == 0) row_losses[row] = logf(s.sum) + (s.top - label_logit);
@@ -110,7 +115,7 @@ struct best_so_far {
   int id;
 };
 
-/* The larger, of equals the lower id. */
+/* The larger value; between equals, the lower id. */
 static __device__ __forceinline__ best_so_far better(best_so_far a, best_so_far b) {
   return b.value > a.value || (b.value == a.value && b.id < a.id) ? b : a;
 }
@@ -147,7 +152,7 @@ static __global__ void best_of_range_kernel(hv_rows<const L> logits, int first, 
   if (lane < warps) best = {values[lane], found[lane]};
   best = best_of_warp(best);
   if (lane == 0) {
-    ids[blockIdx.x] = best.id < first + count ? best.id : first; /* NaN is larger than nothing */
+    ids[blockIdx.x] = best.id < first + count ? best.id : first; /* all were NaN: no comparison held */
     probability[blockIdx.x] = expf(best.value - s.top) / s.sum;
   }
 }
