@@ -10,7 +10,7 @@
 #include "cuda/emu/order.h"
 #include "cuda/emu/shadow.h"
 
-/* Launches of fewer threads than this are not spread over the system's threads. */
+/* Launches of fewer threads than this run on one system thread. */
 enum { WORTH_SHARING = 1 << 13 };
 
 enum { STACK_BYTES = 256 << 10, POISON = 0xff /* NaN in every floating-point type */ };
@@ -38,7 +38,7 @@ struct emu_thread {
   int open_group; /* the group that copies join until the next commit */
 };
 
-/* Lanes of a warp on their way to one warp-wide operation. */
+/* A warp-wide operation at which some lanes wait for the others. */
 struct meeting {
   uint32_t mask, arrived;
   hv_emu_combine combine;
@@ -48,14 +48,14 @@ struct meeting {
 struct worker {
   hv_fiber scheduler;
   emu_thread threads[HV_EMU_MAX_THREADS];
-  hv_fiber fibers[HV_EMU_MAX_THREADS]; /* stacks; those not in use are listed in free_fibers */
+  hv_fiber fibers[HV_EMU_MAX_THREADS]; /* their stacks; free_fibers lists those not in use */
   int free_fibers[HV_EMU_MAX_THREADS], free_count, fiber_count;
   meeting meetings[HV_EMU_MAX_THREADS / HV_EMU_WARP][HV_EMU_WARP]; /* by the lowest lane of the mask */
   const hv_emu_launch *launch;
   int thread_count, at_barrier, finished;
-  hv_order pass; /* of the threads, and how many of them still have their turn in it */
+  hv_order pass; /* the order of turns in one pass over the threads */
   int turns_left;
-  bool progress; /* somebody had */
+  bool progress; /* a thread has run in this pass */
   uint64_t seed; /* of the passes */
   unsigned char *shared;
   hv_shadow shadow;
@@ -98,7 +98,7 @@ void hv_emu_fault(const char *format, ...) {
   report(self, text);
 }
 
-/* The thread whose turn it is. Each pass over all of them has an order of its own. NULL: no thread can go on. */
+/* The thread whose turn it is. Each pass over the threads has an order of its own. NULL if no thread can go on. */
 static emu_thread *next_ready(worker *w) {
   for (;;) {
     for (; w->turns_left > 0; w->turns_left--) {
@@ -115,7 +115,7 @@ static emu_thread *next_ready(worker *w) {
   }
 }
 
-/* A stack for a thread that starts. */
+/* Takes a stack for a thread that starts. */
 static hv_fiber *take_fiber(worker *w) {
   if (w->free_count == 0) {
     hv_status status = hv_fiber_open(STACK_BYTES, &w->fibers[w->fiber_count]);
@@ -130,8 +130,8 @@ static hv_fiber *take_fiber(worker *w) {
 
 static void thread_main(void *argument);
 
-/* Makes the next thread the running one; where it goes on, or the scheduler where no thread can or there is no memory
- * to start it. Threads so take turns without the scheduler. */
+/* Makes the next thread the running one and returns its fiber, so that threads take turns without going through the
+ * scheduler. Returns the scheduler if no thread can go on, or there is no memory to start one. */
 static hv_fiber *next_fiber(worker *w) {
   emu_thread *thread = next_ready(w);
   if (!thread) return &w->scheduler;
@@ -144,20 +144,20 @@ static hv_fiber *next_fiber(worker *w) {
   return thread->fiber;
 }
 
-/* Lets the others run until it is the running thread's turn again. */
+/* Lets other threads run until it is the running thread's turn again. */
 static void give_way(void) {
   hv_fiber *own = self->fiber, *next = next_fiber(self->worker);
   if (next != own) hv_fiber_switch(own, next);
 }
 
-/* Gives up the running thread for good, after a fault that leaves nothing sensible to do. */
+/* Ends the running thread after a fault that leaves it nothing sensible to do. */
 [[noreturn]] static void stop_thread(void) {
   self->state = FINISHED;
   self->worker->finished++;
   for (;;) give_way();
 }
 
-/* An access of the running thread, and whether it is one to its block's shared memory. */
+/* An access of the running thread, and whether it lies in its block's shared memory. */
 struct checked_access {
   hv_shadow_access access;
   bool inside;
@@ -165,7 +165,7 @@ struct checked_access {
 
 static inline checked_access access_to(const void *address, size_t bytes) {
   const worker *w = self->worker;
-  size_t offset = (size_t)((const unsigned char *)address - w->shared); /* below it: far above */
+  size_t offset = (size_t)((const unsigned char *)address - w->shared); /* wraps to a huge offset below it */
   bool inside = offset < w->launch->shared_bytes && bytes <= w->launch->shared_bytes - offset;
   return {{self->index, self->warp, offset, bytes}, inside};
 }
@@ -175,7 +175,8 @@ static void report_outside(const hv_shadow_access *access, const char *does) {
                (ptrdiff_t)access->offset, self->worker->launch->shared_bytes);
 }
 
-/* False: outside. Called for every access; NOTE tells whether it is at fault, DESCRIBE then says how. */
+/* Returns false if the access is outside. Templates, as this runs for every access: NOTE records the access and returns
+ * whether it is allowed, DESCRIBE says what is wrong. */
 template <auto NOTE, auto DESCRIBE>
 static inline bool check_access(const void *address, size_t bytes, const char *does) {
   hv_shadow *shadow = &self->worker->shadow;
@@ -235,7 +236,7 @@ void hv_emu_meet(uint32_t mask, hv_emu_combine combine, void *operand, bool orde
     m->mask = mask;
     m->combine = combine;
   } else if (m->mask != mask || m->combine != combine) {
-    hv_emu_fault("and another lane of its warp are at different warp-wide operations (masks 0x%08x and 0x%08x)", mask,
+    hv_emu_fault("is at another warp-wide operation than a lane of its warp that waits (masks 0x%08x and 0x%08x)", mask,
                  m->mask);
     stop_thread();
   }
@@ -275,7 +276,7 @@ void hv_emu_copy_issue(void *to, const void *from, size_t bytes) {
     self->copy_capacity = capacity;
   }
   self->copies[self->copy_count++] = {to, from, bytes, self->open_group};
-  /* From now on nobody may touch the target: as a write it must be ordered with earlier accesses of other threads. */
+  /* From now on no thread may touch the target: checked as a write, which must be ordered after earlier accesses. */
   (void)hv_emu_shared_write(to, bytes);
   hv_shadow_flight(&w->shadow, target.access.offset, bytes, true);
 }
@@ -310,13 +311,13 @@ static void thread_main(void *argument) {
   if (!thread->indices.waited) hv_emu_fault("returns without having waited for the launches before it");
   thread->state = FINISHED;
   w->finished++;
-  hv_fiber *next = next_fiber(w); /* before this one's stack may be taken */
+  hv_fiber *next = next_fiber(w); /* may take a stack, so before this one's is free */
   w->free_fibers[w->free_count++] = (int)(thread->fiber - w->fibers);
   hv_fiber_leave(thread->fiber, next);
   abort(); /* never resumed */
 }
 
-/* No thread can go on, though some have not finished. */
+/* Reports that no thread can go on though some have not finished. */
 static void report_stuck(worker *w) {
   int stuck = 0, at_barrier = 0;
   for (int i = w->thread_count - 1; i >= 0; i--) {
@@ -333,8 +334,7 @@ static void report_stuck(worker *w) {
   report(&w->threads[stuck], text);
 }
 
-/* Every stack is free again, also those of threads that a fault left in the middle, and nobody is on his way to a
- * warp-wide operation. */
+/* Frees every stack, also those of threads that a fault stopped halfway, and empties all warp-wide operations. */
 static void forget_threads(worker *w) {
   memset(w->meetings, 0, sizeof w->meetings);
   w->free_count = 0;
@@ -344,7 +344,7 @@ static void forget_threads(worker *w) {
 static void begin_block(worker *w, uint3 block) {
   const hv_emu_launch *launch = w->launch;
   w->at_barrier = w->finished = 0;
-  hv_fiber_adopt_thread(&w->scheduler); /* a worker is not always run by the same one */
+  hv_fiber_adopt_thread(&w->scheduler); /* the system thread that runs a worker may change */
   if (w->free_count != w->fiber_count) forget_threads(w);
   memset(w->shared, POISON, launch->shared_bytes);
   hv_shadow_begin(&w->shadow);
@@ -449,7 +449,8 @@ hv_status hv_emu_run(hv_emu_workers *workers, const hv_emu_launch *launch) {
   bool few = workers->count == 1 || blocks == 1 || threads < WORTH_SHARING;
   int used = few ? 1 : workers->count;
   for (int i = 0; i < used; i++) HV_TRY(open_worker(&workers->workers[i]));
-  /* Blocks by a multiplicative order as well; the grid may exceed 32 bits, so strides are kept below 2^31. */
+  /* Blocks run in a seeded order, too. hv_order has 32-bit indices, so in a larger grid only the first 2^30 blocks do.
+   */
   unsigned window = blocks < 0x40000000u ? (unsigned)blocks : 0x40000000u;
   hv_order o = hv_order_make(window, &seed);
 #pragma omp parallel for schedule(dynamic) num_threads(used) if (!few)

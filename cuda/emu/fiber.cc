@@ -24,7 +24,7 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
-enum { FRAME_BYTES = 4096 /* at most, of the function that switches */ };
+enum { FRAME_BYTES = 4096 /* at most, of the frame of the function that switches */ };
 #endif
 #ifdef HV_TSAN_FIBERS
 #include <sanitizer/tsan_interface.h>
@@ -34,8 +34,9 @@ enum { FRAME_BYTES = 4096 /* at most, of the function that switches */ };
 #define HV_EMU_UCONTEXT 1
 #endif
 
-/* switch_context(save, to): keeps the registers that a call preserves on the stack and the stack pointer in *save, then
- * takes both from `to`. first_context makes a stack on which the first switch calls entry(argument). */
+/* switch_context(save, to): pushes the registers that a call preserves on the stack and stores the stack pointer in
+ * *save, then restores both from `to`. first_context prepares a stack on which the first switch calls entry(argument).
+ */
 #ifdef HV_EMU_UCONTEXT
 
 #include <ucontext.h>
@@ -53,7 +54,7 @@ static void switch_context(void **save, void *to) {
 }
 
 static void *first_context(char *stack, size_t bytes, void (*entry)(void *), void *argument) {
-  /* The description of the first switch lies at the top of the stack, out of the way of what runs below it. */
+  /* The context of the first switch lies at the top of the stack, above everything that runs on it. */
   size_t reserved = (sizeof(ucontext_t) + 63) / 64 * 64;
   ucontext_t *context = (ucontext_t *)(stack + bytes - reserved);
   getcontext(context);
@@ -181,7 +182,8 @@ void hv_fiber_close(hv_fiber *fiber) {
   __tsan_destroy_fiber(fiber->sanitizer);
 #endif
 #ifdef HV_ASAN_FIBERS
-  /* What the stack's frames left in the sanitizer's shadow would accuse whatever is mapped here next. */
+  /* The stack's frames left poison in the sanitizer's shadow, which would be reported for whatever is mapped here next.
+   */
   __asan_unpoison_memory_region(fiber->mapping, fiber->mapping_bytes);
 #endif
   munmap(fiber->mapping, fiber->mapping_bytes);
@@ -197,7 +199,8 @@ void hv_fiber_adopt_thread(hv_fiber *out) {
 
 void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument) {
 #ifdef HV_ASAN_FIBERS
-  /* The frames that the stack's last user never returned from: they lie above where it was left, or a little below. */
+  /* Unpoisons the frames from which the stack's last user never returned: they lie above the point where it stopped, or
+   * a little below. */
   if (fiber->context) {
     char *lowest = (char *)fiber->context - FRAME_BYTES, *top = fiber->stack + fiber->stack_bytes;
     if (lowest < fiber->stack) lowest = fiber->stack;
@@ -205,7 +208,7 @@ void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument) {
   }
 #endif
 #ifdef HV_TSAN_FIBERS
-  /* The sanitizer's own stack of calls, too. */
+  /* The sanitizer's own call stack is started anew, too. */
   __tsan_destroy_fiber(fiber->sanitizer);
   fiber->sanitizer = __tsan_create_fiber(0);
 #endif
@@ -213,7 +216,7 @@ void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument) {
 }
 
 #ifdef HV_ASAN_FIBERS
-/* The fiber being left, so that the entered one can note the bounds of a system thread's stack. */
+/* The fiber that was left, so that the one entered can note the bounds of a system thread's stack. */
 static thread_local hv_fiber *left_fiber;
 
 static void finish_switch(void *saved) {
@@ -231,11 +234,11 @@ static void switch_fiber(hv_fiber *from, hv_fiber *to, [[maybe_unused]] bool las
 #ifdef HV_ASAN_FIBERS
   void *saved = nullptr;
   left_fiber = from;
-  /* nullptr: the sanitizer frees the stack that it keeps beside the fiber's. */
+  /* nullptr: the sanitizer frees the fake stack that it keeps for the fiber. */
   __sanitizer_start_switch_fiber(last ? nullptr : &saved, to->stack, to->stack_bytes);
 #endif
 #ifdef HV_TSAN_FIBERS
-  /* A switch orders what comes before and after it: races between emulated threads are shared memory's to find. */
+  /* Flag 0: the switch orders what comes before and after it. Races between emulated threads are found by shadow.h. */
   __tsan_switch_to_fiber(to->sanitizer, 0);
 #endif
   switch_context(&from->context, to->context);

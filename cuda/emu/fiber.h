@@ -1,5 +1,6 @@
-/* A fiber: a stack and the place where its execution stopped. The emulator runs each CUDA thread of a block as one.
- * Switching costs a few nanoseconds on x86-64 and AArch64; elsewhere (or with HV_EMU_UCONTEXT) it is swapcontext. */
+/* A fiber: a stack, and the point where its execution stopped. The emulator runs each CUDA thread of a block as one.
+ * Switching costs a few nanoseconds on x86-64 and AArch64; elsewhere (or with HV_EMU_UCONTEXT defined) it uses
+ * swapcontext. */
 #ifndef HV_CUDA_EMU_FIBER_H
 #define HV_CUDA_EMU_FIBER_H
 
@@ -13,17 +14,17 @@ typedef struct hv_fiber {
   size_t stack_bytes;
   void *mapping; /* the stack and the guard page below it; NULL for the fiber of a system thread */
   size_t mapping_bytes;
-  void *sanitizer; /* what a sanitizer keeps of it */
+  void *sanitizer; /* a sanitizer's record of it */
 } hv_fiber;
 
-/* Memory for a fiber's stack; overrunning it ends the process instead of corrupting its neighbour. */
+/* Maps a fiber's stack. Overrunning it ends the process instead of corrupting other memory. */
 HV_NODISCARD hv_status hv_fiber_open(size_t stack_bytes, hv_fiber *out);
 void hv_fiber_close(hv_fiber *fiber);
 
 /* The running system thread as a fiber, to switch away from and back to. */
 void hv_fiber_adopt_thread(hv_fiber *out);
 
-/* The next switch to the fiber calls entry(argument), which must never return. What it ran before is forgotten. */
+/* The next switch to the fiber calls entry(argument), which must never return. Whatever it ran before is abandoned. */
 void hv_fiber_start(hv_fiber *fiber, void (*entry)(void *), void *argument);
 
 void hv_fiber_switch(hv_fiber *from, hv_fiber *to);

@@ -1,5 +1,5 @@
-/* The emulated twin of cuda/intrinsics.h, where what each function means is said: CUDA's keywords, built-in variables
- * and functions as far as kernels here use them, for the host compiler. Included by cuda/device.h alone. */
+/* The emulator's version of cuda/intrinsics.h, which documents the functions: CUDA's keywords, built-in variables and
+ * functions, as far as kernels here use them, for the host compiler. Included by cuda/device.h alone. */
 #ifndef HV_CUDA_EMU_INTRINSICS_H
 #define HV_CUDA_EMU_INTRINSICS_H
 
@@ -22,7 +22,7 @@
 #define blockDim (hv_emu_here()->block_dim)
 #define gridDim (hv_emu_here()->grid_dim)
 
-/* One element of shared memory: reading and writing it is checked. */
+/* One element of shared memory; reading and writing it is checked. */
 template <typename T> class hv_shared_element {
 public:
   explicit hv_shared_element(T *p_) : p(p_) {}
@@ -31,7 +31,7 @@ public:
     return hv_emu_shared_read(p, sizeof(T)) ? *p : T{};
   }
   const hv_shared_element &operator=(T value) const {
-    static_assert(sizeof(T) >= HV_SHADOW_BYTES, "write neighbours together");
+    static_assert(sizeof(T) >= HV_SHADOW_BYTES, "write at least 4 bytes at once: use hv_store");
     if (hv_emu_shared_write(p, sizeof(T))) *p = value;
     return *this;
   }
@@ -90,7 +90,7 @@ template <typename To, typename From> static inline hv_shared<To> hv_shared_cast
 
 static inline bool hv_emu_aligned(const void *p, size_t bytes) {
   if ((uintptr_t)p % bytes == 0) return true;
-  hv_emu_fault("moves %zu bytes at an address that is no multiple of %zu", bytes, bytes);
+  hv_emu_fault("accesses %zu bytes at an address that is not a multiple of %zu", bytes, bytes);
   return false;
 }
 template <int N, typename T> static inline hv_vec<T, N> hv_load(const T *p) {
@@ -115,7 +115,7 @@ template <int N, typename T> static inline hv_vec<T, N> hv_load(hv_shared<T> p) 
   return v;
 }
 template <int N, typename T> static inline void hv_store(hv_shared<T> p, hv_vec<T, N> v) {
-  static_assert(sizeof v >= HV_SHADOW_BYTES, "write neighbours together");
+  static_assert(sizeof v >= HV_SHADOW_BYTES, "write at least 4 bytes at once");
   (void)hv_emu_aligned(p.unchecked(), alignof(decltype(v)));
   if (hv_emu_shared_write(p.unchecked(), sizeof v)) memcpy(p.unchecked(), &v, sizeof v);
 }
@@ -148,7 +148,7 @@ static inline int64_t max(int64_t a, int64_t b) {
 
 static inline hv_bf16 hv_round_bf16(float x) {
   uint32_t bits = __float_as_uint(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff}; /* NaN, the one that the hardware gives */
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff}; /* NaN, with the bits that the hardware gives */
   return {(uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 
@@ -156,7 +156,7 @@ static inline uint32_t hv_pack_bf16(float low, float high) {
   return (uint32_t)hv_round_bf16(low).bits | (uint32_t)hv_round_bf16(high).bits << 16;
 }
 
-/* The special function unit takes and gives no subnormals. */
+/* The special function unit flushes subnormal results to 0 (.ftz). */
 static inline float hv_exp2_fast(float x) {
   float y = exp2f(x);
   return y < 0x1p-126f ? 0.0f : y;
@@ -172,7 +172,7 @@ static inline void __syncwarp(uint32_t mask = 0xffffffffu) {
   hv_emu_meet(mask, hv_emu_combine_nothing, nullptr, true);
 }
 
-/* One lane's part of a shuffle. */
+/* One lane's operand of a shuffle, and its result. */
 template <typename T> struct hv_emu_shuffle {
   T value, result;
   int source; /* lane */

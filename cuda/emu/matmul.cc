@@ -1,8 +1,8 @@
-/* The emulator's matrix products: float sums by several algorithms, which are orders of k. Which of them is supposed to
- * be the fastest for a shape, as a library has its heuristics, says the environment's HVLA_EMU_ALGORITHM (0 … 3, by
- * default 0), so that a test can show that a resumed run keeps to what was chosen before; next best are those that
- * follow it. HVLA_EMU_TIMES, four numbers with commas between them, are the microseconds that a product takes by each;
- * without it there is nothing to measure. */
+/* The emulator's matrix products: float sums by one of several algorithms, which differ in the order of k.
+ * HVLA_EMU_ALGORITHM (0 … 3, default 0) in the environment is the one that counts as fastest for a shape, as a
+ * library's heuristics would say, the others following it in rank; with it a test shows that a resumed run keeps to the
+ * algorithms chosen before. HVLA_EMU_TIMES, four numbers separated by commas, gives the microseconds of a product by
+ * each algorithm; without it there is nothing to measure. */
 #include "cuda/matmul_choices.h"
 
 #include <math.h>
@@ -17,18 +17,18 @@ static const char MADE_BY[] = "the emulator's products";
 
 enum { WORKSPACE = 4096, POISON = 0xff, TILE = 256 /* columns of d at once */, MOST_REFUSED = 1 << 17 };
 
-/* The bits of an algorithm. */
+/* The bits of an algorithm's number. */
 enum { BACKWARDS = 1, EVEN_FIRST = 2, ALGORITHMS = 4 };
 
 struct hv_matmul {
   hv_runtime *runtime;
   hv_choices choices;
-  int supposed; /* the algorithm for a shape that is new */
+  int supposed; /* the algorithm of a new shape, before any measurement */
   double microseconds[ALGORITHMS];
-  bool timed, measuring; /* times are known; are looked at where an algorithm is only supposed to be the fastest */
+  bool timed, measuring; /* HVLA_EMU_TIMES is set; algorithms that were only supposed are being measured */
 };
 
-/* The times in the environment, if there are so many. */
+/* Reads HVLA_EMU_TIMES; false if it does not hold that many numbers. */
 static bool read_times(double *out) {
   const char *at = getenv("HVLA_EMU_TIMES");
   for (int i = 0; i < ALGORITHMS; i++) {
@@ -67,8 +67,8 @@ int64_t hv_matmul_shapes(const hv_matmul *matmul) {
   return matmul->choices.count;
 }
 
-/* As a library may, it refuses rows of bf16 at odd addresses; only small products of them, for the plain kernel's
- * threads take their time here. */
+/* As a library may, it refuses bf16 rows at odd addresses, though only for small products: the plain kernel, which then
+ * runs in emulated threads, is slow. */
 static bool is_odd(const hv_tensor *t) {
   return t->dtype == HV_BF16 && (t->row_stride % 2 != 0 || (uintptr_t)t->data % 4 != 0);
 }
@@ -107,7 +107,7 @@ static void *stored(const hv_tensor *t, int64_t row, int64_t col) {
   return (char *)t->data + (size_t)(row * t->row_stride + col) * hv_dtype_size(t->dtype);
 }
 
-/* The matrix as floats without gaps, [rows, cols] of the result, transposed where asked for. */
+/* The matrix as contiguous floats, transposed if asked for: [rows, cols] of the result. */
 static float *as_floats(const hv_tensor *t, bool transpose) {
   int64_t rows = transpose ? t->cols : t->rows, cols = transpose ? t->rows : t->cols;
   float *all = (float *)calloc((size_t)(rows * cols), sizeof(float));
@@ -129,14 +129,14 @@ static float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 
-/* Which of the k terms an algorithm adds in that step. */
+/* The index of the k term that an algorithm adds in that step. */
 static int64_t term(int algorithm, int64_t step, int64_t k) {
   int64_t even = (k + 1) / 2, at = algorithm & BACKWARDS ? k - 1 - step : step;
   if (!(algorithm & EVEN_FIRST)) return at;
   return at < even ? 2 * at : 2 * (at - even) + 1;
 }
 
-/* Columns [first, first + cols) of row i. */
+/* Computes columns [first, first + cols) of row i of d. */
 static void compute(const product *work, const float *a, const float *b, int64_t i, int64_t first, int64_t cols) {
   const hv_matmul_args *p = &work->args;
   int64_t n = p->d.cols, k = p->transpose_a ? p->a.rows : p->a.cols;
@@ -181,7 +181,7 @@ static hv_status run_product(hv_runtime *runtime, const void *payload) {
   return HV_OK;
 }
 
-/* A product on its way to a queue. */
+/* A product to be queued, once or for timing. */
 struct trial {
   const hv_matmul *matmul;
   hv_queue *queue;

@@ -16,7 +16,7 @@
 #include "cuda/emu/runtime.h"
 #include "cuda/nccl_library.h"
 
-enum { MOST_RANKS = 64, SLOT = 256 << 10 /* bytes that a rank shows the others at a time */ };
+enum { MOST_RANKS = 64, SLOT = 256 << 10 /* bytes of a rank's slot: what it shares with the others at a time */ };
 
 enum operation { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST };
 
@@ -28,10 +28,10 @@ struct request {
   int root;
 };
 
-/* What the processes share; it begins as zeros. */
+/* The memory that the processes share; it begins as zeros. */
 struct meeting {
   std::atomic<int> pids[MOST_RANKS];
-  std::atomic<uint64_t> steps[MOST_RANKS]; /* meetings that a rank has come to */
+  std::atomic<uint64_t> steps[MOST_RANKS]; /* number of meetings that a rank has reached */
   request requests[MOST_RANKS];
   unsigned char slots[][SLOT];
 };
@@ -49,7 +49,7 @@ struct ncclComm {
   int rank, size;
   std::atomic<int> error; /* an ncclResult_t */
   std::atomic<bool> aborted, finished;
-  cudaStream_t lane; /* where `taken` goes; NULL: no call is being taken */
+  cudaStream_t lane; /* the stream for `taken`; NULL: no call is pending */
   work_payload taken;
 };
 
@@ -58,7 +58,8 @@ static bool is_dead(const ncclComm *comm, int rank) {
   return pid != 0 && kill(pid, 0) != 0 && errno == ESRCH;
 }
 
-/* Waits until all ranks have come; false when one is gone, or the communicator is ended. */
+/* Waits until all ranks have reached this meeting; false if one has died or the communicator has failed or was aborted.
+ */
 static bool meet(ncclComm *comm) {
   meeting *shared = comm->shared;
   uint64_t step = ++shared->steps[comm->rank];
@@ -100,7 +101,7 @@ static void add_bf16(unsigned char *sum, const unsigned char *term, size_t count
   for (size_t i = 0; i < count; i++) a[i] = hv_bf16_from_float(hv_bf16_to_float(a[i]) + hv_bf16_to_float(b[i]));
 }
 
-/* sum = Σ over ranks of `count` elements at `offset` of their slots. */
+/* sum = Σ over ranks of the `count` elements at byte `offset` of their slots. */
 static void sum_slots(const ncclComm *comm, ncclDataType_t type, size_t offset, size_t count, unsigned char *sum) {
   memcpy(sum, comm->shared->slots[0] + offset, count * width_of(type));
   for (int r = 1; r < comm->size; r++) {
@@ -121,7 +122,8 @@ static size_t smaller(size_t a, size_t b) {
   return a < b ? a : b;
 }
 
-/* Elements [first, first + n) of the operands: shown to all, then taken from what all show. False: not all came. */
+/* Does elements [first, first + n) of a collective: each rank writes its part to its slot, meets the others, and reads
+ * what it needs from all slots. False if the ranks did not all meet. */
 static bool run_piece(const work_payload *work, size_t first, size_t n) {
   ncclComm *comm = work->comm;
   const request *asked = &work->asked;
@@ -152,7 +154,7 @@ static bool same(const request *a, const request *b) {
   return a->op == b->op && a->count == b->count && a->type == b->type && a->root == b->root;
 }
 
-/* In its queue, as NCCL's kernels are: what goes wrong is the communicator's error, not the queue's. */
+/* Runs a collective in its queue, like NCCL's kernels: an error is the communicator's, not the queue's. */
 static hv_status run_work(hv_runtime *, const void *payload) {
   const work_payload *work = (const work_payload *)payload;
   ncclComm *comm = work->comm;
@@ -170,7 +172,8 @@ static hv_status run_work(hv_runtime *, const void *payload) {
   return HV_OK;
 }
 
-/* As late as a communicator that does not block may: it is queued when somebody asks whether it is. */
+/* Keeps the call until ncclCommGetAsyncError asks for it, which queues it: as late as a non-blocking communicator may.
+ */
 static ncclResult_t queue_work(ncclComm_t comm, const request *asked, const void *from, void *to, cudaStream_t stream) {
   if (comm->error != ncclSuccess) return (ncclResult_t)comm->error.load();
   if (comm->lane) return ncclInvalidUsage;
@@ -222,7 +225,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
   return ncclSuccess;
 }
 
-/* Every rank opens the memory; whoever is last to come finds all pids, and its name can go. */
+/* Every rank maps the shared memory and enters its pid. The name is removed once all have met. */
 static ncclResult_t attach(ncclComm *comm, const char *name) {
   comm->bytes = sizeof(meeting) + (size_t)comm->size * SLOT;
   int file = shm_open(name, O_RDWR | O_CREAT, 0600);
@@ -263,7 +266,7 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out) {
   return ncclSuccess;
 }
 
-/* Queued work may still look at the communicator, so its few bytes stay until the process ends. */
+/* Queued work may still use the communicator, so its memory is kept until the process ends. */
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
   comm->aborted = true;
   return ncclSuccess;

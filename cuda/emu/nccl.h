@@ -1,11 +1,10 @@
-/* The stand-in for NCCL on the emulated device: the types and functions that cuda/comm_nccl.cu uses, between processes
- * of one machine through shared memory (nccl.cc).
+/* The emulated device's stand-in for NCCL: the types and functions that cuda/comm_nccl.cu uses, between processes of
+ * one machine through shared memory (nccl.cc).
  *
- * A call is in its queue once ncclCommGetAsyncError no longer says ncclInProgress, as with communicators that do not
- * block. Collectives run there like any other work, so as late as events allow. Sums are taken in the order of ranks
- * and BF16 is rounded at every addition. A rank that dies shows as ncclRemoteError on the others, calls that differ
- * between ranks as ncclInvalidUsage.
- */
+ * As with NCCL's non-blocking communicators, a call is in its queue only once ncclCommGetAsyncError no longer returns
+ * ncclInProgress. Collectives run in the queue like any other work, so as late as events allow. Sums are taken in the
+ * order of ranks, and BF16 is rounded after every addition. If a rank dies, the others get ncclRemoteError; if calls
+ * differ between ranks, ncclInvalidUsage. */
 #ifndef HV_CUDA_EMU_NCCL_H
 #define HV_CUDA_EMU_NCCL_H
 

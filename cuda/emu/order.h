@@ -1,4 +1,4 @@
-/* In which order blocks and threads have their turns: every one that seeds can make must give the same result. */
+/* The seeded order in which blocks and threads take their turns. Whatever the seed, results must be the same. */
 #ifndef HV_CUDA_EMU_ORDER_H
 #define HV_CUDA_EMU_ORDER_H
 
@@ -36,7 +36,7 @@ static inline unsigned hv_order_at(const hv_order *o, unsigned i) {
   return (unsigned)((o->start + (uint64_t)i * o->stride) % o->count);
 }
 
-/* hv_order_at(o, 0), hv_order_at(o, 1), … call by call. */
+/* Successive calls return hv_order_at(o, 0), hv_order_at(o, 1), … */
 static inline unsigned hv_order_next(hv_order *o) {
   unsigned here = o->start, next = here + o->stride;
   o->start = next < o->count ? next : next - o->count;

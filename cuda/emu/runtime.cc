@@ -59,11 +59,11 @@ struct hv_queue {
   hv_runtime *runtime;
   uint64_t identity;
   task_list tasks;
-  uint64_t queued;            /* tasks so far */
-  std::atomic<uint64_t> done; /* tasks that are over; read by other threads */
-  bool waits;                 /* is at a mark of another queue, which runs meanwhile */
-  hv_recording *recording;    /* where tasks go instead, or NULL */
-  hv_status refusal;          /* why that will come to nothing */
+  uint64_t queued;            /* tasks queued so far */
+  std::atomic<uint64_t> done; /* tasks that have ended; read by other threads */
+  bool waits;                 /* it runs a wait for another queue, which is run meanwhile */
+  hv_recording *recording;    /* receives the tasks while recording, else NULL */
+  hv_status refusal;          /* why the recording will fail */
   hv_status error;
 };
 
@@ -73,7 +73,7 @@ struct hv_mark {
   std::atomic<uint64_t> place;
 };
 
-/* A mark as it was when a queue came to wait for it. */
+/* The state of a mark when a queue was told to wait for it. */
 struct wait_payload {
   uint64_t queue, place;
 };
@@ -85,10 +85,10 @@ struct hv_runtime {
   host_allocation *host_allocations;
   hv_queue *queues;
   uint64_t recordings_to_disturb;
-  size_t lockable; /* bytes of host memory that may yet be page-locked */
+  size_t lockable; /* bytes of host memory that can still be page-locked */
   uint64_t queues_made, seed, launches, turns;
   bool interleaves;
-  size_t allocated; /* bytes asked for and not released, and what others hold */
+  size_t allocated; /* bytes in use, HVLA_EMU_TAKEN included */
   double clock;     /* seconds */
 };
 
@@ -144,7 +144,7 @@ static size_t guard_bytes_after(const allocation *a) {
   return a->total - GUARD - a->bytes;
 }
 
-/* On CUDA, what a queue of the same thread records is lost by it. */
+/* Makes all recordings in progress fail, as CUDA does with those of the same thread. */
 static void refuse_while_recording(hv_runtime *runtime, const char *what) {
   for (hv_queue *queue = runtime->queues; queue; queue = queue->next) {
     if (!queue->recording) continue;
@@ -179,7 +179,8 @@ hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *wha
   return HV_OK;
 }
 
-/* Where a guard zone was written to, or NULL. AddressSanitizer finds that itself, and may not be read past. */
+/* The first byte of a guard zone that was overwritten, or NULL. Under AddressSanitizer, which finds this itself, the
+ * zone must not be read. */
 static const unsigned char *damage(const unsigned char *zone, size_t bytes) {
 #ifndef __SANITIZE_ADDRESS__
   for (size_t i = 0; i < bytes; i++) {
@@ -281,7 +282,7 @@ static void run_first(hv_queue *queue) {
   free(t);
 }
 
-/* Whether a queue has a next task, and that waits for nobody. */
+/* Whether a queue has a next task that need not wait for another queue. */
 static bool is_ready(const hv_queue *queue) {
   const task *t = queue->tasks.first;
   if (!t || queue->waits) return false;
@@ -293,7 +294,7 @@ static bool is_ready(const hv_queue *queue) {
   return true;
 }
 
-/* By the seed's leave, a task of each queue but this one that has one to do. */
+/* Of every other queue that has a task ready, runs one or none, as the seed decides. */
 static void interleave(hv_queue *queue) {
   hv_runtime *runtime = queue->runtime;
   for (hv_queue *other = runtime->queues; other; other = other->next) {
@@ -364,7 +365,7 @@ hv_status hv_queue_record_begin(hv_queue *queue) {
   return queue->recording ? HV_OK : hv_error_memory("a recording");
 }
 
-/* Without what was recorded. */
+/* Drops the recording; returns `why`. */
 static hv_status lose_recording(hv_recording **recording, hv_status why) {
   hv_queue_recording_close(*recording);
   *recording = nullptr;
@@ -380,7 +381,7 @@ hv_status hv_queue_record_end(hv_queue *queue, hv_recording **out) {
   if (refusal) return lose_recording(out, refusal);
   if (queue->runtime->recordings_to_disturb == 0) return HV_OK;
   queue->runtime->recordings_to_disturb--;
-  return lose_recording(out, hv_error(HV_ERR_DEVICE, "what was recorded was lost: HVLA_EMU_DISTURB says so"));
+  return lose_recording(out, hv_error(HV_ERR_DEVICE, "the recording was lost, as HVLA_EMU_DISTURB asks"));
 }
 
 hv_status hv_queue_replay(hv_queue *queue, hv_recording *recording) {
@@ -418,7 +419,7 @@ static bool holds(const unsigned char *memory, size_t size, const void *at, size
   return wanted >= first && wanted + bytes <= first + size;
 }
 
-/* Whether it is the card's, or page-locked. */
+/* Whether the memory is the card's, or page-locked. */
 static bool is_known(const hv_runtime *runtime, const void *at, size_t bytes) {
   const allocation *a = runtime->allocations;
   while (a && !holds(a->memory, a->bytes, at, bytes)) a = a->next;
@@ -472,9 +473,9 @@ void hv_mark_close(hv_mark *mark) {
   free(mark);
 }
 
-/* On CUDA a graph may hold neither what was queued outside of it nor what is waited for there. */
+/* On CUDA an event in a graph could neither be waited for from outside nor wait for work queued before the graph. */
 static hv_status check_outside_recording(const hv_queue *queue) {
-  return queue->recording ? hv_error(HV_ERR_INTERNAL, "an event in a recording") : HV_OK;
+  return queue->recording ? hv_error(HV_ERR_INTERNAL, "an event is recorded or waited for in a recording") : HV_OK;
 }
 
 hv_status hv_mark_record(hv_queue *queue, hv_mark *mark) {
@@ -489,7 +490,7 @@ bool hv_mark_passed(const hv_queue *queue, const hv_mark *mark) {
   return queue->done >= mark->place;
 }
 
-/* A queue that was closed has finished its work. */
+/* Runs the queue of a mark up to the mark. A queue that was closed has finished its work. */
 static hv_status run_wait(hv_runtime *runtime, const void *payload) {
   const wait_payload *mark = (const wait_payload *)payload;
   for (hv_queue *queue = runtime->queues; queue; queue = queue->next) {
@@ -551,14 +552,14 @@ hv_status hv_timer_seconds(hv_timer *timer, double *out) {
   return HV_OK;
 }
 
-/* A launch in a queue; its arguments follow. */
+/* A launch in a queue; its arguments follow it. */
 struct alignas(16) launch_payload {
   hv_emu_launch launch;
-  launch_payload *recorded; /* the launch that this one replays, or NULL */
-  uint64_t ahead_sum;       /* there: of what may be read ahead, as it was when the replay began */
+  launch_payload *recorded; /* in a recording and its replays: the recorded launch; else NULL */
+  uint64_t ahead_sum;       /* in the recorded one: checksum of the memory it may read ahead, when the replay began */
 };
 
-/* Distinguishes contents (FNV-1a). */
+/* A checksum of memory (FNV-1a). */
 static uint64_t sum_of(const void *memory, size_t bytes) {
   const unsigned char *at = (const unsigned char *)memory;
   uint64_t sum = 0xcbf29ce484222325u;
@@ -570,7 +571,8 @@ static hv_status run_launch(hv_runtime *runtime, const void *payload) {
   const launch_payload *queued = (const launch_payload *)payload;
   hv_emu_launch launch = queued->launch;
   if (launch.early && launch.ahead && queued->recorded->ahead_sum != sum_of(launch.ahead, launch.ahead_bytes)) {
-    return hv_error(HV_ERR_DEVICE, "kernel %s may read %zu bytes ahead, but what was recorded before it writes there",
+    return hv_error(HV_ERR_DEVICE,
+                    "kernel %s may read %zu bytes before it waits, but what was recorded before it writes there",
                     launch.name, launch.ahead_bytes);
   }
   launch.arguments = queued + 1;
@@ -578,7 +580,7 @@ static hv_status run_launch(hv_runtime *runtime, const void *payload) {
   return hv_emu_run(runtime->workers, &launch);
 }
 
-/* At the begin of a recording's replay. */
+/* When a replay begins: takes the checksums of the memory that its launches may read ahead. */
 static hv_status note_what_is_ahead(hv_runtime *, const void *payload) {
   hv_recording *const *recording = (hv_recording *const *)payload;
   for (task *t = (*recording)->tasks.first; t; t = t->next) {

@@ -4,12 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Who touched a piece last, in one word, for this is looked at with every access: the time in the upper half, then two
- * marks, the thread (10 bits) and its warp's epoch (20 bits). */
+/* The last access to a piece, in one word, since every access looks at it: the time in the upper half; below it two
+ * flags, the thread (10 bits) and its warp's epoch (20 bits). */
 typedef uint64_t stamp;
 
-static constexpr stamp IN_FLIGHT = 1u << 31;     /* of a write: an asynchronous copy has yet to land */
-static constexpr stamp SEVERAL_WARPS = 1u << 31; /* of reads at one time: the thread is the latest of them */
+static constexpr stamp IN_FLIGHT = 1u << 31;     /* of a write: by an asynchronous copy that has not landed */
+static constexpr stamp SEVERAL_WARPS = 1u << 31; /* of reads since the last barrier: the thread is the latest */
 static constexpr stamp SEVERAL_THREADS = 1u << 30;
 enum { THREAD_SHIFT = 20, THREAD_MASK = 0x3ff, LAST_EPOCH = 0xfffff, WARP = 32 };
 
@@ -63,7 +63,8 @@ void hv_shadow_barrier(hv_shadow *shadow) {
 
 void hv_shadow_warp_barrier(hv_shadow *shadow, int warp) {
   if (shadow->warp_epochs[warp]++ < LAST_EPOCH) return;
-  shadow->warp_epochs[warp] = 0; /* counted through: a barrier of all, by which a race may be missed but none made up */
+  /* Overflow: treated as a barrier of the block, so a race may be missed but none is invented. */
+  shadow->warp_epochs[warp] = 0;
   shadow->time++;
 }
 
@@ -82,7 +83,7 @@ void hv_shadow_flight(hv_shadow *shadow, size_t offset, size_t bytes, bool in_fl
   }
 }
 
-/* Of an earlier access of this block by one thread. */
+/* Whether an earlier access, made by one thread, is ordered before this one. */
 static inline bool is_ordered(const hv_shadow *s, stamp earlier, const hv_shadow_access *a) {
   return time_of(earlier) != s->time || thread_of(earlier) == a->thread ||
          (thread_of(earlier) / WARP == a->warp && epoch_of(earlier) < s->warp_epochs[a->warp]);
@@ -93,7 +94,7 @@ static inline bool are_reads_ordered(const hv_shadow *s, stamp reads, const hv_s
   return !(reads & SEVERAL_WARPS) && thread_of(reads) / WARP == a->warp && epoch_of(reads) < s->warp_epochs[a->warp];
 }
 
-/* `mine` added to the reads so far. */
+/* The reads so far with `mine` added. */
 static inline stamp add_read(stamp reads, stamp mine) {
   if (time_of(reads) != time_of(mine)) return mine;
   stamp marks = reads & (SEVERAL_THREADS | SEVERAL_WARPS);
@@ -140,8 +141,8 @@ void hv_shadow_describe_read(hv_shadow *s, const hv_shadow_access *a, char *text
     snprintf(text, text_bytes, "reads shared memory at offset %zu, which no thread has written", a->offset);
   } else if (c->write & IN_FLIGHT) {
     snprintf(text, text_bytes,
-             "reads shared memory at offset %zu, which an asynchronous copy has yet to reach: no wait "
-             "for the copy between",
+             "reads shared memory at offset %zu, which an asynchronous copy has yet to reach: hv_copy_wait "
+             "is missing before the read",
              a->offset);
   } else {
     snprintf(text, text_bytes,

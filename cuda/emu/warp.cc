@@ -1,4 +1,4 @@
-/* What the lanes of a warp compute together: fragments as the hardware lays them out (PTX ISA, "Warp-level matrix
+/* Tensor-core operations of a warp, with fragments laid out as on the hardware (PTX ISA, "Warp-level matrix
  * instructions"). */
 #include "cuda/device.h"
 
@@ -6,7 +6,7 @@ static float half_of(uint32_t pair, int half) {
   return __uint_as_float(half ? pair & 0xffff0000u : pair << 16);
 }
 
-/* Gathers the fragments of all lanes into whole matrices, multiplies, hands the sums back. */
+/* Gathers all lanes' fragments into whole matrices, multiplies, and adds the result to the lanes' accumulators. */
 void hv_emu_combine_mma(void *const *operands, uint32_t) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < HV_EMU_WARP; lane++) {
