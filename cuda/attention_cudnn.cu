@@ -1,5 +1,5 @@
-/* hv_attention_library on cuDNN's C backend interface. An operation is a graph of descriptors, of which the library
- * makes an execution plan; a plan is made once a shape and kept. */
+/* hv_attention_library on cuDNN's C backend interface. An operation is described as a graph of descriptors, from which
+ * the library makes an execution plan for an engine; each shape's plan is made once and kept. */
 #include <cudnn.h>
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -48,15 +48,15 @@ struct plan {
   shape key;
   cudnnBackendDescriptor_t made[MOST_DESCRIPTORS]; /* in the order made */
   int count;
-  cudnnBackendDescriptor_t execution; /* among them; NULL where no engine takes the shape */
+  cudnnBackendDescriptor_t execution; /* among them; NULL if no engine takes the shape */
   int64_t workspace;
 };
 
 struct hv_attention_library {
-  void *file; /* NULL: takes nothing */
+  void *file; /* NULL: not in use, takes nothing */
   functions dnn;
-  cudnnHandle_t handle;          /* NULL: plans are made for a card that is not here, */
-  cudnnBackendDescriptor_t card; /* of these properties */
+  cudnnHandle_t handle;          /* of the open card; NULL with hv_attention_library_open_for */
+  cudnnBackendDescriptor_t card; /* the properties given to that, else NULL */
   plan *plans;
 };
 
@@ -69,9 +69,9 @@ static bool look_up(hv_attention_library *library) {
   return true;
 }
 
-/* Why the library cannot be used; NULL when it can. */
+/* Why the library cannot be used; NULL if it can. */
 static const char *open_cudnn(hv_attention_library *library) {
-  library->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); /* for cuBLASLt's reasons (matmul.cu) */
+  library->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); /* never unloaded, as cuBLASLt (matmul.cu) */
   if (!library->file) return LIBRARY " was not found";
   if (!look_up(library)) return LIBRARY " lacks a function of the backend interface";
   if (library->dnn.GetVersion() < OLDEST) return LIBRARY " is older than 9.13.1";
@@ -91,7 +91,7 @@ hv_status hv_attention_library_open(hv_attention_library **out) {
   if (!*out) return hv_error_memory("cuDNN");
   const char *why = open_on_card(*out);
   if (!why) return HV_OK;
-  hv_log_info("cuDNN is not used for the vision towers' attention (%s): the own kernel runs", why);
+  hv_log_info("cuDNN is not used for the vision towers' attention (%s): the built-in kernel runs instead", why);
   if ((*out)->file) dlclose((*out)->file);
   (*out)->file = nullptr;
   return HV_OK;
@@ -115,7 +115,7 @@ void hv_attention_library_close(hv_attention_library *library) {
   free(library);
 }
 
-/* Descriptors are made, given attributes and finalized; the first call that fails makes the others do nothing. */
+/* Makes descriptors, sets their attributes and finalizes them; after the first failure all further calls do nothing. */
 struct builder {
   const functions *dnn;
   plan *p;
@@ -157,7 +157,8 @@ static cudnnBackendDescriptor_t make_tensor(builder *b, int64_t uid, cudnnDataTy
   return tensor;
 }
 
-/* Rows of heads side by side, `stride` elements from one row to the next, as [segments, heads, rows, head_dim]. */
+/* A matrix of rows, `stride` elements apart, each with its heads side by side, described as [segments, heads, rows,
+ * head_dim]. */
 static cudnnBackendDescriptor_t make_rows(builder *b, int64_t uid, int64_t heads, int64_t stride) {
   const shape *s = &b->p->key;
   const int64_t sizes[4] = {s->segments, heads, s->rows, s->head_dim};
@@ -187,7 +188,7 @@ static cudnnBackendDescriptor_t make_graph(builder *b, const hv_attention_librar
   return graph;
 }
 
-/* The plan of the `index`-th engine that the heuristics name, if there are so many and it makes one. */
+/* Makes the plan of the `index`-th engine that the heuristics list, if there is one. */
 static cudnnStatus_t try_engine(builder *b, const hv_attention_library *library, cudnnBackendDescriptor_t heuristics,
                                 int index) {
   builder own = {b->dnn, b->p, CUDNN_STATUS_SUCCESS};
@@ -248,7 +249,7 @@ hv_status hv_attention_library_open_for(const char *properties, hv_attention_lib
       properties);
   finalize(&b, library->card);
   if (b.status == CUDNN_STATUS_SUCCESS) return HV_OK;
-  return hv_error(HV_ERR_DEVICE, "cuDNN does not know a card of these properties (%s)",
+  return hv_error(HV_ERR_DEVICE, "cuDNN does not know a card with these properties (%s)",
                   library->dnn.GetErrorString(b.status));
 }
 
@@ -257,8 +258,8 @@ static void build(hv_attention_library *library, plan *p) {
   cudnnBackendDescriptor_t graph = make_graph(&b, library);
   choose_engine(&b, library, graph);
   if (b.status == CUDNN_STATUS_SUCCESS) return;
-  hv_log_info("cuDNN has no attention for %lld rows of %d × %d (%s): the own kernel runs", (long long)p->key.rows,
-              p->key.heads, p->key.head_dim, library->dnn.GetErrorString(b.status));
+  hv_log_info("cuDNN has no attention for %lld rows of %d heads of %d (%s): the built-in kernel runs instead",
+              (long long)p->key.rows, p->key.heads, p->key.head_dim, library->dnn.GetErrorString(b.status));
   p->execution = nullptr;
 }
 
@@ -295,7 +296,7 @@ static shape shape_of(const hv_attention_args *a) {
   return s;
 }
 
-/* A descriptor cannot be changed once it is finalized: each launch makes one of its addresses. */
+/* Pointers are passed in a descriptor, which cannot be changed once it is finalized: each launch makes a new one. */
 static hv_status execute(const hv_attention_library *library, const plan *p, hv_stream *stream,
                          const hv_attention_args *a, void *workspace) {
   const functions *dnn = &library->dnn;
@@ -312,11 +313,11 @@ static hv_status execute(const hv_attention_library *library, const plan *p, hv_
   if (b.status == CUDNN_STATUS_SUCCESS) b.status = dnn->BackendExecute(library->handle, p->execution, variant);
   if (variant) (void)dnn->BackendDestroyDescriptor(variant);
   if (b.status == CUDNN_STATUS_SUCCESS) return HV_OK;
-  return hv_error(HV_ERR_DEVICE, "cuDNN, attention: %s; HVLA_CUDNN=0 in the environment does without it",
+  return hv_error(HV_ERR_DEVICE, "cuDNN, attention: %s; set HVLA_CUDNN=0 in the environment to run without cuDNN",
                   dnn->GetErrorString(b.status));
 }
 
-/* NULL: cuDNN does not take the operation. */
+/* The plan of an operation; NULL if cuDNN does not take it. */
 static const plan *plan_for(hv_attention_library *library, const hv_attention_args *args) {
   plan *p = nullptr;
   if (!library->file || !fits(args)) return nullptr;

@@ -1,5 +1,5 @@
-/* No library for attention: for the emulator, which is there to run the own kernels, and builds without cuDNN's
- * headers. */
+/* No library for attention: for the emulator, whose purpose is to run the built-in kernels, and for builds without
+ * cuDNN's headers. */
 #include "cuda/attention_library.h"
 
 hv_status hv_attention_library_open(hv_attention_library **out) {

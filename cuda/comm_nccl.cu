@@ -16,19 +16,20 @@
 
 enum { POLL_US = 10000, OPENING_SECONDS = 55 };
 
-/* Calls whose ends are told apart: more than a step makes, or what waits for an early one would wait for a late one. */
+/* The number of collectives whose ends can be waited for. It must exceed the number that a step makes, or a wait for an
+ * early one would wait for a later one that reuses its place. */
 enum { RING = 256 };
 
-/* How long NCCL is given between two looks at whether it has taken a call. It needs some ten microseconds, and a step
- * makes hundreds of calls. */
+/* Pauses between two queries whether NCCL has accepted a call. That takes it some ten microseconds, and a step makes
+ * hundreds of calls. */
 enum { FIRST_PAUSE_US = 10, LONGEST_PAUSE_US = 1000 };
 
-/* How long the side channel has to name the rank behind an error that NCCL cannot place. */
+/* How long to wait for the side channel to name the rank behind an error that NCCL does not explain, in seconds. */
 static const double naming_seconds = 2;
 
-/* A call for messages, and the mark behind it. */
+/* A collective, for error messages, and the mark recorded behind it. */
 struct past_call {
-  char what[128]; /* cut where it is longer; a copy, for what it names may be gone when the call is told of */
+  char what[128]; /* a copy, cut if longer: the caller's text may be gone by then */
   hv_collective collective;
   hv_mark *over;
 };
@@ -38,8 +39,8 @@ struct nccl_comm {
   hv_runtime *runtime;
   hv_peers *peers; /* owned */
   hv_nccl_library nccl;
-  hv_stream *lane; /* where collectives run */
-  hv_mark *ready;  /* what the stream of a call held */
+  hv_stream *lane; /* the stream of collectives */
+  hv_mark *ready;  /* the caller's stream when it made a call; the lane waits for it */
   past_call calls[RING];
   std::atomic<int64_t> queued; /* the last ticket whose mark is recorded */
   std::atomic<double> timeout;
@@ -47,10 +48,10 @@ struct nccl_comm {
   pthread_t watcher;
   bool watched;
   std::atomic<bool> closing, failed;
-  pthread_mutex_t api; /* of comm and calls: NCCL's calls of one communicator exclude one another */
+  pthread_mutex_t api; /* guards comm and calls: NCCL allows one call of a communicator at a time */
   ncclComm_t comm;     /* NULL after a failure */
   pthread_mutex_t mutex;
-  hv_status failure; /* the first */
+  hv_status failure; /* the first one; guarded by mutex */
 };
 
 static void sleep_us(long us) {
@@ -66,7 +67,7 @@ static void describe(nccl_comm *self, hv_ticket ticket, char *out, size_t size) 
   pthread_mutex_unlock(&self->api);
 }
 
-/* Remembers the first failure and ends the communicator, so that what waits for it goes on. Takes ownership. */
+/* Keeps the first failure and aborts the communicator, so that streams that wait for it go on. Takes ownership. */
 static void fail_with(nccl_comm *self, hv_status failure) {
   pthread_mutex_lock(&self->mutex);
   self->failure = hv_status_first(self->failure, failure);
@@ -78,17 +79,18 @@ static void fail_with(nccl_comm *self, hv_status failure) {
   pthread_mutex_unlock(&self->api);
 }
 
-/* A failure that the side channel tells of, with the call that this rank has come to. */
+/* A failure that the side channel reports, with the operation that this rank was at. */
 static hv_status peers_failure(nccl_comm *self, const char *operation) {
   hv_status failure = self->peers->methods->failure(self->peers);
   if (!failure || !operation[0]) return failure;
-  hv_status with = hv_error(hv_status_code(failure), "%s (rank %d had come to %s)", hv_status_message(failure),
+  hv_status with = hv_error(hv_status_code(failure), "%s (rank %d was at %s)", hv_status_message(failure),
                             self->head.rank, operation);
   hv_status_free(failure);
   return with;
 }
 
-/* What NCCL says of a failed call; a rank that ended is named by the side channel, which may need a moment. */
+/* The error of a failed call. If a rank has ended, the side channel names it, for which it may need a moment; else
+ * NCCL's own words. */
 static hv_status explain(nccl_comm *self, const char *operation, ncclResult_t result) {
   double start = hv_clock_seconds();
   while (self->head.size > 1 && hv_clock_seconds() - start < naming_seconds) {
@@ -100,7 +102,7 @@ static hv_status explain(nccl_comm *self, const char *operation, ncclResult_t re
                   self->nccl.GetErrorString(result));
 }
 
-/* The state of the communicator; ncclInProgress while a call is being taken. */
+/* The state of the communicator; ncclInProgress while NCCL has not accepted the last call yet. */
 static ncclResult_t async_state(nccl_comm *self) {
   ncclResult_t state = ncclSuccess;
   pthread_mutex_lock(&self->api);
@@ -109,7 +111,7 @@ static ncclResult_t async_state(nccl_comm *self) {
   return asked == ncclSuccess ? state : asked;
 }
 
-/* Fails if NCCL has met an error by itself, and tells the others. */
+/* If NCCL has met an asynchronous error, fails and tells the other ranks. */
 static void check_async(nccl_comm *self, const char *operation) {
   ncclResult_t state = async_state(self);
   if (state == ncclSuccess || state == ncclInProgress) return;
@@ -118,14 +120,14 @@ static void check_async(nccl_comm *self, const char *operation) {
   fail_with(self, failure);
 }
 
-/* One look at everything that may have gone wrong. `done` and `since`: the last call that is over, and when that
- * changed. */
+/* Checks once for everything that may have gone wrong. *done: the last collective that has ended; *since: when *done
+ * last changed, or nothing was pending. */
 static void look(nccl_comm *self, hv_ticket *done, double *since) {
   char operation[160] = "";
   hv_ticket queued = self->queued;
   if (*done < queued - RING + 1) *done = queued - RING + 1;
   hv_ticket before = *done;
-  /* hv_stream_queue notes that something is queued, which is for the thread that does. */
+  /* Not by hv_stream_queue, which changes the stream's state: that belongs to the thread that queues. */
   const hv_queue *lane = ((const hv_cuda_stream *)self->lane)->queue;
   while (*done < queued && hv_mark_passed(lane, self->calls[(*done + 1) % RING].over)) ++*done;
   double now = hv_clock_seconds();
@@ -140,7 +142,7 @@ static void look(nccl_comm *self, hv_ticket *done, double *since) {
   check_async(self, operation);
   if (now - *since > self->timeout) {
     self->peers->methods->late(self->peers, *done + 1, operation, self->timeout);
-    *since = now; /* the answer is the failure */
+    *since = now; /* the side channel's answer will be the failure */
   }
 }
 
@@ -156,7 +158,8 @@ static void *watch(void *argument) {
   return nullptr;
 }
 
-/* Waits until NCCL has taken the last call: it does not block, so that a rank that is missing cannot hold us. */
+/* Waits until NCCL has accepted the last call. Communicators are non-blocking, so that a missing rank cannot block us
+ * inside NCCL. */
 static hv_status settle(nccl_comm *self, ncclResult_t result, const char *operation, double seconds) {
   double start = hv_clock_seconds();
   long pause = FIRST_PAUSE_US;
@@ -181,7 +184,7 @@ static ncclDataType_t type_of(hv_dtype dtype) {
   return ncclInt64;
 }
 
-/* Data that is only copied goes as bytes, whatever it is. */
+/* Collectives that only copy send bytes, whatever the dtype. */
 static ncclResult_t queue_call(nccl_comm *self, const hv_comm_call *call) {
   const hv_nccl_library *nccl = &self->nccl;
   ncclComm_t comm = self->comm;
@@ -215,7 +218,7 @@ static hv_status run(hv_comm *head, const hv_comm_call *call, hv_stream *stream)
   ncclResult_t result = self->comm ? queue_call(self, call) : ncclSuccess;
   pthread_mutex_unlock(&self->api);
   HV_TRY(settle(self, result, hv_collective_name(call->collective), self->timeout));
-  hv_trace_end(span, self->lane); /* a thread of NCCL's queues the call: only now is it in the lane */
+  hv_trace_end(span, self->lane); /* NCCL queues the call from a thread of its own: only now is it in the lane */
   HV_TRY(hv_mark_record(lane, place->over));
   self->queued = call->ticket;
   return HV_OK;
@@ -284,14 +287,14 @@ static const hv_comm_methods methods = {
     .abort = abort_all,
 };
 
-/* Signals go to the thread that waits for them. */
+/* The watcher blocks all signals: they belong to the thread that waits for them. */
 static hv_status start_watching(nccl_comm *self) {
   sigset_t all, before;
   sigfillset(&all);
   (void)pthread_sigmask(SIG_SETMASK, &all, &before);
   int problem = pthread_create(&self->watcher, nullptr, watch, self);
   (void)pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (problem) return hv_error_errno(problem, "cannot start the thread that watches over NCCL");
+  if (problem) return hv_error_errno(problem, "cannot start the thread that watches NCCL");
   self->watched = true;
   return HV_OK;
 }
@@ -303,7 +306,7 @@ static hv_status open_marks(nccl_comm *self) {
   return HV_OK;
 }
 
-/* Rank 0 makes the name of the group, all join it. */
+/* Rank 0 makes the unique identifier; all ranks join the group of that identifier. */
 static hv_status join(nccl_comm *self) {
   hv_peers *peers = self->peers;
   ncclUniqueId own = {}, *all = (ncclUniqueId *)calloc((size_t)peers->size, sizeof own);
@@ -311,7 +314,7 @@ static hv_status join(nccl_comm *self) {
   ncclResult_t made = peers->rank == 0 ? self->nccl.GetUniqueId(&own) : ncclSuccess;
   hv_status status = HV_OK;
   if (made != ncclSuccess) {
-    status = hv_error(HV_ERR_DEVICE, "NCCL makes no identifier: %s", self->nccl.GetErrorString(made));
+    status = hv_error(HV_ERR_DEVICE, "NCCL cannot make a unique identifier: %s", self->nccl.GetErrorString(made));
   }
   if (!status) status = peers->methods->gather(peers, "NCCL's identifier", &own, sizeof own, all);
   if (!status) status = peers->methods->watch(peers);
@@ -337,7 +340,8 @@ static hv_status open_all(nccl_comm *self, hv_device *device, const hv_comm_opti
   return start_watching(self);
 }
 
-/* The others wait for this rank. Where one of them has told it why, nothing is said again. */
+/* Tells the other ranks, which wait for this one, why it does not come. If one of them reported the failure first, the
+ * side channel does not repeat it. */
 static void tell_why(const nccl_comm *self, hv_status status) {
   char text[512];
   snprintf(text, sizeof text, "rank %d cannot be connected: %s", self->peers->rank, hv_status_message(status));

@@ -1,9 +1,8 @@
-/* The communicator over NCCL: collectives on a stream of their own, between the cards of all ranks.
+/* The communicator over NCCL: collectives between the cards of all ranks, on a stream of their own.
  *
- * A thread watches it: a rank that has ended (the side channel tells), an asynchronous error of NCCL, or a collective
- * that makes no way for longer than the time-out ends the communicator on every rank; streams that wait for it go on,
- * and hv_comm_status tells which rank and which operation it was.
- */
+ * A watcher thread ends the communicator on every rank if a rank has ended (the side channel, hv_peers, says so), NCCL
+ * has met an asynchronous error, or pending collectives make no progress for longer than the time-out. Streams that
+ * wait for them then go on, and hv_comm_status says which rank and which operation failed. */
 #ifndef HV_CUDA_COMM_NCCL_H
 #define HV_CUDA_COMM_NCCL_H
 

@@ -2,10 +2,11 @@
 
 #include <math.h>
 
-/* In turn, so that all ways meet the same changes of the card's clock; the first round is for warming up. */
+/* The ways take turns in each round, so that all meet the same changes of the card's clock rate; the first round is a
+ * warm-up. */
 enum { ROUNDS = 3, RUNS_OF_A_ROUND = 2, MOST_WAYS = 16 };
 
-/* A way must be faster than that part of an earlier one's time. */
+/* A way replaces an earlier one only if it takes less than this part of its time. */
 static const double AS_GOOD_AS_EQUAL = 0.99;
 
 static hv_status time_way(hv_queue *queue, hv_timer *timer, int way, hv_way run, void *context, double *seconds) {
@@ -15,7 +16,7 @@ static hv_status time_way(hv_queue *queue, hv_timer *timer, int way, hv_way run,
   return hv_timer_seconds(timer, seconds);
 }
 
-/* Seconds of each way, the best of its rounds; infinite where it fails. The first failure is *failure. */
+/* *best: seconds of each way, the least of its rounds; infinite if it failed. *failure: the first error. */
 static void time_ways(hv_queue *queue, hv_timer *timer, int count, hv_way run, void *context, double *best,
                       hv_status *failure) {
   bool failed[MOST_WAYS] = {};
@@ -46,6 +47,6 @@ hv_status hv_find_fastest(hv_queue *queue, hv_runtime *runtime, int count, hv_wa
     if (best[way] < AS_GOOD_AS_EQUAL * best[*fastest]) *fastest = way;
   }
   if (isinf(best[*fastest])) return failure;
-  hv_status_free(failure); /* of a way that is not taken */
+  hv_status_free(failure); /* of a way that was left out */
   return HV_OK;
 }

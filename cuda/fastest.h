@@ -1,14 +1,14 @@
-/* The fastest of several ways to do one piece of work on a card, by the card's clock. */
+/* Finds the fastest of several ways to do the same work, by timing them on the card. */
 #ifndef HV_CUDA_FASTEST_H
 #define HV_CUDA_FASTEST_H
 
 #include "cuda/runtime.h"
 
-/* Queues the work done in that way; after each of them the card holds something else. */
+/* Queues the work, done in way number `way`. */
 typedef hv_status (*hv_way)(void *context, int way);
 
-/* Does the work in each of the ways, several times, and waits for it. Of ways that are as good as equal it takes the
- * first, and none that fails: an error where all do. `count` is 1 or more. */
+/* Does the work several times in each of `count` (1 or more) ways and waits for it. Of ways within 1 % of each other
+ * the first one wins; ways that fail are left out, and if all fail, the first error is returned. */
 HV_NODISCARD hv_status hv_find_fastest(hv_queue *queue, hv_runtime *runtime, int count, hv_way run, void *context,
                                        int *fastest);
 

@@ -1,12 +1,12 @@
-# Switches the language CUDA on where it is wanted and nvcc is found, and sets HVLA_HAVE_CUDA then. Included by the root,
-# because a language is known in the folder that enables it and below.
-set(HVLA_CUDA AUTO CACHE STRING "Build libhvla-cuda.so: AUTO (where nvcc is found), ON or OFF")
+# Enables the language CUDA if it is wanted and nvcc is found, and then sets HVLA_HAVE_CUDA. Included by the root, since a
+# language is known only in the folder that enables it and below.
+set(HVLA_CUDA AUTO CACHE STRING "Build libhvla-cuda.so: AUTO (if nvcc is found), ON or OFF")
 set(HVLA_CUDA_ARCHITECTURES "80-real;89-real;90" CACHE STRING "Compute capabilities to build for")
 set(HVLA_HAVE_CUDA OFF)
 if(HVLA_CUDA STREQUAL "OFF" OR (HVLA_SANITIZE AND NOT HVLA_CUDA STREQUAL "ON"))
   return()
 endif()
-# Where something is missing: an error if CUDA was asked for; else the file that includes this one goes on without.
+# If something is missing: an error if CUDA was asked for; otherwise the build goes on without CUDA.
 macro(hv_do_without_cuda missing remedy)
   if(HVLA_CUDA STREQUAL "ON")
     message(FATAL_ERROR "HVLA_CUDA is ON and ${missing} was not found: ${remedy}")
@@ -21,14 +21,14 @@ endif()
 if(NOT CMAKE_CUDA_COMPILER)
   set(CMAKE_CUDA_COMPILER ${HVLA_NVCC})
 endif()
-# nvcc would take the first g++ of the PATH, whichever compiler is chosen for everything else.
+# nvcc would use the first g++ in PATH, not the compiler that is chosen for everything else.
 if(NOT CMAKE_CUDA_HOST_COMPILER AND NOT DEFINED ENV{CUDAHOSTCXX} AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
 endif()
-# The language's own check of the compiler builds for these as well.
+# Set before enable_language, whose check of the compiler builds for these, too.
 set(CMAKE_CUDA_ARCHITECTURES ${HVLA_CUDA_ARCHITECTURES})
 enable_language(CUDA)
-# A compiler may be there without the libraries.
+# The compiler may be installed without the libraries.
 find_path(HVLA_CUBLASLT_INCLUDE cublasLt.h HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} DOC "Where cublasLt.h is")
 if(NOT HVLA_CUBLASLT_INCLUDE)
   hv_do_without_cuda(cublasLt.h "set HVLA_CUBLASLT_INCLUDE to its folder")

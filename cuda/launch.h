@@ -39,7 +39,7 @@ static inline void hv_launch(const char *name, void (*kernel)(P...), bool early,
   if (hv_is_empty(grid)) return;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > HV_SHARED_DEFAULT) {
-    /* Never less than before: another thread may be about to launch this kernel with more than here. */
+    /* Always the most: the limit is the kernel's, and another thread may be about to launch it with more than here. */
     error = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, HV_SHARED_LIMIT);
   }
   cudaLaunchAttribute programmatic = {};

@@ -1,5 +1,5 @@
-/* hv_matmul on cuBLASLt. Our matrices are row-major and the library's column-major, so it is asked for dᵀ = op(b)ᵀ
- * op(a)ᵀ: its first operand is our b, and a bias of dᵀ's rows is one of our columns. */
+/* hv_matmul on cuBLASLt. Our matrices are row-major and the library's are column-major, so it computes dᵀ = op(b)ᵀ
+ * op(a)ᵀ: its first operand is our b, and its bias, one value for each row of dᵀ, is ours for each column of d. */
 #include "core/base/log.h"
 #include "cuda/fastest.h"
 #include "cuda/matmul_choices.h"
@@ -15,7 +15,7 @@
 #define TEXT(x) TEXT_OF(x)
 #define LIBRARY "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR)
 
-enum { WORKSPACE = HV_CUDA_WORKSPACE, BUCKETS = 256, MOST_MEASURED = 8 /* algorithms of a shape */ };
+enum { WORKSPACE = HV_CUDA_WORKSPACE, BUCKETS = 256, MOST_MEASURED = 8 /* candidates for a shape */ };
 
 /* The library's functions in use. */
 #define FUNCTIONS(X)                                                                                                   \
@@ -42,15 +42,14 @@ struct library {
 };
 #undef MEMBER
 
-/* A shape that the library has been asked about. */
+/* A shape with its descriptors and its algorithm. */
 struct plan {
   plan *next;
   hv_product_shape key;
   cublasLtMatmulDesc_t product;
   cublasLtMatrixLayout_t a, b, c, d;
   cublasLtMatmulAlgo_t algorithm;
-  bool taken;    /* there is an algorithm */
-  bool supposed; /* hv_algorithm */
+  bool taken, supposed; /* as in hv_algorithm */
 };
 
 struct hv_matmul {
@@ -69,8 +68,8 @@ static hv_status check(const hv_matmul *matmul, cublasStatus_t status, const cha
 }
 
 static hv_status open_library(library *lt) {
-  /* It stays: half a gigabyte to read again, and a CUDA library that is unloaded while a process goes on may crash it.
-   */
+  /* Never unloaded (RTLD_NODELETE): it is half a gigabyte to read again, and unloading a CUDA library while the process
+   * goes on may crash it. */
   lt->file = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!lt->file) {
     return hv_error(HV_ERR_DEVICE, "the device \"cuda\" needs cuBLASLt (%s); --device cpu runs everything without it",
@@ -111,7 +110,7 @@ static void close_plan(const library *lt, plan *p) {
   free(p);
 }
 
-/* What was chosen stays known. */
+/* The choices are kept. */
 static void close_plans(hv_matmul *matmul) {
   for (int i = 0; i < BUCKETS; i++) {
     while (matmul->plans[i]) {
@@ -184,7 +183,7 @@ static cublasStatus_t set_bias(const library *lt, plan *p, const void *bias) {
   return lt->MatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
 }
 
-/* Keeps the results that are valid. */
+/* Drops results that are not valid; returns how many are left. */
 static int drop_failed(cublasLtMatmulHeuristicResult_t *results, int found) {
   int kept = 0;
   for (int i = 0; i < found; i++) {
@@ -193,9 +192,9 @@ static int drop_failed(cublasLtMatmulHeuristicResult_t *results, int found) {
   return kept;
 }
 
-/* What the library's heuristics take for the best algorithms within the workspace, best first, `most` or fewer. Where k
- * is split, the parts lie in the workspace in float and are added in a step of their own: in one order, and rounded
- * once. */
+/* The algorithms that the library's heuristics rank best within the workspace, best first, at most `most`. Of split-K
+ * algorithms only those are allowed that keep the parts in the workspace in float and add them in a step of their own:
+ * in one order, and rounded once. */
 static cublasStatus_t ask_heuristics(const hv_matmul *matmul, const plan *p, int most,
                                      cublasLtMatmulHeuristicResult_t *results, int *found) {
   const library *lt = &matmul->lt;
@@ -224,7 +223,7 @@ static cublasStatus_t ask_heuristics(const hv_matmul *matmul, const plan *p, int
   return status == CUBLAS_STATUS_NOT_SUPPORTED ? CUBLAS_STATUS_SUCCESS : status;
 }
 
-/* The heuristics' first choice, if they have any. */
+/* Takes the heuristics' first choice, if they have any. */
 static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   cublasLtMatmulHeuristicResult_t result;
   int found;
@@ -234,7 +233,8 @@ static cublasStatus_t choose_algorithm(const hv_matmul *matmul, plan *p) {
   return status;
 }
 
-/* What was chosen before, by this process or by the one whose choices were read, if the library still takes it. */
+/* Takes what was chosen before, by this process or by the one whose choices were read, if the library still accepts it.
+ */
 static bool recall_algorithm(const hv_matmul *matmul, plan *p) {
   static_assert(sizeof p->algorithm == HV_ALGORITHM_BYTES, "cuBLASLt's algorithms are of another size");
   const hv_algorithm *known = hv_choices_find(&matmul->choices, &p->key);
@@ -264,16 +264,17 @@ static uint32_t bucket_of(const hv_product_shape *s) {
   return hash % BUCKETS;
 }
 
-/* Once a shape: the kernel that multiplies instead is many times slower. */
+/* Warns, once for each shape: the kernel that runs instead is many times slower. */
 static void tell_of_refusal(const hv_matmul *matmul, const hv_product_shape *s) {
   hv_log_warning("%s has no algorithm for a product of [%lld, %lld] and [%lld, %lld] in %s, its operands aligned to "
-                 "%u, %u and %u bytes%s%s: a slow kernel runs",
+                 "%u, %u and %u bytes%s%s: a slow built-in kernel runs instead",
                  matmul->made_by, (long long)s->m, (long long)s->k, (long long)s->k, (long long)s->n,
                  hv_dtype_name((hv_dtype)s->dtype), s->align_a, s->align_b, s->align_d,
                  s->has_bias ? ", with a bias" : "", s->gelu_tanh ? ", with GELU" : "");
 }
 
-/* The plan of a product's shape. A new one is made with the product's bias: the library goes by its alignment, too. */
+/* Finds or makes the plan of a product's shape. A new one is made with the product's bias set, since the library also
+ * considers its alignment. */
 static hv_status find_plan(hv_matmul *matmul, const hv_matmul_args *args, plan **out) {
   const hv_product_shape key = hv_product_shape_of(args);
   plan **bucket = &matmul->plans[bucket_of(&key)];
@@ -323,11 +324,11 @@ bool hv_matmul_takes(hv_matmul *matmul, const hv_matmul_args *args) {
   plan *p = nullptr;
   hv_status status = find_plan(matmul, args, &p);
   if (!status) return p->taken;
-  hv_status_free(status); /* hv_matmul_run meets it again, and tells */
+  hv_status_free(status); /* hv_matmul_run meets the error again, and returns it */
   return true;
 }
 
-/* A product on its way to a queue. */
+/* A product to be queued, once or for timing. */
 struct trial {
   const hv_matmul *matmul;
   hv_queue *queue;
@@ -343,7 +344,7 @@ static hv_status queue_product(const trial *t, const cublasLtMatmulAlgo_t *algor
   const plan *p = t->p;
   const float one = 1.0f, beta = p->key.has_c ? 1.0f : 0.0f;
   const void *c = p->key.has_c ? args->c.data : args->d.data;
-  cublasLtMatrixLayout_t layout_c = c == args->d.data ? p->d : p->c; /* in place, one layout is asked for */
+  cublasLtMatrixLayout_t layout_c = c == args->d.data ? p->d : p->c; /* in place, both must have one layout */
   return check(t->matmul,
                lt->Matmul(t->matmul->handle, p->product, &one, args->b.data, p->b, args->a.data, p->a, &beta, c,
                           layout_c, args->d.data, p->d, algorithm, t->workspace, WORKSPACE, (cudaStream_t)t->queue),
@@ -355,7 +356,7 @@ static hv_status queue_way(void *context, int way) {
   return queue_product(t, &t->ways[way].algo);
 }
 
-/* Times what the heuristics take for the best algorithms, and keeps the fastest. */
+/* Times the algorithms that the heuristics rank best, and keeps the fastest. */
 static hv_status measure_algorithms(hv_matmul *matmul, trial *t, plan *p) {
   int found, fastest;
   HV_TRY(check(matmul, ask_heuristics(matmul, p, MOST_MEASURED, t->ways, &found), "choosing algorithms"));

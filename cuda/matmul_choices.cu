@@ -103,7 +103,7 @@ static int digit_of(char c) {
   return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* Moves *at past `size` bytes in hexadecimal. */
+/* Reads `size` bytes in hexadecimal and moves *at behind them. */
 static bool read_hex(const char **at, void *out, size_t size) {
   unsigned char *bytes = (unsigned char *)out;
   for (size_t i = 0; i < size; i++, *at += 2) {
@@ -114,7 +114,7 @@ static bool read_hex(const char **at, void *out, size_t size) {
   return true;
 }
 
-/* Moves *at past a line that begins with `line` and ends there. */
+/* Moves *at behind a line that equals `line`; false if there is another. */
 static bool skip_line(const char **at, const char *line) {
   size_t length = strlen(line);
   if (strncmp(*at, line, length) != 0 || (*at)[length] != '\n') return false;
@@ -142,7 +142,7 @@ hv_status hv_choices_read(hv_choices *choices, const char *made_by, const char *
     hv_product_shape shape;
     hv_algorithm algorithm;
     if (!read_choice(&at, &shape, &algorithm)) {
-      return hv_error(HV_ERR_INPUT, "line %d is no algorithm of a matrix product", line);
+      return hv_error(HV_ERR_INPUT, "line %d is damaged: it does not hold the algorithm of a matrix product", line);
     }
     HV_TRY(hv_choices_set(choices, &shape, &algorithm));
   }

@@ -1,5 +1,5 @@
-/* The device: its methods and its table of operations, over runtime.h. The same source makes libhvla-cuda.so and
- * libhvla-emu.so. */
+/* The device: its methods and its table of operations, over runtime.h. Both libhvla-cuda.so and libhvla-emu.so are made
+ * from this source. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,7 +99,8 @@ hv_attention_library *hv_stream_attention_library(hv_stream *stream) {
   return device_of(stream->device)->attention;
 }
 
-/* Gives up the scratch memory; a recording keeps it in use. False without host memory. */
+/* Gives up the scratch memory: releases it, or keeps it until the stream is closed if a recording may use it. False if
+ * host memory is short. */
 static bool retire_scratch(hv_cuda_stream *own) {
   if (!own->recorded || !own->scratch) {
     hv_device_release(own->head.device, own->scratch);
@@ -122,12 +123,12 @@ void *hv_stream_scratch(hv_stream *stream, size_t bytes) {
   }
   if (own->recording) {
     hv_stream_fail(stream,
-                   hv_error(HV_ERR_INTERNAL, "operations need more scratch memory while they are recorded: queue "
-                                             "the same sequence once before"));
+                   hv_error(HV_ERR_INTERNAL, "operations need more scratch memory while they are recorded: run the "
+                                             "same sequence once before recording it"));
     return nullptr;
   }
-  /* Work that was queued before may still use the old memory. The device's own methods, so that whoever counts what
-   * they are called for sees this too. */
+  /* Work queued earlier may still use the old memory, so it must end first. This goes through the device's own methods,
+   * so that code that wraps and counts these sees it too. */
   hv_stream_fail(stream, hv_stream_synchronize(stream));
   if (!retire_scratch(own)) {
     hv_stream_fail(stream, hv_error_memory("the list of outgrown scratch memory"));
@@ -180,7 +181,7 @@ static hv_status record_begin(hv_stream *stream) {
   return status;
 }
 
-/* What went wrong while recording is the recording's error, not the next synchronisation's. */
+/* An error met while recording is returned here, not by the next synchronisation. */
 static hv_status record_end(hv_stream *stream, hv_recording **out) {
   hv_cuda_stream *own = (hv_cuda_stream *)stream;
   hv_status status = hv_status_first(own->error, hv_queue_record_end(own->queue, out));
@@ -245,7 +246,7 @@ static const hv_device_methods methods = {
     .comm_open = comm_open,
 };
 
-/* An operation whose operands are wrong is not run; its error is what the stream's next synchronisation returns. */
+/* An operation with wrong operands is not run; the stream's next synchronisation returns the error. */
 #define RUN(name)                                                                                                      \
   static void run_##name(hv_stream *stream, const hv_##name##_args *args) {                                            \
     hv_status status = hv_check_##name(args);                                                                          \

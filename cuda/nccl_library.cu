@@ -2,7 +2,7 @@
 
 #include <dlfcn.h>
 
-enum { OLDEST = 21800 /* its communicators need not block, and can be aborted at any time */ };
+enum { OLDEST = 21800 /* 2.18: non-blocking communicators that can be aborted at any time */ };
 
 void hv_nccl_library_close(hv_nccl_library *library) {
   if (library->file) dlclose(library->file);
@@ -27,11 +27,11 @@ static hv_status look_up(hv_nccl_library *library) {
 
 hv_status hv_nccl_library_open(hv_nccl_library *out) {
   *out = hv_nccl_library{};
-  /* Its threads may outlive what is done with it (rank 0's, which waits for ranks that never come), so its code stays.
-   */
+  /* Never unloaded (RTLD_NODELETE): its threads may outlive the communicator (that of rank 0 waits for ranks that never
+   * come). */
   out->file = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (!out->file) {
-    return hv_error(HV_ERR_DEVICE, "ranks on CUDA cards need NCCL (%s); parallel.transport mpi does without",
+    return hv_error(HV_ERR_DEVICE, "ranks on CUDA cards need NCCL (%s); install it, or set parallel.transport to mpi",
                     dlerror());
   }
   hv_status status = look_up(out);

@@ -1,4 +1,4 @@
-/* NCCL's functions in use: of the library that is opened at run time (nccl_library.cu), or of the emulated device's
+/* The functions of NCCL that are used: from the library, opened at run time (nccl_library.cu), or from the emulator's
  * stand-in (emu/nccl.cc). */
 #ifndef HV_CUDA_NCCL_LIBRARY_H
 #define HV_CUDA_NCCL_LIBRARY_H
@@ -31,7 +31,7 @@ typedef struct hv_nccl_library {
 #undef HV_NCCL_MEMBER
 } hv_nccl_library;
 
-/* One line says what is missing, or too old: 2.18 is needed. */
+/* On failure one line says what is missing or too old; NCCL 2.18 or newer is needed. */
 HV_NODISCARD hv_status hv_nccl_library_open(hv_nccl_library *out);
 void hv_nccl_library_close(hv_nccl_library *library);
 

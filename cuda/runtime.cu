@@ -1,5 +1,4 @@
-/* hv_runtime, hv_queue and hv_mark on CUDA. A queue is a cudaStream_t and a mark is a cudaEvent_t behind another name.
- */
+/* hv_runtime, hv_queue and hv_mark on CUDA. A hv_queue pointer is a cudaStream_t, a hv_mark pointer a cudaEvent_t. */
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,18 +9,18 @@
 enum {
   OLDEST_CAPABILITY = 80,  /* asynchronous copies and bf16 tensor cores */
   EARLY_CAPABILITY = 90,   /* programmatic dependent launch */
-  OLDEST_FOR_EARLY = 12030 /* CUDA's version, of driver and runtime: such launches in graphs */
+  OLDEST_FOR_EARLY = 12030 /* CUDA version of driver and runtime that allows such launches in graphs */
 };
 
 struct hv_runtime {
   hv_card card;
   int index;
-  cudaStream_t *streams; /* that are open */
+  cudaStream_t *streams; /* the open ones */
   int stream_count;
 };
 
-/* CUDA keeps an error of a call until it is asked for the last one, as every launch does: what is told here must not be
- * told again as the next launch's. */
+/* CUDA keeps a call's error until cudaGetLastError, which every launch asks: an error returned here must be cleared, or
+ * the next launch would report it again. */
 static hv_status check(cudaError_t error, const char *doing) {
   if (error == cudaSuccess) return HV_OK;
   (void)cudaGetLastError();
@@ -50,7 +49,8 @@ static hv_status check_driver(void) {
   return HV_OK;
 }
 
-/* The card that is asked for; where a process sees just one, it is that one: SLURM may show each rank its own alone. */
+/* Chooses the card that is asked for. If the process sees only one card, it takes that one: SLURM may show each rank
+ * its own card only. */
 static hv_status choose_card(int wanted, int *index) {
   int cards = 0;
   HV_TRY(check(cudaGetDeviceCount(&cards), "counting cards"));
@@ -108,7 +108,7 @@ void hv_runtime_close(hv_runtime *runtime) {
 }
 
 void hv_runtime_use(const hv_runtime *runtime) {
-  /* An error here is the next call's, too. */
+  /* An error here comes back from the next call. */
   (void)cudaSetDevice(runtime->index);
 }
 
@@ -119,7 +119,7 @@ const hv_card *hv_runtime_card(const hv_runtime *runtime) {
 bool hv_kernel_waits(const void *kernel) {
   cudaFuncAttributes attributes;
   if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion >= EARLY_CAPABILITY;
-  (void)cudaGetLastError(); /* its launch says what is wrong with it */
+  (void)cudaGetLastError(); /* its launch will report the error */
   return false;
 }
 
@@ -127,7 +127,7 @@ hv_status hv_runtime_allocate(hv_runtime *runtime, size_t bytes, const char *wha
   *out = nullptr;
   cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
   if (error != cudaErrorMemoryAllocation) return check(error, "allocating memory");
-  (void)cudaGetLastError(); /* it has been taken note of */
+  (void)cudaGetLastError(); /* cleared, since it is returned below */
   hv_device_room room = hv_runtime_room(runtime);
   return hv_error(HV_ERR_MEMORY, "out of memory on CUDA card %d (%s): %s needs %.3f GB, %.3f of %.3f GB are free",
                   runtime->index, runtime->card.name, what, (double)bytes * 1e-9, (double)room.available * 1e-9,
@@ -141,13 +141,14 @@ hv_device_room hv_runtime_room(const hv_runtime *runtime) {
   return room;
 }
 
-/* CUDA may wait for itself when memory is given back, and does not promise it. To wait for the whole card would end
- * what another thread records on it, for another device of ours or for somebody else in the process. */
+/* cudaFree may wait for pending work, but does not promise to, so the streams are waited for here.
+ * cudaDeviceSynchronize would invalidate what another thread captures on the card, for another device of ours or for
+ * other code in the process. */
 static void wait_for_streams(const hv_runtime *runtime) {
   hv_runtime_use(runtime);
   for (int i = 0; i < runtime->stream_count; i++) {
     if (cudaStreamSynchronize(runtime->streams[i]) == cudaSuccess) continue;
-    (void)cudaGetLastError(); /* of the stream's work, which it tells itself: nothing for the next launch */
+    (void)cudaGetLastError(); /* an error of the stream's work, which its own synchronisation returns */
   }
 }
 
@@ -215,7 +216,7 @@ hv_status hv_queue_spoil(hv_queue *, void *, size_t) {
 }
 
 hv_status hv_queue_record_begin(hv_queue *queue) {
-  /* Calls of other threads do not disturb the recording, nor are they disturbed. */
+  /* Thread-local mode: calls of other threads do not invalidate the capture, nor does it restrict them. */
   return check(cudaStreamBeginCapture((cudaStream_t)queue, cudaStreamCaptureModeThreadLocal), "beginning a graph");
 }
 
@@ -264,7 +265,7 @@ hv_status hv_mark_synchronize(hv_mark *mark) {
 
 bool hv_mark_passed(const hv_queue *, const hv_mark *mark) {
   bool passed = cudaEventQuery((cudaEvent_t)mark) == cudaSuccess;
-  if (!passed) (void)cudaGetLastError(); /* that it is not ready yet counts as an error there, too */
+  if (!passed) (void)cudaGetLastError(); /* "not ready" is kept as an error, too */
   return passed;
 }
 
