@@ -1,7 +1,7 @@
 /* Checks that chunks are stored in enough bytes, which the library does not do. It copies a whole chunk from what the
- * filters return, beyond the end if that is shorter; and computing the checksum of fewer bytes than a checksum has
- * never ends (seen with HDF5 1.10.8). A chunk that is not compressed must have all its bytes; the length of a
- * compressed one is only known when it is decompressed. */
+ * filters return, or from its cache, beyond the end if that is shorter; and computing the checksum of fewer bytes than
+ * a checksum has never ends (seen with HDF5 1.10.8). A chunk that is not compressed must have all its bytes; the length
+ * of a compressed one is only known when it is decompressed. */
 #include "data/hdf5_internal.h"
 
 enum { MOST_FILTERS = 32, CHECKSUM = 4 /* bytes that fletcher32 appends to a chunk */ };
@@ -24,7 +24,9 @@ static bool describe(hid_t dataset, hid_t properties, chunked *out) {
               H5Pget_chunk(properties, HV_HDF5_MAX_RANK, out->chunk) == out->rank &&
               H5Pget_chunk_opts(properties, &options) >= 0 && out->num_filters <= MOST_FILTERS;
   out->bytes = type < 0 ? 0 : H5Tget_size(type);
-  for (int i = 0; good && i < out->rank; i++) out->bytes *= out->chunk[i];
+  for (int i = 0; good && i < out->rank; i++) {
+    if (__builtin_mul_overflow(out->bytes, out->chunk[i], &out->bytes)) out->bytes = UINT64_MAX;
+  }
   for (int i = 0; good && i < out->num_filters; i++) {
     unsigned flags = 0, config = 0;
     size_t values = 0;
@@ -88,14 +90,15 @@ static hv_status check(hv_hdf5 *file, const char *object, hid_t dataset, const c
   return HV_OK;
 }
 
-hv_status hv_hdf5_check_chunks(hv_hdf5 *file, const char *object, hid_t dataset) {
+hv_status hv_hdf5_check_chunks(hv_hdf5 *file, const char *object, hid_t dataset, bool keeps_chunks) {
   hv_status status = HV_OK;
   hid_t properties = H5Dget_create_plist(dataset);
   bool is_chunked = properties >= 0 && H5Pget_layout(properties) == H5D_CHUNKED;
   chunked set = {.num_filters = is_chunked ? H5Pget_nfilters(properties) : 0};
-  if (properties < 0 || (set.num_filters != 0 && !describe(dataset, properties, &set))) {
+  bool trusts = is_chunked && (set.num_filters != 0 || keeps_chunks);
+  if (properties < 0 || set.num_filters < 0 || (trusts && !describe(dataset, properties, &set))) {
     status = hv_hdf5_error(file, object, "its storage cannot be read");
-  } else if (set.num_filters > 0) {
+  } else if (trusts) {
     status = check(file, object, dataset, &set);
   }
   if (properties >= 0) H5Pclose(properties);

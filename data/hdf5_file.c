@@ -396,7 +396,7 @@ hv_status hv_hdf5_read_f32(hv_hdf5 *file, const char *dataset, int64_t count, fl
     goto done;
   }
   HV_CHECK(hv_hdf5_check_written(file, dataset, id, &info));
-  HV_CHECK(hv_hdf5_check_chunks(file, dataset, id));
+  HV_CHECK(hv_hdf5_check_chunks(file, dataset, id, false));
   if (H5Dread(id, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, out) < 0) {
     status = hv_hdf5_error(file, dataset, "cannot be read");
   }

@@ -151,7 +151,7 @@ static hv_status fill_cache(hv_dataset_frames *frames) {
   hid_t dataset;
   hv_hdf5_enter();
   hv_status status = hv_hdf5_open_by_chunks(file, frames->object, frames->cut_chunk, &dataset);
-  if (!status) status = hv_hdf5_check_chunks(file, frames->object, dataset);
+  if (!status) status = hv_hdf5_check_chunks(file, frames->object, dataset, frames->cut_chunk > 0);
   if (!status && H5Dread(dataset, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, pixels) < 0) {
     status = hv_hdf5_error(file, frames->object, "cannot be read");
   }
@@ -299,9 +299,10 @@ hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **ou
   if (frames->storage != STORAGE_FRAME_CHUNKS || H5Dget_storage_size(frames->dataset) == 0) {
     HV_CHECK(hv_hdf5_check_written(file, dataset, frames->dataset, &info));
   }
-  if (frames->storage == STORAGE_SLABS) HV_CHECK(hv_hdf5_check_chunks(file, dataset, frames->dataset));
+  frames->cut_chunk = cut_chunk_bytes(properties, &frames->base);
+  if (frames->storage == STORAGE_SLABS)
+    HV_CHECK(hv_hdf5_check_chunks(file, dataset, frames->dataset, frames->cut_chunk > 0));
   if (frames->storage == STORAGE_SLABS || frames->storage == STORAGE_WHOLE) {
-    frames->cut_chunk = cut_chunk_bytes(properties, &frames->base);
     H5Dclose(frames->dataset);
     frames->dataset = -1;
   }

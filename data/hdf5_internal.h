@@ -49,9 +49,10 @@ HV_NODISCARD hv_status hv_hdf5_describe_open(hv_hdf5 *file, const char *object, 
 HV_NODISCARD hv_status hv_hdf5_check_written(const hv_hdf5 *file, const char *object, hid_t dataset,
                                              const hv_hdf5_info *info);
 
-/* HV_ERR_INPUT if a chunk is stored in fewer bytes than is possible; the library would read beyond its end. Between
- * enter and leave, before the data are read. */
-HV_NODISCARD hv_status hv_hdf5_check_chunks(hv_hdf5 *file, const char *object, hid_t dataset);
+/* HV_ERR_INPUT if a chunk is stored in fewer bytes than is possible; the library would read beyond its end, with
+ * filters and, if it keeps chunks in its cache (`keeps_chunks`), without. Between enter and leave, before the data are
+ * read. */
+HV_NODISCARD hv_status hv_hdf5_check_chunks(hv_hdf5 *file, const char *object, hid_t dataset, bool keeps_chunks);
 
 /* Between enter and leave, after the file is opened: fills in the heap's fields. */
 HV_NODISCARD hv_status hv_hdf5_open_heap(hv_hdf5 *file);

@@ -64,7 +64,7 @@ static hv_status read_strings(hv_hdf5 *file, const char *object, hid_t dataset, 
     status = hv_error_memory(object);
     goto done;
   }
-  HV_CHECK(hv_hdf5_check_chunks(file, object, dataset));
+  HV_CHECK(hv_hdf5_check_chunks(file, object, dataset, false));
   if (H5Dread(dataset, block.type, H5S_ALL, H5S_ALL, H5P_DEFAULT, block.data) < 0) {
     status = hv_hdf5_error(file, object, "cannot be read");
     goto done;

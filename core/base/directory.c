@@ -71,10 +71,9 @@ hv_status hv_replace_directory(const char *fresh, const char *path) {
   }
   if (renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
     hv_status status = hv_sync_parent(path);
-    /* Without the sync the new content may not survive a crash, so the old one is put back. */
-    if (status && renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE) != 0)
-      return hv_error_context(status, "the old content of %s is now in %s", path, fresh);
     if (!status) remove_former(fresh, path);
+    /* Without the sync the new content may not survive a crash, so the old one is put back if it can be. */
+    if (status) (void)renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RENAME_EXCHANGE);
     return status;
   }
   if (errno == EINVAL || errno == ENOSYS) return move_aside(fresh, path);

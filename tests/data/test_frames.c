@@ -120,6 +120,31 @@ static void a_frame_that_is_no_longer_there_is_told(void **state) {
   hv_hdf5_close(file);
 }
 
+/* A chunk's width in the file, made larger than what is stored of it: the library would copy what lies behind. */
+static void a_chunk_is_no_larger_than_what_is_stored_of_it(void **state) {
+  (void)state;
+  static const uint8_t width[] = {7, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0};
+  hv_mapping file;
+  assert_ok(hv_map_file(path, &file));
+  uint8_t *bytes = malloc(file.size), *at = NULL;
+  assert_non_null(bytes);
+  memcpy(bytes, file.data, file.size);
+  for (uint8_t *from = bytes; (from = memmem(from, file.size - (size_t)(from - bytes), width, sizeof width)); from++) {
+    at = from; /* both that are so chunked, one of them deflated */
+    at[8 + 2] = 44;
+  }
+  assert_non_null(at);
+  assert_ok(hv_write_file_atomic(path, bytes, file.size));
+  free(bytes);
+  hv_unmap(&file);
+  hv_hdf5 *damaged = open_file();
+  hv_frames *frames = open_frames(damaged, "guessed_as_it_is");
+  uint8_t rgb[DEMO_FRAME];
+  assert_error(frames->read(frames, 0, rgb), "/guessed_as_it_is: its chunk at row 0 is stored in");
+  hv_frames_close(frames);
+  hv_hdf5_close(damaged);
+}
+
 /* By the library's own reading too: in the place of the system's, which it calls. */
 static atomic_int reads;
 
@@ -248,6 +273,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(all_storages_read_the_same, enter, remove_folder),
       cmocka_unit_test_setup_teardown(a_frame_that_is_no_longer_there_is_told, enter, remove_folder),
       cmocka_unit_test_setup_teardown(frames_cut_up_are_read_by_chunks, enter, remove_folder),
+      cmocka_unit_test_setup_teardown(a_chunk_is_no_larger_than_what_is_stored_of_it, enter, remove_folder),
       cmocka_unit_test_setup_teardown(cache_keeps_to_its_limit, enter, remove_folder),
       cmocka_unit_test_setup_teardown(threads_read_at_once, enter, remove_folder),
       cmocka_unit_test_setup_teardown(frames_are_closed_while_others_are_read, enter, remove_folder),
