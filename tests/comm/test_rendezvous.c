@@ -171,11 +171,11 @@ static void missing_ranks_are_listed(void **state) {
   (void)state;
   meeting all[MOST];
   meet_all(2, four, 1, all);
-  assert_error(all[0].status, "2 of 4 ranks did not come within 1 s: 2, 3");
+  assert_error(all[0].status, "2 of 4 ranks did not connect within 1 s: 2, 3");
   all[0].status = HV_OK;
   assert_ok(all[1].status);
   (void)gather(&all[1]);
-  assert_error(all[1].status, "2 of 4 ranks did not come within 1 s: 2, 3");
+  assert_error(all[1].status, "2 of 4 ranks did not connect within 1 s: 2, 3");
   all[1].status = HV_OK;
   close_all(2, all);
 }
@@ -252,7 +252,7 @@ static void a_rank_of_another_run_is_refused(void **state) {
   const int sizes[] = {2, 8};
   meeting all[MOST];
   meet_all(2, sizes, 5, all);
-  assert_error(all[0].status, "rank 1 of 8 (process ", "came to a run of 2 ranks");
+  assert_error(all[0].status, "rank 1 of 8 (process ", "connected to a run of 2 ranks");
   assert_error(all[1].status, "rank 0 refuses this process: rank 1 of 8");
   all[0].status = all[1].status = HV_OK;
   close_all(2, all);
@@ -278,7 +278,7 @@ static void a_rank_of_a_run_of_another_name_is_sent_away(void **state) {
     assert_int_equal(pthread_create(&all[r].thread, NULL, meet, &all[r]), 0);
   }
   assert_error(stranger.status, "rank 0 refuses this process: rank 1 of 3 (process ",
-               "is of the run JOB=2, not of JOB=1");
+               "belongs to the run JOB=2, not to JOB=1");
   for (int r = 0; r < 3; r++) pthread_join(all[r].thread, NULL);
   for (int r = 0; r < 3; r++) assert_ok(all[r].status);
   on_all(3, all, gather);
@@ -315,8 +315,8 @@ static void a_second_rank_of_one_number_is_refused(void **state) {
   (void)meet(&third);
   pthread_join(first.thread, NULL);
   assert_ok(second.status);
-  assert_error(first.status, "rank 1 of 3 (process ", "has this rank already: does another run meet at the same port?");
-  assert_error(third.status, "rank 0 refuses this process: rank 1 of 3", "has this rank already");
+  assert_error(first.status, "rank 1 of 3 (process ", "already has this rank: does another run meet at the same port?");
+  assert_error(third.status, "rank 0 refuses this process: rank 1 of 3", "already has this rank");
   hv_peers_close(second.peers);
 }
 
@@ -330,7 +330,7 @@ static void nobody_there_is_one_clear_line(void **state) {
       .rank = 1, .size = 2, .host = "127.0.0.1", .port = port, .listener = -1, .timeout = 0.3};
   assert_error(hv_rendezvous_open(&options, &peers), "rank 0 at 127.0.0.1:", "did not answer");
   options.host = "no-such-host.invalid";
-  assert_error(hv_rendezvous_open(&options, &peers), "rank 0's host \"no-such-host.invalid\" is not known here");
+  assert_error(hv_rendezvous_open(&options, &peers), "cannot resolve rank 0's host \"no-such-host.invalid\"");
 }
 
 static void the_first_host_of_a_node_list_is_found(void **state) {

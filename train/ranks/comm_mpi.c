@@ -10,7 +10,7 @@ enum { MOST_QUEUED = 256 };
 
 typedef struct mpi_comm mpi_comm;
 
-/* A call that waits for its turn or has it. */
+/* A call that is queued or running. */
 typedef struct queued_call {
   hv_job job; /* first */
   mpi_comm *comm;
@@ -25,20 +25,20 @@ struct mpi_comm {
   size_t piece_bytes;
   double timeout;
   atomic_int give_up;
-  hv_event *ready; /* what the stream of the call held */
+  hv_event *ready; /* recorded on the call's stream, behind what was queued there */
   hv_job open, close, abort;
   queued_call calls[MOST_QUEUED]; /* by ticket */
 
-  pthread_mutex_t mutex; /* of what follows */
+  pthread_mutex_t mutex; /* guards what follows */
   pthread_cond_t changed;
-  hv_ticket done; /* all calls up to this one are over */
+  hv_ticket done; /* all calls up to this one have ended */
   bool opened;
-  hv_status failure; /* the first of a call, or of opening */
+  hv_status failure; /* the first error of a call, or of opening */
 };
 
 #define COMM_OF(job, member) ((mpi_comm *)(void *)((char *)(job)-offsetof(mpi_comm, member)))
 
-/* Notes that the thread has come a step further. */
+/* Notes that the thread has ended the calls up to `done`, or has opened MPI, and with what error. */
 static void advance(mpi_comm *comm, hv_ticket done, hv_status failure) {
   pthread_mutex_lock(&comm->mutex);
   comm->failure = hv_status_first(comm->failure, failure);
@@ -122,7 +122,8 @@ static void set_timeout(hv_comm *head, double seconds) {
   ((mpi_comm *)head)->timeout = seconds;
 }
 
-/* A call that waits for other ranks sees `give_up`; otherwise it is the thread's next job. It ends this process. */
+/* A call that waits for other ranks sees `give_up` and aborts; otherwise aborting is the thread's next job. Ends this
+ * process. */
 static void abort_all(hv_comm *head, int exit_code) {
   mpi_comm *comm = (mpi_comm *)head;
   atomic_store(&comm->give_up, exit_code);

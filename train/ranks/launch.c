@@ -16,10 +16,11 @@
 
 enum { MEETING_SECONDS = 55 };
 
-/* What each launcher tells its processes, the surest first: mpirun inside a SLURM job sets both. */
+/* The variables that each launcher sets, the most reliable first: under mpirun inside a SLURM job there are both kinds.
+ */
 static const struct launcher {
   const char *rank, *size, *local_rank;
-  const char *run[2]; /* together one run's own; NULL: there is none */
+  const char *run[2]; /* variables that together identify a run; NULL: there is none */
 } launchers[] = {
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", {"PMIX_NAMESPACE"}},
     {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", {NULL}},
@@ -28,7 +29,7 @@ static const struct launcher {
 };
 enum { SLURM = sizeof launchers / sizeof launchers[0] - 1 };
 
-/* A number below `limit`. */
+/* Reads a number from 0 to limit − 1. */
 static hv_status read_number(const char *key, int32_t limit, int32_t *out) {
   const char *text = getenv(key);
   char *end = NULL;
@@ -47,14 +48,15 @@ static bool is_same(const char *key, const char *other) {
   return text && other_text && strcmp(text, other_text) == 0;
 }
 
-/* srun sets another launcher's variables too (--mpi=pmi2), but tells the local rank, and where to meet, in its own. */
+/* Whether srun has set this other launcher's variables (--mpi=pmi2). Then its own are used, which also tell the local
+ * rank and where to meet. */
 static bool is_of_slurm(const struct launcher *launcher) {
   return launcher != &launchers[SLURM] && !getenv(launcher->local_rank) &&
          is_same(launcher->rank, launchers[SLURM].rank) && is_same(launcher->size, launchers[SLURM].size);
 }
 
-/* "none" is what torchrun calls a run that was given no name; the parts of a heterogeneous SLURM job, which may be one
- * run, have a number each. */
+/* The run's identity, or "". torchrun calls a run without a name "none"; the parts of a heterogeneous SLURM job, which
+ * may be one run, have different numbers. */
 static void read_run(const struct launcher *launcher, char *out, size_t size) {
   bool parts = launcher == &launchers[SLURM] && getenv("SLURM_HET_SIZE");
   out[0] = '\0';
@@ -83,14 +85,14 @@ hv_status hv_launch_read(hv_launch *out) {
   return HV_OK;
 }
 
-/* MPI's ranks must be the launcher's: an mpirun of another MPI makes each process a rank 0. */
+/* MPI's ranks must be the launcher's: under the mpirun of a different MPI each process is a rank 0. */
 static hv_status open_mpi(const hv_launch *launch, hv_device *device, double timeout, hv_comm **out) {
 #ifdef HVLA_HAVE_MPI
   HV_TRY(hv_comm_mpi_open(device, &(hv_comm_mpi_options){.timeout = timeout}, out));
   if ((*out)->size == launch->size && (*out)->rank == launch->rank) return HV_OK;
   hv_status status = hv_error(HV_ERR_INPUT,
-                              "%s makes this rank %d of %d, MPI rank %d of %d: start the program with the mpirun of "
-                              "the MPI that it was built with",
+                              "%s makes this rank %d of %d, but MPI says rank %d of %d: start the program with the "
+                              "mpirun of the MPI that it was built with",
                               launch->rank_key, launch->rank, launch->size, (*out)->rank, (*out)->size);
   hv_comm_close(*out);
   *out = NULL;
@@ -101,12 +103,12 @@ static hv_status open_mpi(const hv_launch *launch, hv_device *device, double tim
   *out = NULL;
   return hv_error(HV_ERR_DEVICE,
                   "%s says that this is one of %d ranks, but the program was built without MPI; build it with "
-                  "HVLA_MPI=ON, or start it alone",
+                  "HVLA_MPI=ON, or start a single process",
                   launch->rank_key, launch->size);
 #endif
 }
 
-/* Meets the other ranks, and sees that each has a card of its own before NCCL is asked. */
+/* Connects to the other ranks, and checks that each has a card of its own before NCCL starts. */
 static hv_status meet(const hv_launch *launch, const hv_device *device, hv_peers **out) {
   hv_meeting_place place;
   HV_TRY(hv_meeting_place_find(launch, &place));
@@ -140,7 +142,7 @@ static hv_status open_nccl(const hv_launch *launch, hv_device *device, double ti
   return hv_comm_device_open(device, &(hv_comm_options){.peers = peers, .timeout = timeout}, out);
 }
 
-/* Sees that each rank has a card of its own, and tells who runs where. */
+/* Checks that each rank has a card of its own, and logs which ranks run where. */
 static hv_status describe(hv_comm *comm) {
   hv_rank_place own = hv_rank_place_own(comm->device), *places = calloc((size_t)comm->size, sizeof *places);
   if (!places) return hv_error_memory("where ranks run");

@@ -7,7 +7,8 @@
 
 enum { FIRST_JOB_PORT = 20000, JOB_PORTS = 10000, MOST_PORTS = 65535 };
 
-/* Every launcher's MASTER_ADDR goes with a MASTER_PORT. torchrun keeps a store of its own on that port. */
+/* MASTER_ADDR always comes with MASTER_PORT. torchrun may keep a store of its own on that port; then ranks use the next
+ * one. */
 static hv_status find_master(hv_meeting_place *out) {
   const char *text = getenv("MASTER_PORT"), *store = getenv("TORCHELASTIC_USE_AGENT_STORE");
   char *end = NULL;
@@ -53,14 +54,14 @@ static bool find_slurm(hv_meeting_place *out) {
 hv_status hv_meeting_place_find(const hv_launch *launch, hv_meeting_place *out) {
   *out = (hv_meeting_place){.listener = -1};
   if (getenv("MASTER_ADDR")) return find_master(out);
-  /* mpirun inside a SLURM job starts ranks as it likes. */
+  /* Not under mpirun inside a SLURM job: rank 0 need not be on the job's first node. */
   bool slurm = launch->rank_key && strcmp(launch->rank_key, "SLURM_PROCID") == 0;
   if (slurm && find_slurm(out)) return HV_OK;
 #ifdef HVLA_HAVE_MPI
   if (!slurm && (getenv("OMPI_COMM_WORLD_RANK") || getenv("PMI_RANK"))) return hv_meeting_place_over_mpi(launch, out);
 #endif
   return hv_error(HV_ERR_INPUT,
-                  "%s makes this rank %d of %d, and nothing says where the ranks meet: set MASTER_ADDR to the host of "
-                  "rank 0 and MASTER_PORT to a free port of it",
+                  "%s makes this rank %d of %d, but nothing says where the ranks meet: set MASTER_ADDR to the host of "
+                  "rank 0 and MASTER_PORT to a free port there",
                   launch->rank_key, launch->rank, launch->size);
 }

@@ -24,11 +24,11 @@ struct hv_mpi_exchange {
   int32_t rank, size;
   const atomic_int *give_up; /* not 0: end all ranks with this exit code */
   size_t piece;              /* most bytes of one message, a multiple of 8 */
-  char *parts;               /* [size][piece]: the piece of a tensor that is in work, on the host */
+  char *parts;               /* [size][piece]: the current piece of a tensor, on the host */
   char *received;            /* [size][piece]: the others' versions of this rank's part */
   char *result;              /* [piece]: this rank's part */
-  message *give, *get;       /* [size]: the messages that are next; a rank's own entry is not looked at */
-  const char **terms;        /* [size]: of the sum that is next */
+  message *give, *get;       /* [size]: the next messages; a rank's own entry is not used */
+  const char **terms;        /* [size]: of the next sum */
   MPI_Request *requests;     /* [2 size]: receives by rank, then sends by rank */
   hv_rank_place *places;     /* [size] */
 };
@@ -61,8 +61,9 @@ static hv_status lost_rank(const exchange *at, int32_t rank, const char *why) {
                   at->comm->rank);
 }
 
-/* The rank that an unfinished exchange waits for: the lowest whose part has not come, or that has not taken ours.
- * Others whose part has not come are added to `others`: any of them may be the one that the rest waits for. */
+/* Finds the rank that an unfinished exchange waits for: the lowest whose message has not arrived, else the lowest that
+ * has not received ours. Other ranks whose message has not arrived are added to `others`: any of them may be the one
+ * that all the others wait for. */
 static hv_status awaited_ranks(const exchange *at, int32_t *first, char *others, size_t capacity) {
   int32_t size = at->comm->size;
   size_t used = 0;
@@ -199,12 +200,13 @@ static size_t smaller(size_t a, size_t b) {
   return a < b ? a : b;
 }
 
-/* Part q of a piece of n elements, cut as evenly as it goes: where it starts. */
+/* Where part q of a piece of n elements starts; parts are as equal as possible. */
 static size_t part_start(const hv_mpi_exchange *comm, size_t n, int32_t q) {
   return n * (size_t)q / (size_t)comm->size;
 }
 
-/* Copies from and to the device. Where memory is the host's, its threads are left to the computation. */
+/* Copy from and to the device. If its memory is the host's, this thread copies, which leaves the device's threads to
+ * the computation. */
 static void fetch(const hv_mpi_exchange *comm, char *to, const char *from, size_t bytes) {
   if (comm->device->host_memory) {
     memcpy(to, from, bytes);
@@ -226,7 +228,7 @@ static hv_status settle(const hv_mpi_exchange *comm) {
   return comm->device->host_memory ? HV_OK : hv_stream_synchronize(comm->stream);
 }
 
-/* n elements at `data`, whose parts each rank sums one of and then hands to all. */
+/* Sums n elements at `data`: each rank sums one part of them, and sends it to all. */
 static hv_status all_reduce_piece(const exchange *at, char *data, size_t n) {
   hv_mpi_exchange *comm = at->comm;
   hv_dtype dtype = at->call->whole.dtype;
@@ -293,7 +295,7 @@ static hv_status all_gather_piece(const exchange *at, size_t offset, size_t byte
   HV_TRY(run_exchange(at));
   for (int32_t q = 0; q < comm->size; q++) {
     char *to = (char *)call->whole.data + (size_t)q * share + offset;
-    /* Its own share, where it lies in its place, may be in use. */
+    /* Not written if it is in its place already: this rank's share may be in use. */
     if (q == comm->rank && to == (char *)call->share.data + offset) continue;
     store(comm, to, q == comm->rank ? comm->result : comm->get[q].data, bytes);
   }
@@ -334,7 +336,8 @@ static hv_status in_pieces(const exchange *at, hv_tensor what, hv_status (*piece
   return HV_OK;
 }
 
-/* Ranks whose calls differ wait for one another instead of taking each other's messages. */
+/* A tag computed from the call: ranks whose calls differ wait, until they time out, instead of taking each other's
+ * messages. */
 static int tag_of(const hv_comm_call *call) {
   uint64_t key = (uint64_t)call->ticket * 8 + (uint64_t)call->collective;
   key = key * 0x9e3779b97f4a7c15u + (uint64_t)call->whole.cols * 16 + (uint64_t)call->whole.dtype;
@@ -378,10 +381,10 @@ void hv_mpi_exchange_close(hv_mpi_exchange *comm, bool finalize) {
 static hv_status open_world(hv_mpi_exchange *comm) {
   int provided, already = 0;
   MPI_TRY(MPI_Initialized(&already), "MPI_Initialized");
-  if (already) return hv_error(HV_ERR_INTERNAL, "MPI was started before in this process");
+  if (already) return hv_error(HV_ERR_INTERNAL, "MPI was already started in this process");
   MPI_TRY(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_FUNNELED) {
-    return hv_error(HV_ERR_DEVICE, "this MPI allows no other threads in a process (MPI_THREAD_FUNNELED)");
+    return hv_error(HV_ERR_DEVICE, "this MPI does not support processes with several threads (MPI_THREAD_FUNNELED)");
   }
   HV_TRY(hv_mpi_agree_on_means(false));
   MPI_TRY(MPI_Comm_dup(MPI_COMM_WORLD, &comm->world), "MPI_Comm_dup");

@@ -27,7 +27,7 @@ hv_rank_place hv_rank_place_own(const hv_device *device) {
   return place;
 }
 
-/* A process that is dead and not yet waited for has ended, too: its launcher may be dead or busy. Allocates nothing. */
+/* A zombie has ended, too: its parent, the launcher, may be dead or too busy to wait for it. Allocates nothing. */
 static bool has_ended(pid_t process) {
   char path[32], text[256];
   snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
@@ -57,14 +57,14 @@ hv_status hv_rank_places_check(const hv_rank_place *places, int32_t count) {
       if (!first->card[0] || strcmp(first->card, second->card) != 0 || !same_machine(first, second)) continue;
       return hv_error(HV_ERR_INPUT,
                       "ranks %d and %d are both on card %s of %s: start one rank for each card (LOCAL_RANK, or what "
-                      "mpirun and srun set, chooses it)",
+                      "mpirun or srun sets instead, chooses the card)",
                       a, b, second->card, second->host);
     }
   }
   return HV_OK;
 }
 
-/* Ranks of one machine follow one another. */
+/* The end of the run of ranks that begins at `first` and is on one machine. */
 static int32_t same_host_until(const hv_rank_place *places, int32_t count, int32_t first) {
   int32_t end = first + 1;
   while (end < count && same_machine(&places[first], &places[end])) end++;

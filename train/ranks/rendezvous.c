@@ -18,10 +18,10 @@ static const double send_seconds = 10, hello_seconds = 5;
 
 typedef enum message_kind { HELLO = 1, WELCOME, GATHERED, PROGRESS, LATE, FAILED, BYE } message_kind;
 
-/* Everything that is said, of one size. */
+/* Every message has this one size. */
 typedef struct message {
   uint64_t magic;
-  int32_t kind, rank, size; /* of the sender; in GATHERED to others, whose bytes these are */
+  int32_t kind, rank, size; /* of the sender */
   int32_t length;           /* of `bytes` */
   int64_t call;             /* PROGRESS, LATE */
   double seconds;           /* LATE */
@@ -36,7 +36,7 @@ typedef struct greeting {
   char run[128];
 } greeting;
 
-/* Who has connected, and not yet said who it is. */
+/* A process that has connected and not yet sent its HELLO. */
 typedef struct newcomer {
   int socket; /* -1: nobody */
   double until;
@@ -44,10 +44,10 @@ typedef struct newcomer {
   message hello;
 } newcomer;
 
-/* A rank as rank 0 knows it; on the others, entry 0 is rank 0. */
+/* A rank as rank 0 sees it; the other ranks use entry 0 alone, for rank 0. */
 typedef struct peer {
-  int socket;    /* -1: none, or no longer; once there is a thread, that one closes it, under the mutex */
-  int64_t calls; /* it has come to */
+  int socket;    /* -1: none, or closed; once the thread runs, only it closes the socket, under the mutex */
+  int64_t calls; /* number of the last collective call that it reported */
   char place[96];
 } peer;
 
@@ -61,7 +61,7 @@ typedef struct rendezvous {
   atomic_bool closing;
   atomic_llong calls; /* of this rank */
   pthread_mutex_t mutex;
-  int64_t asked;     /* the call that rank 0 was last told to be late; 0: none */
+  int64_t asked;     /* the call last reported to rank 0 as late; 0: none */
   hv_status failure; /* the first */
 } rendezvous;
 
@@ -80,13 +80,14 @@ static message compose(const rendezvous *self, message_kind kind, const void *by
   return m;
 }
 
-/* Sends to a peer; one that is gone is noticed when it is listened to. Under the mutex, once there is a thread. */
+/* Sends to a peer and ignores errors: that a peer is gone shows when receiving. Called under the mutex once the thread
+ * runs. */
 static void tell(const rendezvous *self, int32_t rank, const message *m) {
   if (self->peers[rank].socket >= 0)
     hv_status_free(hv_socket_send(self->peers[rank].socket, m, sizeof *m, send_seconds));
 }
 
-/* Remembers the first failure, and lets everyone know whom this rank can reach. */
+/* Remembers the first failure, and sends it to every rank that this one is connected to. */
 static void spread(rendezvous *self, const char *text) {
   pthread_mutex_lock(&self->mutex);
   if (!self->failure) {
@@ -107,7 +108,7 @@ static void progress(hv_peers *head, int64_t calls) {
   atomic_store(&((rendezvous *)head)->calls, calls);
 }
 
-/* On rank 0: who has kept `rank` waiting for its call. */
+/* On rank 0: reports which rank has kept `rank` waiting in `call`, or that none has. */
 static void judge(rendezvous *self, int32_t rank, int64_t call, const char *operation, double seconds) {
   int32_t slowest = 0;
   pthread_mutex_lock(&self->mutex);
@@ -122,10 +123,10 @@ static void judge(rendezvous *self, int32_t rank, int64_t call, const char *oper
     snprintf(text, sizeof text, "rank %d (%s) did not come for %.0f s: %.200s cannot end on rank %d", slowest,
              self->peers[slowest].place, seconds, operation, rank);
   } else {
-    snprintf(text, sizeof text,
-             "%.200s did not end for %.0f s on rank %d (%s), though all ranks have come to it: a card or the network "
-             "hangs",
-             operation, seconds, rank, self->peers[rank].place);
+    snprintf(
+        text, sizeof text,
+        "%.200s did not end for %.0f s on rank %d (%s), though all ranks have reached it: a card or the network hangs",
+        operation, seconds, rank, self->peers[rank].place);
   }
   spread(self, text);
 }
@@ -210,7 +211,7 @@ static void *watch_peers(void *argument) {
   return NULL;
 }
 
-/* Signals go to the thread that waits for them. */
+/* Starts the thread with all signals blocked, so that they go to the thread that waits for them. */
 static hv_status watch(hv_peers *head) {
   rendezvous *self = (rendezvous *)head;
   sigset_t all, before;
@@ -247,10 +248,10 @@ static hv_status expect(const rendezvous *self, int32_t rank, message_kind kind,
   if (out->magic == magic && out->kind == FAILED) return hv_error(HV_ERR_DEVICE, "%s", out->bytes);
   bool gone = out->magic == magic && out->kind == BYE;
   return hv_error(HV_ERR_DEVICE, "%s: rank %d (%s) %s", what, rank, self->peers[rank].place,
-                  gone ? "has given up: its own message says why" : "says something else");
+                  gone ? "has given up: its own message says why" : "sent an unexpected message");
 }
 
-/* The same the other way. */
+/* Sends a message to a rank. */
 static hv_status hand_to(const rendezvous *self, int32_t rank, const char *what, const message *m) {
   return hv_error_context(hv_socket_send(self->peers[rank].socket, m, sizeof *m, send_seconds), "%s: rank %d (%s)",
                           what, rank, self->peers[rank].place);
@@ -275,7 +276,7 @@ static hv_status gather_as_other(rendezvous *self, const char *what, const void 
   message m = compose(self, GATHERED, own, bytes);
   hv_status status = hand_to(self, 0, what, &m);
   for (int32_t r = 0; r < self->head.size; r++) {
-    /* Also where rank 0 took nothing: it may have said why. */
+    /* Receives even if sending failed: rank 0 may have sent the reason. */
     hv_status heard = expect(self, 0, GATHERED, what, &m);
     if (heard) {
       hv_status_free(status);
@@ -302,7 +303,7 @@ static void refuse(const rendezvous *self, int socket, const char *why) {
   (void)close(socket);
 }
 
-/* Lets one process in that has said which rank it is. */
+/* Accepts or refuses a process by its HELLO. */
 static hv_status admit(rendezvous *self, int socket, const message *m) {
   int32_t size = self->head.size;
   greeting from;
@@ -314,9 +315,9 @@ static hv_status admit(rendezvous *self, int socket, const message *m) {
   memcpy(&from, m->bytes, sizeof from);
   from.place[sizeof from.place - 1] = from.run[sizeof from.run - 1] = '\0';
   if (from.run[0] && self->own.run[0] && strcmp(from.run, self->own.run) != 0) {
-    snprintf(text, sizeof text, "rank %d of %d (%s) is of the run %s, not of %s, which meets at the same port", m->rank,
-             m->size, from.place, from.run, self->own.run);
-    hv_log_warning("%s: it is sent away", text);
+    snprintf(text, sizeof text, "rank %d of %d (%s) belongs to the run %s, not to %s, which meets at the same port",
+             m->rank, m->size, from.place, from.run, self->own.run);
+    hv_log_warning("refused: %s", text);
     refuse(self, socket, text);
     return HV_OK;
   }
@@ -325,15 +326,15 @@ static hv_status admit(rendezvous *self, int socket, const message *m) {
     self->peers[m->rank].socket = socket;
     memcpy(self->peers[m->rank].place, from.place, sizeof from.place);
     message welcome = compose(self, WELCOME, self->own.place, strlen(self->own.place) + 1);
-    return hand_to(self, m->rank, "letting it in", &welcome);
+    return hand_to(self, m->rank, "accepting it", &welcome);
   }
-  snprintf(text, sizeof text, "rank %d of %d (%s) came to a run of %d ranks%s", m->rank, m->size, from.place, size,
-           m->size == size ? " that has this rank already: does another run meet at the same port?" : "");
+  snprintf(text, sizeof text, "rank %d of %d (%s) connected to a run of %d ranks%s", m->rank, m->size, from.place, size,
+           m->size == size ? " that already has this rank: does another run meet at the same port?" : "");
   refuse(self, socket, text);
   return hv_error(HV_ERR_INPUT, "%s", text);
 }
 
-/* Whoever says nothing, or not all in time, is a stranger too; meanwhile the others are let in. */
+/* Receives what a newcomer sends, without waiting. One that has not sent its whole HELLO in time is a stranger, too. */
 static hv_status hear_out(rendezvous *self, newcomer *who) {
   hv_socket_state state = hv_socket_take(who->socket, &who->hello, sizeof who->hello, &who->received);
   if (state == HV_SOCKET_SILENT && hv_clock_seconds() < who->until) return HV_OK;
@@ -353,7 +354,7 @@ static hv_status missing_ranks(const rendezvous *self) {
     if (used < sizeof list - 16) snprintf(list + used, sizeof list - used, "%s%d", missing ? ", " : "", r);
     missing++;
   }
-  return hv_error(HV_ERR_DEVICE, "%d of %d ranks did not come within %.0f s: %s", missing, self->head.size,
+  return hv_error(HV_ERR_DEVICE, "%d of %d ranks did not connect within %.0f s: %s", missing, self->head.size,
                   self->timeout, list);
 }
 
@@ -364,7 +365,7 @@ static bool all_are_there(const rendezvous *self) {
   return true;
 }
 
-/* Waits a moment for someone to connect, if there is room. */
+/* Waits briefly for a process to connect, if there is room for one. */
 static hv_status look_out(int listener, newcomer *newcomers) {
   for (int i = 0; i < NEWCOMERS; i++) {
     if (newcomers[i].socket >= 0) continue;
@@ -401,7 +402,7 @@ static hv_status meet_as_other(rendezvous *self, const hv_rendezvous_options *op
   if (!status) status = hv_socket_receive(self->peers[0].socket, &m, sizeof m, self->timeout);
   if (status) return hv_error_context(status, "rank 0 at %s:%d", options->host, options->port);
   if (m.magic != magic) {
-    return hv_error(HV_ERR_INPUT, "%s:%d is no rank of this program: MASTER_ADDR and MASTER_PORT lead elsewhere",
+    return hv_error(HV_ERR_INPUT, "%s:%d is not a rank of this program: check MASTER_ADDR and MASTER_PORT",
                     options->host, options->port);
   }
   m.bytes[sizeof m.bytes - 1] = '\0';

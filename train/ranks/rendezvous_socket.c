@@ -14,13 +14,14 @@
 #include "core/base/clock.h"
 #include "train/ranks/rendezvous.h"
 
-/* Seconds of silence until a machine that no longer answers counts as gone. */
+/* When a machine that no longer answers counts as gone: seconds until the first keepalive probe and between probes,
+ * their number, and how long sent data may stay unacknowledged. */
 enum { IDLE = 5, INTERVAL = 5, PROBES = 4, UNANSWERED_MS = 25000 };
 
 enum { RETRY_MS = 100, ATTEMPT_SECONDS = 5, MOST_SECONDS = 1000000 };
 
 static void set_option(int socket, int level, int option, int value) {
-  (void)setsockopt(socket, level, option, &value, sizeof value); /* a refinement */
+  (void)setsockopt(socket, level, option, &value, sizeof value); /* works without, too */
 }
 
 static void notice_silence(int socket) {
@@ -32,7 +33,7 @@ static void notice_silence(int socket) {
   set_option(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, UNANSWERED_MS);
 }
 
-/* A socket that listens at every address of the machine, by IPv6 at those of IPv4 too; -1 and errno: there is none. */
+/* A socket that listens at every address of the machine, with IPv6 at those of IPv4, too; -1 and errno on failure. */
 static int listen_at(int family, int port) {
   struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
   struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
@@ -50,7 +51,7 @@ static int listen_at(int family, int port) {
 }
 
 hv_status hv_rendezvous_listen(int port, int *out_socket, int *out_port) {
-  struct sockaddr_in6 address = {0}; /* both kinds have their port in one place */
+  struct sockaddr_in6 address = {0}; /* the port is in the same place as in sockaddr_in */
   socklen_t length = sizeof address;
   int listener = listen_at(AF_INET6, port);
   if (listener < 0 && errno != EADDRINUSE) listener = listen_at(AF_INET, port);
@@ -64,7 +65,7 @@ hv_status hv_rendezvous_listen(int port, int *out_socket, int *out_port) {
   return HV_OK;
 }
 
-/* Waits until something can be read or written, or is broken; false when the moment is over. */
+/* Waits until the socket can be read or written, or is broken; false if that has not happened by `until`. */
 static bool ready(int socket, short events, double until) {
   struct pollfd poller = {.fd = socket, .events = events};
   for (;;) {
@@ -75,7 +76,8 @@ static bool ready(int socket, short events, double until) {
   }
 }
 
-/* Nobody listens at a port of this machine, and the kernel gave the connection that very port as its own. */
+/* Whether a socket is connected to itself. That happens if nobody listens at a port of this machine and the kernel
+ * chooses that very port as the connection's own. */
 static bool meets_itself(int socket) {
   struct sockaddr_storage own = {0}, other = {0};
   socklen_t own_length = sizeof own, other_length = sizeof other;
@@ -84,7 +86,7 @@ static bool meets_itself(int socket) {
          memcmp(&own, &other, own_length) == 0;
 }
 
-/* A socket that is connected to the address; -1 and errno: there is none by that moment. */
+/* A socket that is connected to the address; -1 and errno if that fails, or has not succeeded by `until`. */
 static int connect_to(const struct addrinfo *to, double until) {
   int s = socket(to->ai_family, to->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, to->ai_protocol), problem = 0;
   socklen_t length = sizeof problem;
@@ -107,13 +109,14 @@ static int connect_to(const struct addrinfo *to, double until) {
   return -1;
 }
 
-/* One attempt at every address that the name has now: names and addresses may come after the ranks. */
+/* Tries every address that the name resolves to now, which may be more than at the attempt before: a name may become
+ * known after the ranks start. */
 static hv_status try_to_connect(const char *host, int port, double until, int *out) {
   char service[16];
   snprintf(service, sizeof service, "%d", port);
   struct addrinfo want = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *addresses;
   int unknown = getaddrinfo(host, service, &want, &addresses), problem = 0;
-  if (unknown) return hv_error(HV_ERR_INPUT, "rank 0's host \"%s\" is not known here: %s", host, gai_strerror(unknown));
+  if (unknown) return hv_error(HV_ERR_INPUT, "cannot resolve rank 0's host \"%s\": %s", host, gai_strerror(unknown));
   *out = -1;
   for (const struct addrinfo *a = addresses; a && *out < 0; a = a->ai_next) {
     *out = connect_to(a, fmin(until, hv_clock_seconds() + ATTEMPT_SECONDS));
@@ -143,15 +146,15 @@ hv_status hv_socket_accept(int listener, double seconds, int *out) {
     return HV_OK;
   }
   bool own = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
-  return own ? hv_error_errno(errno, "cannot accept another rank") : HV_OK; /* else who came is gone */
+  return own ? hv_error_errno(errno, "cannot accept another rank") : HV_OK; /* else the other side is gone already */
 }
 
 hv_status hv_socket_send(int socket, const void *bytes, size_t size, double seconds) {
   double until = hv_clock_seconds() + seconds;
   for (size_t sent = 0; sent < size;) {
     if (!ready(socket, POLLOUT, until)) {
-      (void)shutdown(socket, SHUT_RDWR); /* what follows half a message makes no sense */
-      return hv_error(HV_ERR_DEVICE, "it takes no message for %.0f s", seconds);
+      (void)shutdown(socket, SHUT_RDWR); /* nothing may follow half a message */
+      return hv_error(HV_ERR_DEVICE, "it has taken no message for %.0f s", seconds);
     }
     ssize_t n = send(socket, (const char *)bytes + sent, size - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0 && errno != EAGAIN && errno != EINTR) return hv_error_errno(errno, "its connection is broken");
@@ -178,7 +181,8 @@ hv_status hv_socket_receive(int socket, void *bytes, size_t size, double seconds
     hv_socket_state state = hv_socket_take(socket, bytes, size, &received);
     if (state == HV_SOCKET_MESSAGE) return HV_OK;
     if (state == HV_SOCKET_SILENT) continue;
-    return errno ? hv_error_errno(errno, "its connection is broken") : hv_error(HV_ERR_DEVICE, "it has ended");
+    return errno ? hv_error_errno(errno, "its connection is broken")
+                 : hv_error(HV_ERR_DEVICE, "it closed the connection");
   }
 }
 
