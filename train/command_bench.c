@@ -19,19 +19,19 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(bench_options, random_weights),
      .fallback = "false",
-     .doc = "Required: a benchmark reads no weights, it makes them up."},
+     .doc = "Required: the benchmark reads no weights but makes random ones."},
     {.key = "batch",
      .type = HV_OPTION_INT,
      .offset = offsetof(bench_options, batch_size),
      .fallback = "0",
      .max = 1 << 20,
      .unit = "N",
-     .doc = "Samples in a step; 0: the configuration's micro-batch."},
+     .doc = "Samples per step; 0: the configuration's micro-batch."},
     {.key = "optimizer",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(bench_options, optimizer),
      .fallback = "false",
-     .doc = "Update the parameters too; else forward and backward alone."},
+     .doc = "Update the parameters, too; without it only forward and backward."},
     {.key = "steps",
      .type = HV_OPTION_INT,
      .offset = offsetof(bench_options, steps),
@@ -39,7 +39,7 @@ static const hv_option options[] = {
      .min = 1,
      .max = 1e6,
      .unit = "N",
-     .doc = "Steps to measure, after one that is not."},
+     .doc = "Steps to measure, after one warm-up step."},
     HV_DEVICE_OPTION(bench_options),
     HV_TRACE_OPTION(bench_options),
     HV_JSON_OPTION(bench_options),
@@ -71,7 +71,8 @@ static hv_status work(const void *values, hv_command_result *out) {
   hv_trace *trace = NULL;
   json_t *result = NULL;
   hv_bench_options what = {.batch = given->batch_size, .steps = given->steps, .optimizer = given->optimizer};
-  if (!given->random_weights) return hv_error(HV_ERR_INPUT, "bench needs --random-weights: it reads no weights");
+  if (!given->random_weights)
+    return hv_error(HV_ERR_INPUT, "bench needs --random-weights: it reads no weights but makes random ones");
   HV_CHECK(hv_train_config_load(given->config, (const char *const *)given->sets.items, given->sets.count, &config));
   HV_CHECK(hv_train_open_device(given->device ? given->device : config.device, config.threads, 0, &device));
   if (given->trace) HV_CHECK(hv_trace_open(given->trace, 0, &trace));
@@ -94,10 +95,10 @@ done:
 const hv_command hv_command_bench = {
     .name = "bench",
     .summary = "Measure how fast training steps run.",
-    .help = "Runs steps on made-up weights and inputs and tells samples per second, milliseconds a step\n"
-            "and a stage, memory, and the speed of light: the time that the necessary matrix products\n"
-            "would take at the best rate measured in the same run, over the time taken. That rate is\n"
-            "the best of an 8192-cube product (a smaller one on slow devices) and of\n"
+    .help = "Runs steps with random weights and inputs, and prints samples per second, milliseconds per step\n"
+            "and per stage, memory, and the share of the speed of light: the time that the necessary matrix\n"
+            "products would take at the best rate measured in the same run, over the time taken. That rate is\n"
+            "the best of an 8192-cube product (a smaller one on slow devices) and of the products of an MLP in\n"
             "the step's own shapes.\n\n"
             "  hvla-train bench --config configs/bench-cpu.yaml --random-weights --optimizer --json\n",
     .options = options,

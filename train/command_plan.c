@@ -23,7 +23,7 @@ static const hv_option options[] = {
      .min = 1,
      .max = HV_CHECKPOINT_RANKS,
      .unit = "N",
-     .doc = "How many GPUs train together: ranks, one GPU each."},
+     .doc = "GPUs that train together, one rank each."},
     {.key = "gpu-memory",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(plan_options, gpu_memory),
@@ -31,13 +31,13 @@ static const hv_option options[] = {
      .min = 1e-6,
      .max = 1e6,
      .unit = "GB",
-     .doc = "Memory of each."},
+     .doc = "Memory of each GPU."},
     {.key = "device",
      .type = HV_OPTION_STRING,
      .offset = offsetof(plan_options, device),
      .fallback = "cuda",
      .unit = "NAME",
-     .doc = "Whose own memory is counted: cuda, or cpu and emu, which hold none."},
+     .doc = "Device whose own memory (context, workspaces) is counted: cuda; cpu and emu take none."},
     {.key = "matrix-tflops",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(plan_options, matrix_tflops),
@@ -59,28 +59,28 @@ static const hv_option options[] = {
      .min = 1,
      .max = 1 << 16,
      .unit = "N",
-     .doc = "GPUs of one machine."},
+     .doc = "GPUs in one machine."},
     {.key = "node-gb-per-s",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(plan_options, node_gb),
      .fallback = "0",
      .max = 1e6,
      .unit = "GB/s",
-     .doc = "From a GPU to others of its machine, in one direction; 0: an H100's NVLink."},
+     .doc = "Rate from a GPU to the others in its machine, one direction; 0: an H100's NVLink."},
     {.key = "network-gb-per-s",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(plan_options, network_gb),
      .fallback = "0",
      .max = 1e6,
      .unit = "GB/s",
-     .doc = "From a GPU to other machines, in one direction; 0: 400 Gb/s."},
+     .doc = "Rate from a GPU to other machines, one direction; 0: 400 Gb/s."},
     {.key = "link-efficiency",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(plan_options, link_efficiency),
      .fallback = "0.8",
      .min = 0.01,
      .max = 1,
-     .doc = "The part of these links' rates that collectives reach."},
+     .doc = "Fraction of these two rates that collectives reach."},
     HV_JSON_OPTION(plan_options),
 };
 
@@ -124,12 +124,12 @@ done:
 
 const hv_command hv_command_plan = {
     .name = "plan",
-    .summary = "Tell whether a configuration fits so many GPUs, and how fast it would be.",
-    .help = "Runs steps as one of so many ranks on a device that only counts: no GPU, no data and no large\n"
-            "memory are needed. Prints memory by kind, what each way of sharing state and of working\n"
-            "activations out again needs, the time of a step at the assumed rates, and advice. Prompts\n"
-            "are taken to be as long as bench.prompt_tokens says. Memory is in GB, 10^9 bytes, or MB.\n"
-            "The exit code is 0 if the configuration fits and runs, 1 if not.\n\n"
+    .summary = "Forecast a configuration's memory and speed on a number of GPUs.",
+    .help = "Runs steps as one of the ranks on a device that only counts: needs no GPU, no data and little\n"
+            "memory. Prints memory by kind, what each parallel.sharding and train.recompute would need, the\n"
+            "time of a step at the assumed rates, and advice. Prompts are assumed to have\n"
+            "bench.prompt_tokens tokens. Memory is in GB (10^9 bytes) or MB. The exit code is 0 if the\n"
+            "configuration fits and runs, 1 if not.\n\n"
             "  hvla-train plan --config configs/7b.yaml --gpus 8 --gpu-memory 80\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],

@@ -118,7 +118,7 @@ static void the_nearest_that_runs_is_planned(void **state) {
   json_t *result = plan(1, CONFIG("tiny.yaml") "--gpus 3 --set train.batch_size=256 --set train.micro_batch=32 "
                                                "--set parallel.sharding=optimizer");
   const json_t *configured = json_object_get(result, "configured");
-  assert_true(advises(result, "take a multiple, such as 258"));
+  assert_true(advises(result, "use one, such as 258"));
   assert_true(advises(result, "32 does not divide the 86 samples of each GPU"));
   assert_true(advises(result, "A step of 258 samples"));
   assert_int_equal(json_integer_value(json_object_get(configured, "micro_batch")), 2);
@@ -140,7 +140,7 @@ static void many_gpus_are_planned_with_8_bit_moments(void **state) {
   snprintf(shared, sizeof shared, "%s --set parallel.sharding=optimizer", many);
   result = plan(1, shared);
   const json_t *configured = json_object_get(result, "configured");
-  assert_true(advises(result, "64 GPUs cannot keep parts of moments in 8 bits"));
+  assert_true(advises(result, "64 GPUs cannot split 8-bit moments"));
   assert_true(advises(result, "optimizer.moments=fp32"));
   assert_string_equal(json_string_value(json_object_get(configured, "moments")), "fp32");
   assert_string_equal(json_string_value(json_object_get(configured, "sharding")), "optimizer");
@@ -167,7 +167,7 @@ static void sums_of_gradients_are_counted(void **state) {
     assert_true(fabs(json_number_value(json_object_get(result, "samples_per_s")) * seconds - 8) < 1e-9);
     assert_int_equal(advises(result, "in each of the 2 micro-batches of a step"), i == 1);
     char waiting[64];
-    snprintf(waiting, sizeof waiting, "(%.1f %%) are waiting for other GPUs", 100 * (1 - alone / seconds));
+    snprintf(waiting, sizeof waiting, "(%.1f %%) for other GPUs", 100 * (1 - alone / seconds));
     assert_true(advises(result, waiting));
     json_decref(result);
   }
@@ -195,7 +195,7 @@ static void the_least_is_told_where_nothing_fits(void **state) {
   assert_true(json_is_null(json_object_get(result, "recommended")));
   assert_true(json_is_null(json_object_get(result, "coarser")));
   assert_true(assumed(result, "matrix_flops_per_s") == 50e12); /* fp32 has no tensor cores */
-  assert_true(advises(result, "The least, train.recompute=block train.micro_batch=1, needs"));
+  assert_true(advises(result, "Those that need the least memory, train.recompute=block train.micro_batch=1, need"));
   json_decref(result);
 }
 
@@ -218,10 +218,10 @@ static void what_is_given_is_assumed(void **state) {
 static void what_cannot_run_is_told(void **state) {
   (void)state;
   expect_train(1, "plan " CONFIG("7b.yaml") "--gpus 3 --gpu-memory 141 --set parallel.sharding=optimizer",
-               "train.batch_size 256 is not divided by the 3 GPUs", "train.micro_batch 32 does not divide",
-               "3 GPUs cannot keep parts of the state", NULL);
+               "train.batch_size 256 is not a multiple of the 3 GPUs", "train.micro_batch 32 does not divide",
+               "3 GPUs cannot split the state", NULL);
   expect_train(1, "plan " CONFIG("7b.yaml") FEW_SAMPLES "--gpus 1 --gpu-memory 24", "does not fit", "most of it",
-               "Nothing fits that leaves the results as they are", NULL);
+               "No settings fit that leave the results unchanged", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 0", "gpus", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 2048", "gpus", "1024", NULL); /* no run has so many ranks */
   expect_train(0, "plan " CONFIG("tiny.yaml") "--gpus 2", "fits", "samples/s", NULL);
@@ -251,7 +251,7 @@ static void memory_that_runs_out_ends_with_a_table(void **state) {
                                       "held by this process",
                                       "moments",
                                       "forecast for the configuration",
-                                      "settings that would fit the 0.100 GB",
+                                      "settings that would fit into the 0.100 GB",
                                       "train.recompute=block",
                                       "train.micro_batch="};
   assert_too_small(*state, "HVLA_EMU_MEMORY=100000000", words, sizeof words / sizeof words[0]);
@@ -261,7 +261,7 @@ static void memory_that_runs_out_ends_with_a_table(void **state) {
 static void a_card_that_others_fill_is_told(void **state) {
   static const char *const words[] = {"out of memory on the emulated card", "held by this process",
                                       "held by others (other processes, the system): 0.400 of 0.500 GB",
-                                      "settings that would fit the 0.100 GB"};
+                                      "settings that would fit into the 0.100 GB"};
   assert_too_small(*state, "HVLA_EMU_MEMORY=500000000 HVLA_EMU_TAKEN=400000000", words, sizeof words / sizeof words[0]);
 }
 
@@ -272,7 +272,7 @@ static void a_benchmark_that_does_not_fit_is_explained(void **state) {
   int code =
       run_train("HVLA_EMU_MEMORY=100000000 LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'",
                 "bench " CONFIG("tiny.yaml") "--random-weights --optimizer --batch 64 --steps 1 --device emu", &output);
-  bool told = strstr(output, "settings that would fit the 0.100 GB") && strstr(output, "train.micro_batch=");
+  bool told = strstr(output, "settings that would fit into the 0.100 GB") && strstr(output, "train.micro_batch=");
   if (code != 2 || !told || strstr(output, "GB: the configuration as it is")) fail_msg("%d:\n%s", code, output);
   free(output);
 }

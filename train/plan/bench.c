@@ -21,7 +21,7 @@ typedef struct bench {
   hv_trainer *trainer;
   hv_made_up_batch made_up;
   double *times[STAGES + 1]; /* [steps]: of each stage and of the whole step */
-  hv_memory_use memory;      /* of the device, at most */
+  hv_memory_use memory;      /* of the device, at the peak */
   double rate;               /* floating-point operations a second */
 } bench;
 
@@ -37,13 +37,13 @@ static hv_trainer_options make_options(const bench *self, int32_t samples) {
 
 static hv_status open_trainer(bench *self, hv_device *device, const hv_trainer_options *options) {
   hv_status status = hv_trainer_open(device, options, &self->trainer);
-  hv_train_config asked = *self->config; /* whose batch may be another */
+  hv_train_config asked = *self->config; /* with the batch that is measured */
   asked.train.batch_size = asked.train.micro_batch = options->limits.samples;
   HV_TRY(hv_plan_explain(status, &asked, &self->model.config, device, 1, options->limits.prompt));
   return hv_trainer_initialize(self->trainer, NULL, NULL);
 }
 
-/* The step of trainer.c with a wait behind every stage. `times` is NULL for the step that is not measured. */
+/* The step of trainer.c, with a wait after every stage. `times` is NULL for the warm-up step. */
 static hv_status timed_step(bench *self, double times[STAGES]) {
   hv_trainer *trainer = self->trainer;
   hv_stream *stream = trainer->stream;
@@ -78,7 +78,7 @@ static hv_status timed_step(bench *self, double times[STAGES]) {
   return HV_OK;
 }
 
-/* As a run does before its first step. */
+/* Measures them as a run does before its first step. */
 static hv_status measure_algorithms(const bench *self) {
   hv_fixed_source source = hv_fixed_source_make(&self->made_up.batch);
   bool measured;
@@ -125,7 +125,7 @@ static hv_status report(bench *self, const hv_sequence_counts *counts, json_t **
   return *out ? HV_OK : hv_error_memory("the benchmark's result");
 }
 
-/* By the algorithms that are found to be the fastest, as steps take them. */
+/* Measures the device's best rate, with the algorithms that prove to be the fastest. */
 static hv_status measure_rate(bench *self, hv_device *device, const hv_trainer_options *trainer) {
   (void)hv_device_measure_choices(device, true);
   hv_status status = hv_best_rate_measure(device, trainer, PATIENCE, &self->rate);

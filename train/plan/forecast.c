@@ -6,10 +6,10 @@
 #include "train/plan/made_up_batch.h"
 #include "train/trainer_options.h"
 
-/* What CUDA and NCCL keep on a card beside what they are asked for. Nominal: not measured yet. */
+/* Memory that CUDA and NCCL take on a card for themselves. Assumed, not measured yet. */
 static const size_t cuda_context_bytes = 500000000, nccl_bytes = 400000000;
 
-/* From the host to a card, one direction of PCIe 5.0 with 16 lanes. Nominal. */
+/* From the host to a card: the nominal rate of PCIe 5.0 with 16 lanes in one direction. */
 static const double upload_bytes_per_s = 64e9;
 
 hv_forecast_options hv_forecast_h100(int32_t ranks, hv_dtype dtype) {
@@ -31,7 +31,7 @@ static hv_plan_machine machine_of(const hv_forecast_options *options) {
   return machine;
 }
 
-/* Buffers of the library between cards. */
+/* The buffers that NCCL takes for itself. */
 static size_t library_bytes(const hv_forecast_options *options) {
   return options->ranks > 1 && strcmp(options->device, "cuda") == 0 ? nccl_bytes : 0;
 }
@@ -40,14 +40,14 @@ static hv_status hold_library(hv_device *plan, const hv_forecast_options *option
   void *held;
   size_t bytes = library_bytes(options);
   if (bytes == 0) return HV_OK;
-  return hv_device_allocate(plan, HV_MEMORY_COMMUNICATION, bytes, "the library between cards", &held);
+  return hv_device_allocate(plan, HV_MEMORY_COMMUNICATION, bytes, "NCCL's buffers", &held);
 }
 
 size_t hv_forecast_unseen_bytes(const hv_forecast_options *options) {
   return machine_of(options).device_bytes + library_bytes(options);
 }
 
-/* A run that validates opens a policy beside the trainer. */
+/* Counts the policy that a run with validation opens beside the trainer. */
 static hv_status hold_policy(const hv_train_config *config, const hv_trainer *trainer, int32_t prompt) {
   hv_policy *policy;
   if (!config->data.valid_split) return HV_OK;
@@ -59,7 +59,8 @@ static hv_status hold_policy(const hv_train_config *config, const hv_trainer *tr
   return HV_OK;
 }
 
-/* The second step is like all later ones: it begins while values of the first are on their way. */
+/* Times the third step, after two: from the second on, each begins while values updated by the one before are still
+ * being published. */
 static hv_status time_step(hv_trainer *trainer, const hv_made_up_batch *made_up, hv_forecast *out) {
   hv_device *plan = trainer->device;
   hv_fixed_source source = hv_fixed_source_make(&made_up->batch);

@@ -8,7 +8,7 @@ static float uniform(uint64_t element) {
   return 2.0f * hv_random_uniform(0, HV_RANDOM_INIT, 0, element >> 32, 0, (uint32_t)element) - 1.0f;
 }
 
-/* One of the ids between the first three, which are special, and the action tokens; where none are, any. */
+/* A token id between the first three, which are special, and the action tokens; any id if there is none between. */
 static int32_t word(const hv_config *config, int64_t i) {
   enum { FIRST = 3 };
   int64_t count = config->action_base - config->action_bins - FIRST;

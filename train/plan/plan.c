@@ -11,7 +11,7 @@ typedef struct planner {
   size_t memory_bytes;
   hv_train_config config; /* a copy whose batch the ranks can share; what it points to is the caller's */
   hv_plan_search search;
-  hv_text changes; /* what of the configuration had to be changed so that it runs; empty: nothing */
+  hv_text changes; /* settings that had to be changed so that the configuration runs; empty: none */
   json_t *advice;
 } planner;
 
@@ -23,7 +23,7 @@ static void time_text(double seconds, char *out, size_t size) {
   }
 }
 
-/* What so many bytes are told in. */
+/* The unit in which a number of bytes is printed. */
 typedef struct memory_unit {
   double scale;
   const char *name;
@@ -52,7 +52,7 @@ static void advise(planner *self, const char *format, ...) {
   va_end(args);
 }
 
-/* What the advice takes instead of what is configured. */
+/* Notes a setting that the advice uses instead of the configured one. */
 static void note_change(planner *self, const char *format, ...) HV_PRINTF(2, 3);
 static void note_change(planner *self, const char *format, ...) {
   va_list args;
@@ -63,13 +63,13 @@ static void note_change(planner *self, const char *format, ...) {
   hv_text_add(&self->changes, "%s%s", self->changes.length > 0 ? " " : "", text);
 }
 
-/* A batch that so many ranks share. */
+/* Makes the batch a multiple of the ranks, and each rank's part one of the micro-batch. */
 static void make_batch_runnable(planner *self) {
   int64_t ranks = self->options->ranks, batch = self->config.train.batch_size, micro = self->config.train.micro_batch;
   if (batch % ranks != 0) {
     int64_t nearest = (batch + ranks - 1) / ranks * ranks;
-    advise(self, "train.batch_size %lld is not divided by the %lld GPUs: take a multiple, such as %lld.",
-           (long long)batch, (long long)ranks, (long long)nearest);
+    advise(self, "train.batch_size %lld is not a multiple of the %lld GPUs: use one, such as %lld.", (long long)batch,
+           (long long)ranks, (long long)nearest);
     self->config.train.batch_size = nearest;
     note_change(self, "train.batch_size=%lld", (long long)nearest);
   }
@@ -83,26 +83,26 @@ static void make_batch_runnable(planner *self) {
   }
 }
 
-/* State of which so many ranks can keep parts, where they are to. */
+/* Changes moments or sharding if this number of ranks cannot split the state as configured. */
 static void make_sharding_runnable(planner *self) {
   int32_t ranks = self->options->ranks, moments = self->config.optimizer.moments;
   if (ranks == 1 || self->config.parallel.sharding == HV_SHARD_NOTHING || hv_plan_ranks_can_share(ranks, moments)) {
     return;
   }
   if (hv_plan_ranks_can_share(ranks, HV_MOMENTS_F32)) {
-    advise(self, "%d GPUs cannot keep parts of moments in 8 bits, which are too small: with so many, fp32 fits.",
-           ranks);
+    advise(self, "%d GPUs cannot split 8-bit moments into whole blocks: set optimizer.moments to fp32.", ranks);
     self->config.optimizer.moments = HV_MOMENTS_F32;
     note_change(self, "optimizer.moments=%s", hv_train_config_moments_name(HV_MOMENTS_F32));
     return;
   }
-  advise(self, "%d GPUs cannot keep parts of the state (parallel.sharding=%s): 2, 4, 8, … can; else replicate.", ranks,
-         hv_train_config_sharding_name(self->config.parallel.sharding));
+  advise(self,
+         "%d GPUs cannot split the state (parallel.sharding=%s): use 2, 4, 8, … GPUs, or parallel.sharding=replicate.",
+         ranks, hv_train_config_sharding_name(self->config.parallel.sharding));
   self->config.parallel.sharding = HV_SHARD_NOTHING;
   note_change(self, "parallel.sharding=%s", hv_train_config_sharding_name(HV_SHARD_NOTHING));
 }
 
-/* Says what so many ranks cannot run, and changes it into what they can. */
+/* Says what this number of ranks cannot run, and changes it to what they can. */
 static void make_runnable(planner *self) {
   make_batch_runnable(self);
   make_sharding_runnable(self);
@@ -133,22 +133,22 @@ static void advise_best(planner *self) {
   hv_plan_candidate_text(&search->least, search, &least);
   if (search->best.fits) {
     time_text(search->best.forecast.step_seconds, time, sizeof time);
-    advise(self, "Fastest of what fits, by forecast: %s%s%s, with %s and %s a step.", hv_text_string(&self->changes),
-           self->changes.length > 0 ? ", else " : "", hv_text_string(&text),
+    advise(self, "Fastest settings that fit, by forecast: %s%s%s, with %s and %s a step.",
+           hv_text_string(&self->changes), self->changes.length > 0 ? ", else " : "", hv_text_string(&text),
            as_memory((double)search->best.forecast.memory.total).text, time);
   } else {
-    advise(self, "Nothing fits that leaves the results as they are. The least, %s, needs %s.", hv_text_string(&least),
-           as_memory((double)search->least.forecast.memory.total).text);
+    advise(self, "No settings fit that leave the results unchanged. Those that need the least memory, %s, need %s.",
+           hv_text_string(&least), as_memory((double)search->least.forecast.memory.total).text);
   }
   if (!search->best.fits && coarser->fits) {
     time_text(coarser->forecast.step_seconds, time, sizeof time);
     advise(self,
-           "With fewer bits for the state of the optimizer, which changes the results a little, this fits: %s, with "
-           "%s and %s a step.",
+           "With fewer bits for moments or gradients, which changes the results a little, this fits: %s, with %s and "
+           "%s a step.",
            hv_text_string(&text), as_memory((double)coarser->forecast.memory.total).text, time);
   } else if (!search->best.fits) {
-    advise(self, "Take GPUs with more memory, more of them with parallel.sharding=parameters, fewer trained parts "
-                 "(train.freeze) or fewer branches.");
+    advise(self, "Use GPUs with more memory, more GPUs with parallel.sharding=parameters, more frozen parameters "
+                 "(train.freeze) or fewer branches (train.branches).");
   }
   hv_text_free(&text);
   hv_text_free(&least);
@@ -160,18 +160,18 @@ static void advise_time(planner *self) {
   char time[32];
   time_text(given->step_seconds, time, sizeof time);
   advise(self,
-         "A step of %lld samples takes %s if every operation runs at %.0f TFLOP/s or %.2f TB/s: real ones are "
+         "A step of %lld samples takes %s if every operation runs at %.0f TFLOP/s or %.2f TB/s: real operations are "
          "slower.",
          (long long)self->config.train.batch_size, time, self->options->flops_per_s * 1e-12,
          self->options->bytes_per_s * 1e-12);
   if (self->options->ranks == 1) return;
-  advise(self, "Of a step, %.1f ms (%.1f %%) are waiting for other GPUs.",
+  advise(self, "In each step a GPU waits %.1f ms (%.1f %%) for other GPUs.",
          1e3 * (given->step_seconds - given->compute_seconds),
          100 * (1 - given->compute_seconds / given->step_seconds));
   if (parts > 1 && self->config.parallel.sharding >= HV_SHARD_GRADIENTS) {
     advise(self,
-           "Gradients are summed over GPUs in each of the %lld micro-batches of a step, because no GPU has room "
-           "for all of them; with parallel.sharding=optimizer they are once.",
+           "Gradients are summed over GPUs in each of the %lld micro-batches of a step, because no GPU keeps all of "
+           "them; with parallel.sharding=optimizer they are summed once.",
            (long long)parts);
   }
 }
@@ -226,7 +226,7 @@ static json_t *table_json(const hv_plan_search *search) {
   return table;
 }
 
-/* As configured. */
+/* Whether the configuration, as given, runs and fits. */
 static bool runs_and_fits(const planner *self) {
   return self->changes.length == 0 && self->search.given.fits;
 }
@@ -305,11 +305,11 @@ void hv_plan_format(const json_t *result, hv_text *out) {
   }
 }
 
-/* Lines below an error's message. */
+/* Adds lines to an error's message: the forecast, and settings that would fit. */
 static void format_way_out(const hv_plan_search *search, size_t memory_bytes, hv_text *out) {
   hv_text_add(out, "\nforecast for the configuration as it is:\n");
   hv_memory_table(&search->given.forecast.memory, "  ", out);
-  hv_text_add(out, "settings that would fit the %.3f GB that others leave:", (double)memory_bytes * giga);
+  hv_text_add(out, "settings that would fit into the %.3f GB that other processes leave:", (double)memory_bytes * giga);
   bool any = false;
   for (int s = 0; s < search->shardings; s++) {
     for (int r = 0; r < HV_RECOMPUTE_LEVELS; r++) {
@@ -321,10 +321,11 @@ static void format_way_out(const hv_plan_search *search, size_t memory_bytes, hv
     }
   }
   if (any) return;
-  hv_text_add(out, "\n  none; the least is %.3f GB with ", (double)search->least.forecast.memory.total * giga);
+  hv_text_add(out, "\n  none; the least memory, %.3f GB, is needed with ",
+              (double)search->least.forecast.memory.total * giga);
   hv_plan_candidate_text(&search->least, search, out);
   if (!search->coarser.fits) return;
-  hv_text_add(out, "\n  with fewer bits, which changes the results a little, %.3f GB: ",
+  hv_text_add(out, "\n  with fewer bits for moments or gradients, which changes the results a little, %.3f GB: ",
               (double)search->coarser.forecast.memory.total * giga);
   hv_plan_candidate_text(&search->coarser, search, out);
 }

@@ -12,7 +12,7 @@ typedef struct searcher {
   size_t memory_bytes;
 } searcher;
 
-/* Of the smallest group: moments in 8 bits are shared in whole blocks. */
+/* Whether each rank's share of the smallest group is a whole block: 8-bit moments cannot be split otherwise. */
 static bool shares_are_whole_blocks(int32_t ranks) {
   return ranks <= HV_GROUP_ALIGNMENT / HV_MOMENT_BLOCK;
 }
@@ -34,14 +34,14 @@ static hv_status forecast(const searcher *self, hv_plan_candidate *candidate) {
   return HV_OK;
 }
 
-/* What a micro-batch or recomputation changes nothing of. */
+/* Whether that part of the memory fits that neither micro-batch nor recomputation changes. */
 static bool state_fits(const searcher *self, const hv_plan_candidate *candidate) {
   const size_t *bytes = candidate->forecast.memory.bytes;
   return bytes[HV_MEMORY_WEIGHTS] + bytes[HV_MEMORY_MASTER] + bytes[HV_MEMORY_MOMENTS] <= self->memory_bytes;
 }
 
-/* The largest micro-batch that fits, halving from `most`: fewer passes are never slower. Where not even the state does,
- * 1 at once: forecasts of the largest batches take longest. */
+/* Finds the largest micro-batch that fits by halving `most`: fewer passes are never slower. If not even the state fits,
+ * it goes on to 1 at once, since forecasts of large batches take long. */
 static hv_status try_micro_batches(const searcher *self, int64_t most, hv_plan_candidate *candidate) {
   candidate->micro_batch = most;
   for (;;) {
@@ -57,7 +57,7 @@ static bool is_better(const hv_plan_candidate *a, const hv_plan_candidate *b) {
   return a->fits && a->forecast.step_seconds < b->forecast.step_seconds;
 }
 
-/* Calls `take` with a candidate for every way to share and to recompute, stored as given. */
+/* Calls `take` with a candidate for every sharding and recomputation, with moments and gradients stored as given. */
 static hv_status try_all(const searcher *self, int32_t moments, int32_t gradients, hv_plan_search *out,
                          void (*take)(const hv_plan_candidate *candidate, hv_plan_search *out)) {
   for (int s = 0; s < out->shardings; s++) {
@@ -83,7 +83,7 @@ static void take_coarser(const hv_plan_candidate *candidate, hv_plan_search *out
   if (is_better(candidate, &out->coarser)) out->coarser = *candidate;
 }
 
-/* Fewer bits where nothing else fits, step by step. */
+/* Tries fewer bits: for moments first, then for gradients, too. */
 static hv_status search_coarser(const searcher *self, hv_plan_search *out) {
   const hv_optimizer_options *optimizer = &self->config->optimizer;
   int32_t moments = shares_are_whole_blocks(self->options->ranks) ? HV_MOMENTS_INT8 : optimizer->moments;
@@ -109,7 +109,7 @@ hv_status hv_plan_search_make(const hv_train_config *config, const hv_config *mo
   return out->best.fits ? HV_OK : search_coarser(&self, out);
 }
 
-/* " key=value" of one that differs, without the space where it is the first. */
+/* Adds " key=value" for a setting that differs; the first has no space before it. */
 static void add_setting(const char *key, const char *value, size_t start, hv_text *out) {
   hv_text_add(out, "%s%s=%s", out->length > start ? " " : "", key, value);
 }
