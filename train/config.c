@@ -26,12 +26,13 @@ static hv_status check_values(const hv_train_config *config) {
                     config->source);
   }
   if (config->optimizer.gradients != 0 && config->dtype == 0) {
-    return hv_error(HV_ERR_INPUT, "%s: optimizer.gradients may be bf16 with dtype bf16 alone", config->source);
+    return hv_error(HV_ERR_INPUT, "%s: optimizer.gradients can be bf16 only if dtype is bf16", config->source);
   }
   if (config->watch.spike_factor > 0 && config->watch.spike_factor <= 1) {
-    return hv_error(HV_ERR_INPUT,
-                    "%s: watch.spike_factor (%g) must be more than 1, else ordinary steps are spikes; 0: off",
-                    config->source, config->watch.spike_factor);
+    return hv_error(
+        HV_ERR_INPUT,
+        "%s: watch.spike_factor (%g) must be more than 1, or 0 to turn it off: up to 1, ordinary steps would be spikes",
+        config->source, config->watch.spike_factor);
   }
   bool held_out = config->data.valid_split != NULL;
   if (!held_out && (config->validation.patience > 0 || config->validation.at_start)) {
@@ -39,8 +40,7 @@ static hv_status check_values(const hv_train_config *config) {
                     config->validation.at_start ? "at_start" : "patience");
   }
   if (!config->init_from && (config->init.action_dims.count > 0 || config->init.state_dims.count > 0)) {
-    return hv_error(HV_ERR_INPUT, "%s: init.action_dims and init.state_dims are for a run with init_from",
-                    config->source);
+    return hv_error(HV_ERR_INPUT, "%s: init.action_dims and init.state_dims need init_from", config->source);
   }
   return HV_OK;
 }
@@ -72,12 +72,13 @@ void hv_train_config_free(hv_train_config *config) {
 hv_status hv_train_config_check_ranks(const hv_train_config *config, int32_t ranks) {
   const hv_train_settings *train = &config->train;
   if (ranks > HV_CHECKPOINT_RANKS) {
-    return hv_error(HV_ERR_INPUT, "a run has %d ranks at most, as many as can write a checkpoint; these are %d",
+    return hv_error(HV_ERR_INPUT,
+                    "a run can have %d ranks at most, the most that can write a checkpoint; this one has %d",
                     HV_CHECKPOINT_RANKS, ranks);
   }
   if (train->batch_size % ranks != 0) {
-    return hv_error(HV_ERR_INPUT, "%s: train.batch_size (%lld) is not divided by the %d ranks", config->source,
-                    (long long)train->batch_size, ranks);
+    return hv_error(HV_ERR_INPUT, "%s: train.batch_size (%lld) must be a multiple of the number of ranks, %d",
+                    config->source, (long long)train->batch_size, ranks);
   }
   if (train->micro_batch > 0 && train->batch_size / ranks % train->micro_batch != 0) {
     return hv_error(HV_ERR_INPUT,
@@ -123,7 +124,7 @@ done:
   return status;
 }
 
-/* `model:` with all keys of a model's config.json; with init_from, the changes. */
+/* `model:` with all keys of a model's config.json; with init_from, only those that change. */
 static hv_status resolve_model(const hv_train_config *config, json_t **out) {
   *out = NULL;
   if (config->init_from) {
@@ -145,7 +146,7 @@ hv_status hv_train_config_resolve(const hv_train_config *config, json_t **out) {
   if (status) goto done;
   HV_CHECK(resolve_model(config, &model));
   HV_CHECK(hv_options_to_json(hv_train_config_table, hv_train_config_table_count, config, &options));
-  /* First, where people look for it. */
+  /* `model` comes first, where people look for it. */
   if (json_object_set(*out, "model", model) != 0 || json_object_update_missing(*out, options) != 0) {
     status = hv_error_memory("the configuration");
   }
@@ -164,7 +165,8 @@ char *hv_train_config_tokenizer(const hv_train_config *config) {
   return config->init_from ? hv_model_directory_tokenizer(config->init_from) : NULL;
 }
 
-/* Length of the first clause: up to a colon, a semicolon or a full stop before a space or the end, in no parentheses.
+/* Length of the first clause: it ends before a colon, semicolon or full stop that is outside parentheses and followed
+ * by a space or the end.
  */
 static int first_clause(const char *doc) {
   int depth = 0;

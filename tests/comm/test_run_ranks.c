@@ -389,7 +389,7 @@ static void one_rank_tells_of_the_start(void **state) {
 }
 
 static void ranks_that_cannot_share_the_batch_are_refused(void **state) {
-  expect_ranks(2, 3, run_of(*state, "run", ""), "train.batch_size (8) is not divided by the 3 ranks");
+  expect_ranks(2, 3, run_of(*state, "run", ""), "train.batch_size (8) must be a multiple of the number of ranks, 3");
   expect_ranks(2, 2, run_of(*state, "run", "--set train.micro_batch=8"), "train.micro_batch (8) must divide");
   expect_ranks(2, 2, run_of(*state, "run", "--set parallel.sharding=some"), "parallel.sharding");
 }

@@ -450,7 +450,7 @@ static void refuses_bad_input(void **state) {
       {"--set 'train.freeze=[language.*]'", "language.*", NULL},
       {"--set 'train.freeze=[\"*\"]'", "every parameter is frozen", NULL},
       {"--set model.llm.num_attention_heads=3", "num_attention_heads", NULL},
-      {"--set optimizer.gradients=bf16", "optimizer.gradients", "dtype bf16"},
+      {"--set optimizer.gradients=bf16", "optimizer.gradients", "dtype is bf16"},
       {"--device nowhere", "nowhere", NULL},
   };
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {

@@ -82,7 +82,7 @@ static void refuses_contradictions(void **state) {
   expect_train(2, with("config --config '%s' --set %s", config, "validation.at_start=true"),
                "validation.at_start needs a held-out split", NULL);
   expect_train(2, with("config --config '%s' --set dtype=fp32 --set %s", config, "optimizer.gradients=bf16"),
-               "optimizer.gradients may be bf16 with dtype bf16 alone", NULL);
+               "optimizer.gradients can be bf16 only if dtype is bf16", NULL);
   expect_train(2, with("config --config '%s' --set %s", config, "'init.state_dims=[0]'"), "init.state_dims",
                "init_from", NULL);
 }
