@@ -38,7 +38,7 @@ done
 [[ -n $run ]] || { usage >&2 && exit 2; }
 metrics=$run/metrics.jsonl
 out=${out:-$run/curves.png}
-[[ -r $metrics ]] || fail "$metrics is not there: is $run the directory of a run?"
+[[ -r $metrics ]] || fail "cannot read $metrics: is $run the directory of a run?"
 for program in jq gnuplot; do
   command -v $program >/dev/null || fail "$program is not installed (scripts/setup.sh installs it)"
 done

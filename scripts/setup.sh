@@ -18,7 +18,7 @@ packages_of_tests=(
   git libcmocka-dev
   libopenmpi-dev openmpi-bin # training with several ranks
 )
-# How the code is written. Other versions judge differently, so where a distribution has no 14 these tests are skipped.
+# Lints. Other versions judge differently, so these tests are skipped if a distribution does not have version 14.
 packages_of_lints=(clang-format-14 clang-tidy-14 libomp-14-dev)
 
 usage() {
@@ -54,7 +54,7 @@ for argument in "$@"; do
 done
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-  fail "this script knows apt (Debian 12 and 13, Ubuntu 24.04); elsewhere install the equivalents of: ${packages[*]}"
+  fail "this script needs apt (Debian 12 and 13, Ubuntu 24.04); elsewhere install the equivalents of: ${packages[*]}"
 fi
 
 # What the tests compare with; nothing of it is needed to run the programs.
@@ -69,7 +69,7 @@ install_python_packages() {
   echo "setup: installing Python packages into .venv-fixtures"
   python3 -m venv .venv-fixtures
   .venv-fixtures/bin/pip install --quiet --disable-pip-version-check -r "$requirements" ||
-    fail "pip failed; is the network there?"
+    fail "pip failed; is there a network connection?"
   cp "$requirements" .venv-fixtures/installed.txt
 }
 
@@ -90,7 +90,7 @@ offered() {
   done
 }
 
-# run_apt_get HINT ARGUMENT…: quiet when all goes well; the end of its output, and HINT, when not.
+# run_apt_get HINT ARGUMENT…: quiet on success; on failure prints the end of its output, and HINT.
 run_apt_get() {
   local hint=$1 as_root=()
   shift
@@ -113,7 +113,7 @@ mapfile -t missing_lints < <(not_installed "${lints[@]}")
 if ((${#missing[@]} == 0)) && [[ -z $(offered "${missing_lints[@]}") ]]; then
   echo "setup: all ${#packages[@]} packages are installed"
 else
-  run_apt_get "is the network there, and may this user use sudo?" update
+  run_apt_get "is there a network connection, and may this user use sudo?" update
   mapfile -t offered_lints < <(offered "${missing_lints[@]}") # a fresh system knows only now
   missing+=("${offered_lints[@]}")
   echo "setup: installing ${missing[*]}"

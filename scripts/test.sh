@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/test.sh [--long]
 
-Installs the packages that are missing, builds the presets `release` and `sanitize` (address and undefined
+Installs missing packages, builds the presets `release` and `sanitize` (address and undefined
 behaviour) below build/, and runs the tests of both. --long adds the tests labelled `long` (soak, fuzzing, full
 sweeps), runs those labelled `slow` under sanitizers too, installs the Python packages that some tests compare with
 (scripts/setup.sh --python) where they can be fetched, and compiles CUDA kernels (where nvcc is found) for every
@@ -37,12 +37,12 @@ export UBSAN_OPTIONS=print_stacktrace=1
 
 say() { printf '\n== %s\n' "$*"; }
 
-# nvcc takes minutes for each compute capability: where no card will run the kernels, the one whose multiprocessors hold
-# least stands for all.
+# nvcc takes minutes for each compute capability. Without a card to run the kernels, only the one with the smallest
+# multiprocessors is compiled, and stands for all.
 cuda_architectures=(-UHVLA_CUDA_ARCHITECTURES) # all that the project names
 if ! $long && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then cuda_architectures=(-DHVLA_CUDA_ARCHITECTURES=89); fi
 
-# build PRESET CMAKE-ARGUMENT…: quiet when all goes well, the compiler's words when not.
+# build PRESET CMAKE-ARGUMENT…: quiet on success, prints the compiler's messages on failure.
 build() {
   local log=build/$1.log start=$SECONDS
   say "building $1"

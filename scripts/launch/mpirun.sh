@@ -10,13 +10,14 @@ Usage: scripts/launch/mpirun.sh -n RANKS [-H HOST:SLOTS,HOST:SLOTS,…] PROGRAM 
   scripts/launch/mpirun.sh -n 16 -H node1:8,node2:8 hvla-train run --config run.yaml --resume
 
 RANKS processes train together. With hosts, the program, the data and the run directory must have the same paths on all
-of them, and `ssh` must reach them without a password. OMP_NUM_THREADS says how many threads a rank has (otherwise the
-processors of this machine are divided among the ranks that run on it). Other hosts get it, and every exported variable
-whose name begins with NCCL_ or HVLA_.
+of them, and `ssh` must reach them without a password. OMP_NUM_THREADS sets the threads of each rank (by default
+the processors of this machine are divided among the ranks that run on it). It is passed on to other hosts, as is every
+exported variable whose name begins with NCCL_ or HVLA_.
 
-SIGTERM, SIGUSR1, Ctrl-C and a closed terminal (not under nohup) let all ranks finish the step and write a checkpoint;
-the exit code is then 75, by Ctrl-C 130, and the same command with --resume goes on, with this or any other number of
-ranks. SIGUSR2 has the model written. If a rank dies, all end within a minute with a message that names it.
+After SIGTERM, SIGUSR1, Ctrl-C or a closed terminal (not under nohup) all ranks finish the step and write a checkpoint;
+the exit code is then 75, or 130 after Ctrl-C, and the same command with --resume continues, with this or any other
+number of ranks. After SIGUSR2 they write a checkpoint and the model, and go on. If a rank dies, all end within a minute
+with a message that names it.
 TEXT
 }
 
@@ -51,14 +52,14 @@ if [[ -z ${OMP_NUM_THREADS:-} ]]; then
 fi
 if ((EUID == 0)); then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 
-# Ranks are not bound to processors, which their threads share; more ranks than processors are allowed. When one dies,
-# the others have some seconds to say what they know: three twice, or what the environment says (Open MPI 5 leaves them
-# half a second, and names the rank itself). A host that is cut off is noticed within half a minute, not eight.
+# Ranks are not bound to processors, since their threads share them, and there may be more ranks than processors. When a
+# rank dies, the others have twice three seconds, or what the environment says, to log what they know (Open MPI 5 gives
+# them half a second, and names the rank itself). A host that is cut off is noticed within half a minute instead of eight.
 command=(mpirun -np "$ranks" --bind-to none --oversubscribe -x OMP_NUM_THREADS
   --mca odls_base_sigkill_timeout "${OMPI_MCA_odls_base_sigkill_timeout:-3}" --mca mpi_yield_when_idle 1
   --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3)
 if [[ -n $hosts ]]; then command+=(-H "$hosts"); fi
-# What is said to NCCL and to this program here counts on all hosts.
+# Settings of NCCL and of this program apply on all hosts.
 for name in $(compgen -e); do
   if [[ $name == NCCL_* || $name == HVLA_* ]]; then command+=(-x "$name"); fi
 done
@@ -72,7 +73,7 @@ trap '[[ -z $pid ]] || kill -USR2 "$pid" 2> /dev/null || true' USR2
 set -m
 "${command[@]}" "$@" < /dev/null &
 pid=$!
-# The signal is lost, or kills ranks, while they are being started: so it is sent until mpirun has ended.
+# While ranks are being started, the signal is lost or kills them: so it is sent again until mpirun has ended.
 while kill -0 "$pid" 2> /dev/null; do
   if [[ -z $asked ]]; then
     wait "$pid" || true

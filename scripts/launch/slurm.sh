@@ -13,16 +13,16 @@ Usage: sbatch --nodes=N --ntasks-per-node=M [OPTIONS OF SBATCH…] scripts/launc
 
   sbatch --nodes=2 --ntasks-per-node=8 scripts/launch/slurm.sh build/release/train/hvla-train run --config run.yaml
 
-N times M processes train together, each a task of the job. Ranks meet on the job's first node (CUDA cards by NCCL), or
-are connected by MPI. HVLA_SRUN_MPI is srun's --mpi, `pmix` by default, which Debian's Open MPI needs; what there is,
-`srun --mpi=list` tells, and `none` is enough for NCCL. Ask for cards with --gpus-per-node or --gpus-per-task, for
+N times M processes train together, each a task of the job. Ranks meet on the job's first node (CUDA cards, by NCCL) or
+are connected by MPI. HVLA_SRUN_MPI sets srun's --mpi: `pmix` by default, which Debian's Open MPI needs; `none` is enough
+for NCCL; `srun --mpi=list` shows what is available. Ask for cards with --gpus-per-node or --gpus-per-task, for
 processors with --cpus-per-task. Run directory and data must be on a file system that all nodes share.
 
 Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a
-checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. `scancel JOB`
-writes a checkpoint as well and ends the job, `scancel --batch --signal=USR1 JOB` sends it back. A job that fails
-stays ended; so does one that has lost a node, unless SLURM notices that (SlurmdTimeout) before the other ranks do,
-which takes them about a minute.
+checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. After `scancel JOB`
+it writes a checkpoint, too, and ends; after `scancel --batch --signal=USR1 JOB` it goes back to the queue. A job that
+fails is not requeued; nor is one that lost a node, unless SLURM notices that (SlurmdTimeout) before the other ranks
+do, who take about a minute.
 TEXT
 }
 
@@ -31,7 +31,7 @@ fail() {
   exit 2
 }
 
-# What the program says after a signal: the checkpoint is written.
+# The program's exit code after a signal: the checkpoint is written.
 readonly stopped=75
 
 asked=''
@@ -46,14 +46,14 @@ esac
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: ${SLURM_NTASKS:-$SLURM_NNODES} ranks, $OMP_NUM_THREADS threads each"
 
-# Without a checkpoint, --resume starts anew. srun does not take processors a task from the job, nor what was set here
-# where the job was to begin without the caller's environment.
+# Without a checkpoint, --resume starts anew. srun does not inherit --cpus-per-task from the job, nor, without
+# --export=ALL, what is set here if the job was submitted without the caller's environment.
 [[ " $* " == *" --resume "* ]] || set -- "$@" --resume
 srun --export=ALL --mpi="${HVLA_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 \
   ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" &
 pid=$!
-# Each rank gets the signal from srun. It is lost, or kills ranks, while they are being started: so it is sent until srun
-# has ended, and a job whose ranks it killed goes back as well.
+# srun passes the signal on to each rank. While ranks are being started, it is lost or kills them: so it is sent again
+# until srun has ended, and a job whose ranks it killed is requeued as well.
 while kill -0 "$pid" 2> /dev/null; do
   if [[ -z $asked ]]; then
     wait "$pid" || true
@@ -66,8 +66,8 @@ code=0
 wait "$pid" || code=$?
 if [[ -n $asked ]] && ((code > 128)); then code=$stopped; fi
 if ((code == stopped)); then
-  # scancel, too, makes ranks write a checkpoint, but who cancels a job does not want it back; and without a grace time
-  # SLURM puts a pre-empted job back by itself.
+  # scancel makes ranks write a checkpoint, too, but a job that was cancelled must not be requeued; and a job that is
+  # pre-empted without a grace time is requeued by SLURM itself.
   state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r' || true)
   case $state in
     RUNNING* | *TimeLimit)

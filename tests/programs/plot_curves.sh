@@ -57,7 +57,7 @@ expect_error() {
 mkdir "$folder/empty"
 : >"$folder/empty/metrics.jsonl"
 expect_error "no step yet" "$folder/empty"
-expect_error "metrics.jsonl is not there" "$folder/absent"
+expect_error "metrics.jsonl: is $folder/absent the directory of a run" "$folder/absent"
 expect_error "unknown option --dim" "$folder/hybrid" --dim 1
 expect_error "--out needs a value" "$folder/hybrid" --out
 echo "pictures and messages are right"
