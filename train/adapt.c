@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What the new model's dimensions of one kind continue. */
+/* Which dimension of the old model each dimension of the new one continues, for one kind of dimensions. */
 typedef struct dim_map {
   const char *what, *key; /* for people, and in the configuration */
   int32_t before, now;    /* dimensions of the old and of the new model */
@@ -44,13 +44,14 @@ static hv_status fill_map(const hv_int_list *list, dim_map *map) {
   if (!map->from) return hv_error_memory("a map of dimensions");
   map->changes = map->before != map->now;
   if (list->count > 0 && list->count != (size_t)map->now) {
-    return hv_error(HV_ERR_INPUT, "%s has %zu entries, the model %d %s", map->key, list->count, map->now, map->what);
+    return hv_error(HV_ERR_INPUT, "%s has %zu entries, but the model has %d %s", map->key, list->count, map->now,
+                    map->what);
   }
   for (int32_t i = 0; i < map->now; i++) {
     map->from[i] = i < map->before ? i : -1;
     if (list->count == 0) continue;
     if (list->items[i] >= map->before) {
-      return hv_error(HV_ERR_INPUT, "%s names %lld, the model to start from has %d %s", map->key,
+      return hv_error(HV_ERR_INPUT, "%s names dimension %lld, but the model to start from has %d %s", map->key,
                       (long long)list->items[i], map->before, map->what);
     }
     map->from[i] = (int32_t)list->items[i];
@@ -85,7 +86,7 @@ static void add_cameras(const hv_config *config, hv_text *report) {
   for (int32_t c = 0; c < config->num_cameras; c++) hv_text_add(report, "%s%s", c ? ", " : "", config->cameras[c]);
 }
 
-/* What changes without a parameter of its own. */
+/* Reports changes that concern no parameter: cameras and the action chunk. */
 static void report_shared(const adapter *self) {
   const hv_config *before = self->before, *now = self->now;
   bool same = before->num_cameras == now->num_cameras;
@@ -103,7 +104,7 @@ static void report_shared(const adapter *self) {
   }
 }
 
-/* Rows and columns of a file's tensor in matrix form, for the ranks that have axes above. */
+/* Rows and columns of a file's tensor as a matrix; false if it is not a floating-point tensor of that rank. */
 static bool matrix_of(const hv_file_tensor *tensor, int32_t rank, int64_t *rows, int64_t *cols) {
   if (tensor->rank != rank || !tensor->known || !hv_dtype_is_floating(tensor->dtype)) return false;
   *rows = rank == 1 ? 1 : tensor->shape[0];
@@ -111,14 +112,14 @@ static bool matrix_of(const hv_file_tensor *tensor, int32_t rank, int64_t *rows,
   return true;
 }
 
-/* Whether the tensor becomes the parameter once the axis is mapped. */
+/* Whether the tensor has the parameter's shape except along the axis, where it has the old model's dimensions. */
 static bool fits_mapped(const hv_param *param, const hv_file_tensor *tensor, const dim_axis *axis, const dim_map *map) {
   int64_t rows, cols;
   if (!tensor || !matrix_of(tensor, param->rank, &rows, &cols)) return false;
   return axis->rows ? rows == map->before && cols == param->cols : cols == map->before && rows == param->rows;
 }
 
-/* A part that the old model was made without. */
+/* Whether the parameter belongs to a part that the old model does not have. */
 static bool may_be_missing(const adapter *self, const char *name) {
   static const char *const noise_head[] = {"x_embedder.", "t_embedder.", "final_layer."};
   if (self->before->state_dim == 0 && strncmp(name, "proprio_embedder.", 17) == 0) return true;
@@ -136,7 +137,7 @@ static const dim_axis *axis_of(const char *name) {
   return NULL;
 }
 
-/* Chooses the parameters that are made here; what else does not fit is for the directory to tell. */
+/* Chooses the parameters that are made here; hv_model_directory_fill_others reports what else does not fit. */
 static hv_status choose_apart(adapter *self) {
   int32_t count = hv_params_count(self->params);
   self->apart = calloc((size_t)count + 1, sizeof *self->apart);
@@ -154,7 +155,7 @@ static hv_status choose_apart(adapter *self) {
   return HV_OK;
 }
 
-/* Writes what continues the old model over initial values [rows, cols]. */
+/* Overwrites initial values [rows, cols] with the old model's, where dimensions continue. */
 static hv_status overlay(const hv_param *param, const hv_file_tensor *tensor, const dim_axis *axis, const dim_map *map,
                          float *values) {
   int64_t old_cols = axis->rows ? param->cols : map->before;
@@ -223,7 +224,7 @@ hv_status hv_adapt_model(const hv_model_directory *directory, const hv_config *t
       .params = params,
       .maps =
           {{.what = "action dimensions", .key = "init.action_dims", .before = from->action_dim, .now = to->action_dim},
-           {.what = "numbers of the state", .key = "init.state_dims", .before = from->state_dim, .now = to->state_dim}},
+           {.what = "state dimensions", .key = "init.state_dims", .before = from->state_dim, .now = to->state_dim}},
       .seed = adaptation->seed,
       .stream = stream,
       .report = report,

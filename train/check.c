@@ -18,7 +18,7 @@ typedef struct check {
   hv_file_batch file;
   hv_trainer *trainer;
   hv_safetensors_writer *writer;
-  float *staging; /* the largest tensor that is written */
+  float *staging; /* room for the largest tensor that is written */
 } check;
 
 static hv_status choose_objective(check *self) {
@@ -29,8 +29,8 @@ static hv_status choose_objective(check *self) {
   bool lacks = (hv_config_has_diffusion(&self->config) && !hv_config_has_diffusion(model)) ||
                (hv_config_has_autoregression(&self->config) && !hv_config_has_autoregression(model));
   if (!lacks) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "%s was trained with the objective %s and cannot serve %s", self->options->model,
-                  hv_objective_name(model->objective), hv_objective_name(self->config.objective));
+  return hv_error(HV_ERR_INPUT, "%s was trained with the objective %s and lacks a head that --objective %s needs",
+                  self->options->model, hv_objective_name(model->objective), hv_objective_name(self->config.objective));
 }
 
 static hv_status open_trainer(check *self, hv_device *device) {
@@ -96,7 +96,7 @@ static hv_status write_floats(check *self, const float *values, int64_t count) {
   return hv_safetensors_writer_write(self->writer, values, (size_t)count * sizeof *values);
 }
 
-/* A tensor of the device as floats, row by row, so that rows may lie apart. */
+/* Writes a tensor on the device as floats, row by row, since its rows need not be contiguous. */
 static hv_status write_tensor(check *self, hv_tensor tensor) {
   hv_stream *stream = self->trainer->stream;
   size_t row_bytes = (size_t)tensor.cols * hv_dtype_size(tensor.dtype);
@@ -143,7 +143,7 @@ static hv_status write_gradients(check *self) {
   return HV_OK;
 }
 
-/* One pass, forward and backward, and everything that it makes. */
+/* Runs one forward and one backward pass, and writes losses, outputs and gradients. */
 static hv_status write_pass(check *self) {
   hv_trainer *trainer = self->trainer;
   hv_stream *stream = trainer->stream;
@@ -203,7 +203,8 @@ hv_status hv_check(const hv_check_options *options, hv_device *device) {
   hv_status status = HV_OK;
   check self = {.options = options};
   if (hv_file_is_same(options->out, options->batch)) {
-    return hv_error(HV_ERR_INPUT, "--out %s is the file of --batch, which would be lost; choose another", options->out);
+    return hv_error(HV_ERR_INPUT, "--out %s is the same file as --batch and would overwrite it; choose another",
+                    options->out);
   }
   HV_CHECK(hv_model_directory_open(options->model, &self.directory));
   HV_CHECK(choose_objective(&self));

@@ -10,7 +10,7 @@
 
 enum { ANY = -1, MAX_RANK = 5 };
 
-/* What one tensor must be; ANY lengths are named by a letter in messages. */
+/* What one tensor must be like. A length that is ANY is shown as its letter in messages. */
 typedef struct expectation {
   const char *name;
   hv_dtype dtype;
@@ -65,7 +65,8 @@ static const hv_file_tensor *find(reader *r, const expectation *want) {
   return NULL;
 }
 
-/* A copy that lies where its type may, owned by the batch; *failed is set without memory. */
+/* An aligned copy of the tensor's data, owned by the batch; NULL without a tensor, or without memory, when *failed is
+ * set. */
 static void *copy(reader *r, const hv_file_tensor *tensor, bool *failed) {
   if (!tensor) return NULL;
   void *data = malloc(tensor->size ? tensor->size : 1);
@@ -87,7 +88,7 @@ static hv_status check_mask(const reader *r, const uint8_t *mask, int64_t count,
   return HV_OK;
 }
 
-/* No error: the numbers are those of the prompt that is given. Whoever compares them should know. */
+/* Not an error, since the results are those of the prompt as given; but whoever compares them should know. */
 static void warn_of_prompt_ends(const reader *r, const hv_config *config) {
   const hv_batch *batch = &r->out->batch;
   for (int32_t i = 0; config->token_empty >= 0 && i < batch->samples; i++) {
@@ -95,8 +96,8 @@ static void warn_of_prompt_ends(const reader *r, const hv_config *config) {
     int32_t length = 0;
     while (length < batch->prompt_stride && ids[length] >= 0) length++;
     if (length == 0 || ids[length - 1] == config->token_empty) continue;
-    hv_log_warning("%s: prompt_ids of sample %d end with %d; a prompt of training or prediction ends with %d "
-                   "(special_tokens.empty): is it whole?",
+    hv_log_warning("%s: prompt_ids of sample %d end with %d; prompts of training and prediction end with %d "
+                   "(special_tokens.empty): was it cut off?",
                    r->path, i, ids[length - 1], config->token_empty);
     return;
   }

@@ -26,32 +26,32 @@ static const hv_option options[] = {
      .type = HV_OPTION_PATH,
      .offset = offsetof(check_options, batch),
      .unit = "FILE",
-     .doc = "Safetensors with images, prompt_ids, state, actions, noise, timesteps and, optionally, action_mask."},
+     .doc = "Safetensors file with images, prompt_ids, state, actions, noise, timesteps and, optionally, action_mask."},
     {.key = "out",
      .type = HV_OPTION_PATH,
      .offset = offsetof(check_options, out),
      .unit = "FILE",
-     .doc = "Safetensors that is written."},
+     .doc = "Safetensors file to write."},
     {.key = "objective",
      .type = HV_OPTION_ENUM,
      .offset = offsetof(check_options, objective),
      .fallback = "model",
      .choices = objectives,
-     .doc = "Which losses; `model`: those that the model was trained with."},
+     .doc = "Losses to compute; `model`: those that the model was trained with."},
     {.key = "steps",
      .type = HV_OPTION_INT,
      .offset = offsetof(check_options, steps),
      .fallback = "0",
      .max = 1e6,
      .unit = "N",
-     .doc = "AdamW steps on the batch, after the first pass."},
+     .doc = "AdamW steps to make on the batch after the first pass."},
     {.key = "lr",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(check_options, learning_rate),
      .fallback = "2e-5",
      .max = 1e3,
      .unit = "X",
-     .doc = "Their learning rate."},
+     .doc = "Learning rate of these steps."},
     {.key = "device",
      .type = HV_OPTION_STRING,
      .offset = offsetof(check_options, device),
@@ -69,7 +69,7 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(check_options, debug_nan),
      .fallback = "false",
-     .doc = "Look at the parameters and then at every result, and end at the first that is not finite with the layer "
+     .doc = "Check the parameters and then every result, and stop at the first that is not finite, naming the layer "
             "that made it. Slow."},
     {.key = "threads",
      .type = HV_OPTION_INT,
@@ -77,7 +77,7 @@ static const hv_option options[] = {
      .fallback = "0",
      .max = 4096,
      .unit = "N",
-     .doc = "Threads of the CPU device; 0: one a processor."},
+     .doc = "Threads of the CPU device; 0: one per processor."},
 };
 
 static hv_status work(const void *values, hv_command_result *out) {
@@ -102,10 +102,10 @@ static hv_status work(const void *values, hv_command_result *out) {
 
 const hv_command hv_command_check = {
     .name = "check",
-    .summary = "Write what a model makes of one batch: losses, outputs, gradients.",
-    .help = "Reads a batch with every random draw in it and writes the losses, noise predictions, vision\n"
+    .summary = "Write a model's losses, outputs and gradients on one batch.",
+    .help = "Reads a batch that contains every random draw, and writes the losses, noise predictions, vision\n"
             "features, image tokens and the gradient of every trained parameter (vision is frozen); with\n"
-            "--steps also the losses and the parameters of that many AdamW steps.\n\n"
+            "--steps also the loss of each of that many AdamW steps, and the parameters after the last.\n\n"
             "  hvla-train check --model runs/lift/model --batch batch.safetensors --out numbers.safetensors\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],

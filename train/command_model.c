@@ -22,19 +22,19 @@ static const hv_option options[] = {
      .min = -1,
      .max = 9e15,
      .unit = "N",
-     .doc = "The checkpoint to take the parameters from; -1: the newest that is whole."},
+     .doc = "Step of the checkpoint to take the parameters from; -1: the newest undamaged one."},
     {.key = "out",
      .type = HV_OPTION_PATH,
      .offset = offsetof(model_options, out),
      .unit = "DIR",
-     .doc = "Model directory that is written; it must not be there yet."},
+     .doc = "Model directory to write; it must not exist yet."},
 };
 
 static hv_status work(const void *values, hv_command_result *out) {
   const model_options *given = values;
   int64_t step = given->step;
   if (hv_file_exists(given->out)) {
-    return hv_error(HV_ERR_INPUT, "%s is there already; --out names a directory that is made", given->out);
+    return hv_error(HV_ERR_INPUT, "%s exists already; --out must name a directory that does not exist yet", given->out);
   }
   HV_TRY(hv_run_model_save(given->run, &step, given->out));
   hv_text_add(&out->text, "%s: the model of step %lld\n", given->out, (long long)step);
@@ -44,9 +44,9 @@ static hv_status work(const void *values, hv_command_result *out) {
 const hv_command hv_command_model = {
     .name = "model",
     .summary = "Write the model of a checkpoint as a directory that hvla-infer reads.",
-    .help = "Needs nothing but the run directory: no data, no device, however many ranks wrote the\n"
-            "checkpoint. The run may be going on. All but the parameters is taken from its model/, which\n"
-            "is there with its first checkpoint.\n\n"
+    .help = "Needs only the run directory: no data and no device, whatever number of ranks wrote the\n"
+            "checkpoint. The run may still be going on. Everything except the parameters is taken from the\n"
+            "run's model/, which its first checkpoint writes.\n\n"
             "  hvla-train model --run runs/lift --out lift-newest\n"
             "  hvla-train model --run runs/lift --step 5000 --out lift-5000\n",
     .options = options,

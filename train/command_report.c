@@ -14,7 +14,7 @@ static const hv_option options[] = {
      .offset = offsetof(report_options, out),
      .fallback = "null",
      .unit = "FILE",
-     .doc = "Where the page goes; by default RUN/report.html."},
+     .doc = "File to write; by default RUN/report.html."},
 };
 
 static hv_status work(const void *values, hv_command_result *out) {
@@ -34,7 +34,7 @@ const hv_command hv_command_report = {
     .summary = "Write the report of a run, an HTML page.",
     .help = "One file with curves, held-out errors for each action dimension, data, environment,\n"
             "checkpoints, skipped steps and configuration; it needs no network. A run writes it when it\n"
-            "ends; this command at any time.\n\n"
+            "ends; this command writes it at any time.\n\n"
             "  hvla-train report runs/lift-tiny\n"
             "  hvla-train report runs/lift-tiny --out lift.html\n",
     .options = options,

@@ -26,18 +26,18 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(run_options, resume),
      .fallback = "false",
-     .doc = "Go on from the newest whole checkpoint of the run directory."},
+     .doc = "Continue from the newest undamaged checkpoint in the run directory; without any, start anew."},
     {.key = "debug-nan",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(run_options, debug_nan),
      .fallback = "false",
-     .doc = "Look at the parameters and then at every result, and end at the first that is not finite with the layer "
+     .doc = "Check the parameters and then every result, and stop at the first that is not finite, naming the layer "
             "that made it. Slow."},
     HV_DEVICE_OPTION(run_options),
     HV_TRACE_OPTION(run_options),
 };
 
-/* An error on one of several ranks ends them all: the others may not know of it. */
+/* An error on one of several ranks ends them all, since the others may not learn of it. */
 static void end_all_ranks(hv_comm *comm, hv_status status) {
   if (!comm || comm->size == 1) return;
   hv_log_error("rank %d: %s", comm->rank, hv_status_message(status));
@@ -72,7 +72,8 @@ static hv_status work(const void *values, hv_command_result *out) {
   if (signal_number == 0) {
     hv_log_info("done: %s/model", config.output);
   } else {
-    hv_log_info("stopped by %s; the checkpoint is written, --resume goes on", hv_interrupt_name(signal_number));
+    hv_log_info("stopped by %s; a checkpoint was written, --resume continues from it",
+                hv_interrupt_name(signal_number));
     out->exit_code = signal_number == SIGINT ? EXIT_INTERRUPTED : EXIT_TERMINATED;
   }
 done:
@@ -94,9 +95,9 @@ const hv_command hv_command_run = {
             "  hvla-train run --config configs/lift-tiny.yaml\n"
             "  hvla-train run --config configs/lift-tiny.yaml --set optimizer.learning_rate=5e-4 --set output=runs/b\n"
             "  hvla-train run --config configs/lift-tiny.yaml --resume\n\n"
-            "Ctrl-C and SIGTERM finish the step, or the measurement of held-out frames, and write a checkpoint;\n"
-            "the run then ends with exit code 130 or 75 and goes on with --resume as if nothing had happened.\n"
-            "A second Ctrl-C ends it at once.\n",
+            "After Ctrl-C or SIGTERM the run finishes the step or the validation, writes a checkpoint and ends\n"
+            "with exit code 130 or 75; --resume continues it as if nothing had happened. A second Ctrl-C ends\n"
+            "it at once.\n",
     .options = options,
     .num_options = sizeof options / sizeof options[0],
     .values_size = sizeof(run_options),

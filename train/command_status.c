@@ -16,7 +16,7 @@ static const hv_option options[] = {
      .type = HV_OPTION_BOOL,
      .offset = offsetof(status_options, follow),
      .fallback = "false",
-     .doc = "Show it anew every two seconds until the run ends."},
+     .doc = "Show it again every two seconds until the run ends."},
     HV_JSON_OPTION(status_options),
 };
 
@@ -32,7 +32,7 @@ static hv_status work(const void *values, hv_command_result *out) {
     HV_CHECK(hv_json_format_line(object, &out->text));
     hv_text_add(&out->text, "\n");
   } else {
-    /* In place of what was shown before. */
+    /* Clears the screen, to replace what was shown before. */
     if (given->follow && isatty(STDOUT_FILENO)) hv_text_add(&out->text, "\033[H\033[2J");
     hv_run_status_format(&history, object, &out->text);
   }
@@ -45,8 +45,8 @@ done:
 
 const hv_command hv_command_status = {
     .name = "status",
-    .summary = "Tell where a run stands.",
-    .help = "Reads a run directory, also while the run goes on: the step, the time left, losses, held-out\n"
+    .summary = "Show the state and progress of a run.",
+    .help = "Shows, also while the run goes on, what its directory says: the step, the time left, losses, held-out\n"
             "errors, the newest checkpoint, skipped steps, and whether its process is alive.\n\n"
             "  hvla-train status runs/lift-tiny\n"
             "  hvla-train status runs/lift-tiny --follow\n"

@@ -17,13 +17,13 @@ extern const hv_command hv_command_run, hv_command_check, hv_command_config, hv_
 #define HV_SET_OPTION(type_)                                                                                           \
   {                                                                                                                    \
     .key = "set", .type = HV_OPTION_STRING_LIST, .offset = offsetof(type_, sets), .fallback = "[]",                    \
-    .unit = "KEY=VALUE", .doc = "Put this over the configuration's key; may be repeated."                              \
+    .unit = "KEY=VALUE", .doc = "Override this key of the configuration."                                              \
   }
 /* For commands with a configuration. */
 #define HV_DEVICE_OPTION(type_)                                                                                        \
   {                                                                                                                    \
     .key = "device", .type = HV_OPTION_STRING, .offset = offsetof(type_, device), .fallback = "null", .unit = "NAME",  \
-    .doc = "Where the model runs; wins over the configuration's `device`."                                             \
+    .doc = "Where the model runs; overrides the configuration's `device`."                                             \
   }
 #define HV_TRACE_OPTION(type_)                                                                                         \
   {                                                                                                                    \

@@ -20,7 +20,7 @@ static int32_t group_count(const hv_ema *ema) {
   return hv_params_group_count(ema->params);
 }
 
-/* Gives everything its place in `base`, and with NULL only measures. */
+/* Assigns everything its place in `base`; with NULL, only computes the size. */
 static void lay_out(hv_ema *ema, char *base) {
   int64_t at = 0;
   for (hv_group_id g = 0; g < group_count(ema); g++) {
@@ -69,7 +69,7 @@ void hv_ema_close(hv_ema *ema) {
   free(ema);
 }
 
-/* Moves all averages by weight[0], unless the factor is negative. */
+/* Moves all averages towards the parameters by `weight`, unless the factor is negative: then the step was skipped. */
 static void move_averages(const hv_ema *ema, float weight, hv_tensor factor, hv_stream *stream) {
   ema->host[0] = weight;
   hv_upload(stream, ema->weight.data, &ema->host[0], sizeof *ema->host);

@@ -1,4 +1,4 @@
-/* hvla-train: trains HybridVLA, and tells what a model makes of a batch. */
+/* hvla-train: trains HybridVLA; also plans, checks, measures and reports on runs. */
 #include "train/commands.h"
 
 static const hv_command *const commands[] = {&hv_command_run,   &hv_command_check, &hv_command_config,

@@ -58,7 +58,7 @@ static void take_moments(hv_moment_format format, const hv_group *group, int64_t
   state->moment2_scale = hv_arena_take(memory, HV_F32, 1, count / HV_MOMENT_BLOCK);
 }
 
-/* Gives every slot its place; called once to measure and once with memory. */
+/* Assigns every slot its memory; called once to compute the sizes and once with memory. */
 static void lay_out(hv_optimizer *optimizer, blocks *memory) {
   const hv_params *params = optimizer->params;
   for (hv_group_id g = 0; g < optimizer->group_count; g++) {
@@ -82,8 +82,8 @@ static int64_t within(const hv_owned *owned, int64_t element) {
   return at < 0 ? 0 : (at > owned->count ? owned->count : at);
 }
 
-/* The trainable stretches of what is owned of a group, neighbours of one kind joined; the rows left over stay empty
- * ranges at the end. */
+/* The ranges of trainable elements in this rank's share of a group; neighbours with equal decay and rate are merged.
+ * The remaining rows become empty ranges at the end. */
 static void fill_ranges(const hv_params *params, const hv_group *group, const hv_owned *owned, hv_adamw_range *ranges,
                         int64_t capacity) {
   int64_t count = 0, last = 0;
@@ -137,7 +137,7 @@ static hv_status open_block(hv_device *device, hv_memory_kind kind, const char *
   return bytes > 0 ? hv_arena_open(device, kind, bytes, what, block) : HV_OK;
 }
 
-/* Measures the layout, then lays it out in memory. */
+/* Computes the sizes, allocates memory, and assigns it. */
 static hv_status allocate(hv_optimizer *optimizer) {
   hv_device *device = optimizer->device;
   blocks *memory = &optimizer->memory;
@@ -156,11 +156,11 @@ static hv_status allocate(hv_optimizer *optimizer) {
 static hv_status check_settings(const hv_params *params, const hv_optimizer_settings *settings) {
   bool any = false;
   for (hv_group_id g = 0; g < hv_params_group_count(params); g++) any |= hv_params_group(params, g)->trainable;
-  if (!any) return hv_error(HV_ERR_INPUT, "every parameter is frozen: nothing is left to train");
+  if (!any) return hv_error(HV_ERR_INPUT, "every parameter is frozen (train.freeze): nothing is left to train");
   if (settings->moments == HV_MOMENTS_F32 || hv_params_sharding(params) == HV_SHARD_NOTHING) return HV_OK;
   int32_t ranks = hv_params_comm(params)->size, most = HV_GROUP_ALIGNMENT / HV_MOMENT_BLOCK;
   if (ranks <= most) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "%d ranks cannot share moments in 8 bits, %d at most can; with so many, fp32 fits",
+  return hv_error(HV_ERR_INPUT, "%d ranks cannot split 8-bit moments, %d at most can; set optimizer.moments to fp32",
                   ranks, most);
 }
 

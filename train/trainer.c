@@ -23,7 +23,7 @@ hv_fixed_source hv_fixed_source_make(const hv_batch *batch) {
   return (hv_fixed_source){.source = {.next = next_fixed, .release = release_fixed}, .batch = batch};
 }
 
-/* Positions that training or, in validation, the policy can reach: the tokens of the longest sequence. */
+/* Tokens of the longest sequence, in training or in the policy that validation uses. */
 static int64_t most_positions(const hv_config *config, const hv_sequence_limits *limits) {
   int64_t prefix = (int64_t)limits->prompt + (int64_t)config->num_cameras * hv_config_patches(config) + 2;
   int64_t chunk = config->action_chunk, predicting = hv_policy_positions(config, limits->prompt);
@@ -31,7 +31,7 @@ static int64_t most_positions(const hv_config *config, const hv_sequence_limits 
   return training > predicting ? training : predicting;
 }
 
-/* The arena serves training steps and passes without gradients. */
+/* Opens the arena, large enough for training steps and for passes without gradients. */
 static hv_status open_arena(hv_trainer *trainer, const hv_trainer_options *options) {
   hv_model_step step = {.config = options->config,
                         .dtype = options->dtype,
@@ -102,7 +102,7 @@ done:
 
 void hv_trainer_close(hv_trainer *trainer) {
   if (!trainer) return;
-  hv_stream_close(trainer->uploads); /* the batch that is under way arrives first */
+  hv_stream_close(trainer->uploads); /* waits for the batch that is being uploaded */
   hv_device_release_host(trainer->device, trainer->losses);
   hv_arena_close(&trainer->arena);
   for (int i = 0; i < 2; i++) hv_sequence_close(trainer->sequences[i]);
@@ -122,7 +122,7 @@ hv_sequence *hv_trainer_idle_sequence(hv_trainer *trainer) {
   return trainer->sequences[trainer->built ? 1 - trainer->current : trainer->current];
 }
 
-/* Fetches the run's next batch, builds it into the sequence that is next to be used, and sends that to the device. */
+/* Fetches the run's next batch, builds it into the sequence that the next pass uses, and starts its upload. */
 static hv_status send_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
   const hv_batch *batch;
   hv_sequence *sequence = trainer->sequences[trainer->current];
@@ -155,8 +155,9 @@ int64_t hv_trainer_batch(const hv_trainer *trainer) {
   return (int64_t)trainer->limits.samples * trainer->parts * (trainer->comm ? trainer->comm->size : 1);
 }
 
-/* The losses of all parts and ranks, each divided by what the whole batch holds, and the caller's own numbers. Waits
- * for the device, and for the other ranks; `own`, what this rank has failed with or NULL, becomes an error of all. */
+/* Sums over parts and ranks the losses, which are already divided by the counts of the whole batch, and the caller's
+ * numbers. Waits for the device and for the other ranks. `own` is this rank's error or NULL; an error of any rank is
+ * returned on all. */
 static hv_status sum_over_ranks(hv_trainer *trainer, hv_status own, hv_step_result *out) {
   enum { FAILED = 2 + HV_TRAINER_NUMBERS, SUMS };
   double sums[SUMS] = {0};
@@ -180,9 +181,9 @@ static hv_status sum_over_ranks(hv_trainer *trainer, hv_status own, hv_step_resu
   return HV_OK;
 }
 
-/* Clips and updates, unless a spike or an error rules the update out: then the figures are waited for before it is
- * queued. Several ranks add theirs up before it, too: behind it, these sums would wait for all values that it
- * publishes, which the next forward pass hides. */
+/* Clips and updates, unless a spike or an error on any rank forbids it: then loss and norm must be known before the
+ * update is queued. Several ranks always sum their figures before it: after it, the sum would have to wait until all
+ * updated values are published, which otherwise the next forward pass hides. */
 static hv_status update(hv_trainer *trainer, hv_status own, double learning_rate, hv_step_result *out) {
   bool judged = trainer->spikes.factor > 0, ahead = judged || !is_alone(trainer), not_finite;
   hv_nan_watch_pass(trainer->device, "update");
@@ -206,7 +207,7 @@ static hv_status update(hv_trainer *trainer, hv_status own, double learning_rate
   return HV_OK;
 }
 
-/* Forward and backward over the batch that is next. */
+/* Queues the forward and backward pass over the current sequence. */
 static void run_pass(hv_trainer *trainer, bool last, hv_model_activations *activations) {
   hv_stream *stream = trainer->stream;
   hv_sequence *sequence = trainer->sequences[trainer->current];
@@ -226,7 +227,7 @@ hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *sourc
   hv_status status = hv_trainer_read_ahead(trainer, source);
   if (!status) {
     hv_params_zero_gradients(trainer->params, trainer->stream);
-    /* A step's first pass sets most gradients, later ones add to them: other products. */
+    /* The first pass of a step sets most gradients, later ones add to them: these are different products. */
     int32_t passes = trainer->parts < 2 ? trainer->parts : 2;
     for (int32_t pass = 0; pass < passes; pass++) run_pass(trainer, pass + 1 == passes, &activations);
     hv_params_end_passes(trainer->params, trainer->stream);
@@ -236,8 +237,8 @@ hv_status hv_trainer_measure_choices(hv_trainer *trainer, hv_batch_source *sourc
   return status;
 }
 
-/* Goes on to the next batch, or stays with the one that it has where there is none to be had. What lies behind the last
- * step cannot make it fail. */
+/* Moves on to the next batch; if that fails, the current one stays. After the last step nothing is read, so that a
+ * batch that no step needs cannot make it fail. */
 static hv_status take_next(hv_trainer *trainer, hv_batch_source *source, int64_t step) {
   trainer->built = false;
   if (trainer->total_steps > 0 && step >= trainer->total_steps) return HV_OK;
@@ -247,8 +248,8 @@ static hv_status take_next(hv_trainer *trainer, hv_batch_source *source, int64_t
   return status;
 }
 
-/* A rank that fails alone, over a batch that it cannot read, goes through the rest of the step, in which the others
- * wait for it: in the sum at its end all hear of it, and none changes anything. */
+/* A rank that fails alone, because it cannot read a batch, still runs the rest of the step, since the others wait for
+ * it: by the sum at the end all learn of the error, and none updates anything. */
 hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double learning_rate, hv_step_result *out) {
   hv_stream *stream = trainer->stream;
   double start = hv_clock_seconds();
@@ -270,7 +271,8 @@ hv_status hv_trainer_step(hv_trainer *trainer, hv_batch_source *source, double l
     out->own_seconds = hv_clock_seconds() - start;
   }
   HV_TRY(update(trainer, own, learning_rate, out));
-  /* Events order the streams, and leave each its own errors. The copy itself has had the whole step to end. */
+  /* The upload stream's errors do not reach the other stream, so they are asked for here. This waits for nothing new:
+   * the copy had the whole step to finish. */
   HV_TRY(hv_error_context(hv_stream_synchronize(trainer->uploads), "sending a batch to the device"));
   HV_TRY(hv_arena_status(&trainer->arena));
   HV_TRY(hv_nan_watch_status(trainer->device));

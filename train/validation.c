@@ -32,7 +32,7 @@ typedef struct measurement {
   double *mean_action;       /* [A] */
 } measurement;
 
-/* What a robot would do with one number of the model's output. */
+/* The value that a robot would execute for one number of the model's output. */
 static double as_executed(const measurement *m, int32_t dim, double value) {
   if (m->gripper[dim]) return value >= 0.5 ? 1.0 : 0.0;
   return fmin(fmax(value, -1.0), 1.0);
@@ -49,7 +49,8 @@ static void add_errors(const measurement *m, hv_predictor predictor, const doubl
   }
 }
 
-/* What a robot would do with a head's output. Of one that is not finite hvla_predict gives it nothing: false, all NaN.
+/* The actions that a robot would execute for a head's output. If that is not finite, hvla_predict returns no action:
+ * then the result is false, and all values are NaN.
  */
 static bool execute(const measurement *m, const float *output, double confidence, double *out) {
   int32_t dims = m->model->action_dim, values = m->model->action_chunk * dims;
@@ -76,7 +77,8 @@ static void compare(measurement *m, const hv_policy_result *result, const hv_bat
   if (result->diffusion && result->autoregressive) {
     m->averaged += hv_ensemble(diffusion, autoregressive, result->confidence, m->data->config->validation.theta, chunk,
                                dims, m->gripper, other);
-    for (int32_t i = 0; i < values && !finite; i++) other[i] = NAN; /* a gripper of both would be a number */
+    for (int32_t i = 0; i < values && !finite; i++)
+      other[i] = NAN; /* the ensemble of a gripper would be a number even then */
     add_errors(m, HV_PREDICT_ENSEMBLE, other, batch, sample, out);
   }
   for (int32_t i = 0; i < values; i++) other[i] = m->mean_action[i % dims];
@@ -99,7 +101,7 @@ static hv_status predict(measurement *m, const hv_loader_batch *loaded, int32_t 
   return hv_policy_predict(m->policy, &observation, &draws, out);
 }
 
-/* Adds one batch's losses, as sums over the values they are means of. */
+/* Adds the losses of one batch, each times the number of values that it is the mean of. */
 static hv_status measure_loss(measurement *m, const hv_loader_batch *loaded) {
   hv_trainer *trainer = m->trainer;
   hv_batch batch = loaded->batch;
@@ -127,20 +129,21 @@ static hv_status measure_loss(measurement *m, const hv_loader_batch *loaded) {
   return HV_OK;
 }
 
-/* The batch that is next, on all ranks or on none: in what follows they may wait for one another. */
+/* Fetches the next batch, and fails on all ranks if it fails on one, since they may wait for one another in what
+ * follows. */
 static hv_status next_batch(const measurement *m, const hv_loader_batch **out) {
   hv_status status = hv_loader_next(m->loader, out);
   return m->trainer->comm ? hv_comm_agree(m->trainer->comm, "reading held-out frames", status) : status;
 }
 
-/* No rank predicts a frame before all have done with the one before: one that is gone is missed as soon as in a step,
- * however long the whole takes. */
+/* A barrier after each frame: a rank that has died is noticed as soon as in a training step, however long the whole
+ * validation takes. */
 static hv_status keep_together(const measurement *m) {
   return m->trainer->comm ? hv_comm_barrier(m->trainer->comm, "measuring held-out frames") : HV_OK;
 }
 
-/* Ranks take turns: each predicts every size-th frame. Where the last round has fewer frames than ranks, those left
- * over predict its last one, which they do not count: the parameters may be shared, and come by the same calls on all.
+/* Of R ranks, each predicts every R-th frame. If the last round has fewer frames than ranks, the remaining ranks
+ * predict the last frame, too, without counting it: sharded parameters are gathered by calls that all ranks must make.
  */
 static hv_status predict_batch(measurement *m, const hv_loader_batch *loaded, hv_validation *out) {
   const hv_comm *comm = m->trainer->comm;
@@ -193,7 +196,8 @@ static hv_status open_measurement(measurement *m) {
 
 _Static_assert((int)HV_MAX_ERROR_DIMS <= (int)HV_COMM_MAX_SUM, "a predictor's errors are one sum");
 
-/* What ranks counted of their own frames becomes that of all; losses are of all frames already. */
+/* Sums over ranks what each has counted on its own frames. Losses need no sum: every rank computes them on all frames.
+ */
 static hv_status add_up(measurement *m, hv_validation *out) {
   hv_comm *comm = m->trainer->comm;
   hv_status status = hv_nan_watch_status(m->trainer->device);

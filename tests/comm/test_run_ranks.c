@@ -135,7 +135,7 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   assert_int_equal(kill(process, SIGUSR1), 0); /* which it hands on */
   int code = wait_for_exit(process);
   char *text = read_file(log);
-  if (code != 75 || !strstr(text, "the checkpoint is written")) fail_msg("two ranks ended with %d:\n%s", code, text);
+  if (code != 75 || !strstr(text, "a checkpoint was written")) fail_msg("two ranks ended with %d:\n%s", code, text);
   free(text);
   expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=0 --set train.epochs=0.001 --resume"), "resumed from");
 }

@@ -198,7 +198,7 @@ static void the_model_of_any_checkpoint_can_be_had(void **state) {
     snprintf(of_run, sizeof of_run, "model/%s", files[i]);
     if (!same_bytes(in_run(folder, "copy", files[i]), in_run(folder, "short", of_run))) fail_msg("%s", files[i]);
   }
-  expect_train(2, rest, "copy is there already", NULL);
+  expect_train(2, rest, "copy exists already", NULL);
   /* A folder with the name of a model that is half written may be anyone's. */
   assert_ok(hv_make_directories(in_folder(folder, "kept.partial")));
   snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/kept'", folder, folder);

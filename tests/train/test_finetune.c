@@ -134,7 +134,7 @@ static void dimensions_may_be_new(void **state) {
   expect_train(0,
                second_run(*state, "--set 'init.action_dims=[0, 1, -1, 6]' --set 'init.state_dims=[-1, 8, 7]' "
                                   "--set model.state_dim=3 --set data.state_keys=robot0_eef_pos"),
-               "2 is new, 3 continues 6", "numbers of the state: 0 is new, 1 continues 8, 2 continues 7",
+               "2 is new, 3 continues 6", "state dimensions: 0 is new, 1 continues 8, 2 continues 7",
                "proprio_embedder.mlp.fc1.weight: 2 columns kept, 1 new", NULL);
   assert_columns(*state, "x_embedder.mlp.fc1.weight", 7, 4, actions);
   assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 9, 3, numbers);
@@ -221,8 +221,8 @@ static void other_shapes_are_refused(void **state) {
   } cases[] = {
       {"--set 'init.action_dims=[0, 1, 2]'", {"init.action_dims has 3 entries", "4 action dimensions"}},
       {"--set 'init.action_dims=[0, 1, 2, 6, 5]'", {"init.action_dims has 5 entries", "4 action dimensions"}},
-      {"--set 'init.action_dims=[0, 1, 2, 7]'", {"init.action_dims names 7", "has 7 action dimensions"}},
-      {"--set 'init.state_dims=[1]'", {"init.state_dims has 1 entries", "9 numbers of the state"}},
+      {"--set 'init.action_dims=[0, 1, 2, 7]'", {"init.action_dims names dimension 7", "has 7 action dimensions"}},
+      {"--set 'init.state_dims=[1]'", {"init.state_dims has 1 entries", "9 state dimensions"}},
       {"--set data.statistics_key=lift", {"the key \"lift\"", "first/model/dataset_statistics.json", "statistics_key"}},
       {"--set model.llm.hidden_size=24 --set model.llm.num_attention_heads=3",
        {"x_embedder.mlp.fc1.weight is F32 [16, 7]; [24, 4] is expected", "embed_tokens.weight is F32 [1024, 16]",
