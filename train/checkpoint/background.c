@@ -6,14 +6,14 @@
 #include "core/base/thread_pool.h"
 
 struct hv_background {
-  hv_job job; /* first: the pool gives it back */
+  hv_job job; /* first: the pool passes it to run(), which casts it */
   hv_thread_pool *pool;
   hv_background_work *work;
   void *context;
   atomic_bool stop;
   pthread_mutex_t mutex;
   pthread_cond_t changed;
-  bool running; /* this and the outcome are under the mutex */
+  bool running; /* guarded by the mutex, as is the outcome */
   hv_status outcome;
 };
 

@@ -5,8 +5,8 @@
 
 #include "train/checkpoint/checkpoint_parts.h"
 
-/* Whether the checkpoint is whole, on all ranks; what this one finds is noted. A run that went back over one that only
- * could not be read would write over it later. */
+/* Whether all ranks find the checkpoint undamaged; damage that this rank finds is added to `damaged`. One that merely
+ * could not be read is an error: a run that resumed from an older one would overwrite it later. */
 static hv_status examine(const char *run, hv_comm *comm, int64_t step, bool *whole, hv_text *damaged) {
   hv_manifest manifest;
   hv_status problem = hv_manifest_read(run, step, &manifest);
@@ -18,17 +18,17 @@ static hv_status examine(const char *run, hv_comm *comm, int64_t step, bool *who
     hv_status_free(problem);
     problem = HV_OK;
   }
-  problem = hv_error_context(problem,
-                             "the checkpoint of step %lld may be whole and is not passed over (to go on from an older "
-                             "one, move it away)",
-                             (long long)step);
+  problem = hv_error_context(
+      problem,
+      "the checkpoint of step %lld may be undamaged and is not skipped (to resume from an older one, move it away)",
+      (long long)step);
   HV_TRY(hv_comm_agree(comm, "reading a checkpoint", problem));
   HV_TRY(hv_comm_sum(comm, "damaged checkpoints", &damages, 1));
   *whole = damages == 0;
   return HV_OK;
 }
 
-/* The last of the steps, as one rank sees the folder; -1: there is none. */
+/* The last of the steps that rank 0 sees in the folder, on all ranks; -1: none. */
 static hv_status last_step(hv_comm *comm, const int64_t *steps, size_t count, int64_t *out) {
   double step = 0;
   if (comm->rank == 0) step = count > 0 ? (double)steps[count - 1] : -1;
@@ -55,18 +55,18 @@ done:
   return status;
 }
 
-/* Groups are padded, so the sizes of what they hold do not tell all models apart: their parameters are counted. */
+/* Compares dtypes and numbers of parameters. The sizes of groups do not distinguish all models, since groups are
+ * padded. */
 static hv_status check_model(const hv_checkpoint_content *content, const char *where, const hv_params *params) {
   hv_dtype expected = hv_params_dtype(params), found = content->manifest.dtype;
   int64_t parameters = hv_params_total(params), found_parameters = content->manifest.parameters;
   if (found != expected) {
-    return hv_error(HV_ERR_INPUT, "%s: the run was made with dtype %s and cannot go on in %s", where,
+    return hv_error(HV_ERR_INPUT, "%s: the run was started with dtype %s and cannot be resumed with %s", where,
                     hv_dtype_name(found), hv_dtype_name(expected));
   }
   if (found_parameters == parameters) return HV_OK;
-  return hv_error(HV_ERR_INPUT,
-                  "%s: made of a model with %lld parameters, it does not fit the configured one with %lld", where,
-                  (long long)found_parameters, (long long)parameters);
+  return hv_error(HV_ERR_INPUT, "%s does not fit: its model has %lld parameters, but the configured one has %lld",
+                  where, (long long)found_parameters, (long long)parameters);
 }
 
 /* Looks every part up in every file before anything is changed, and lists all that do not fit. */
@@ -81,8 +81,8 @@ static hv_status check_parts(const hv_checkpoint_parts *parts, const hv_checkpoi
     if (!found) {
       hv_text_add(&problems, "\n  %s is missing", part->name);
     } else if (!found->known || found->dtype != part->tensor.dtype || found->count != range.end - range.first) {
-      hv_text_add(&problems, "\n  %s has %lld values of %s, the model %lld of %s", part->name, (long long)found->count,
-                  found->dtype_name, (long long)range.end - (long long)range.first,
+      hv_text_add(&problems, "\n  %s has %lld values of %s; the model needs %lld of %s", part->name,
+                  (long long)found->count, found->dtype_name, (long long)range.end - (long long)range.first,
                   hv_safetensors_dtype_name(part->tensor.dtype));
     }
   }
@@ -90,16 +90,15 @@ static hv_status check_parts(const hv_checkpoint_parts *parts, const hv_checkpoi
   if (problems.failed) {
     status = hv_error_memory("a list of findings");
   } else if (problems.length > 0) {
-    status =
-        hv_error(HV_ERR_INPUT,
-                 "%s does not fit the configured model, what it freezes, its optimizer.moments or train.ema_decay:%s",
-                 hv_safetensors_path(content->shards[0]), hv_text_string(&problems));
+    status = hv_error(HV_ERR_INPUT,
+                      "%s does not fit the configured model, train.freeze, optimizer.moments or train.ema_decay:%s",
+                      hv_safetensors_path(content->shards[0]), hv_text_string(&problems));
   }
   hv_text_free(&problems);
   return status;
 }
 
-/* What one file holds of what this rank needs. */
+/* Uploads those elements of this rank's part that one file holds. */
 static void read_piece(const hv_checkpoint_part *part, const hv_checkpoint_content *content, int32_t shard,
                        hv_stream *stream) {
   hv_element_range file = hv_checkpoint_file_range(part->total, shard, content->manifest.ranks);

@@ -15,7 +15,7 @@
 #include "core/base/string_list.h"
 #include "core/io/json.h"
 
-/* Ranks tell one another numbers as doubles. */
+/* The most that can be counted: ranks exchange numbers as doubles. */
 static const int64_t MOST_COUNTED = (int64_t)1 << 53;
 
 enum { FORMAT_WITHOUT_DIGESTS = 1, FILE_PATH = HV_CHECKPOINT_PATH + HV_CHECKPOINT_NAME + 1 };
@@ -64,7 +64,7 @@ static json_t *format_files(const hv_manifest *manifest) {
   return files;
 }
 
-/* {"metric", "step", "figure", "since", "measured"}, null where nothing was measured. */
+/* {"metric", "step", "figure", "since", "measured"}, null if nothing was measured. */
 static json_t *format_best(const hv_best *best) {
   char measured[17];
   if (best->metric[0] == '\0') return json_null();
@@ -91,7 +91,7 @@ static hv_status parse_best(const char *path, json_t *object, hv_best *out) {
   return HV_OK;
 }
 
-/* {"loss", "grad_norm", "steps"}, null where there are none. */
+/* {"loss", "grad_norm", "steps"}, null if there are none. */
 static json_t *format_means(const hv_spike_means *means) {
   if (means->steps == 0 || !isfinite(means->loss)) return json_null();
   return json_pack("{s:f, s:f, s:I}", "loss", means->loss, "grad_norm", means->grad_norm, "steps",
@@ -110,7 +110,7 @@ static hv_status parse_means(const char *path, json_t *object, hv_spike_means *o
   return HV_OK;
 }
 
-/* The manifest's own checksum is its last key: of all bytes before the key, wherever and however it is read. */
+/* The manifest's last key is its own checksum, over all bytes of the file before that key. */
 static const char own_key[] = "\"xxh3\"";
 
 static hv_status save_manifest(const char *path, const json_t *state) {
@@ -176,10 +176,11 @@ static hv_status parse_file(const char *path, json_t *file, const char *expected
     return hv_error(HV_ERR_INPUT, "%s: an entry of files needs name, bytes and xxh3", path);
   }
   if (strcmp(name, expected) != 0) {
-    return hv_error(HV_ERR_INPUT, "%s: files names %s where %s is expected", path, name, expected);
+    return hv_error(HV_ERR_INPUT, "%s: files names %s; expected %s", path, name, expected);
   }
   *out = (hv_file_digest){.size = (uint64_t)bytes, .xxh3 = strtoull(xxh3, &end, 16)};
-  if (end == xxh3 || *end != '\0') return hv_error(HV_ERR_INPUT, "%s: the xxh3 of %s is no number", path, name);
+  if (end == xxh3 || *end != '\0')
+    return hv_error(HV_ERR_INPUT, "%s: the xxh3 of %s is not a hexadecimal number", path, name);
   return HV_OK;
 }
 
@@ -198,8 +199,8 @@ static hv_status parse_files(const char *path, const json_t *files, hv_manifest 
 }
 
 static hv_status refuse_format(const char *path, int64_t format) {
-  return hv_error(HV_ERR_INPUT, "%s: format %lld; this program reads formats 1 to %d", path, (long long)format,
-                  HV_CHECKPOINT_FORMAT);
+  return hv_error(HV_ERR_INPUT, "%s: the checkpoint has format %lld; this program reads formats 1 to %d", path,
+                  (long long)format, HV_CHECKPOINT_FORMAT);
 }
 
 static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *out) {
@@ -220,11 +221,10 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   }
   if (step < 0 || updates < 0 || updates > step || samples < 0 || samples > MOST_COUNTED || parameters < 1 ||
       skipped < 0 || skipped > step - updates) {
-    return hv_error(HV_ERR_INPUT,
-                    "%s: no run stands at step %lld after %lld updates, %lld skipped steps in a row and %lld samples, "
-                    "with %lld parameters",
-                    path, (long long)step, (long long)updates, (long long)skipped, (long long)samples,
-                    (long long)parameters);
+    return hv_error(
+        HV_ERR_INPUT,
+        "%s: impossible values: step %lld, updates %lld, skipped_in_row %lld, samples %lld, parameters %lld", path,
+        (long long)step, (long long)updates, (long long)skipped, (long long)samples, (long long)parameters);
   }
   out->position =
       (hv_run_position){.step = step, .updates = updates, .samples = samples, .skipped = skipped, .seed = seed};
@@ -237,7 +237,7 @@ static hv_status parse_manifest(const char *path, json_t *state, hv_manifest *ou
   return format == HV_CHECKPOINT_FORMAT ? parse_files(path, json_object_get(state, "files"), out) : HV_OK;
 }
 
-/* HV_ERR_INPUT where a file is missing, which a file that the system refuses to read is not. */
+/* HV_ERR_INPUT if a file is missing; one that the system refuses to read is not missing. */
 static hv_status require_file(const char *path) {
   if (access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR)) return HV_OK;
   return hv_error(HV_ERR_INPUT, "%s is missing", path);
@@ -306,7 +306,7 @@ hv_status hv_checkpoint_verify(const char *run, const hv_manifest *manifest, int
     if (manifest->digests) {
       HV_TRY(verify_file(path, &manifest->digests[r]));
     } else {
-      hv_safetensors *file; /* one that is cut short does not open */
+      hv_safetensors *file; /* a truncated file does not open */
       HV_TRY(hv_safetensors_open(path, &file));
       hv_safetensors_close(file);
     }
@@ -373,7 +373,7 @@ void hv_checkpoint_close(hv_checkpoint_content *content) {
   *content = (hv_checkpoint_content){0};
 }
 
-/* The steps of the directories called step-N, and the names of half-written ones. */
+/* The steps of the directories called step-N, and the names of unfinished ones. */
 typedef struct found_checkpoints {
   int64_t *steps;
   size_t count;
@@ -455,7 +455,7 @@ static hv_status remove_partial(const char *run, const hv_string_list *names) {
   return status;
 }
 
-/* Takes its name away first: what is half-removed is no checkpoint. */
+/* Renames it first, so that a half-removed checkpoint does not count as one. */
 static hv_status remove_checkpoint(const char *run, int64_t step) {
   char path[HV_CHECKPOINT_PATH], old[HV_CHECKPOINT_PATH];
   HV_TRY(hv_checkpoint_path(run, step, "", path));

@@ -11,13 +11,13 @@ typedef struct value_source {
   hv_checkpoint_content content;
 } value_source;
 
-/* A run of elements in the files. */
+/* The tensor in the files that holds a group's elements. */
 typedef struct value_run {
   char name[HV_PART_NAME];
   hv_dtype dtype;
 } value_run;
 
-/* The moving averages, where the checkpoint has them. */
+/* The group's moving averages if the checkpoint has them, else its values. */
 static value_run run_of(const value_source *from, const hv_group *group) {
   value_run run = {.dtype = HV_F32};
   hv_checkpoint_average_name(group, run.name);
@@ -27,7 +27,7 @@ static value_run run_of(const value_source *from, const hv_group *group) {
   return run;
 }
 
-/* What one file holds of a parameter that is elements [first, end) of its group. */
+/* Copies the part of a parameter that one file holds; the parameter is elements [first, end) of its group. */
 static hv_status copy_piece(const value_source *from, const hv_param *param, const value_run *run, int32_t shard,
                             char *values) {
   const hv_group *group = hv_params_group(from->what->params, param->group);
@@ -36,7 +36,7 @@ static hv_status copy_piece(const value_source *from, const hv_param *param, con
   HV_TRY(hv_safetensors_require(from->content.shards[shard], run->name, &tensor));
   hv_element_range file = hv_checkpoint_file_range(group->count, shard, from->content.manifest.ranks);
   if (tensor->count != file.end - file.first || tensor->dtype != run->dtype) {
-    return hv_error(HV_ERR_INPUT, "%s: %s has %lld values of %s, the model %lld of %s", tensor->file, run->name,
+    return hv_error(HV_ERR_INPUT, "%s: %s has %lld values of %s; the model needs %lld of %s", tensor->file, run->name,
                     (long long)tensor->count, tensor->dtype_name, (long long)file.end - (long long)file.first,
                     hv_safetensors_dtype_name(run->dtype));
   }
@@ -58,7 +58,7 @@ static hv_status copy_pieces(const value_source *from, const hv_param *param, co
 static hv_status read_value(void *source, hv_param_id id, void *values) {
   const value_source *from = source;
   const hv_param *param = hv_params_get(from->what->params, id);
-  if (from->what->stop && atomic_load(from->what->stop)) return hv_error(HV_ERR_IO, "writing was given up");
+  if (from->what->stop && atomic_load(from->what->stop)) return hv_error(HV_ERR_IO, "writing was cancelled");
   value_run run = run_of(from, hv_params_group(from->what->params, param->group));
   if (run.dtype == from->content.manifest.dtype) return copy_pieces(from, param, &run, values);
   int64_t count = param->rows * param->cols;

@@ -19,7 +19,8 @@ void hv_checkpoint_average_name(const hv_group *group, char name[HV_PART_NAME]) 
   name_part(group, "average", name);
 }
 
-/* The tensor has one element for every `per` of the group, of which it begins at element `first`. */
+/* Adds a tensor that has one element for every `per` elements of the group and begins at the group's element `first`.
+ */
 static void add(hv_checkpoint_parts *parts, const hv_group *group, const char *what, hv_tensor tensor, int64_t first,
                 int64_t per) {
   if (!hv_present(tensor)) return;
@@ -30,7 +31,7 @@ static void add(hv_checkpoint_parts *parts, const hv_group *group, const char *w
   part->total = group->count / per;
 }
 
-/* The values of a group that are on this rank: all, or where values are sharded its share. */
+/* The values of a group that are on this rank: all of them, or its share if parameters are sharded. */
 static void add_values(hv_checkpoint_parts *parts, const hv_params *params, hv_group_id group) {
   hv_owned owned = hv_group_owned(params, group);
   bool whole = hv_params_sharding(params) != HV_SHARD_PARAMETERS;
@@ -38,7 +39,7 @@ static void add_values(hv_checkpoint_parts *parts, const hv_params *params, hv_g
   add(parts, hv_params_group(params, group), "values", values, whole ? 0 : owned.first, 1);
 }
 
-/* Moments in 8 bits, or what there is of moments in fp32. */
+/* `coded`: the 8-bit moments; else everything of moments that is fp32, which includes the scales of 8-bit ones. */
 static void add_moments(hv_checkpoint_parts *parts, const hv_params *params, const hv_optimizer *optimizer,
                         bool coded) {
   for (hv_group_id g = 0; g < hv_params_group_count(params); g++) {

@@ -6,13 +6,13 @@
 #include "core/io/safetensors.h"
 #include "train/checkpoint/checkpoint_parts.h"
 
-enum { PIECE = 8 << 20 /* bytes written at a time, and copied where there is no room for all */ };
+enum { PIECE = 8 << 20 /* bytes written at a time, and copied at a time if there is no room for all */ };
 
 struct hv_checkpoint_shard {
   hv_device *device;
   hv_checkpoint_parts parts; /* cut to what this rank writes */
   size_t bytes;
-  char *copy; /* [bytes], the parts one behind the other; NULL: not reserved */
+  char *copy; /* [bytes], the parts one after the other; NULL: not reserved */
 };
 
 static size_t part_bytes(const hv_checkpoint_part *part) {
@@ -56,7 +56,7 @@ size_t hv_checkpoint_shard_bytes(const hv_checkpoint_shard *shard) {
 hv_status hv_checkpoint_shard_reserve(hv_checkpoint_shard *shard) {
   void *copy;
   HV_TRY(hv_device_allocate_host(shard->device, shard->bytes, "the copy of a checkpoint", &copy));
-  memset(copy, 0, shard->bytes); /* taken now, not at the first checkpoint */
+  memset(copy, 0, shard->bytes); /* so that its pages are taken now, not at the first checkpoint */
   shard->copy = copy;
   return HV_OK;
 }
@@ -78,7 +78,7 @@ hv_status hv_checkpoint_shard_copy(hv_checkpoint_shard *shard, hv_stream *stream
 }
 
 static hv_status write_piece(hv_safetensors_writer *writer, const void *data, size_t size, const atomic_bool *stop) {
-  if (atomic_load(stop)) return hv_error(HV_ERR_IO, "writing was given up");
+  if (atomic_load(stop)) return hv_error(HV_ERR_IO, "writing was cancelled");
   return hv_safetensors_writer_write(writer, data, size);
 }
 
