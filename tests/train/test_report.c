@@ -99,7 +99,7 @@ static void reports_what_no_run_writes(void **state) {
   assert_holds(page, (const char *const[]){"<td>&lt;b&gt;</td>", "<td>?, &lt;i&gt;</td>", "0 rank(s) on ?, ?",
                                            "<i class=\"c3\"></i>training <b>5</b>", NULL});
   assert_null(strstr(page, "(null)"));
-  assert_null(strstr(page, "last begun"));
+  assert_null(strstr(page, "last started"));
   assert_int_equal(count(page, "<figure"), 1);
   free(page);
 }

@@ -82,7 +82,7 @@ static void knows_the_living_from_the_dead(void **state) {
   assert_int_equal(json_integer_value(json_object_get(status, "pid")), process);
   assert_true(json_number_value(json_object_get(status, "seconds_since")) < 60);
   json_decref(status);
-  expect_train(2, second, "another run goes on there", NULL);
+  expect_train(2, second, "another run is going on there", NULL);
   assert_state(*state, "running"); /* the one that was refused changed nothing */
 
   assert_int_equal(kill(process, SIGTERM), 0);
@@ -131,10 +131,10 @@ static void tells_a_dead_run_what_is_left_of_it(void **state) {
   assert_ok(hv_make_directories(in_folder(*state, "run")));
   write_text(in_run(*state, "run", "run.json"), "{\"state\": \"running\"}");
   snprintf(arguments, sizeof arguments, "status '%s/run'", (const char *)*state);
-  expect_train(0, arguments, "(killed?); without a checkpoint, it has to begin anew", "no checkpoint yet", NULL);
+  expect_train(0, arguments, "(killed?); there is no checkpoint, so it must start anew", "no checkpoint yet", NULL);
   expect_train(0, run_of(*state, "--set train.steps=1"), NULL);
   write_text(in_run(*state, "run", "run.json"), "{\"state\": \"running\"}");
-  expect_train(0, arguments, "(killed?); --resume goes on from the newest checkpoint", NULL);
+  expect_train(0, arguments, "(killed?); --resume continues from the newest checkpoint", NULL);
 }
 
 /* A run whose figures are lost, and a line that is being written. */

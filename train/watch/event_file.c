@@ -27,7 +27,8 @@ static void fill_crc_table(uint32_t table[256]) {
   }
 }
 
-/* The checksum as TFRecord stores it: rotated, and moved by a constant, so that it is no CRC of its own bytes. */
+/* The checksum as TFRecord stores it: rotated and offset by a constant, so that it is not the CRC of bytes that contain
+ * it. */
 static uint32_t masked_crc(const uint32_t table[256], const uint8_t *data, size_t size) {
   uint32_t crc = 0xffffffffu;
   for (size_t i = 0; i < size; i++) crc = table[(crc ^ data[i]) & 0xff] ^ crc >> 8;

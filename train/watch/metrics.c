@@ -17,7 +17,7 @@ struct hv_metrics {
   hv_event_file *events; /* NULL: none */
 };
 
-/* The step of one line, -1 where it is no line of metrics. */
+/* The step of one line; -1 if it is not a line of metrics. */
 static int64_t line_step(const char *line, size_t length) {
   json_t *object = json_loadb(line, length, 0, NULL);
   const json_t *step = json_object_get(object, "step");

@@ -56,7 +56,7 @@ static void format_flops(const hv_progress *progress, char *out, size_t size) {
 
 static void format_line(const hv_progress *progress, int64_t step, const hv_step_result *result, char line[LINE_SIZE]) {
   char left[32], flops[64], loss[HV_FIGURE_SIZE], diffusion[HV_FIGURE_SIZE], tokens[HV_FIGURE_SIZE];
-  /* The first step, which warms up, tells nothing of those that are left. */
+  /* The first step is a warm-up, from which the time left cannot be estimated. */
   int64_t timed = progress->session_steps > 1 ? progress->timed_steps : 0, total = progress->options.total_steps;
   format_time_left(timed, timed + total - step, progress->training_seconds, left, sizeof left);
   format_flops(progress, flops, sizeof flops);
@@ -68,7 +68,8 @@ static void format_line(const hv_progress *progress, int64_t step, const hv_step
            loss, diffusion, tokens, result->skipped ? "  SKIPPED" : "", hv_progress_rate(progress), left, flops);
 }
 
-/* Shows a line in the place of the last; one that the terminal would wrap could not be taken back, and is cut off. */
+/* Replaces the line shown before. A longer line than the terminal's is cut off, since a wrapped one could not be
+ * erased. */
 static void redraw(hv_progress *progress, double now, const char *line) {
   struct winsize window = {0};
   int width = INT_MAX;

@@ -38,8 +38,8 @@ static hv_status collect(const hv_run_history *history, const char *key, points 
   return HV_OK;
 }
 
-/* Running means over a twentieth of the run, shorter at both ends. Of a long run at as many places as can be seen: at
- * every one they would take time with the square of its steps. */
+/* Running means over a twentieth of the run, shorter at both ends. A long run has them only at as many places as can be
+ * seen: at every step, their cost would grow with the square of the steps. */
 static void smooth(points *p) {
   enum { MOST_PLACES = 500 };
   size_t half = p->count / 40;
@@ -99,7 +99,7 @@ static const char *predictor_title(hv_predictor predictor) {
 
 static hv_status draw_errors(const hv_run_history *history, hv_text *out) {
   static const int colours[] = {2, 3, 1, 0};
-  /* The ensemble often is one of the heads: under both, it shows all the same. */
+  /* The ensemble often equals one of the heads: drawn wide and below them, it is still visible. */
   static const hv_predictor order[] = {HV_PREDICT_MEAN_ACTION, HV_PREDICT_ENSEMBLE, HV_PREDICT_DIFFUSION,
                                        HV_PREDICT_AUTOREGRESSIVE};
   points errors[HV_PREDICTORS] = {0};
@@ -143,7 +143,7 @@ static void add_tile(const char *name, const char *value, const char *note, hv_t
   hv_text_add(out, "<div class=\"tile\"><span>%s</span><b>%s</b><em>%s</em></div>", name, value, note);
 }
 
-/* The way to act that has the smallest held-out error. */
+/* The predictor with the smallest held-out error, except the mean action. */
 static void add_error_tile(const json_t *held_out, hv_text *out) {
   char value[32], note[128];
   int best = -1;
@@ -183,7 +183,7 @@ static void add_tiles(const hv_run_history *history, const json_t *now, hv_text 
   if (isfinite(rate)) add_tile("samples", value, note, out);
   double memory = hv_line_number(now, "memory_bytes");
   snprintf(value, sizeof value, "%.3g GB", 1e-9 * memory);
-  if (isfinite(memory)) add_tile("device memory", value, "of the first rank, at most", out);
+  if (isfinite(memory)) add_tile("device memory", value, "of the first rank, peak", out);
   double end = hv_line_number(history->card, "end"), start = hv_line_number(history->card, "start");
   if (!isfinite(end)) end = hv_line_number(hv_run_history_last(history, "time"), "time");
   hv_format_duration(end - start, value, sizeof value);
@@ -193,7 +193,7 @@ static void add_tiles(const hv_run_history *history, const json_t *now, hv_text 
   hv_text_add(out, "</section>\n");
 }
 
-/* NAN where it is none, as the errors of predictions that are not finite. */
+/* NAN if it is no number, such as the errors of predictions that are not finite. */
 static double number_at(const json_t *list, size_t index) {
   const json_t *value = json_array_get(list, index);
   return json_is_number(value) ? json_number_value(value) : (double)NAN;
@@ -228,7 +228,7 @@ static void add_dimensions(const hv_run_history *history, hv_text *out) {
     hv_text_add(out, "<td>%.4f</td></tr>", hv_line_number(line, key));
   }
   hv_text_add(out, "</tbody></table></div><p class=\"note\">Mean absolute errors in normalised units, where the range "
-                   "of an action is 2. The best of a dimension is set in bold.</p>\n");
+                   "of an action is 2. The best of each dimension is bold.</p>\n");
 }
 
 static void add_skipped(const hv_run_history *history, hv_text *out) {
@@ -368,7 +368,7 @@ static void add_head(const hv_run_history *history, hv_text *out) {
   const char *name = slash && slash[1] ? slash + 1 : history->run;
   const char *message = json_string_value(json_object_get(history->card, "message"));
   char when[64] = "";
-  static const double latest = 1e12; /* seconds since 1970; a calendar has as many */
+  static const double latest = 1e12; /* seconds since 1970; a calendar date goes no further */
   double begun = hv_line_number(history->card, "start");
   time_t start = begun > 0 && begun < latest ? (time_t)begun : 0;
   struct tm calendar;
@@ -379,7 +379,7 @@ static void add_head(const hv_run_history *history, hv_text *out) {
   hv_text_add(out, "</title><style>%s</style></head><body><main>\n<header><h1>", hv_report_style);
   hv_html_escape(name, out);
   hv_text_add(out, "</h1><span class=\"state %s\">%s</span><p>HybridVLA training run%s%s</p>", history->state,
-              history->state, *when ? ", last begun " : "", when);
+              history->state, *when ? ", last started " : "", when);
   if (message) {
     hv_text_add(out, "<p>");
     hv_html_escape(message, out);

@@ -23,7 +23,7 @@ void hv_html_escape(const char *text, hv_text *out) {
   }
 }
 
-/* One direction of the drawing: values, the ticks among them, and where they lie. */
+/* One axis of the drawing: its range of values, the distance of ticks, and its position. */
 typedef struct axis {
   double low, high, tick;
   double from, to; /* where low and high lie */
@@ -43,7 +43,7 @@ static double round_tick(double span) {
   return power * (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10);
 }
 
-/* Of a span that is next to nothing a tick could not be told from 0. */
+/* Widens a range that is nearly empty: its ticks could not be told from 0. */
 static axis make_axis(double low, double high, double from, double to) {
   static const double least = 1e-290;
   if (!(high - low > least)) {
@@ -54,7 +54,7 @@ static axis make_axis(double low, double high, double from, double to) {
   return (axis){.low = low, .high = high, .tick = round_tick(high - low), .from = from, .to = to};
 }
 
-/* The value below which so much of a series lies. */
+/* The value below which the fraction `part` of a series lies. */
 static double quantile(const hv_series *series, double part) {
   double *sorted = malloc(series->count * sizeof *sorted);
   if (!sorted) return series->y[series->count - 1];
@@ -65,7 +65,7 @@ static double quantile(const hv_series *series, double part) {
   return value;
 }
 
-/* Of few values none is a spike. */
+/* With at most so many values, none counts as a spike. */
 enum { FEW_VALUES = 50 };
 
 static double largest(const hv_chart *chart) {
@@ -76,7 +76,7 @@ static double largest(const hv_chart *chart) {
   return high;
 }
 
-/* From 0, or the tick below what is less, to the tick above. */
+/* From 0, or if values are negative from the tick below them, to the tick above the highest. */
 static axis vertical_axis(const hv_chart *chart) {
   double low = INFINITY, high = -INFINITY;
   for (int s = 0; s < chart->count; s++) {
@@ -132,7 +132,7 @@ static void draw_axes(const axis *x, const axis *y, hv_text *out) {
               height - bottom, height - bottom);
 }
 
-/* A curve; where there are more points than can be seen, means of neighbours. */
+/* A curve; if it has more points than can be seen, means of neighbours. */
 static void draw_curve(const hv_series *series, const axis *x, const axis *y, hv_text *out) {
   size_t stride = (series->count + MOST_POINTS - 1) / MOST_POINTS;
   hv_text_add(out, "<path class=\"c%d%s%s%s\" d=\"", series->colour, series->faint ? " faint" : "",

@@ -1,6 +1,6 @@
 #include "train/watch/report_style.h"
 
-/* The colours of curves tell apart for the colour-blind, too (after Okabe and Ito). */
+/* Colour-blind people can tell the curves apart, too (colours after Okabe and Ito). */
 const char hv_report_style[] =
     ":root{color-scheme:light dark;--ground:#f6f6f4;--card:#fff;--ink:#1d1f23;--soft:#6b7079;--line:#e4e4e0;"
     "--c0:#8a8f98;--c1:#0b72b5;--c2:#d55e00;--c3:#00906a;--c4:#b0508f;--c5:#a87900;--c6:#444a54;"

@@ -18,29 +18,29 @@
 struct hv_run_card {
   int file;
   char *run, *path;
-  char *made_directory; /* the topmost that was missing; NULL: none was */
+  char *made_directory; /* the topmost directory that was missing; NULL: none was */
   bool made;            /* the file, by this process */
   json_t *object;       /* NULL until the run begins */
 };
 
-/* Another process holds the lock: says which, as far as it told. */
+/* The error if another process holds the lock; names it if run.json does. */
 static hv_status refuse(const char *run, const char *path) {
   json_t *card = NULL;
   hv_status_free(hv_json_load(path, &card));
   const char *host = json_string_value(json_object_get(card, "host"));
-  char who[256] = "which is just beginning";
+  char who[256] = "which is just starting";
   if (host) {
     snprintf(who, sizeof who, "process %lld on %s", (long long)json_integer_value(json_object_get(card, "pid")), host);
   }
   hv_status status =
-      hv_error(HV_ERR_INPUT, "%s: another run goes on there (%s); wait for its end, stop it, or choose another output",
-               run, who);
+      hv_error(HV_ERR_INPUT,
+               "%s: another run is going on there (%s); wait for its end, stop it, or choose another output", run, who);
   json_decref(card);
   return status;
 }
 
-/* hv_run_card_held has the lock for a moment, too: whoever looks at a run just then keeps none from beginning. errno
- * tells why it cannot be had. */
+/* Tries several times, since hv_run_card_held has the lock for a moment, too: looking at a run must not keep one from
+ * starting. errno tells why it failed. */
 static bool take_lock(int file) {
   enum { TRIES = 20, PAUSE_US = 10000 };
   for (int tries = 1; flock(file, LOCK_EX | LOCK_NB) != 0; tries++) {
@@ -50,7 +50,7 @@ static bool take_lock(int file) {
   return true;
 }
 
-/* The topmost directory that is missing on the way to `path`, which is one itself; *out is NULL where none is. */
+/* The topmost missing one among the directory `path` and those above it; *out is NULL if none is missing. */
 static hv_status find_missing(const char *path, char **out) {
   char *copy = strdup(path);
   *out = NULL;
@@ -79,7 +79,7 @@ static void remove_directories(const char *path, const char *top) {
   free(copy);
 }
 
-/* Opens the file, making it and the directory where they are missing. */
+/* Opens the file, making it and the directory if they are missing. */
 static hv_status open_file(hv_run_card *card) {
   if (!card->made_directory) HV_TRY(find_missing(card->run, &card->made_directory));
   HV_TRY(hv_make_directories(card->run));
@@ -89,7 +89,7 @@ static hv_status open_file(hv_run_card *card) {
   return card->file >= 0 ? HV_OK : hv_error_errno(errno, "cannot open %s", card->path);
 }
 
-/* Where another process has the lock, the file is that one's. */
+/* If another process has the lock, the file is that one's. */
 static hv_status lock_file(hv_run_card *card) {
   if (take_lock(card->file)) return HV_OK;
   if (errno == EWOULDBLOCK) {
@@ -101,7 +101,8 @@ static hv_status lock_file(hv_run_card *card) {
   return HV_OK;
 }
 
-/* A start that is refused removes its file, and may do so after it was opened here and before it could be locked. */
+/* Whether the file was removed after it was opened here and before it was locked: a run that fails to start removes its
+ * file. */
 static bool was_removed(const hv_run_card *card) {
   struct stat own;
   return fstat(card->file, &own) == 0 && own.st_nlink == 0;
@@ -134,7 +135,7 @@ done:
   return status;
 }
 
-/* Leaves nothing of a run that did not begin; while the lock is held, so that no other has begun with it. */
+/* Removes what was made for a run that did not begin, while the lock is held, so that no other run uses it yet. */
 static void remove_made(const hv_run_card *card) {
   hv_status moved = hv_run_card_check(card);
   if (card->made && !moved) (void)unlink(card->path);
@@ -153,13 +154,13 @@ void hv_run_card_close(hv_run_card *card) {
   free(card);
 }
 
-/* Disk blocks for that many bytes, the length of the file left as it is; not every file system can. */
+/* Allocates disk blocks for that many bytes without changing the file's length; true also if the file system cannot. */
 static bool take_room(int file, size_t bytes) {
   return fallocate(file, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) == 0 || errno == EOPNOTSUPP || errno == ENOSYS;
 }
 
-/* In place: a file renamed over this one would not carry the lock. What it said is cut off last and room is taken
- * first, so that a disk without any leaves the file as it was. */
+/* Writes in place, since a file renamed over this one would not carry the lock. Takes room first and truncates last, so
+ * that a full disk leaves the file as it was. */
 static hv_status write_card(const hv_run_card *card) {
   hv_text text = {0};
   hv_status status = hv_json_format(card->object, &text);
@@ -245,7 +246,7 @@ hv_status hv_run_card_end(hv_run_card *card, const char *state, const char *mess
   return write_card(card);
 }
 
-/* Some network file systems number a file anew when it was written: then what it holds tells. */
+/* Compares contents: some network file systems give a file a new inode number when it is written. */
 static bool holds_the_same(int own, const char *path) {
   char here[4096], there[4096];
   int file = open(path, O_RDONLY | O_CLOEXEC);
@@ -264,7 +265,7 @@ hv_status hv_run_card_check(const hv_run_card *card) {
   struct stat own, found;
   if (!card || fstat(card->file, &own) != 0) return HV_OK;
   bool there = stat(card->path, &found) == 0;
-  /* A disk that does not answer says nothing of where the directory is; whatever is written there fails by itself. */
+  /* If the disk does not answer, it is not known where the directory is; writing there will fail by itself. */
   if (!there && errno != ENOENT && errno != ENOTDIR) return HV_OK;
   if (there && found.st_dev == own.st_dev && found.st_ino == own.st_ino) return HV_OK;
   if (there && holds_the_same(card->file, card->path)) return HV_OK;

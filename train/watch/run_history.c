@@ -12,7 +12,7 @@
 #include "train/checkpoint/checkpoint_files.h"
 #include "train/watch/run_card.h"
 
-/* Reads RUN/name with `load`, where it is there: a path that cannot be followed is not taken for one without the file.
+/* Reads RUN/name with `load` if it exists. A path that cannot be followed is an error, not a missing file.
  */
 static hv_status read_part(const char *run, const char *name, hv_status (*load)(const char *, json_t **),
                            json_t **out) {
@@ -25,7 +25,7 @@ static hv_status read_part(const char *run, const char *name, hv_status (*load)(
   return status;
 }
 
-/* run.json is written in place: one that does not parse may be being written, and is no error. */
+/* run.json is written in place, so one that does not parse may be half written: not an error. */
 static void read_card(hv_run_history *history) {
   hv_status status = read_part(history->run, "run.json", hv_json_load, &history->card);
   if (status) hv_text_add(&history->doubt, "%s", hv_status_message(status));
@@ -43,7 +43,7 @@ static const char *find_state(hv_run_history *history) {
     if (strcmp(said, ends[i]) == 0) return ends[i];
   }
   if (!unknown) return "dead";
-  hv_text_add(&history->doubt, "run.json cannot be locked (%s), by which a run that goes on is told from a dead one",
+  hv_text_add(&history->doubt, "run.json cannot be locked (%s), so it is not known whether the run goes on or is dead",
               strerror(unknown));
   return "unknown";
 }

@@ -11,16 +11,16 @@
 /* All owned. */
 typedef struct hv_run_history {
   char *run;          /* the directory */
-  json_t *card;       /* run.json; an empty object where there is none */
-  json_t *config;     /* config.yaml; an empty object where there is none */
+  json_t *card;       /* run.json; an empty object if there is none */
+  json_t *config;     /* config.yaml; an empty object if there is none */
   json_t *lines;      /* of metrics.jsonl: an array of its objects, in order */
-  const char *state;  /* "running", "finished", "stopped", "failed", "dead" (it ended without a word), "unknown" */
+  const char *state;  /* "running", "finished", "stopped", "failed", "dead" (it ended without saying why), "unknown" */
   hv_text doubt;      /* why the state is unknown */
-  int64_t checkpoint; /* step of the newest whole checkpoint, -1: none */
+  int64_t checkpoint; /* step of the newest complete checkpoint; -1: none */
   hv_text damaged;    /* newer checkpoints that are incomplete, one a line */
 } hv_run_history;
 
-/* HV_ERR_INPUT where the directory holds nothing of a run. */
+/* HV_ERR_INPUT if the directory holds nothing of a run. */
 HV_NODISCARD hv_status hv_run_history_read(const char *run, hv_run_history *out);
 void hv_run_history_free(hv_run_history *history); /* leaves it empty */
 

@@ -27,7 +27,8 @@ void hv_format_duration(double seconds, char *out, size_t size) {
   }
 }
 
-/* Newest and lowest value of a key over all lines, null where it is not finite; NULL where it never was. */
+/* The newest value of a key, null if it is not finite, and the lowest over all lines; NULL if no line has a finite one.
+ */
 static json_t *last_and_best(const hv_run_history *history, const char *key) {
   double last = hv_line_number(hv_run_history_last(history, key), key), best = (double)NAN;
   json_int_t best_step = 0;
@@ -58,7 +59,8 @@ static json_t *held_out(const hv_run_history *history) {
   return object;
 }
 
-/* A clock that is behind the run's, another machine's or one that was put back, sees figures of the future. */
+/* At least 0: figures seem to be from the future if this clock is behind that of the run, on another machine or put
+ * back. */
 static json_t *seconds_since(const json_t *line) {
   double since = hv_wall_seconds() - hv_line_number(line, "time");
   return hv_json_number(since < 0 ? 0 : since);
@@ -93,7 +95,7 @@ hv_status hv_run_status_make(const hv_run_history *history, json_t **out) {
   return HV_OK;
 }
 
-/* A curve in one line of text: the means of so many equal parts of the run, as bars. */
+/* A curve in one line of text: the run is cut into equal parts, and the mean of each is a bar. */
 static void add_sparkline(const hv_run_history *history, const char *key, hv_text *out) {
   static const char *const bars[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
   enum { BARS = sizeof bars / sizeof bars[0], WIDTH = 40 };
@@ -121,7 +123,7 @@ static void add_sparkline(const hv_run_history *history, const char *key, hv_tex
   }
 }
 
-/* A loss that is null came out as no number, but for a line without a step's figures (validation.at_start). */
+/* A loss that is null was not finite, except in a line without a step's figures (validation.at_start). */
 static void add_losses(const hv_run_history *history, const json_t *status, hv_text *out) {
   static const char *const names[][2] = {{"loss", "loss"}, {"loss_diffusion", "diffusion"}, {"loss_ce", "tokens"}};
   char figure[HV_FIGURE_SIZE];
@@ -135,7 +137,7 @@ static void add_losses(const hv_run_history *history, const json_t *status, hv_t
   }
 }
 
-/* "best 0.4476 at 12", where there is one. */
+/* "best 0.4476 at 12", if there is one. */
 static void add_best(const json_t *value, hv_text *out) {
   char figure[HV_FIGURE_SIZE];
   double best = hv_line_number(value, "best");
@@ -178,9 +180,9 @@ static void add_state(const hv_run_history *history, const json_t *status, hv_te
   const char *message = json_string_value(json_object_get(status, "message"));
   if (message) hv_text_add(out, "  %s\n", message);
   if (strcmp(history->state, "dead") == 0) {
-    hv_text_add(out, "  it ended without a word (killed?); %s\n",
-                history->checkpoint >= 0 ? "--resume goes on from the newest checkpoint"
-                                         : "without a checkpoint, it has to begin anew");
+    hv_text_add(out, "  it ended without saying why (killed?); %s\n",
+                history->checkpoint >= 0 ? "--resume continues from the newest checkpoint"
+                                         : "there is no checkpoint, so it must start anew");
   }
 }
 

@@ -25,7 +25,7 @@ void hv_run_watch_close(hv_run_watch *watch) {
   *watch = (hv_run_watch){0};
 }
 
-/* Finds out where a skipped step went wrong, and tells. */
+/* Finds out where a skipped step went wrong, and logs it. */
 static hv_status examine(hv_run_watch *watch, hv_skip_reason reason) {
   hv_suspect suspects[HV_MAX_SUSPECTS];
   hv_text text = {0};
@@ -55,16 +55,17 @@ static void tell_held_out(hv_run_watch *watch, const hv_validation *held_out) {
   hv_text_free(&text);
   if (held_out->not_finite == 0) return;
   hv_log_warning("step %lld: %lld of %lld held-out predictions are not finite; hvla-infer would refuse them, and their "
-                 "errors are no numbers",
+                 "errors are NaN",
                  (long long)watch->trainer->step, (long long)held_out->not_finite, (long long)held_out->frames);
 }
 
 static void tell_straggler(hv_run_watch *watch, const hv_pace *pace) {
   if (!hv_pace_alarm_ring(&watch->alarm, pace)) return;
   hv_progress_clear(&watch->progress);
-  hv_log_warning("rank %d holds up the others: %.3f s a step, %.1f times the median rank, for its %s", pace->slowest,
-                 pace->own_max, pace->own_max / pace->median,
-                 pace->slow_data ? "data (more data.threads, or a faster disk)" : "computing");
+  hv_log_warning("rank %d holds up the others: %.3f s a step, %.1f times the median rank's, because of %s",
+                 pace->slowest, pace->own_max, pace->own_max / pace->median,
+                 pace->slow_data ? "waiting for data (increase data.threads, or use a faster disk)"
+                                 : "slow computation");
 }
 
 /* Whether a step's figures go into the metrics; the same on all ranks. */
@@ -73,7 +74,7 @@ static bool is_due(const hv_run_watch *watch, const hv_step_result *result, cons
   return held_out || result->skipped || step == watch->total_steps || step % watch->config->log_interval == 0;
 }
 
-/* What the leader does; `pace` is NULL before the first step. */
+/* Writes and logs the figures, on the leader; `pace` is NULL before the first step. */
 static hv_status write_figures(hv_run_watch *watch, const hv_step_result *result, double learning_rate,
                                const hv_pace *pace, const hv_validation *held_out) {
   int64_t frames = hv_demonstrations_frames(watch->data->train);
@@ -108,14 +109,14 @@ hv_status hv_run_watch_report(hv_run_watch *watch, const hv_step_result *result,
   return hv_comm_agree(comm, "writing the figures", status);
 }
 
-/* No learning rate is to blame while none has changed anything. */
+/* While no step has changed anything, the learning rate cannot be the cause. */
 static const char *advice(const hv_run_watch *watch) {
   if (hv_optimizer_updates(watch->trainer->optimizer) > 0) return "a lower optimizer.learning_rate may help";
-  return "no step of the run has changed anything yet, so that it is not the learning rate: look at the frames named "
-         "above, at what the run starts from (init_from), or for the first value that is not finite, with --debug-nan";
+  return "no step of the run has changed anything yet, so the learning rate is not the cause: check the frames named "
+         "above and the initial model (init_from), or find the first value that is not finite with --debug-nan";
 }
 
-/* A step skipped now and then does no harm; one after the other means that the run is lost. */
+/* A step skipped now and then does no harm; many in a row mean that the run is lost. */
 static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result, double learning_rate) {
   json_decref(watch->suspects);
   watch->suspects = NULL;
@@ -126,8 +127,8 @@ static hv_status check_skipped(hv_run_watch *watch, const hv_step_result *result
   HV_TRY(hv_run_watch_report(watch, result, learning_rate, NULL));
   hv_status lost =
       hv_error(HV_ERR_INPUT,
-               "%lld steps in a row, up to step %lld, changed nothing (watch.max_skipped): their gradients were not "
-               "finite, or spikes; %s; checkpoints that were due meanwhile have not been written",
+               "%lld steps in a row, up to step %lld, were skipped (watch.max_skipped), because gradients were not "
+               "finite or because of spikes; %s; checkpoints that were due meanwhile have not been written",
                (long long)in_row, (long long)watch->trainer->step, advice(watch));
   return hv_comm_agree(watch->trainer->comm, "training", lost);
 }

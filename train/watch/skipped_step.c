@@ -6,11 +6,12 @@
 
 #include "train/watch/rank_figures.h"
 
-/* What each rank tells of its worst micro-batch. */
+/* What each rank sends about its worst micro-batch. */
 enum { PART, FINITE, LOSS, FIGURES };
 
-/* The first micro-batch of this rank whose loss is not finite, else the one with the largest. Losses are shares of the
- * mean over the whole batch; all micro-batches are of one size. */
+/* The first micro-batch of this rank whose loss is not finite, else the one with the largest. trainer->losses are
+ * contributions to the mean over the whole batch, so they are scaled to means over a micro-batch; all have the same
+ * size. */
 static void find_own(const hv_trainer *trainer, int32_t ranks, double out[FIGURES]) {
   for (int32_t part = 0; part < trainer->parts; part++) {
     double loss =
