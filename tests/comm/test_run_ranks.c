@@ -247,21 +247,21 @@ static bool contradicts_itself(const char *text) {
   const char *word = strstr(text, "the checkpoint of step ");
   return word &&
          sscanf(word,
-                "the checkpoint of step %lld was still being written and is given up; the checkpoint of step "
+                "the checkpoint of step %lld was still being written and is lost; the checkpoint of step "
                 "%lld is",
                 &lost, &newest) == 2 &&
          lost == newest;
 }
 
-/* The other rank names it, tells what there is to go on from, and ends within a minute, and so does mpirun; also where
- * mpirun crashes over the loss (with SIGSEGV, as some versions do now and then). */
+/* The other rank names it, tells which checkpoint there is to resume from, and ends within a minute, and so does
+ * mpirun; also where mpirun crashes over the loss (with SIGSEGV, as some versions do now and then). */
 static void expect_a_clear_end(victim *run) {
   char named[64];
   run->code = wait_for_all(run->mpirun, run->other, run->start, &run->seconds);
   snprintf(named, sizeof named, "(process %d on ", (int)run->killed);
   char *text = read_file(run->log);
   bool clear = strstr(text, named) && strstr(text, "has died") && strstr(text, "cannot end on rank") &&
-               strstr(text, "to go on from") && !contradicts_itself(text);
+               strstr(text, "to resume from") && !contradicts_itself(text);
   if (run->code == 0 || !clear) fail_msg("two ranks, one killed, ended with %d:\n%s", run->code, text);
   free(text);
 }
@@ -376,7 +376,7 @@ static void ranks_end_early_together(void **state) {
 
 /* What is to be said of the model that a run starts from is said once, not by every rank. */
 static void one_rank_tells_of_the_start(void **state) {
-  static const char said[] = "has learnt otherwise";
+  static const char said[] = "was trained with other values of these keys";
   char rest[512], *output;
   run_alone(*state, "first", 1, "");
   snprintf(rest, sizeof rest,

@@ -68,13 +68,13 @@ static void all_wait_for_the_one_that_reads_slowly(void **state) {
 /* They would train apart. */
 static void what_is_not_one_run_is_refused(void **state) {
   static const char *const cases[][2] = {
-      {"optimizer.learning_rate=1e-3", "`optimizer` is not the same on rank 1 and on rank 0"},
-      {"data.files=[" DEMONSTRATIONS ", " DEMONSTRATIONS "]", "rank 1 finds other demonstrations than rank 0"}};
+      {"optimizer.learning_rate=1e-3", "`optimizer` differs between rank 1 and rank 0"},
+      {"data.files=[" DEMONSTRATIONS ", " DEMONSTRATIONS "]", "rank 1 reads different demonstrations than rank 0"}};
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     end_two(2, *state, "run", "", "", cases[i][0], cases[i][1]);
     assert_false(hv_file_exists(in_run(*state, "run", "config.yaml")));
   }
-  end_two(2, *state, "run", "", "RESUME=yes", "", "`--resume` is not the same on rank 1 and on rank 0");
+  end_two(2, *state, "run", "", "RESUME=yes", "", "`--resume` differs between rank 1 and rank 0");
   expect_ranks(2, 2, two_of(*state, "run", "", "", "device=emu"), "1 of the ranks would connect by NCCL and 1 by MPI",
                "parallel.transport");
   static const char over_mpi[] = "--device emu --set dtype=fp32 --set parallel.transport=mpi";
@@ -90,7 +90,7 @@ static void another_model_to_start_from_is_refused(void **state) {
   run_two(folder, "other", "--set seed=1", "", "");
   snprintf(start, sizeof start, "--set 'init_from=%s/first/model'", folder);
   snprintf(own, sizeof own, "init_from=%s/other/model", folder);
-  end_two(2, folder, "run", start, "", own, "rank 1 finds another model to start from than rank 0");
+  end_two(2, folder, "run", start, "", own, "rank 1 starts from a different model than rank 0");
   assert_false(hv_file_exists(in_folder(folder, "run")));
   must_shell("rm -r '%s/other/model' && cp -r '%s/first/model' '%s/other/model'", folder, folder, folder);
   run_two(folder, "run", start, "", own);

@@ -123,7 +123,8 @@ static void writes_the_same_while_training_waits(void **state) {
     char rest[256], *beside, *waiting;
     snprintf(rest, sizeof rest, "--set train.steps=3 --set checkpoint.interval=1 %s", kinds[k]);
     assert_int_equal(run_train("", run_arguments(*state, "beside", rest), &beside), 0);
-    const char *told = strstr(beside, "s for the checkpoint of step 1: they are due faster than the disk takes them");
+    const char *told =
+        strstr(beside, "s for the checkpoint of step 1: checkpoints are due faster than they can be written");
     if (!told || strstr(told + 1, "s for the checkpoint of step")) fail_msg("of waiting is not told once:\n%s", beside);
     snprintf(rest, sizeof rest, "--set train.steps=3 --set checkpoint.interval=1 --set checkpoint.async=false %s",
              kinds[k]);
@@ -179,7 +180,7 @@ static void the_first_checkpoint_brings_a_model(void **state) {
       same_bytes(in_run(folder, "run", "model/model.safetensors"), in_run(folder, "copy", "model.safetensors")));
   assert_ok(hv_remove_tree(in_run(folder, "run", "model")));
   snprintf(rest, sizeof rest, "model --run '%s/run' --step 2 --out '%s/other'", folder, folder);
-  expect_train(2, rest, "run/model", "is not there", "--resume", NULL);
+  expect_train(2, rest, "run/model is missing", "--resume", NULL);
 }
 
 /* The model of an earlier checkpoint is what a run that ended there has; damage and a target that is there are refused.
@@ -270,8 +271,8 @@ static void a_run_without_a_whole_checkpoint_is_not_begun_anew(void **state) {
   assert_int_equal(json_integer_value(json_object_get(last, "step")), 6);
   json_decref(last);
   assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints")));
-  expect_train(2, run_arguments(*state, "run", "--resume"), "holds a model and no checkpoint", NULL);
-  expect_train(2, run_arguments(*state, "run", ""), "holds a model and no checkpoint", NULL);
+  expect_train(2, run_arguments(*state, "run", "--resume"), "holds a model but no checkpoint", NULL);
+  expect_train(2, run_arguments(*state, "run", ""), "holds a model but no checkpoint", NULL);
   assert_true(same_bytes(in_run(*state, "run", model), in_run(*state, "same", model)));
   assert_ok(hv_remove_tree(in_run(*state, "run", "model")));
   expect_train(0, run_arguments(*state, "run", "--resume"), "starting anew", NULL);
@@ -394,7 +395,7 @@ static void a_checkpoint_that_cannot_be_removed_ends_no_run(void **state) {
     skip();
     return;
   }
-  if (code != 0 || !strstr(text, "an older checkpoint stays where it is")) fail_msg("%d:\n%s", code, text);
+  if (code != 0 || !strstr(text, "cannot remove an older checkpoint")) fail_msg("%d:\n%s", code, text);
   free(text);
   expect_checkpoints(*state, "run", "step-3 step-6 ");
   expect_train(0, run_arguments(*state, "run", "--resume --set train.steps=7 --set checkpoint.keep=1"), NULL);

@@ -201,7 +201,7 @@ static void the_same_demonstrations_keep_their_key(void **state) {
 
 /* No tensor shows them, and what was learnt with the old values is not what is computed with the new ones. */
 static void changes_without_a_shape_are_told(void **state) {
-  static const char said[] = "has learnt otherwise";
+  static const char said[] = "was trained with other values of these keys";
   char *output;
   expect_train(0, first_run(*state, "--set train.steps=1"), NULL);
   assert_int_equal(run_train("", second_run(*state, ""), &output), 0);

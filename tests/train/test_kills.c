@@ -25,7 +25,7 @@ static int resumed_step(const char *log) {
   int step = -1;
   if (!hv_file_exists(log)) return -1;
   char *text = read_file(log);
-  if (strstr(text, "passed over")) fail_msg("a kill left a checkpoint that is damaged:\n%s", text);
+  if (strstr(text, "skipped damaged checkpoints")) fail_msg("a kill left a checkpoint that is damaged:\n%s", text);
   const char *resumed = strstr(text, "resumed from");
   if (resumed) {
     const char *number = strstr(resumed, "/step-");

@@ -125,7 +125,7 @@ static void a_cosine_of_one_step_is_told(void **state) {
     snprintf(name, sizeof name, "run-%zu", i);
     snprintf(rest, sizeof rest, "--set optimizer.schedule=cosine %s", cases[i].settings);
     assert_int_equal(run_train("", run_arguments(*state, name, rest), &output), 0);
-    const char *warning = strstr(output, "a cosine of one step is at its end");
+    const char *warning = strstr(output, "its learning rate is that at the cosine's end");
     if (!warning != !cases[i].warns) fail_msg("%s: %s", cases[i].settings, output);
     free(output);
   }
@@ -209,11 +209,11 @@ static void a_place_that_takes_no_model_is_told_at_the_start(void **state) {
   for (int n = 0; n < 2; n++) {
     const char *path = in_run(*state, "run", names[n]);
     write_text(path, "mine");
-    expect_train(2, run_arguments(*state, "run", "--set data.valid_split=valid"), names[n], "is no directory", NULL);
+    expect_train(2, run_arguments(*state, "run", "--set data.valid_split=valid"), names[n], "is not a directory", NULL);
     assert_int_equal(unlink(path), 0);
     assert_int_equal(symlink("nowhere", path), 0);
-    expect_train(2, run_arguments(*state, "run", "--set data.valid_split=valid --resume"), names[n], "is no directory",
-                 NULL);
+    expect_train(2, run_arguments(*state, "run", "--set data.valid_split=valid --resume"), names[n],
+                 "is not a directory", NULL);
     assert_int_equal(unlink(path), 0);
   }
   assert_false(hv_file_exists(in_run(*state, "run", "metrics.jsonl")));
@@ -285,12 +285,12 @@ static void resumes_only_what_fits(void **state) {
 /* What the directory tells stays that of the run as it was. */
 static void does_not_go_back(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
-  expect_train(0, run_arguments(*state, "run", "--set train.steps=3 --resume"), "step 3, its last, already",
+  expect_train(0, run_arguments(*state, "run", "--set train.steps=3 --resume"), "is already at step 3, its last",
                "nothing to train", "done", NULL);
   expect_train(0, run_arguments(*state, "run", "--set train.steps=0 --set train.epochs=0.01 --resume"),
                "nothing to train", NULL);
   char *config = read_file(in_run(*state, "run", "config.yaml")), *card = read_file(in_run(*state, "run", "run.json"));
-  expect_train(2, run_arguments(*state, "run", "--set train.steps=2 --resume"), "has come to step 3 already",
+  expect_train(2, run_arguments(*state, "run", "--set train.steps=2 --resume"), "is already at step 3",
                "train.steps is 2", NULL);
   char *later = read_file(in_run(*state, "run", "config.yaml"));
   assert_string_equal(config, later);
@@ -464,7 +464,7 @@ static void warns_of_a_gripper_that_prediction_cannot_give(void **state) {
   char *output;
   assert_int_equal(
       run_train("", run_arguments(*state, "named", "--set train.steps=1 --set 'data.gripper_dims=[6]'"), &output), 0);
-  assert_non_null(strstr(output, "data.gripper_dims names dimension 6, whose values go from -1 to 1"));
+  assert_non_null(strstr(output, "data.gripper_dims names dimension 6, whose values range from -1 to 1"));
   free(output);
   assert_int_equal(run_train("", run_arguments(*state, "scaled", "--set train.steps=1"), &output), 0);
   assert_null(strstr(output, "data.gripper_dims"));

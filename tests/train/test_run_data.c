@@ -222,17 +222,17 @@ static void ranks_must_have_the_same_demonstrations(void **state) {
   assert_ok(agree(*state, 0, DEMONSTRATIONS, "data.threads=1"));
   copy_demonstrations(copy, NULL);
   assert_ok(agree(*state, 1, copy, "data.threads=2"));
-  assert_error(agree(*state, 1, copy, "data.instruction=lift"), "`data` is not the same on rank 1 and on rank 0");
+  assert_error(agree(*state, 1, copy, "data.instruction=lift"), "`data` differs between rank 1 and rank 0");
   for (size_t i = 0; i < sizeof changed / sizeof changed[0]; i++) {
     copy_demonstrations(copy, changed[i]);
-    assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 finds other demonstrations than rank 0",
+    assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 reads different demonstrations than rank 0",
                  "10 episodes with 435 frames");
   }
   copy_with_instruction(copy, "raise the cube");
   assert_ok(agree(*state, 0, copy, "data.threads=1"));
   assert_ok(agree(*state, 1, copy, "data.threads=1"));
   copy_with_instruction(copy, "touch the cube");
-  assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 finds other demonstrations than rank 0");
+  assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 reads different demonstrations than rank 0");
 }
 
 /* One file name, and other numbers in it: what was learnt was scaled by the old ones. */

@@ -46,13 +46,13 @@ static void a_refused_start_changes_nothing(void **state) {
   assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints")));
   char *before = read_file(in_run(*state, "run", "metrics.jsonl"));
   char *card = read_file(in_run(*state, "run", "run.json"));
-  expect_train(2, run_arguments(*state, "run", ""), "holds a model and no checkpoint", NULL);
+  expect_train(2, run_arguments(*state, "run", ""), "holds a model but no checkpoint", NULL);
   char *after = read_file(in_run(*state, "run", "metrics.jsonl"));
   char *later = read_file(in_run(*state, "run", "run.json"));
   assert_string_equal(before, after);
   assert_string_equal(card, later);
   assert_int_equal(unlink(in_run(*state, "run", "run.json")), 0);
-  expect_train(2, run_arguments(*state, "run", ""), "holds a model and no checkpoint", NULL);
+  expect_train(2, run_arguments(*state, "run", ""), "holds a model but no checkpoint", NULL);
   assert_false(hv_file_exists(in_run(*state, "run", "run.json")));
   assert_ok(hv_remove_tree(in_run(*state, "run", "model")));
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);

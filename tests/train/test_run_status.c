@@ -89,7 +89,7 @@ static void knows_the_living_from_the_dead(void **state) {
   assert_int_equal(wait_for_exit(process), 75);
   json_t *stopped = status_of(*state);
   assert_string_equal(json_string_value(json_object_get(stopped, "state")), "stopped");
-  assert_string_equal(json_string_value(json_object_get(stopped, "message")), "stopped by SIGTERM; --resume goes on");
+  assert_string_equal(json_string_value(json_object_get(stopped, "message")), "stopped by SIGTERM; --resume continues");
   json_decref(stopped);
 
   snprintf(log, sizeof log, "%s/second-log", (const char *)*state);

@@ -21,7 +21,7 @@ bool hv_best_resume(hv_best *best, const hv_best *found) {
 
 bool hv_best_take(hv_best *best, int64_t step, double figure) {
   if (!isfinite(figure) || (best->step >= 0 && figure >= best->figure)) {
-    best->since += step > 0; /* before the first step there is nothing that could have become better */
+    best->since += step > 0; /* the validation before the first step does not count */
     return false;
   }
   best->step = step;

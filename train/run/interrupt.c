@@ -16,7 +16,7 @@ struct hv_interrupt {
   atomic_bool requested, silent;
 };
 
-/* Where several came, to several ranks, the run ends by the foremost. */
+/* If several ranks got different signals, the first of them in this list counts. */
 static const struct {
   int number;
   const char *name;
@@ -37,7 +37,7 @@ static void *wait_for_signals(void *argument) {
     if (atomic_load(&interrupt->received) == 0) {
       atomic_store(&interrupt->received, number);
       if (atomic_load(&interrupt->silent)) continue;
-      hv_log_info("%s%s: finishing the step or the measurement, then writing a checkpoint",
+      hv_log_info("%s%s: finishing the step or the validation, then writing a checkpoint",
                   isatty(STDERR_FILENO) ? "\n" : "", /* below the progress line of a terminal */
                   hv_interrupt_name(number));
     }
@@ -45,7 +45,7 @@ static void *wait_for_signals(void *argument) {
   return NULL;
 }
 
-/* nohup has it ignored, and a run goes on then. */
+/* Under nohup SIGHUP is ignored, and the run must continue. */
 static bool is_ignored(int number) {
   struct sigaction action;
   return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;

@@ -35,27 +35,27 @@ typedef struct run {
   const hv_train_config *config;
   const hv_run_options *options;
   hv_comm *comm;
-  bool leader; /* the rank that writes and tells */
+  bool leader; /* this rank writes and logs */
   hv_model_config model;
-  hv_model_directory directory; /* of init_from: its values, and what it holds beside them */
+  hv_model_directory directory; /* of init_from; closed without it */
   hv_run_data data;
   hv_trainer *trainer;
   hv_loader *loader;
   hv_loader_source source;
   hv_run_card *card; /* of the leader */
-  bool began;        /* what the directory tells is of this run */
+  bool began;        /* the files in the directory are this run's */
   hv_run_watch watch;
   hv_learning_rate learning_rate;
   hv_run_files *files;
   hv_best best;
-  bool owed; /* a checkpoint that was due after a step that changed nothing */
+  bool owed; /* a checkpoint was due after a skipped step, and was put off */
   int64_t total_steps;
-  double device_flops; /* a second at best, of the leader's device */
-  hv_text why;         /* of the leader: why it ended before its last step; empty where it did not */
+  double device_flops; /* best rate of the leader's device, operations a second */
+  hv_text why;         /* of the leader: why the run ended before its last step; empty if it did not */
 } run;
 
-/* In all. Batches may have been of another size up to the position, and the last of so many epochs goes beyond them.
- * 2.2 epochs of 435 frames are 957 samples, not a rounding error and a batch more. */
+/* Steps of the whole run. Batches may have had another size up to the position, and the last one may go beyond the last
+ * epoch. `exactly` keeps a rounding error from adding a batch: 2.2 epochs of 435 frames are 957 samples. */
 static int64_t count_steps(const hv_train_config *config, int64_t frames, const hv_run_position *position) {
   static const double exactly = 1 - 1e-12;
   double batch = (double)config->train.batch_size,
@@ -66,18 +66,17 @@ static int64_t count_steps(const hv_train_config *config, int64_t frames, const 
   return (int64_t)fmax(steps, least);
 }
 
-/* A run that has come further than it is to go is not called done. */
+/* A run that is already beyond its last step is an error, not finished. */
 static hv_status check_steps(const run *self) {
   int64_t step = self->trainer->step;
   if (step > self->total_steps) {
     return hv_error(HV_ERR_INPUT,
-                    "%s has come to step %" PRId64 " already, and train.steps is %" PRId64
-                    ": a run does not go back; give it more steps, or choose another output",
+                    "%s is already at step %" PRId64 ", and train.steps is %" PRId64
+                    ": a run cannot go back; increase train.steps, or choose another output",
                     self->config->output, step, self->total_steps);
   }
   if (step > 0 && step == self->total_steps) {
-    hv_log_info("%s has come to step %" PRId64 ", its last, already: there is nothing to train", self->config->output,
-                step);
+    hv_log_info("%s is already at step %" PRId64 ", its last: there is nothing to train", self->config->output, step);
   }
   return HV_OK;
 }
@@ -93,7 +92,7 @@ static hv_status open_trainer(run *self, hv_device *device) {
   return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
 }
 
-/* Values from init_from, with a word on whatever is not simply taken over. */
+/* Reads parameters from init_from, and logs what is not simply copied. */
 static hv_status start_from_directory(run *self) {
   const hv_train_config *config = self->config;
   hv_text report = {0}, unexpected = {0};
@@ -106,7 +105,7 @@ static hv_status start_from_directory(run *self) {
   }
   if (!status && report.length > 0) hv_log_info("started from %s:\n%s", config->init_from, hv_text_string(&report));
   if (!status && unexpected.length > 0 && self->leader) {
-    hv_log_warning("%s holds tensors that this model does not know:\n%s", config->init_from,
+    hv_log_warning("%s holds tensors that are not parameters of this model:\n%s", config->init_from,
                    hv_text_string(&unexpected));
   }
   hv_text_free(&report);
@@ -114,7 +113,7 @@ static hv_status start_from_directory(run *self) {
   return status;
 }
 
-/* Values of a run that begins. */
+/* Sets the initial parameters of a new run. */
 static hv_status initialize(run *self) {
   hv_trainer *trainer = self->trainer;
   HV_TRY(self->config->init_from ? start_from_directory(self) : hv_trainer_initialize(trainer, NULL, NULL));
@@ -138,7 +137,8 @@ done:
   return status;
 }
 
-/* What would fail at the first checkpoint only, after many steps: what lies there, if anything, must be a directory. */
+/* Checks what would otherwise fail at the first checkpoint, after many steps: if the name exists, it must be a
+ * directory. */
 static hv_status check_place(const char *output, const char *name) {
   char *path = hv_path_join(output, name);
   struct stat link, target;
@@ -146,14 +146,14 @@ static hv_status check_place(const char *output, const char *name) {
   bool wrong = lstat(path, &link) == 0 && (stat(path, &target) != 0 || !S_ISDIR(target.st_mode));
   hv_status status = HV_OK;
   if (wrong) {
-    status =
-        hv_error(HV_ERR_INPUT, "%s is no directory, and the run's %s is to be written there; move it away", path, name);
+    status = hv_error(HV_ERR_INPUT, "%s is not a directory, but the run writes its %s there; move it away", path, name);
   }
   free(path);
   return status;
 }
 
-/* No other run begins in this directory from here on, and one that is not resumed finds no checkpoints. */
+/* Locks the directory, so that no other run begins in it, and checks that a run without --resume finds no checkpoints.
+ */
 static hv_status take_directory(run *self) {
   int64_t *steps;
   size_t count;
@@ -166,12 +166,12 @@ static hv_status take_directory(run *self) {
   free(steps);
   if (count == 0) return HV_OK;
   return hv_error(HV_ERR_INPUT,
-                  "%s already holds checkpoints of a run; add --resume to go on with it, or choose another output",
+                  "%s already holds checkpoints of a run; add --resume to continue it, or choose another output",
                   self->config->output);
 }
 
-/* A run is not begun over what another has come to: where none of its checkpoints can be read, or where they are gone
- * and the model is left, which may be the very one that this run is to start from. */
+/* A run must not begin on top of another's results: checkpoints of which none can be used, or a model whose checkpoints
+ * are gone, which may be the very one in init_from. */
 static hv_status check_fresh(const run *self) {
   const char *output = self->config->output;
   int64_t *steps;
@@ -179,33 +179,33 @@ static hv_status check_fresh(const run *self) {
   HV_TRY(hv_checkpoint_steps(output, &steps, &count));
   free(steps);
   if (count > 0) {
-    return hv_error(HV_ERR_INPUT,
-                    "%s: none of its checkpoints can be resumed from; to begin anew there, move %s/checkpoints and "
-                    "%s/model away",
-                    output, output, output);
+    return hv_error(
+        HV_ERR_INPUT,
+        "%s: none of its checkpoints can be resumed from; to start anew there, move %s/checkpoints and %s/model away",
+        output, output, output);
   }
   char *model = hv_path_join(output, "model");
   if (!model) return hv_error_memory("a path");
-  bool empty = true; /* as the top of a disk is that the model is to lie on */
+  bool empty = true; /* an empty directory is allowed, such as the mount point of a disk */
   hv_status status = hv_file_exists(model) ? hv_directory_is_empty(model, &empty) : HV_OK;
   free(model);
   if (status || empty) return status;
   return hv_error(HV_ERR_INPUT,
-                  "%s holds a model and no checkpoint: a run that begins there would replace it; move %s/model away, "
-                  "or choose another output",
+                  "%s holds a model but no checkpoint, and a new run there would replace the model; move %s/model "
+                  "away, or choose another output",
                   output, output);
 }
 
-/* The step of the newest whole checkpoint, -1: there is none. */
+/* The step of the newest undamaged checkpoint; -1: there is none. */
 static hv_status find_checkpoint(run *self, int64_t *step) {
   hv_text damaged = {0};
   hv_status status = hv_checkpoint_find(self->config->output, self->comm, step, &damaged);
-  if (damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
+  if (damaged.length > 0) hv_log_warning("skipped damaged checkpoints:\n%s", hv_text_string(&damaged));
   hv_text_free(&damaged);
   return status;
 }
 
-/* The step that the run goes on from, -1 where it begins. */
+/* The step that the run continues from; -1: it starts anew. */
 static hv_status find_start(run *self, int64_t *step) {
   *step = -1;
   HV_TRY(hv_comm_agree(self->comm, "taking the run directory", self->leader ? take_directory(self) : HV_OK));
@@ -217,9 +217,9 @@ static hv_status find_start(run *self, int64_t *step) {
 static void resume_best(run *self, const hv_best *found) {
   bool told = found->step >= 0 || found->since > 0;
   if (hv_best_resume(&self->best, found) || !told || !self->data.valid) return;
-  hv_log_info(
-      "what is measured on the held-out split has changed: of %s there is no best yet, and patience begins anew",
-      self->best.metric);
+  hv_log_info("the held-out split, or how it is measured, has changed: earlier values of %s no longer count for the "
+              "best model or for patience",
+              self->best.metric);
 }
 
 static hv_status check_position(const run *self, const hv_run_position *position) {
@@ -230,11 +230,11 @@ static hv_status check_position(const run *self, const hv_run_position *position
   }
   if (position->samples % config->train.batch_size == 0) return HV_OK;
   return hv_error(HV_ERR_INPUT,
-                  "%s stands after %" PRId64 " samples, which train.batch_size %" PRId64 " does not divide",
+                  "%s has used %" PRId64 " samples so far, which is not a multiple of train.batch_size %" PRId64,
                   config->output, position->samples, config->train.batch_size);
 }
 
-/* Starts fresh, or from the newest whole checkpoint. */
+/* Starts anew, or continues from the newest undamaged checkpoint. */
 static hv_status begin(run *self, hv_run_position *position) {
   const char *output = self->config->output;
   hv_trainer *trainer = self->trainer;
@@ -260,7 +260,7 @@ static hv_status begin(run *self, hv_run_position *position) {
                        self->leader ? hv_run_data_report_changes(&self->data) : HV_OK);
 }
 
-/* The files that one rank keeps. */
+/* Opens the files that the leader writes. */
 static hv_status open_outputs(const run *self) {
   hv_run_facts facts = {.config = self->config,
                         .data = &self->data,
@@ -271,7 +271,7 @@ static hv_status open_outputs(const run *self) {
   return hv_run_card_begin(self->card, &facts);
 }
 
-/* What the run leaves behind is opened by one rank, and watched by all. */
+/* The leader opens the run's files; all ranks watch the run. */
 static hv_status open_watch(run *self) {
   hv_status status = self->leader ? open_outputs(self) : HV_OK;
   if (!status) {
@@ -292,8 +292,8 @@ static hv_status open_files(run *self) {
   return hv_run_files_open(&options, &self->files);
 }
 
-/* What would fail at the first measurement only, after many steps. A model without one of the heads has no figures for
- * it. */
+/* Checks what would otherwise fail at the first validation, after many steps. A model that lacks a head has no figures
+ * of it. */
 static hv_status check_validation(const run *self) {
   const hv_config *model = &self->model.config;
   if (self->config->data.valid_split) {
@@ -310,30 +310,28 @@ static hv_status check_validation(const run *self) {
   bool lacks =
       (diffusion && !hv_config_has_diffusion(model)) || (autoregression && !hv_config_has_autoregression(model));
   if (!lacks) return HV_OK;
-  return hv_error(HV_ERR_INPUT, "%s: validation.metric is %s, which the objective %s does not have",
+  return hv_error(HV_ERR_INPUT, "%s: validation.metric is %s, which a model with the objective %s does not have",
                   self->config->source, hv_train_config_metric(self->config), hv_objective_name(model->objective));
 }
 
-/* A short trial of a long run's configuration, most often. */
+/* Warns of a run that is too short for its schedule: most often a trial of a long run's configuration. */
 static void warn_of_short_schedule(const run *self) {
   const hv_learning_rate *rate = &self->learning_rate;
   long long steps = rate->total_steps, warmup = rate->warmup_steps;
   double last = hv_learning_rate_at(rate, steps - 1);
   if (!self->leader) return;
   if (warmup > 0 && warmup >= steps) {
-    hv_log_warning(
-        "optimizer.warmup_steps (%lld) is not less than the run's %lld steps: the learning rate rises to the "
-        "end and comes to %g of %g",
-        warmup, steps, last, rate->peak);
+    hv_log_warning("optimizer.warmup_steps (%lld) is not less than the run's %lld steps: the learning rate rises until "
+                   "the end, to %g of %g",
+                   warmup, steps, last, rate->peak);
   } else if (rate->decay == HV_DECAY_COSINE && warmup + 1 == steps && last < rate->peak) {
-    hv_log_warning(
-        "optimizer.schedule is cosine, and only the run's last step comes after the warm-up: a cosine of one "
-        "step is at its end, with a learning rate of %g of %g",
-        last, rate->peak);
+    hv_log_warning("optimizer.schedule is cosine, but only the run's last step comes after the warm-up: its learning "
+                   "rate is that at the cosine's end, %g of %g",
+                   last, rate->peak);
   }
 }
 
-/* A new run's algorithms, the same on all ranks; one that is resumed keeps to those it had. */
+/* A new run measures its algorithms, the same for all ranks; a resumed run keeps those it had. */
 static hv_status measure_algorithms(run *self) {
   bool measured;
   if (!self->config->measure_algorithms || self->trainer->step > 0) return HV_OK;
@@ -341,7 +339,7 @@ static hv_status measure_algorithms(run *self) {
   return measured ? hv_run_choices_share(self->comm, self->trainer->device) : HV_OK;
 }
 
-/* The run's batches, the first of which is read here: a run does not begin with one that cannot be. */
+/* Opens the run's batches and reads the first one, so that a run whose data cannot be read does not begin. */
 static hv_status open_batches(run *self, int64_t first_sample) {
   HV_TRY(hv_run_data_open_training(&self->data, first_sample, &self->loader));
   self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)self->config->train.branches);
@@ -349,7 +347,8 @@ static hv_status open_batches(run *self, int64_t first_sample) {
   return hv_trainer_read_ahead(self->trainer, &self->source.source);
 }
 
-/* What ranks do by themselves they agree on, so that the one that holds the directory hears of a failure. */
+/* Ranks agree on the outcome of what each does alone, so that the leader, which has locked the directory, learns of a
+ * failure. */
 static hv_status open_run(run *self, hv_device *device) {
   const hv_train_config *config = self->config;
   hv_run_position position;
@@ -387,7 +386,7 @@ static hv_status open_run(run *self, hv_device *device) {
   return HV_OK;
 }
 
-/* Tells on the card how the run ended. */
+/* Writes into run.json how the run ended. */
 static hv_status end_run(const run *self, hv_status status, int signal_number) {
   if (!self->card) return status;
   const char *state = status ? "failed" : (signal_number ? "stopped" : "finished");
@@ -414,10 +413,11 @@ static bool is_in_place(const run *self) {
   return there;
 }
 
-/* When all is closed, so that the report tells of a run that has ended. No reason to call the run failed. */
+/* Called after everything is closed, so that the report shows the run as ended. An error here does not make the run a
+ * failed one. */
 static void write_report(const char *output) {
   hv_status status = hv_report_write(output, NULL);
-  if (status) hv_log_warning("there is no report of the run: %s", hv_status_message(status));
+  if (status) hv_log_warning("cannot write the run's report: %s", hv_status_message(status));
   hv_status_free(status);
 }
 
@@ -425,7 +425,7 @@ static bool due(int64_t step, int64_t interval) {
   return interval > 0 && step % interval == 0;
 }
 
-/* Measures the held-out split with what the run would leave: the averages, where they are kept. */
+/* Measures the held-out split with the parameters that would be saved: the moving averages, if they are kept. */
 static hv_status validate(run *self, hv_validation *out) {
   hv_trainer *trainer = self->trainer;
   hv_ema_exchange(trainer->ema, trainer->stream);
@@ -435,8 +435,8 @@ static hv_status validate(run *self, hv_validation *out) {
   return status;
 }
 
-/* Holds what was measured against the best so far, by the first rank's figure. Measuring may take long, so a signal
- * that came meanwhile (*signal_number) does not wait for the step after. */
+/* Compares a validation with the best so far, by the first rank's figure. Validation may take long, so a signal that
+ * came meanwhile is returned in *signal_number, not only after the next step. */
 static hv_status judge(run *self, const hv_validation *held_out, bool *better, int *signal_number) {
   double numbers[1 + HV_INTERRUPT_SIGNALS] = {0};
   if (self->leader) numbers[0] = hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric);
@@ -452,8 +452,8 @@ static hv_status measure(run *self, hv_validation *out, bool *better, int *signa
   return judge(self, out, better, signal_number);
 }
 
-/* Saves what is due. Parameters whose gradients are lost push out none that are sound: while steps are skipped their
- * checkpoint is put off, to the next step that changes something. What was measured as the best yet is not lost. */
+/* Saves a checkpoint if one is due. After a skipped step it is put off until a step that is not skipped, so that
+ * parameters of a run that is diverging do not displace sound ones. A new best model is saved in any case. */
 static hv_status save_due(run *self, const hv_step_result *result, bool best) {
   self->owed |= due(self->trainer->step, self->config->checkpoint.interval);
   if (!best && (!self->owed || result->skipped)) return HV_OK;
@@ -473,8 +473,9 @@ static hv_status after_step(run *self, const hv_step_result *result, double lear
   return last ? HV_OK : save_due(self, result, better && config->validation.keep_best);
 }
 
-/* What the model can do before the run: a line of metrics without a step's figures, and what the run has to beat. There
- * is no best/ of it, which would be a copy of what the run starts from. A signal is heard after the first step. */
+/* Validates before the first step: writes a line of metrics without a step's figures, and sets what the run has to
+ * beat. There is no best/ of it, which would be a copy of the initial model. A signal is handled after the first step.
+ */
 static hv_status measure_start(run *self) {
   hv_validation held_out;
   bool better;
@@ -493,8 +494,8 @@ static void describe_stale(const run *self, hv_text *out) {
     hv_text_add(out, "was not finite in %" PRId64 " measurements", best->since);
   } else {
     hv_format_figure(best->figure, figure);
-    hv_text_add(out, "has not become better than %s at step %" PRId64 " in %" PRId64 " measurements", figure,
-                best->step, best->since);
+    hv_text_add(out, "has not improved on %s at step %" PRId64 " in %" PRId64 " measurements", figure, best->step,
+                best->since);
   }
 }
 
@@ -507,12 +508,12 @@ static bool is_stale(run *self) {
   return true;
 }
 
-/* Which of the trainer's numbers is what; signals' are the first. */
+/* Indices into the trainer's numbers; those of signals come first. */
 enum { REQUEST = HV_INTERRUPT_SIGNALS, WRITTEN };
-_Static_assert(WRITTEN + 1 == (int)HV_TRAINER_NUMBERS, "the trainer has other numbers");
+_Static_assert(WRITTEN + 1 == (int)HV_TRAINER_NUMBERS, "the trainer must have as many numbers");
 
-/* What ranks tell each other in every step, each in one of the trainer's numbers: a signal that came to any stops all
- * after the same step, or has all save, and a checkpoint is complete when all have written. */
+/* What ranks tell each other in every step, each in one of the trainer's numbers: a signal to any rank stops all after
+ * the same step, or makes all save, and a checkpoint is completed when all have written. */
 static void tell(run *self) {
   double *numbers = self->trainer->numbers;
   hv_interrupt_tell(self->options->interrupt, numbers);
@@ -527,12 +528,11 @@ static hv_status hear(run *self, int *signal_number, bool *save) {
   return hv_run_files_advance(self->files, numbers[WRITTEN]);
 }
 
-/* A run that only made its model worse says so. */
+/* Warns if no validation was better than the one before the first step. */
 static void report_no_better(const run *self) {
   if (!self->leader || self->best.step != 0) return;
   hv_log_warning(
-      "%s was best before the first step (%.4f): the model that the run started from is better than any that "
-      "it came to, and there is no best/",
+      "%s was best before the first step (%.4f): the run has not improved its initial model, and there is no best/",
       self->best.metric, self->best.figure);
 }
 
@@ -554,7 +554,7 @@ static hv_status train(run *self, int *signal_number) {
     if (save) HV_TRY(hv_run_files_save_all(self->files));
     if (came && trainer->step < self->total_steps) {
       *signal_number = came;
-      hv_text_add(&self->why, "stopped by %s; --resume goes on", hv_interrupt_name(came));
+      hv_text_add(&self->why, "stopped by %s; --resume continues", hv_interrupt_name(came));
       break;
     }
   }
@@ -562,8 +562,8 @@ static hv_status train(run *self, int *signal_number) {
   return hv_run_files_finish(self->files);
 }
 
-/* The checkpoint that is being written when the run fails is of sound steps. All ranks wait for it, in the place that
- * the run has begun in. */
+/* A checkpoint that is being written when the run fails is sound. All ranks wait for it, unless the directory was
+ * moved. */
 static void keep_checkpoint(const run *self) {
   hv_status moved = hv_comm_agree(self->comm, "looking for the run directory", hv_run_card_check(self->card));
   hv_status late = moved ? HV_OK : hv_run_files_settle(self->files);
@@ -572,8 +572,9 @@ static void keep_checkpoint(const run *self) {
   hv_status_free(late);
 }
 
-/* Ranks that do not know of an error cannot wait for a checkpoint: the one that has it ends them (hv_comm_abort). It
- * tells; where a rank was lost, the first two do, of which one is there. */
+/* If not all ranks know of an error, the checkpoint is not waited for: the rank with the error ends all
+ * (hv_comm_abort), and logs which checkpoint is the newest. If a rank was lost, ranks 0 and 1 log it, since one of them
+ * is still there. */
 static void tell_newest_checkpoint(const run *self) {
   hv_status lost = hv_comm_status(self->comm);
   if (!lost || self->comm->rank <= 1) hv_run_files_tell_newest(self->files);
@@ -587,7 +588,7 @@ static bool all_ranks_know(const run *self) {
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
   run self = {.config = config, .options = options, .comm = options->comm, .leader = options->comm->rank == 0};
   *signal_number = 0;
-  /* Not every rank reads as fast, and one measures for all. */
+  /* Ranks do not read equally fast, and one measures for all, so they wait longer for each other here. */
   hv_comm_set_timeout(self.comm, HV_FILE_TIMEOUT);
   hv_status status = open_run(&self, device);
   hv_comm_set_timeout(self.comm, config->parallel.timeout);
@@ -601,7 +602,7 @@ hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_
   bool report = self.began && self.leader && is_in_place(&self);
   close_run(&self);
   if (report) write_report(config->output);
-  /* A rank that ends before the others ends them: what they write of an error, a long report too, comes first. */
+  /* A rank that exits ends the others, so all first write what they have to say of the error, a long report too. */
   if (together) {
     hv_comm_set_timeout(self.comm, HV_FILE_TIMEOUT);
     hv_status_free(hv_comm_barrier(self.comm, "the end of a failed run"));

@@ -6,9 +6,9 @@
 
 #include "train/run/run_digest.h"
 
-/* What is compared: the configuration's parts, the model that is started from, and the demonstrations. */
+/* What is compared: the configuration's parts, the model in init_from, and the demonstrations. */
 typedef struct fingerprints {
-  const char *names[HV_COMM_MAX_SUM]; /* of the configuration's, and `start`; the last is NULL */
+  const char *names[HV_COMM_MAX_SUM]; /* the configuration's parts, then `start`, then NULL for the demonstrations */
   double values[HV_COMM_MAX_SUM];
   int count;
 } fingerprints;
@@ -16,11 +16,11 @@ typedef struct fingerprints {
 static hv_status add(fingerprints *to, const char *name, const void *bytes, size_t size) {
   if (to->count == HV_COMM_MAX_SUM) return hv_error(HV_ERR_INTERNAL, "the configuration has too many parts");
   to->names[to->count] = name;
-  to->values[to->count++] = (double)(XXH3_64bits(bytes, size) >> 12); /* ranks tell one another numbers as doubles */
+  to->values[to->count++] = (double)(XXH3_64bits(bytes, size) >> 12); /* ranks exchange numbers as doubles */
   return HV_OK;
 }
 
-/* Takes out what may be another on another machine. */
+/* Removes the keys that may differ from machine to machine. */
 static void forget_machine(json_t *resolved) {
   static const char *const parts[] = {"init_from", "tokenizer", "output", "device", "threads", "bench"};
   static const char *const of_data[] = {"files", "cache_bytes", "threads", "read_ahead"};
@@ -41,7 +41,7 @@ static hv_status add_configuration(fingerprints *to, json_t *resolved) {
   return HV_OK;
 }
 
-static const char start[] = "init_from"; /* which is no part of the configuration here: where it lies may differ */
+static const char start[] = "init_from"; /* compared by content, since its path may differ */
 
 static hv_status add_start(fingerprints *to, const hv_model_directory *directory) {
   uint64_t digest;
@@ -54,24 +54,23 @@ static hv_status add_demonstrations(fingerprints *to, const hv_run_data *data, u
   return add(to, NULL, &digest, sizeof digest);
 }
 
-/* In a part of the configuration, NULL: in the demonstrations. */
+/* The error for a part that differs; NULL: the demonstrations. */
 static hv_status difference(const hv_train_config *config, const hv_run_data *data, int32_t rank, const char *part) {
   if (part == start) {
-    return hv_error(HV_ERR_INPUT, "%s: rank %d finds another model to start from than rank 0: give all the same in %s",
+    return hv_error(HV_ERR_INPUT,
+                    "%s: rank %d starts from a different model than rank 0: give all ranks the same in %s",
                     config->source, rank, start);
   }
   if (part) {
     return hv_error(HV_ERR_INPUT,
-                    "%s: `%s` is not the same on rank %d and on rank 0: give all ranks one configuration and the same "
-                    "settings",
+                    "%s: `%s` differs between rank %d and rank 0: give all ranks the same configuration and options",
                     config->source, part, rank);
   }
-  return hv_error(
-      HV_ERR_INPUT,
-      "%s: rank %d finds other demonstrations than rank 0, %lld episodes with %lld frames to train on: give "
-      "all ranks the same files and tokenizer",
-      config->source, rank, (long long)hv_demonstrations_episodes(data->train),
-      (long long)hv_demonstrations_frames(data->train));
+  return hv_error(HV_ERR_INPUT,
+                  "%s: rank %d reads different demonstrations than rank 0, %lld episodes with %lld frames to train on: "
+                  "give all ranks the same files and tokenizer",
+                  config->source, rank, (long long)hv_demonstrations_episodes(data->train),
+                  (long long)hv_demonstrations_frames(data->train));
 }
 
 hv_status hv_run_check_agreement(const hv_train_config *config, bool resume, const hv_model_directory *directory,

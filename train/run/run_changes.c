@@ -8,18 +8,18 @@
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 
-/* On one line, short enough for a message. */
+/* Adds a value on one line, short enough for a message. */
 static void add_value(const json_t *value, hv_text *out) {
   enum { MOST = 60 };
   char *text = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) : NULL;
   bool fits = text && strlen(text) <= MOST;
-  hv_text_add(out, "%s", !value ? "nothing" : fits ? text : "other values");
+  hv_text_add(out, "%s", !value ? "nothing" : fits ? text : "a longer value");
   free(text);
 }
 
 static void add_changes_of(const json_t *before, const json_t *now, const char *path, const char *key, hv_text *out);
 
-/* A line for each key below `path` whose value is another now. */
+/* Adds a line for each key below `path` whose value has changed. */
 static void add_changes(const json_t *before, const json_t *now, const char *path, hv_text *out) {
   if (json_equal(before, now)) return;
   if (!json_is_object(before) || !json_is_object(now)) {
@@ -78,8 +78,9 @@ hv_status hv_run_report_model_changes(const hv_model_config *before, const hv_mo
   }
   add_changes(old, new, "model", &changes);
   if (changes.length > 0) {
-    hv_log_warning("the model that this run starts from was another, which has learnt otherwise:%s",
-                   hv_text_string(&changes));
+    hv_log_warning(
+        "the model in init_from was trained with other values of these keys and may not work well with the new ones:%s",
+        hv_text_string(&changes));
   }
 done:
   hv_text_free(&changes);

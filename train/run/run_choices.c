@@ -26,7 +26,9 @@ hv_status hv_run_choices_load(const char *run, hv_device *device) {
   HV_CHECK(hv_read_text(path, LARGEST_FILE, &text, NULL));
   HV_CHECK(hv_error_context(hv_device_read_choices(device, text, &fits), "%s", path));
   if (!fits) {
-    hv_log_warning("%s is of another card or library: the run goes on, but not to the same bytes", path);
+    hv_log_warning("%s was written with another card or library version: the run continues, but its results will not "
+                   "be the same to the bit",
+                   path);
   }
 done:
   free(text);
@@ -34,7 +36,7 @@ done:
   return status;
 }
 
-/* *texts begins with the first rank's text; on the heap. */
+/* Sets *texts, on the heap, which begins with the first rank's text. */
 static hv_status gather_texts(hv_comm *comm, const hv_device *device, char **texts) {
   hv_status status = HV_OK;
   hv_text own = {0};
@@ -65,7 +67,8 @@ hv_status hv_run_choices_share(hv_comm *comm, hv_device *device) {
   if (!status && comm->rank > 0) status = hv_device_read_choices(device, texts, &fits);
   free(texts);
   if (!fits) {
-    hv_log_warning("this rank has another card or library than the first: a resumed run will not give the same bytes");
+    hv_log_warning("this rank has another card or library version than rank 0: a resumed run will not give the same "
+                   "results to the bit");
   }
   return status;
 }

@@ -146,17 +146,16 @@ static hv_status check_chosen(const hv_train_config *config) {
   return HV_OK;
 }
 
-/* A gripper that is not scaled is predicted as 0 or 1: one of -1 and 1, as robosuite's, would never come back. */
+/* A gripper that is not scaled is predicted as 0 or 1: values of -1 and 1, as in robosuite, would be lost. */
 static void warn_of_unscaled(const hv_run_data *data) {
   const hv_int_list *dims = &data->config->data.gripper_dims;
   const hv_value_statistics *action = &data->statistics.action;
   for (size_t i = 0; i < dims->count && data->rank == 0; i++) {
     double low = action->min[dims->items[i]], high = action->max[dims->items[i]];
     if (low >= 0 && high <= 1) continue;
-    hv_log_warning(
-        "data.gripper_dims names dimension %lld, whose values go from %g to %g: it is not scaled, and predicted "
-        "as 0 or 1; a gripper of other values is left out of data.gripper_dims",
-        (long long)dims->items[i], low, high);
+    hv_log_warning("data.gripper_dims names dimension %lld, whose values range from %g to %g, but which is not scaled "
+                   "and is predicted as 0 or 1: remove a gripper with other values from data.gripper_dims",
+                   (long long)dims->items[i], low, high);
   }
 }
 
@@ -187,8 +186,8 @@ done:
   return status;
 }
 
-/* Whether the key of these demonstrations, where `known` has it, stands there for the same numbers. HV_ERR_INPUT where
- * `known` is no mapping of keys. */
+/* Whether `known` has the same statistics under the key of these demonstrations, or none. HV_ERR_INPUT if `known` is not
+ * a mapping of keys. */
 static hv_status compare_known_key(const hv_run_data *data, const json_t *known, const char *path, bool *same) {
   const char *key = data->statistics.key;
   hv_dataset_statistics before;
@@ -200,19 +199,19 @@ static hv_status compare_known_key(const hv_run_data *data, const json_t *known,
   return HV_OK;
 }
 
-/* A key that the model knows already must stand for the same numbers: they scale what was learnt under it. */
+/* A key that the model already has must have the same statistics: what was learnt under it is scaled by them. */
 static hv_status check_known_key(const hv_run_data *data, const json_t *known, const char *path) {
   const char *key = data->statistics.key;
   bool same;
   HV_TRY(compare_known_key(data, known, path, &same));
   if (same) return HV_OK;
   return hv_error(HV_ERR_INPUT,
-                  "%s: the key \"%s\" of these demonstrations stands for other ones in %s; choose another with "
-                  "data.statistics_key",
+                  "%s: the key \"%s\" of these demonstrations already stands for different ones in %s; choose another "
+                  "with data.statistics_key",
                   data->config->source, key, path);
 }
 
-/* dataset_statistics.json of the model to come: what init_from knows, and this run's own key. */
+/* Makes dataset_statistics.json of the run's model: the keys of init_from, and this run's own. */
 static hv_status merge_statistics(hv_run_data *data) {
   hv_status status = HV_OK;
   char *path = NULL;
@@ -234,7 +233,7 @@ done:
   return status;
 }
 
-/* Whether the training split has it, too. Both splits are of the same files, by the same paths. */
+/* Whether the episode is in the training split, too. Both splits name the same files by the same paths. */
 static bool is_trained_on(const hv_demonstrations *train, const hv_episode *held_out) {
   for (int64_t i = 0; i < hv_demonstrations_episodes(train); i++) {
     const hv_episode *episode = hv_demonstrations_episode(train, i);
@@ -243,7 +242,7 @@ static bool is_trained_on(const hv_demonstrations *train, const hv_episode *held
   return false;
 }
 
-/* By the episodes themselves: splits may overlap whatever their names. */
+/* Compares the episodes themselves: splits may overlap whatever their names are. */
 static void warn_of_seen(const hv_run_data *data) {
   const hv_data_settings *settings = &data->config->data;
   if (data->rank != 0 || !data->valid) return;
@@ -252,7 +251,7 @@ static void warn_of_seen(const hv_run_data *data) {
   if (seen == 0) return;
   hv_log_warning(
       "%lld of the %lld held-out episodes (data.valid_split: %s) are trained on, too (data.train_split: %s): "
-      "errors on them say nothing of what the model has not seen",
+      "errors on them do not show how well the model does on what it has not seen",
       (long long)seen, (long long)episodes, settings->valid_split,
       settings->train_split ? settings->train_split : "all episodes");
 }
@@ -282,18 +281,18 @@ hv_status hv_run_data_report_changes(const hv_run_data *data) {
   hv_status status = path ? HV_OK : hv_error_memory("a path");
   if (status) goto done;
   if (!hv_file_exists(path)) {
-    hv_log_warning("%s is missing: whether these demonstrations are those that this run has trained on is not known",
+    hv_log_warning("%s is missing, so these demonstrations cannot be compared with those that this run has trained on",
                    path);
     goto done;
   }
   hv_status unread = hv_json_load(path, &known);
   if (!unread) unread = compare_known_key(data, known, path, &same);
-  /* The next checkpoint makes the model anew: what is wrong with it now ends no run. */
+  /* Not an error, since the next checkpoint writes the model again. */
   if (unread) hv_log_warning("%s", hv_status_message(unread));
   hv_status_free(unread);
   if (!same) {
     hv_log_warning("these demonstrations are not those that this run has trained on: their statistics, by which "
-                   "actions are scaled, differ from %s; to go on with other data, start a run with init_from",
+                   "actions are scaled, differ from %s; to continue with other data, start a new run with init_from",
                    path);
   }
 done:

@@ -32,7 +32,7 @@ HV_NODISCARD hv_status hv_run_data_open(const hv_train_config *config, const hv_
 void hv_run_data_close(hv_run_data *data); /* leaves it empty */
 
 /* For a resumed run: warns if the demonstrations' statistics differ from those in RUN/model, by which actions were
- * scaled so far, or if those cannot be read. Without such statistics, or without this key in them, there is no warning.
+ * scaled so far, or if those are missing or cannot be read. If they lack this key, there is no warning.
  */
 HV_NODISCARD hv_status hv_run_data_report_changes(const hv_run_data *data);
 

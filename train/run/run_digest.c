@@ -63,7 +63,7 @@ hv_status hv_run_digest_held_out(const hv_run_data *data, uint64_t *out) {
   HV_TRY(hv_train_config_resolve(data->config, &resolved));
   hv_status status = fold_settings(resolved, data->config->validation.metric, out);
   json_decref(resolved);
-  /* Errors are in units of these. */
+  /* Errors are in units of this scale. */
   const hv_value_statistics *scale = &data->statistics.action;
   *out = fold(*out, scale->q01, (size_t)scale->dims * sizeof *scale->q01);
   *out = fold(*out, scale->q99, (size_t)scale->dims * sizeof *scale->q99);

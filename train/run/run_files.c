@@ -16,8 +16,8 @@
 
 typedef enum phase {
   IDLE,       /* nothing is under way */
-  WRITING,    /* every rank its file */
-  COMPLETING, /* the first rank: manifest, name, older checkpoints, model */
+  WRITING,    /* every rank writes its file */
+  COMPLETING, /* the first rank writes the manifest, renames the folder, removes older checkpoints, writes the model */
 } phase;
 
 struct hv_run_files {
@@ -30,12 +30,12 @@ struct hv_run_files {
   hv_manifest manifest; /* of the checkpoint under way */
   bool with_model;      /* that checkpoint's model is written, too */
   bool with_best;       /* and is the best so far */
-  int64_t saved_step;   /* the newest step of which all is on disk, -1: none by this process */
+  int64_t saved_step;   /* the newest step whose checkpoint this process has completed; -1: none */
   int64_t model_step;   /* the same of the model */
   bool told_of_waiting;
 };
 
-/* Memory for this rank's copy; *enough = false where the host has too little, or a card can lock no more of it. */
+/* Reserves memory for this rank's copy; *enough = false if the host has too little, or a card can page-lock no more. */
 static hv_status reserve_own(hv_run_files *files, bool *enough) {
   size_t bytes = hv_checkpoint_shard_bytes(files->shard), available = hv_host_memory_available();
   bool tried = bytes < available / 10 * 9;
@@ -50,7 +50,7 @@ static hv_status reserve_own(hv_run_files *files, bool *enough) {
   return HV_OK;
 }
 
-/* Ranks take memory one after the other, since neighbours share what a machine has. All have a copy or none. */
+/* Ranks reserve memory one after the other, since those on one machine share it. Either all have a copy or none. */
 static hv_status reserve(hv_run_files *files) {
   double without = files->with.config->checkpoint.async ? 0 : 1;
   for (int32_t r = 0; r < files->comm->size && without == 0; r++) {
@@ -65,7 +65,7 @@ static hv_status reserve(hv_run_files *files) {
   return HV_OK;
 }
 
-/* This rank's file; in the background. */
+/* Writes this rank's file; runs in the background. */
 static hv_status write_shard(void *context, const atomic_bool *stop) {
   hv_run_files *files = context;
   int32_t rank = files->comm->rank, ranks = files->comm->size;
@@ -81,7 +81,7 @@ static hv_status write_shard(void *context, const atomic_bool *stop) {
   return status;
 }
 
-/* The model of the checkpoint as RUN/<name>. */
+/* Writes the checkpoint's model to RUN/<name>. */
 static hv_status write_model(const hv_run_files *files, const char *name, const atomic_bool *stop) {
   const hv_run_files_options *with = &files->with;
   HV_TRY(hv_run_card_check(with->card));
@@ -101,7 +101,7 @@ static hv_status write_model(const hv_run_files *files, const char *name, const 
   return status;
 }
 
-/* RUN/best/, and then what tells of it. */
+/* Writes RUN/best/, and then best.json, which describes it. */
 static hv_status write_best(const hv_run_files *files, const atomic_bool *stop) {
   const hv_best *best = &files->manifest.position.best;
   HV_TRY(write_model(files, "best", stop));
@@ -114,7 +114,7 @@ static hv_status write_best(const hv_run_files *files, const atomic_bool *stop) 
   return status;
 }
 
-/* Whether RUN/best/ is there, and of that step. What tells of it is made again where it is broken or missing. */
+/* Whether RUN/best/ exists and, by best.json, is of that step. If either is broken or missing, both are written again. */
 static hv_status has_best(const char *run, int64_t step, bool *out) {
   json_t *told = NULL;
   char *path = hv_path_join(run, "best.json"), *model = hv_path_join(run, "best");
@@ -126,12 +126,12 @@ static hv_status has_best(const char *run, int64_t step, bool *out) {
   free(path);
   free(model);
   if (!broken) return status;
-  hv_log_warning("best/ and what tells of it are written anew: %s", hv_status_message(status));
+  hv_log_warning("best/ and best.json are written anew: %s", hv_status_message(status));
   hv_status_free(status);
   return HV_OK;
 }
 
-/* Makes up for RUN/best/ where a run was killed between the checkpoint that is the best and that. */
+/* Writes RUN/best/ if the run was killed after the checkpoint of the best step but before its best/. */
 static hv_status restore_best(hv_run_files *files) {
   const hv_best *best = files->with.best;
   bool there = false;
@@ -144,7 +144,8 @@ static hv_status restore_best(hv_run_files *files) {
   return write_best(files, NULL);
 }
 
-/* What one rank does when all have written; in the background. Nothing is removed before the new one is durable. */
+/* What the first rank does when all have written; runs in the background. Nothing is removed before the new checkpoint
+ * is durable. */
 static hv_status complete(void *context, const atomic_bool *stop) {
   const hv_run_files *files = context;
   const hv_checkpoint_settings *settings = &files->with.config->checkpoint;
@@ -152,9 +153,9 @@ static hv_status complete(void *context, const atomic_bool *stop) {
   hv_retention retention = {.keep = settings->keep, .every = settings->keep_every};
   HV_TRY(hv_run_card_check(files->with.card));
   HV_TRY(hv_checkpoint_publish(run, &files->manifest));
-  /* One that a reader holds on a network's file system, say. It is tried again after the next checkpoint. */
+  /* Say, one that a reader has open on a network file system. The next checkpoint tries again. */
   hv_status kept = hv_checkpoint_prune(run, files->manifest.position.step, retention);
-  if (kept) hv_log_warning("an older checkpoint stays where it is: %s", hv_status_message(kept));
+  if (kept) hv_log_warning("cannot remove an older checkpoint: %s", hv_status_message(kept));
   hv_status_free(kept);
   if (files->with_best) HV_TRY(write_best(files, stop));
   return files->with_model ? write_model(files, "model", stop) : HV_OK;
@@ -222,7 +223,7 @@ static hv_status gather_digests(hv_run_files *files) {
   return HV_OK;
 }
 
-/* All ranks' files are written: the first rank goes on. */
+/* All ranks' files are written: the first rank completes the checkpoint. */
 static hv_status begin_completing(hv_run_files *files) {
   HV_TRY(gather_digests(files));
   files->phase = COMPLETING;
@@ -230,15 +231,15 @@ static hv_status begin_completing(hv_run_files *files) {
   return HV_OK;
 }
 
-/* A checkpoint or a model could not be written, which may be because the place is another run's by now. Else removes
- * what there is of a checkpoint that has no name yet. */
+/* After a checkpoint or a model could not be written: if the directory was moved or replaced, that is the error; else
+ * what there is of an unfinished checkpoint is removed. */
 static hv_status give_up(const hv_run_files *files, hv_status status) {
   hv_status moved = hv_run_card_check(files->with.card);
   if (moved) return hv_status_first(moved, status);
   return hv_status_first(status, hv_checkpoint_abandon(files->with.config->output, files->manifest.position.step));
 }
 
-/* Takes note of what a phase came to, waiting for its end, and begins the next. */
+/* Waits for the end of a phase, takes note of its outcome, and begins the next. */
 static hv_status end_phase(hv_run_files *files) {
   int64_t step = files->manifest.position.step;
   bool writing = files->phase == WRITING;
@@ -261,8 +262,8 @@ static hv_status settle(hv_run_files *files) {
   return HV_OK;
 }
 
-/* A second checkpoint has nowhere to be copied to. What may have been written already, and was only not asked after
- * since, is not worth a word. */
+/* Waits for the previous checkpoint: there is memory for one copy only. A wait too short to notice is not logged, since
+ * that checkpoint had been written and was merely not asked about. */
 static hv_status wait_for_former(hv_run_files *files) {
   static const double WORTH_TELLING = 1e-4; /* seconds */
   if (files->phase == IDLE) return HV_OK;
@@ -272,30 +273,30 @@ static hv_status wait_for_former(hv_run_files *files) {
   double waited = hv_clock_seconds() - start;
   if (waited < WORTH_TELLING || files->told_of_waiting) return HV_OK;
   if (files->comm->rank == 0) {
-    hv_log_warning("training waited %.3g s for the checkpoint of step %lld: they are due faster than the disk takes "
-                   "them; this is told once",
+    hv_log_warning("training waited %.3g s for the checkpoint of step %lld: checkpoints are due faster than they can "
+                   "be written (checkpoint.interval); this is logged once",
                    waited, (long long)step);
   }
   files->told_of_waiting = true;
   return HV_OK;
 }
 
-/* Also where this process has written none yet, so that there is one beside whatever checkpoints there are. */
+/* Also if this process has written none yet, so that a run with checkpoints always has a model. */
 static bool model_is_due(const hv_run_files *files) {
   int64_t interval = files->with.config->checkpoint.model_interval;
   return files->model_step < 0 || interval == 0 || files->with.trainer->step % interval == 0;
 }
 
-/* What the first rank does before any writes. */
+/* What the first rank does before any rank writes. */
 static hv_status prepare(const hv_run_files *files) {
   HV_TRY(hv_run_card_check(files->with.card));
   hv_status status = hv_run_choices_save(files->with.config->output, files->with.trainer->device);
   if (!status) status = hv_checkpoint_begin(files->with.config->output, files->manifest.position.step);
-  /* That the place has become another's meanwhile tells more than what was not found there. */
+  /* That the directory was moved or replaced says more than which file was not found in it. */
   return status ? hv_status_first(hv_run_card_check(files->with.card), status) : HV_OK;
 }
 
-/* When there is no former one under way. */
+/* Begins a checkpoint; none may be under way. */
 static hv_status begin(hv_run_files *files, bool with_model) {
   const hv_trainer *trainer = files->with.trainer;
   const hv_train_config *config = files->with.config;
@@ -324,7 +325,7 @@ static hv_status save(hv_run_files *files) {
   return begin(files, model_is_due(files));
 }
 
-/* Runs a call with the time-out of files. */
+/* Runs a call with the timeout for reading and writing files. */
 static hv_status patiently(hv_run_files *files, hv_status (*call)(hv_run_files *)) {
   hv_comm_set_timeout(files->comm, HV_FILE_TIMEOUT);
   hv_status status = call(files);
@@ -345,7 +346,7 @@ hv_status hv_run_files_advance(hv_run_files *files, double sum) {
   return end_phase(files);
 }
 
-/* The model of the newest checkpoint, which lacks it. */
+/* Writes the model of the newest checkpoint unless it is there. */
 static hv_status bring_model_up_to_date(hv_run_files *files) {
   if (files->model_step == files->saved_step) return HV_OK;
   HV_TRY(hv_comm_agree(files->comm, "saving the model",
@@ -366,7 +367,8 @@ hv_status hv_run_files_save_all(hv_run_files *files) {
 
 hv_status hv_run_files_settle(hv_run_files *files) {
   if (files->phase != IDLE && files->comm->rank == 0) {
-    hv_log_info("the run ends when the checkpoint of step %lld is written", (long long)files->manifest.position.step);
+    hv_log_info("the run ends as soon as the checkpoint of step %lld is written",
+                (long long)files->manifest.position.step);
   }
   return patiently(files, settle);
 }
@@ -377,16 +379,16 @@ void hv_run_files_tell_newest(const hv_run_files *files) {
   hv_text damaged = {0}, text = {0};
   hv_status status = hv_checkpoint_newest(run, &newest, &damaged);
   int64_t step = files->manifest.position.step;
-  /* Of one that has its name, what is given up is the model at most. */
+  /* One that already has its final name is complete: at most its model is lost. */
   if (files->phase != IDLE && newest != step) {
-    hv_text_add(&text, "the checkpoint of step %lld was still being written and is given up; ", (long long)step);
+    hv_text_add(&text, "the checkpoint of step %lld was still being written and is lost; ", (long long)step);
   }
   if (status) {
-    hv_text_add(&text, "which one there is to go on from cannot be told: %s", hv_status_message(status));
+    hv_text_add(&text, "cannot tell which checkpoint is the newest to resume from: %s", hv_status_message(status));
   } else if (newest < 0) {
-    hv_text_add(&text, "%s holds no whole checkpoint to go on from", run);
+    hv_text_add(&text, "%s holds no complete checkpoint to resume from", run);
   } else {
-    hv_text_add(&text, "the checkpoint of step %lld is the newest to go on from", (long long)newest);
+    hv_text_add(&text, "the checkpoint of step %lld is the newest to resume from", (long long)newest);
   }
   hv_log_warning("%s", hv_text_string(&text));
   hv_text_free(&damaged);

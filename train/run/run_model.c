@@ -10,20 +10,20 @@
 #include "train/checkpoint/checkpoint.h"
 #include "train/checkpoint/checkpoint_model.h"
 
-/* The step to take. */
+/* Finds the newest undamaged checkpoint. */
 static hv_status choose_step(const char *run, hv_device *device, int64_t *step) {
   hv_comm *comm;
   hv_text damaged = {0};
   HV_TRY(hv_comm_single_open(device, &comm));
   hv_status status = hv_checkpoint_find(run, comm, step, &damaged);
-  if (!status && damaged.length > 0) hv_log_warning("passed over damaged checkpoints:\n%s", hv_text_string(&damaged));
-  if (!status && *step < 0) status = hv_error(HV_ERR_INPUT, "%s holds no checkpoint that is whole", run);
+  if (!status && damaged.length > 0) hv_log_warning("skipped damaged checkpoints:\n%s", hv_text_string(&damaged));
+  if (!status && *step < 0) status = hv_error(HV_ERR_INPUT, "%s holds no undamaged checkpoint", run);
   hv_text_free(&damaged);
   hv_comm_close(comm);
   return status;
 }
 
-/* HV_ERR_INPUT with the steps that there are, where `step` is none of them. */
+/* HV_ERR_INPUT if there is no checkpoint of `step`; the message lists those that there are. */
 static hv_status check_is_there(const char *run, int64_t step) {
   int64_t *steps;
   size_t count;
@@ -36,8 +36,8 @@ static hv_status check_is_there(const char *run, int64_t step) {
   }
   hv_status status = HV_OK;
   if (!found) {
-    status = hv_error(HV_ERR_INPUT, "%s holds no checkpoint of step %" PRId64 "; there are those of steps: %s", run,
-                      step, count ? hv_text_string(&there) : "none");
+    status = hv_error(HV_ERR_INPUT, "%s holds no checkpoint of step %" PRId64 "; it has those of steps: %s", run, step,
+                      count ? hv_text_string(&there) : "none");
   }
   hv_text_free(&there);
   free(steps);
@@ -61,13 +61,13 @@ static hv_status read_dtype(const char *run, int64_t step, hv_dtype *out) {
   return status;
 }
 
-/* Where each parameter lies in its group, from a model that is laid out on a device without memory. */
+/* Lays the model out on the planning device, which has no memory, to learn where each parameter lies in its group. */
 static hv_status lay_out(const hv_config *config, hv_dtype dtype, hv_device *plan, hv_model **out) {
   HV_TRY(hv_model_open(config, plan, dtype, out));
   return hv_params_allocate(hv_model_params(*out));
 }
 
-/* Everything that belongs to the model but its parameters. */
+/* Everything in a model directory except the parameters. */
 typedef struct model_frame {
   hv_model_directory directory; /* RUN/model */
   char *tokenizer;              /* NULL: none */
@@ -80,13 +80,13 @@ static hv_status open_frame(const char *run, model_frame *frame) {
   if (!path) return hv_error_memory("a path");
   if (!hv_file_exists(path)) {
     status = hv_error(HV_ERR_INPUT,
-                      "%s, which all but the parameters is taken from, is not there; it comes with a run's first "
-                      "checkpoint, and hvla-train run --resume writes it anew",
+                      "%s is missing, from which everything except the parameters is taken; a run's first checkpoint "
+                      "writes it, and hvla-train run --resume writes it again",
                       path);
     goto done;
   }
   HV_CHECK(hv_error_context(hv_model_directory_open(path, &frame->directory),
-                            "the run's own model, which all but the parameters is taken from"));
+                            "the run's own model, from which everything except the parameters is taken"));
   frame->tokenizer = hv_model_directory_tokenizer(path);
   statistics = hv_model_directory_statistics(path);
   if (!frame->tokenizer || !statistics) {
