@@ -186,8 +186,8 @@ done:
   return status;
 }
 
-/* Whether `known` has the same statistics under the key of these demonstrations, or none. HV_ERR_INPUT if `known` is not
- * a mapping of keys. */
+/* Whether `known` has the same statistics under the key of these demonstrations, or none. HV_ERR_INPUT if `known` is
+ * not a mapping of keys. */
 static hv_status compare_known_key(const hv_run_data *data, const json_t *known, const char *path, bool *same) {
   const char *key = data->statistics.key;
   hv_dataset_statistics before;

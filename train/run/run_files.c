@@ -114,7 +114,7 @@ static hv_status write_best(const hv_run_files *files, const atomic_bool *stop) 
   return status;
 }
 
-/* Whether RUN/best/ exists and, by best.json, is of that step. If either is broken or missing, both are written again. */
+/* Whether RUN/best/ exists and, by best.json, is of that step. If not, or if best.json is broken, both are written. */
 static hv_status has_best(const char *run, int64_t step, bool *out) {
   json_t *told = NULL;
   char *path = hv_path_join(run, "best.json"), *model = hv_path_join(run, "best");
