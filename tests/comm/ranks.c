@@ -49,6 +49,22 @@ pid_t start_launcher(int ranks, const char *command, const char *log) {
                      HVLA_SOURCE_DIR, ranks, HVLA_BINARY_DIR, command, log);
 }
 
+void wait_for_handler(pid_t process, int signal_number) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/status", (int)process);
+  for (int tries = 0; tries < 6000; tries++) {
+    FILE *file = fopen(path, "r");
+    if (!file) break;
+    char line[256];
+    unsigned long long caught = 0;
+    while (fgets(line, sizeof line, file) && sscanf(line, "SigCgt: %llx", &caught) != 1) continue;
+    (void)fclose(file);
+    if (caught >> (signal_number - 1) & 1) return;
+    nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+  }
+  fail_msg("process %d has no handler for signal %d", (int)process, signal_number);
+}
+
 pid_t process_of_a_rank(pid_t mpirun, int which) {
   char path[64];
   char word[32] = "0";

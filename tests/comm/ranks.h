@@ -26,6 +26,9 @@ pid_t start_ranks(int ranks, int patience, const char *command, const char *log)
 /* The same by scripts/launch/mpirun.sh, which is the process, in the environment of whoever uses it. */
 pid_t start_launcher(int ranks, const char *command, const char *log);
 
+/* Waits until the process has a handler for the signal, as a shell that begins has not yet. */
+void wait_for_handler(pid_t process, int signal_number);
+
 /* The process of one of the ranks that `mpirun` started; 0: there is none. */
 pid_t process_of_a_rank(pid_t mpirun, int which);
 

@@ -168,6 +168,7 @@ static void the_launcher_can_be_stopped_at_once(void **state) {
   for (int i = 0; i < 3; i++) {
     snprintf(logs[i], sizeof logs[i], "%s/%s.log", (const char *)*state, names[i]);
     processes[i] = start_launcher(2, run_of(*state, names[i], "--set train.steps=100000"), logs[i]);
+    wait_for_handler(processes[i], SIGUSR1);
     nanosleep(&(struct timespec){.tv_nsec = ((2 - i) * 300 + 100) * 1000000}, NULL);
     assert_int_equal(kill(processes[i], SIGUSR1), 0);
   }
@@ -535,7 +536,7 @@ static void a_rank_may_measure_more_slowly(void **state) {
   char log[512];
   pid_t slow;
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
-  pid_t process = start_measuring(*state, log, 3, &slow);
+  pid_t process = start_measuring(*state, log, 5, &slow);
   for (int i = 0; i < 7; i++) {
     (void)kill(slow, SIGSTOP);
     nanosleep(&(struct timespec){.tv_nsec = 900000000}, NULL);
@@ -554,12 +555,12 @@ static void a_rank_that_hangs_while_it_measures_is_named(void **state) {
   pid_t hanging;
   double seconds;
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
-  pid_t process = start_measuring(*state, log, 3, &hanging);
+  pid_t process = start_measuring(*state, log, 5, &hanging);
   double start = hv_clock_seconds();
   assert_int_equal(kill(hanging, SIGSTOP), 0);
   int code = wait_for_all(process, hanging, start, &seconds);
   char *text = read_file(log);
-  if (code == 0 || !strstr(text, "did not come for 3 s") || !strstr(text, "held-out frames cannot end on rank 0")) {
+  if (code == 0 || !strstr(text, "did not come for 5 s") || !strstr(text, "held-out frames cannot end on rank 0")) {
     fail_msg("two ranks, one stopped, ended with %d:\n%s", code, text);
   }
   free(text);
