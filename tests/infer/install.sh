@@ -11,6 +11,7 @@ fail() {
   exit 1
 }
 
+if grep ' /' "$build/infer/archive.mri"; then fail "the build fails where the path of its folder has a space"; fi
 cmake --install "$build" --prefix "$work/root" >"$work/install.log"
 mv "$work/root" "$work/moved" # nothing may remember where it was installed
 pc=$(find "$work/moved" -name hvla.pc)
