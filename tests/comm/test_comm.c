@@ -8,7 +8,7 @@
 
 static void check_all_ranks(const char *folder, int ranks, const char *device) {
   char command[512];
-  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives %s %s", folder, device);
+  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives '%s' %s", folder, device);
   expect_ranks(0, ranks, command, "");
   expect_same_records(folder, ranks, "reduce_scatter bf16 3000 test data\n");
 }

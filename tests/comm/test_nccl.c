@@ -7,7 +7,7 @@
 
 static void collectives_give_the_sums_in_rank_order(void **state) {
   char command[512];
-  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives %s emu nccl", (const char *)*state);
+  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives '%s' emu nccl", (const char *)*state);
   for (int ranks = 2; ranks <= 8; ranks *= 2) {
     expect_ranks(0, ranks, command, "connected by nccl");
     expect_same_records(*state, ranks, "reduce_scatter bf16 3000 test data\n");
@@ -16,7 +16,7 @@ static void collectives_give_the_sums_in_rank_order(void **state) {
 
 static void ranks_need_no_mpi(void **state) {
   char command[512], *output;
-  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives %s emu nccl", (const char *)*state);
+  snprintf(command, sizeof command, "tests/comm/comm_ranks collectives '%s' emu nccl", (const char *)*state);
   int code = run_ranks_without_mpi(4, command, &output);
   if (code != 0 || !strstr(output, "4 ranks on 1 host")) fail_msg("it ended with %d and said:\n%s", code, output);
   free(output);
@@ -25,7 +25,7 @@ static void ranks_need_no_mpi(void **state) {
 
 static void a_training_needs_no_mpi(void **state) {
   char command[512], *output;
-  snprintf(command, sizeof command, "tests/comm/train_ranks %s device=emu samples=2 branches=1 steps=2 sharding=%s",
+  snprintf(command, sizeof command, "tests/comm/train_ranks '%s' device=emu samples=2 branches=1 steps=2 sharding=%s",
            (const char *)*state, "parameters");
   int code = run_ranks_without_mpi(2, command, &output);
   if (code != 0 || !strstr(output, "parameters shared: loss")) fail_msg("it ended with %d and said:\n%s", code, output);
@@ -34,7 +34,7 @@ static void a_training_needs_no_mpi(void **state) {
 
 static void a_call_is_traced_until_all_have_come(void **state) {
   char command[512], *output;
-  snprintf(command, sizeof command, "tests/comm/comm_ranks traced %s emu nccl", (const char *)*state);
+  snprintf(command, sizeof command, "tests/comm/comm_ranks traced '%s' emu nccl", (const char *)*state);
   int code = run_ranks_without_mpi(2, command, &output);
   if (code != 0) fail_msg("it ended with %d and said:\n%s", code, output);
   free(output);

@@ -10,7 +10,7 @@ static bool is_long(void) {
 static void train(const char *folder, int ranks, const char *settings) {
   char command[512], line[128];
   bool bf16 = strstr(settings, "gradients=bf16") != NULL;
-  snprintf(command, sizeof command, "tests/comm/train_ranks %s %s %s", folder, is_long() ? "steps=20" : "", settings);
+  snprintf(command, sizeof command, "tests/comm/train_ranks '%s' %s %s", folder, is_long() ? "steps=20" : "", settings);
   expect_ranks(0, ranks, command, "nothing shared: loss", "optimizer shared: loss", "gradients shared: loss",
                "parameters shared: loss");
   const char *group = strstr(settings, "trained=heads") ? "final_layer" : "llm_backbone.llm.model.layers.1";
