@@ -75,10 +75,11 @@ install_python_packages() {
 
 # not_installed PACKAGE…: those that are not, one a line.
 not_installed() {
-  local package state
+  local package states
   for package in "$@"; do
-    state=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
-    if [[ $state != installed ]]; then echo "$package"; fi
+    # A line for each architecture that the package is there for.
+    states=$(dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null || true)
+    if ! grep -qx installed <<<"$states"; then echo "$package"; fi
   done
 }
 
