@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained policy: see the usage.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export LC_ALL=C.UTF-8 # a point in numbers, whatever the user's language
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT-10000} # docs/performance.md: processors that other work uses, too
 

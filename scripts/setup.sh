@@ -61,7 +61,7 @@ fi
 install_python_packages() {
   local root requirements=scripts/fixtures/requirements.txt
   root=$(dirname "${BASH_SOURCE[0]}")/..
-  cd "$root"
+  CDPATH='' cd "$root"
   if cmp -s "$requirements" .venv-fixtures/installed.txt; then
     echo "setup: .venv-fixtures is up to date"
     return

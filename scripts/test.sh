@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs, builds and runs every test, in the release build and under sanitizers.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'TEXT'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures training steps and predictions of one small model, here and in PyTorch, side by side.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+CDPATH='' cd "$(dirname "$0")/../.."
 export LC_ALL=C.UTF-8 # a point in numbers, whatever the user's language
 
 usage() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training steps and predictions of one model on one card, here and in plain PyTorch as the public code runs them, in turn.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export LC_ALL=C.UTF-8
 
 usage() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures how fast a model is loaded, as hvla-infer bench --load tells it.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 usage() {
   cat <<'TEXT'
