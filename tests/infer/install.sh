@@ -24,13 +24,12 @@ export OMP_NUM_THREADS=1
 
 flags=(-std=c99 -Wall -Wextra -Werror)
 [[ -z $sanitizers ]] || flags+=("-fsanitize=$sanitizers")
-# Words of the two lists of flags are split on purpose.
-# shellcheck disable=SC2046
-"$compiler" "${flags[@]}" $(pkg-config --cflags hvla) -o "$work/shared" tests/infer/embed.c $(pkg-config --libs hvla)
-# shellcheck disable=SC2046
-"$compiler" "${flags[@]}" $(pkg-config --cflags hvla) -o "$work/static" tests/infer/embed.c \
-  -L"$lib" -l:libhvla.a $(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//') \
-  $(pkg-config --static --libs-only-other hvla)
+# pkg-config writes words as a shell reads them.
+cflags=() libs=() static=()
+eval "cflags=($(pkg-config --cflags hvla)) libs=($(pkg-config --libs hvla))"
+eval "static=($(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//') $(pkg-config --static --libs-only-other hvla))"
+"$compiler" "${flags[@]}" "${cflags[@]}" -o "$work/shared" tests/infer/embed.c "${libs[@]}"
+"$compiler" "${flags[@]}" "${cflags[@]}" -o "$work/static" tests/infer/embed.c -L"$lib" -l:libhvla.a "${static[@]}"
 
 "$build/tests/infer/make_tiny_directory" "$work/model"
 "$work/shared" "$work/model" >"$work/shared.txt"

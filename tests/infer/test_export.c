@@ -56,7 +56,7 @@ static void assert_tensors(const char *name, hv_dtype dtype) {
 }
 
 #define PREDICT                                                                                                        \
-  "--image front=" HVLA_SOURCE_DIR "/docs/images/lift.png --image wrist=" HVLA_SOURCE_DIR "/docs/images/lift.png"      \
+  "--image 'front=" HVLA_SOURCE_DIR "/docs/images/lift.png' --image 'wrist=" HVLA_SOURCE_DIR "/docs/images/lift.png'"  \
   " --instruction 'lift it' --state=0.3,-1.5,0.2,0.9,2.5 --unnorm-key drawer --json --model "
 
 static json_t *predict(const char *name) {

@@ -429,7 +429,7 @@ static void what_comes_behind_the_last_step_ends_no_run(void **state) {
 static void refuses_bad_input(void **state) {
   static const char *const bad[][3] = {
       {"--set data.files=/nowhere/x.hdf5", "/nowhere/x.hdf5", NULL},
-      {"--set data.files=" HVLA_SOURCE_DIR "/CMakeLists.txt", "CMakeLists.txt", "HDF5"},
+      {"--set 'data.files=" HVLA_SOURCE_DIR "/CMakeLists.txt'", "CMakeLists.txt", "HDF5"},
       {"--set data.cameras.front=agent_view", "agent_view", "agentview_image"},
       {"--set data.cameras.wrist=agentview_image", "wrist", "front"},
       {"--set data.train_split=training", "training", "valid"},
@@ -444,7 +444,7 @@ static void refuses_bad_input(void **state) {
       {"--set 'data.action_dims=[0, 1, 2, 9]' --set model.action_dim=4", "dimension 9", "0 to 6"},
       {"--set 'data.action_dims=[0, 1, 2, 1]' --set model.action_dim=4", "data.action_dims", "1 twice"},
       {"--set tokenizer=/nowhere/tokenizer.model", "/nowhere/tokenizer.model", NULL},
-      {"--set tokenizer=" HVLA_SOURCE_DIR "/CMakeLists.txt", "CMakeLists.txt", NULL},
+      {"--set 'tokenizer=" HVLA_SOURCE_DIR "/CMakeLists.txt'", "CMakeLists.txt", NULL},
       {"--set model.llm.vocab_size=900", "vocab", NULL},
       {"--set init_from=/nowhere", "/nowhere", NULL},
       {"--set 'train.freeze=[language.*]'", "language.*", NULL},

@@ -244,16 +244,17 @@ static void a_resumed_run_tells_of_other_demonstrations(void **state) {
   for (int steps = 3; steps <= 5; steps++) {
     char *output;
     if (steps == 5) copy_demonstrations(copy, "/data/demo_1/actions");
-    snprintf(rest, sizeof rest, "--set data.files=%s --set train.steps=%d --resume", copy, steps);
+    snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.steps=%d --resume", copy, steps);
     int code = run_train("", run_arguments(*state, "run", rest), &output);
     if (code != 0 || !strstr(output, told) != (steps < 5)) fail_msg("%d steps ended with %d: %s", steps, code, output);
     free(output);
   }
   /* The model is made anew by the next checkpoint: nothing about it ends a run. */
   assert_ok(hv_write_file_atomic(in_run(*state, "run", "model/dataset_statistics.json"), "{", 1));
-  snprintf(rest, sizeof rest, "--set data.files=%s --set train.steps=6 --resume", copy);
+  snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.steps=6 --resume", copy);
   expect_train(0, run_arguments(*state, "run", rest), "dataset_statistics.json", NULL);
-  snprintf(rest, sizeof rest, "--set data.files=%s --set train.steps=7 --set data.statistics_key=mine2 --resume", copy);
+  snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.steps=7 --set data.statistics_key=mine2 --resume",
+           copy);
   expect_train(0, run_arguments(*state, "run", rest), "resumed from", NULL);
 }
 
