@@ -35,12 +35,12 @@ static int32_t stride_for(int32_t steps, int32_t n) {
 }
 
 static hv_status impossible_count(int32_t steps, int32_t n) {
-  int32_t below = n < steps ? n - 1 : steps, above = n + 1;
-  while (below > 1 && !stride_for(steps, below)) below--;
-  while (above <= steps && !stride_for(steps, above)) above++;
-  if (below < 1) return hv_error(HV_ERR_INPUT, "DDIM with %d steps: 1 … %d are possible", n, steps);
-  if (above > steps)
-    return hv_error(HV_ERR_INPUT, "DDIM with %d of %d diffusion steps: at most %d are possible", n, steps, below);
+  if (n < 1) return hv_error(HV_ERR_INPUT, "DDIM with %d steps: 1 … %d are possible", n, steps);
+  if (n > steps)
+    return hv_error(HV_ERR_INPUT, "DDIM with %d of %d diffusion steps: at most %d are possible", n, steps, steps);
+  int32_t below = n - 1, above = n + 1;
+  while (!stride_for(steps, below)) below--;
+  while (!stride_for(steps, above)) above++;
   return hv_error(HV_ERR_INPUT, "DDIM with %d of %d diffusion steps: no stride gives that many; %d and %d are possible",
                   n, steps, below, above);
 }

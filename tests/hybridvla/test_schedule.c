@@ -101,6 +101,8 @@ static void refused_step_counts_say_what_is_possible(void **state) {
   hv_status_free(status);
   assert_error(hv_schedule_ddim(HV_MAX_DIFFUSION_STEPS + 1, 1, &stage), "1000");
   assert_error(hv_schedule_ddim(100, 101, &stage), "at most 100");
+  assert_error(hv_schedule_ddim(100, INT32_MAX, &stage), "at most 100");
+  assert_error(hv_schedule_ddim(100, INT32_MIN, &stage), "1 … 100");
 }
 
 int main(void) {
