@@ -143,7 +143,13 @@ static hv_group_slot *start_fetch(hv_params *params, hv_group_id group, hv_strea
   return slot;
 }
 
+/* A model without any embedder has an empty group for them: there is nothing to gather. */
+static bool is_empty(const hv_params *params, hv_group_id group) {
+  return params->groups[group].info.count == 0;
+}
+
 void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
+  if (is_empty(params, group)) return;
   const hv_group_slot *slot = start_fetch(params, group, stream);
   if (slot) {
     hv_comm_wait(params->comm, slot->ticket, stream);
@@ -153,7 +159,7 @@ void hv_shards_fetch(hv_params *params, hv_group_id group, hv_stream *stream) {
 }
 
 static void fetch_ahead(hv_params *params, hv_group_id group, hv_stream *stream) {
-  if (group >= 0) (void)start_fetch(params, group, stream);
+  if (group >= 0 && !is_empty(params, group)) (void)start_fetch(params, group, stream);
 }
 
 void hv_shards_forget(hv_params *params) {

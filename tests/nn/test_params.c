@@ -3,6 +3,7 @@
 
 #include "core/cpu/cpu.h"
 #include "core/nn/linear.h"
+#include "core/tensor/plan_comm.h"
 #include "tests/check.h"
 
 enum { OUT = 3, IN = 5, ROWS = 2, STACKED = 3, MOST = STACKED * OUT * IN };
@@ -292,6 +293,40 @@ static void a_name_is_declared_once(void **state) {
   }
 }
 
+/* A model without any embedder has an empty group for them. */
+static void an_empty_group_needs_no_communication(void **state) {
+  (void)state;
+  hv_device *device;
+  hv_stream *stream;
+  hv_comm *comm;
+  hv_params *params;
+  assert_ok(hv_plan_device_open(&device));
+  assert_ok(hv_stream_open(device, &stream));
+  assert_ok(hv_plan_comm_open(device, 1, 2, &(hv_plan_links){.node_ranks = 2}, &comm));
+  assert_ok(hv_params_open(device, HV_F32, &params));
+  const hv_group_id groups[] = {hv_params_begin_group(params, "empty"), hv_params_begin_group(params, "layer")};
+  (void)hv_params_declare_vector(params, NULL, "norm", OUT, HV_INIT_ONE);
+  assert_ok(hv_params_distribute(params, comm, HV_SHARD_PARAMETERS));
+  assert_ok(hv_params_allocate(params));
+  assert_ok(hv_params_allocate_gradients(params, HV_F32));
+  for (int pass = 0; pass < 2; pass++) { /* the second one prefetches */
+    hv_params_begin_pass(params, true, stream);
+    for (int g = 0; g < 2; g++) {
+      hv_params_use(params, groups[g], stream);
+      hv_params_gradients_ready(params, groups[g], stream);
+      hv_params_done(params, groups[g], stream);
+    }
+    hv_params_end_passes(params, stream);
+    hv_params_publish(params, stream);
+  }
+  assert_ok(hv_comm_status(comm));
+  assert_ok(hv_params_order_status(params));
+  hv_params_close(params);
+  hv_comm_close(comm);
+  hv_stream_close(stream);
+  hv_device_close(device);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(first_product_sets),
@@ -302,6 +337,7 @@ int main(void) {
       cmocka_unit_test(what_is_one_matrix_is_frozen_whole),
       cmocka_unit_test(large_values_are_converted_whole),
       cmocka_unit_test(initial_values_are_a_names_own),
+      cmocka_unit_test(an_empty_group_needs_no_communication),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
