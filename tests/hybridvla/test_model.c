@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "core/base/random.h"
+#include "core/tensor/ops.h"
 #include "tests/check.h"
 #include "tests/hybridvla/tiny_model.h"
 
@@ -342,6 +343,22 @@ static void precisions_agree(void **state) {
   tiny_batch_free(&b);
 }
 
+/* An error of the stream ends a preparation before it has changed anything: the next one does it all. */
+static void a_failed_preparation_is_made_up_for(void **state) {
+  (void)state;
+  enum { POSITIONS = 1000 };
+  hv_config config = tiny_config(HV_HYBRID, false);
+  tiny_batch b = tiny_batch_make(&config, SAMPLES, BRANCHES, 71);
+  tiny_run run = tiny_run_open(&config, HV_F64, SAMPLES, BRANCHES, NULL, 0);
+  double before = tiny_run_step(&run, &b.batch, false, false);
+  hv_fill(run.stream, &(hv_fill_args){0}); /* no destination */
+  assert_error(hv_model_prepare(run.model, POSITIONS, 1, run.stream), "dst is absent");
+  assert_ok(hv_model_prepare(run.model, POSITIONS, 1, run.stream));
+  assert_true(tiny_run_step(&run, &b.batch, false, false) == before);
+  tiny_run_close(&run);
+  tiny_batch_free(&b);
+}
+
 static void assert_refused(tiny_run *run, const hv_batch *batch, const char *part) {
   hv_status status = hv_sequence_build(run->sequence, batch, 0, 0);
   assert_non_null(status);
@@ -399,6 +416,7 @@ int main(void) {
       cmocka_unit_test(a_batch_of_masked_steps_has_no_loss),
       cmocka_unit_test(recomputation_changes_nothing),
       cmocka_unit_test(precisions_agree),
+      cmocka_unit_test(a_failed_preparation_is_made_up_for),
       cmocka_unit_test(batches_that_cannot_be_counted_are_refused),
       cmocka_unit_test(wrong_batches_are_refused),
   };
