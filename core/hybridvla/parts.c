@@ -177,6 +177,7 @@ done:
 hv_status hv_model_parts_prepare(hv_model_parts *parts, int64_t max_positions, int64_t max_images, hv_stream *stream) {
   if (max_positions <= parts->max_positions && max_images <= parts->max_images) return HV_OK;
   HV_TRY(hv_stream_synchronize(stream));
+  parts->preparations++;
   if (max_positions > parts->max_positions) parts->max_positions = max_positions;
   if (max_images > parts->max_images) parts->max_images = max_images;
   hv_arena measure = hv_arena_for_plan(parts->device);

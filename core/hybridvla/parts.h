@@ -32,6 +32,7 @@ typedef struct hv_model_parts {
   /* Constants on the device, made by hv_model_prepare. */
   hv_arena constants;
   int64_t max_positions, max_images;
+  int64_t preparations;                    /* how often the constants were made, each time elsewhere */
   hv_tensor cos_sin;                       /* [max_positions, head_dim] */
   hv_tensor alpha_bar;                     /* S [1, T] */
   hv_vit_tables vit_tables[HV_MAX_TOWERS]; /* for max_images; fewer images use their first rows */

@@ -205,6 +205,14 @@ void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry) {
   *entry = (hv_policy_recording){0};
 }
 
+/* A policy for longer prompts has had the model's constants made anew. */
+static void forget_outdated_recordings(hv_policy *policy) {
+  const hv_model_parts *parts = policy->parts;
+  if (policy->preparations == parts->preparations) return;
+  for (int i = 0; i < HV_POLICY_RECORDINGS; i++) hv_policy_forget_recording(parts->device, &policy->recordings[i]);
+  policy->preparations = parts->preparations;
+}
+
 /* Sharded parameters are gathered on another stream, and the events that order it cannot be recorded. */
 bool hv_policy_may_record(const hv_policy *policy) {
   return hv_device_records(policy->parts->device) && !policy->options.timing &&
@@ -276,6 +284,7 @@ static hv_status wait_for_prediction(hv_policy *policy) {
 
 hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv_given_draws given, hv_policy_result *out) {
   hv_policy_recording *entry = NULL;
+  forget_outdated_recordings(policy);
   if (hv_policy_may_record(policy)) {
     entry = find_recording(policy, prompt_count, given);
     bool repeated = entry->prompt_count == prompt_count;

@@ -78,6 +78,7 @@ struct hv_policy {
 
   bool *met; /* [max_prompt + 1]: whether there was a prediction with so many prompt tokens */
   hv_policy_recording recordings[HV_POLICY_RECORDINGS];
+  int64_t preparations;    /* of the model's constants, at the address of which the recordings read them */
   int32_t lost_recordings; /* failed recordings in a row */
   int64_t predictions;     /* so far */
 };

@@ -273,6 +273,34 @@ static void each_length_of_a_prompt_is_its_own_prediction(void **state) {
   parity_close(&p);
 }
 
+/* A second policy for longer prompts makes the model's constants anew, elsewhere; the first one's recordings are of the
+ * old ones. */
+static void a_second_policy_leaves_the_first_right(void **state) {
+  (void)state;
+  enum { OPENED = 3 };
+  float first[64];
+  parity p = parity_open("one_arm");
+  hv_policy_options options = hv_policy_default_options(&p.config);
+  hv_policy *policy, *later;
+  size_t bytes = (size_t)p.values * sizeof(float);
+  options.max_prompt = p.observation.prompt_count;
+  assert_true(p.values <= 64);
+  assert_ok(hv_policy_open(p.model, &options, &policy));
+  for (int i = 0; i < 2 * OPENED; i++) {
+    hv_policy_result result;
+    if (i == OPENED) {
+      options.max_prompt = 4 * p.observation.prompt_count;
+      assert_ok(hv_policy_open(p.model, &options, &later));
+    }
+    assert_ok(hv_policy_predict(policy, &p.observation, &p.draws, &result));
+    if (i == 0) memcpy(first, result.diffusion, bytes);
+    assert_memory_equal(first, result.diffusion, bytes);
+  }
+  hv_policy_close(later);
+  hv_policy_close(policy);
+  parity_close(&p);
+}
+
 /* Draws that are given and draws that are made are two recordings: a prediction without `step_noise` does not go on
  * with what another was given, nor the other way round. Each is alone first. */
 static void given_and_made_draws_are_two_predictions(void **state) {
@@ -376,6 +404,7 @@ int main(int argc, char **argv) {
       CASE(autoregressive),
       cmocka_unit_test(a_lost_recording_costs_no_prediction),
       cmocka_unit_test(each_length_of_a_prompt_is_its_own_prediction),
+      cmocka_unit_test(a_second_policy_leaves_the_first_right),
       cmocka_unit_test(given_and_made_draws_are_two_predictions),
       cmocka_unit_test(measuring_costs_no_prediction),
       cmocka_unit_test(each_length_of_a_prompt_is_measured),
