@@ -57,7 +57,8 @@ static int32_t prefix_length(const lengths *parts, int32_t prompt) {
 
 hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequence_limits *limits) {
   lengths parts = part_lengths(config);
-  int32_t b = limits->samples, k = limits->branches, prefix = prefix_length(&parts, limits->prompt);
+  int32_t b = limits->samples, k = config->objective == HV_AUTOREGRESSIVE ? 1 : limits->branches;
+  int32_t prefix = prefix_length(&parts, limits->prompt);
   int32_t text = limits->prompt + 1 + k * parts.autoregressive;
   hv_sequence_counts counts = {
       .samples = b,

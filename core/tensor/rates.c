@@ -127,6 +127,7 @@ hv_status hv_measure_products(hv_device *device, hv_dtype dtype, int64_t rows, i
 
 hv_status hv_measure_read(hv_device *device, hv_dtype dtype, double *rate) {
   product p = {0};
+  *rate = 0;
   int64_t out = READ_BYTES / (READ_WIDTH * (int64_t)hv_dtype_size(dtype));
   hv_status status = product_open(device, dtype, 1, READ_WIDTH, out, &p);
   if (!status) status = time_best(&p, queue_linear, READ_BYTES, rate);

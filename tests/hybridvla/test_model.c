@@ -271,6 +271,8 @@ static void action_tokens_have_one_branch(void **state) {
   assert_true(tiny_run_step(&asked, &b.batch, true, false) == tiny_run_step(&one, &b.batch, true, false));
   assert_same_gradients(&asked, &one, 0);
   assert_int_equal(asked.arena.peak, one.arena.peak);
+  hv_sequence_limits limits = {.samples = SAMPLES, .branches = BRANCHES, .prompt = 6};
+  assert_int_equal(hv_sequence_largest(&config, &limits).branches, 1);
   tiny_run_close(&one);
   tiny_run_close(&asked);
   tiny_batch_free(&b);
