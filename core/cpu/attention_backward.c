@@ -81,6 +81,19 @@ static void query_block_gradient(const island_work *w, const hv_segment *s, cons
   multiply(1, slopes, false, keys, false, 1, dq, d, w->product_scratch);
 }
 
+/* Turns the gradient of one head's rotated row into that of the row before its rotation. */
+static void rotate_back(const hv_attention_backward_args *a, const hv_tensor *positions, int64_t row, real *gradient) {
+  if (!hv_present(a->cos_sin)) return;
+  int64_t half = a->head_dim / 2;
+  const real *cosine = element(&a->cos_sin, int_list(positions)[row], 0), *sine = cosine + half;
+#pragma omp simd
+  for (int64_t j = 0; j < half; j++) {
+    real first = gradient[j], second = gradient[j + half];
+    gradient[j] = first * cosine[j] + second * sine[j];
+    gradient[j + half] = second * cosine[j] - first * sine[j];
+  }
+}
+
 static void key_block_gradient(const island_work *w, const key_block *k) {
   const hv_attention_backward_args *a = w->args;
   int64_t d = a->head_dim;
@@ -102,6 +115,7 @@ static void key_block_gradient(const island_work *w, const key_block *k) {
     offset += s->q_rows;
   }
   for (int64_t i = 0; i < k->keys; i++) {
+    rotate_back(a, &a->k_positions, k->row + i, w->dk + i * d);
     store(&a->dk, k->row + i, w->kv_head * d, d, w->dk + i * d);
     store(&a->dv, k->row + i, w->kv_head * d, d, w->dv + i * d);
   }
@@ -110,10 +124,11 @@ static void key_block_gradient(const island_work *w, const key_block *k) {
 static void store_query_gradients(const island_work *w) {
   const hv_attention_backward_args *a = w->args;
   for (int64_t h = 0; h < w->heads; h++) {
-    const real *dq = w->dq + h * w->rows * a->head_dim;
+    real *dq = w->dq + h * w->rows * a->head_dim;
     for (int64_t i = w->segments->first_segment; i < w->segments->end_segment; i++) {
       const hv_segment *s = segment_at(&a->segments, i);
       for (int64_t row = 0; row < s->q_rows; row++, dq += a->head_dim) {
+        rotate_back(a, &a->q_positions, s->q_start + row, dq);
         store(&a->dq, s->q_start + row, (w->kv_head * w->heads + h) * a->head_dim, a->head_dim, dq);
       }
     }
@@ -202,18 +217,6 @@ static void row_dots(const void *context, int64_t first, int64_t last, void *scr
   }
 }
 
-/* Turns the gradients of the rotated q and k into those of q and k before the rotation. */
-static void rotate_back(hv_cpu_pool *pool, const hv_attention_backward_args *a) {
-  if (!hv_present(a->cos_sin)) return;
-  hv_rotary_args rotary = {.cos_sin = a->cos_sin, .head_dim = a->head_dim, .inverse = true};
-  rotary.positions = a->q_positions;
-  rotary.q = rotary.q_out = a->dq;
-  HV_KERNEL(rotary)(pool, &rotary);
-  rotary.positions = a->k_positions;
-  rotary.q = rotary.q_out = a->dk;
-  HV_KERNEL(rotary)(pool, &rotary);
-}
-
 void HV_KERNEL(attention_backward)(hv_cpu_pool *pool, const hv_attention_backward_args *args) {
   int64_t segments = args->segments.rows;
   if (!hv_cpu_reserve_list(pool, (size_t)(segments + 1) * (sizeof(island) + 1))) return;
@@ -226,5 +229,4 @@ void HV_KERNEL(attention_backward)(hv_cpu_pool *pool, const hv_attention_backwar
   hv_cpu_for(pool, args->q.rows, hv_cpu_grain(args->q.cols), row_dots, args);
   int64_t work = c.max_rows * args->max_key_rows * 16;
   hv_cpu_for(pool, count * args->num_kv_heads, hv_cpu_grain(work), backward_items, &c);
-  rotate_back(pool, args);
 }

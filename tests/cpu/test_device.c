@@ -183,6 +183,59 @@ static void environment_limits_instructions(void **state) {
   assert_int_equal(unsetenv("HVLA_CPU_INSTRUCTIONS"), 0);
 }
 
+enum { TOKENS = 12, HEAD = 8, HEADS = 2, COLS = HEADS * HEAD, OPERANDS = 8 };
+
+/* Gradients of one causal segment in `dtype`, as bf16 stores them: of q, k and v before a rotation. Inputs are the same
+ * numbers in any dtype. */
+static void rotated_gradients(hv_stream *stream, hv_dtype dtype, uint16_t gradients[3][TOKENS * COLS]) {
+  static float memory[OPERANDS][TOKENS * COLS];
+  hv_tensor t[OPERANDS]; /* q, k, v, out, dout, dq, dk, dv */
+  for (int i = 0; i < OPERANDS; i++) {
+    float values[TOKENS * COLS];
+    for (int j = 0; j < TOKENS * COLS; j++) values[j] = (float)((i * 29 + j * 37) % 64 - 32) / 32;
+    hv_dtype_convert(dtype, memory[i], HV_F32, values, TOKENS * COLS);
+    t[i] = hv_tensor_make(memory[i], dtype, TOKENS, COLS);
+  }
+  float lse[TOKENS * HEADS], row_dot[TOKENS * HEADS], cos_sin[HEAD] = {0.8f, 0.6f, 0.28f, 1, 0.6f, 0.8f, 0.96f, 0};
+  for (int i = 0; i < TOKENS * HEADS; i++) lse[i] = 2;
+  int32_t positions[TOKENS] = {0};
+  hv_segment segment = {.q_rows = TOKENS, .own_rows = TOKENS};
+  hv_key_group group = {.key_rows = TOKENS, .segment_count = 1};
+  hv_tensor list = hv_tensor_make(positions, HV_I32, 1, TOKENS);
+  hv_attention_backward_args args = {.q = t[0], .k = t[1], .v = t[2], .out = t[3], .dout = t[4]};
+  args.lse = hv_tensor_make(lse, HV_F32, TOKENS, HEADS);
+  args.row_dot = hv_tensor_make(row_dot, HV_F32, TOKENS, HEADS);
+  args.segments = hv_tensor_make(&segment, HV_I32, 1, 6);
+  args.key_groups = hv_tensor_make(&group, HV_I32, 1, 4);
+  args.cos_sin = hv_tensor_make(cos_sin, HV_F32, 1, HEAD);
+  args.q_positions = args.k_positions = list;
+  args.num_heads = args.num_kv_heads = HEADS;
+  args.head_dim = HEAD;
+  args.max_q_rows = args.max_key_rows = args.max_group_rows = TOKENS;
+  args.causal = true;
+  args.scale = 0.5;
+  args.dq = t[5];
+  args.dk = t[6];
+  args.dv = t[7];
+  hv_attention_backward(stream, &args);
+  assert_ok(hv_stream_synchronize(stream));
+  for (int i = 0; i < 3; i++) hv_dtype_convert(HV_BF16, gradients[i], dtype, memory[5 + i], TOKENS * COLS);
+}
+
+/* Rounding before the rotation and after it would leave other numbers than rounding what F32 gives. */
+static void rotated_gradients_are_rounded_once(void **state) {
+  (void)state;
+  hv_device *device = open_cpu(1);
+  hv_stream *stream;
+  static uint16_t rounded[3][TOKENS * COLS], stored[3][TOKENS * COLS];
+  assert_ok(hv_stream_open(device, &stream));
+  rotated_gradients(stream, HV_F32, rounded);
+  rotated_gradients(stream, HV_BF16, stored);
+  for (int i = 2; i >= 0; i--) assert_memory_equal(rounded[i], stored[i], sizeof rounded[i]);
+  hv_stream_close(stream);
+  hv_device_close(device);
+}
+
 static void wrong_operands_surface(void **state) {
   (void)state;
   hv_device *device = open_cpu(1);
@@ -235,6 +288,7 @@ int main(void) {
       cmocka_unit_test(allocates_nothing),
       cmocka_unit_test(same_bytes_with_any_number_of_threads),
       cmocka_unit_test(environment_limits_instructions),
+      cmocka_unit_test(rotated_gradients_are_rounded_once),
       cmocka_unit_test(wrong_operands_surface),
       cmocka_unit_test(impossible_memory_is_refused),
       cmocka_unit_test(a_small_address_space_is_told),
