@@ -51,13 +51,21 @@ void HV_KERNEL(cross_entropy)(hv_cpu_pool *pool, const hv_cross_entropy_args *ar
   store_one(&args->loss, 0, 0, load_one(&args->loss, 0, 0) + (real)(sum / divisor));
 }
 
+/* The index of the largest that is a number; `first` if none is. */
+static int32_t best_of(const real *x, int32_t first, int32_t end) {
+  int32_t best = first;
+  for (int32_t i = first + 1; i < end; i++) {
+    if (x[i] > x[best] || (isnan(x[best]) && !isnan(x[i]))) best = i;
+  }
+  return best;
+}
+
 static void best_of_range_rows(const void *context, int64_t first, int64_t last, void *scratch) {
   const hv_best_of_range_args *a = context;
   int64_t count = a->logits.cols;
   for (int64_t row = first; row < last; row++) {
     const real *logits = load(&a->logits, row, 0, count, scratch);
-    int32_t best = a->first;
-    for (int32_t id = a->first + 1; id < a->first + a->count; id++) best = logits[id] > logits[best] ? id : best;
+    int32_t best = best_of(logits, a->first, a->first + a->count);
     real top = largest(logits, count), sum = sum_of_exp(logits, count, top);
     ((int32_t *)a->ids.data)[row] = best;
     store_one(&a->probability, 0, row, real_exp(logits[best] - top) / sum);

@@ -317,8 +317,8 @@ typedef struct hv_cross_entropy_args {
   hv_tensor dlogits; /* T [n, vocabulary], optional; may be logits where the dtypes agree */
 } hv_cross_entropy_args;
 
-/* ids[i] = first + the index of the largest of logits[i][first … first + count − 1] (the lowest of equals, 0 where all
- * are NaN); probability[i] = softmax over all of logits[i], at ids[i] */
+/* ids[i] = first + the index of the largest of logits[i][first … first + count − 1], NaN left out (the lowest of
+ * equals, 0 where all are NaN); probability[i] = softmax over all of logits[i], at ids[i] */
 typedef struct hv_best_of_range_args {
   hv_tensor logits; /* T or F32 [n, vocabulary] */
   int32_t first, count;

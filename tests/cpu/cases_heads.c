@@ -133,14 +133,20 @@ static void best_of_range(op_env *env) {
   op_compare_within(env, "probability", &probability, expected, 1e-5); /* F32 whatever T is */
 }
 
-/* An id leads to a row of another table: it is one of the range whatever the logits are. */
+/* An id leads to a row of another table: it is one of the range whatever the logits are, and that of the largest which
+ * is a number, wherever the others lie. */
 static void best_of_nan(op_env *env) {
   int64_t n = op_size(env), vocabulary = vocabulary_size(env);
   int32_t first = (int32_t)op_below(env, vocabulary), count = (int32_t)(1 + op_below(env, vocabulary - first));
-  double *values = op_array(env, n * vocabulary), *expected = op_array(env, n);
-  for (int64_t i = 0; i < n * vocabulary; i++) values[i] = NAN;
-  for (int64_t i = 0; i < n; i++) expected[i] = first;
+  double *values = op_array(env, n * vocabulary), *expected = op_array(env, n), numbers = op_uniform(env, -0.5, 1);
+  for (int64_t i = 0; i < n * vocabulary; i++) values[i] = op_uniform(env, 0, 1) < numbers ? op_normal(env) : NAN;
   op_operand logits = op_values(env, OP_T_OR_F32, n, vocabulary, values);
+  for (int64_t i = 0; i < n; i++) {
+    const double *row = logits.host + i * vocabulary;
+    int64_t best = first;
+    for (int64_t j = first; j < first + count; j++) best = isnan(row[best]) || row[j] > row[best] ? j : best;
+    expected[i] = (double)(isnan(row[best]) ? first : best);
+  }
   op_operand ids = op_int_result(env, 1, n), probability = op_result(env, OP_F32, 1, n);
   OP_RUN(env, best_of_range, .logits = logits.at[side], .first = first, .count = count, .ids = ids.at[side],
          .probability = probability.at[side]);
