@@ -168,7 +168,7 @@ done:
 
 const hv_command hv_command_frame = {
     .name = "frame",
-    .summary = "one frame in the form that hvla-infer takes: a camera's picture, state, action",
+    .summary = "Show one frame in the form that hvla-infer takes: a camera's picture, state, action.",
     .help =
         "Prints the robot's state, in the form that `hvla-infer predict --state` takes, and the demonstrated action,\n"
         "to compare with the predicted one. With --camera and --out it writes that camera's picture as PNG.\n"

@@ -101,7 +101,7 @@ done:
 
 const hv_command hv_command_inspect = {
     .name = "inspect",
-    .summary = "what a file holds: episodes, cameras, widths, instructions",
+    .summary = "Show what a file holds: episodes, cameras, widths, instructions.",
     .help = "A run configuration names cameras and state keys as they are listed here.\n"
             "Shapes, actions and the default state are checked, and the first bad episode ends it with exit code 2;\n"
             "`hvla-data validate`, which also reads every image, lists all bad episodes.\n"

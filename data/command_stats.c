@@ -161,7 +161,7 @@ done:
 
 const hv_command hv_command_stats = {
     .name = "stats",
-    .summary = "statistics of actions and state, by which training and prediction scale them",
+    .summary = "Compute the statistics of actions and state by which training and prediction scale them.",
     .help = "Prints dataset_statistics.json: for `action` and `proprio` (the robot's state) the mean, standard\n"
             "deviation, minimum, maximum and the 1 % and 99 % quantiles of every dimension, over all frames.\n"
             "hvla-train computes its own from its training split; these are for inspection and for other programs.\n"

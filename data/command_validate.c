@@ -139,7 +139,7 @@ static hv_status work(const void *values, hv_command_result *out) {
 
 const hv_command hv_command_validate = {
     .name = "validate",
-    .summary = "reads everything and names every bad episode",
+    .summary = "Read everything and name every bad episode.",
     .help =
         "Checks that the arrays of each episode are equally long, its numbers finite and its images readable; that\n"
         "it has every camera of the file, and actions and default state as wide as in the other episodes; and that\n"

@@ -6,7 +6,7 @@ static const hv_command *const commands[] = {&hv_command_stats, &hv_command_insp
 
 static const hv_program program = {
     .name = "hvla-data",
-    .summary = "looks into files of robot demonstrations (HDF5 in robomimic's layout), checks them, and computes the "
+    .summary = "Looks into files of robot demonstrations (HDF5 in robomimic's layout), checks them, and computes the "
                "statistics that actions are scaled with.",
     .commands = commands,
     .num_commands = sizeof commands / sizeof commands[0],

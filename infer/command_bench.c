@@ -42,7 +42,7 @@ static const hv_option options[] = {
      .offset = offsetof(bench_options, model),
      .fallback = "null",
      .unit = "DIR",
-     .doc = "A model directory, instead of --config."},
+     .doc = "Model directory, instead of --config."},
     {.key = "load",
      .type = HV_OPTION_BOOL,
      .offset = offsetof(bench_options, load),
@@ -316,7 +316,7 @@ static hv_status work(const void *values, hv_command_result *result) {
 
 const hv_command hv_command_bench = {
     .name = "bench",
-    .summary = "how long a prediction takes, by stages, and how close that is to the machine's best",
+    .summary = "Measure how long a prediction takes, by stages, and how close that is to the machine's best.",
     .help =
         "\"Speed of light\" is the least time that a prediction needs on this machine, over the time that it takes:\n"
         "1 is the best possible. The least time is, for the image encoders and for each pass, the longer of\n"

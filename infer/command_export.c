@@ -33,12 +33,12 @@ static const hv_option options[] = {
      .type = HV_OPTION_PATH,
      .offset = offsetof(export_options, model),
      .unit = "DIR",
-     .doc = "The model directory: what hvla-train writes to RUN/model."},
+     .doc = "Model directory, such as hvla-train writes to RUN/model."},
     {.key = "out",
      .type = HV_OPTION_PATH,
      .offset = offsetof(export_options, out),
      .unit = "DIR",
-     .doc = "The directory to write, which must be new or empty."},
+     .doc = "Directory to write, which must be new or empty."},
     {.key = "format",
      .type = HV_OPTION_ENUM,
      .offset = offsetof(export_options, format),
@@ -74,7 +74,7 @@ static const hv_option options[] = {
      .offset = offsetof(export_options, device),
      .fallback = "cpu",
      .unit = "NAME",
-     .doc = "The device on which --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
+     .doc = "Where --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
     HV_THREADS_OPTION(export_options),
 };
 
@@ -251,7 +251,7 @@ done:
 
 const hv_command hv_command_export = {
     .name = "export",
-    .summary = "writes a model to pass on: in another dtype or format, in several files, with a model card",
+    .summary = "Write a model to pass on: in another dtype or format, in several files, with a model card.",
     .help =
         "Writes a directory that hvla-infer, hvla-train and Hugging Face's loaders read: config.json, the tensors,\n"
         "tokenizer, statistics, and README.md, the model card. The card's facts about training come from the run\n"

@@ -28,7 +28,7 @@ static const hv_option options[] = {
      .type = HV_OPTION_PATH,
      .offset = offsetof(predict_options, model),
      .unit = "DIR",
-     .doc = "The model directory: what hvla-train writes to RUN/model."},
+     .doc = "Model directory, such as hvla-train writes to RUN/model."},
     {.key = "image",
      .type = HV_OPTION_STRING_LIST,
      .offset = offsetof(predict_options, images),
@@ -52,7 +52,7 @@ static const hv_option options[] = {
      .fallback = "null",
      .unit = "KEY",
      .doc = "The data set whose statistics scale state and action. Not needed if the model has only one."},
-    HV_MODE_OPTION(predict_options, "Which head acts. ensemble: the mean of both if the tokens' mean confidence is "
+    HV_MODE_OPTION(predict_options, "Which head acts. ensemble: the mean of both if the tokens' mean probability is "
                                     "above --theta, else the diffusion head. auto: ensemble, or the only head that "
                                     "the model has."),
     HV_SAMPLER_OPTION(predict_options),
@@ -353,7 +353,7 @@ static hv_status work(const void *values, hv_command_result *result) {
 
 const hv_command hv_command_predict = {
     .name = "predict",
-    .summary = "one action from pictures, an instruction and the robot's state",
+    .summary = "Predict an action from pictures, an instruction and the robot's state.",
     .help = "Prints the action in the robot's own units, one row for each action step, and the action of each head.\n"
             "The model fixes the names of the cameras, the width of the state and the keys of the statistics; input\n"
             "that does not fit is refused with a message that lists them. Exit code 0, or 2 for an error.\n"

@@ -40,18 +40,18 @@ extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const 
 #define HV_DEVICE_OPTION(type_)                                                                                        \
   {                                                                                                                    \
     .key = "device", .type = HV_OPTION_STRING, .offset = offsetof(type_, device), .fallback = "cpu", .unit = "NAME",   \
-    .doc = "The device that runs the model: cpu, or a device module (cuda)."                                           \
+    .doc = "Where the model runs: cpu, or a device module (cuda)."                                                     \
   }
 #define HV_DTYPE_OPTION(type_)                                                                                         \
   {                                                                                                                    \
     .key = "dtype", .type = HV_OPTION_ENUM, .offset = offsetof(type_, dtype), .fallback = "auto",                      \
     .choices = hv_dtype_choices, .elsewhere = HV_FP16_IS,                                                              \
-    .doc = "The dtype of weights and activations; auto: fp32 on the CPU, bf16 elsewhere."                              \
+    .doc = "Storage of parameters and activations; auto: fp32 on the CPU, bf16 elsewhere."                             \
   }
 #define HV_THREADS_OPTION(type_)                                                                                       \
   {                                                                                                                    \
     .key = "threads", .type = HV_OPTION_INT, .offset = offsetof(type_, threads), .fallback = "0", .max = 4096,         \
-    .unit = "N", .doc = "Number of CPU threads; 0: as many as there are processors."                                   \
+    .unit = "N", .doc = "Threads of the CPU device; 0: one per processor."                                             \
   }
 
 #endif

@@ -5,7 +5,7 @@ static const hv_command *const commands[] = {&hv_command_predict, &hv_command_be
 
 static const hv_program program = {
     .name = "hvla-infer",
-    .summary = "predicts robot actions with a HybridVLA model, measures how fast, and exports models.",
+    .summary = "Predicts robot actions with a HybridVLA model, measures how fast that is, and exports models.",
     .commands = commands,
     .num_commands = sizeof commands / sizeof commands[0],
 };

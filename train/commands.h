@@ -23,12 +23,12 @@ extern const hv_command hv_command_run, hv_command_check, hv_command_config, hv_
 #define HV_DEVICE_OPTION(type_)                                                                                        \
   {                                                                                                                    \
     .key = "device", .type = HV_OPTION_STRING, .offset = offsetof(type_, device), .fallback = "null", .unit = "NAME",  \
-    .doc = "Where the model runs; overrides the configuration's `device`."                                             \
+    .doc = "Where the model runs: cpu, or a device module (cuda); overrides the configuration's `device`."             \
   }
 #define HV_TRACE_OPTION(type_)                                                                                         \
   {                                                                                                                    \
     .key = "trace", .type = HV_OPTION_PATH, .offset = offsetof(type_, trace), .fallback = "null", .unit = "FILE",      \
-    .doc = "Write a timeline of the run to FILE, for chrome://tracing or Perfetto; ranks above 0 to FILE.RANK."        \
+    .doc = "Write a timeline to FILE, for chrome://tracing or Perfetto; ranks above 0 to FILE.RANK."                   \
   }
 
 #endif
