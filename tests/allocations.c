@@ -22,7 +22,7 @@ bool allocations_counted(void) {
 
 #else
 
-/* glibc's own names of what is replaced here. */
+/* glibc's own implementations of the functions that are replaced here. */
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t members, size_t size);
 extern void *__libc_realloc(void *memory, size_t size);
@@ -35,7 +35,7 @@ void *memalign(size_t alignment, size_t size);
 void *aligned_alloc(size_t alignment, size_t size);
 int posix_memalign(void **out, size_t alignment, size_t size);
 
-/* The linker's: where the program's own code lies. */
+/* Defined by the linker: the program's own code lies between them. */
 extern const char __executable_start, etext;
 
 bool allocations_counted(void) {

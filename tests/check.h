@@ -1,4 +1,5 @@
-/* Small things that every cmocka test of this project needs. Include instead of cmocka.h. */
+/* What every cmocka test of this project needs: assertions on statuses, temporary folders, small files. Include it
+ * instead of cmocka.h. */
 #ifndef HV_TESTS_CHECK_H
 #define HV_TESTS_CHECK_H
 
@@ -24,16 +25,16 @@ extern "C" {
 }
 #endif
 
-enum { SKIPPED = 77 /* the exit code that CTest takes for it */ };
+enum { SKIPPED = 77 /* the exit code that CTest counts as skipped */ };
 
-/* The call succeeds; otherwise its message is the failure. */
+/* Fails with the status's message unless the call succeeds. */
 #define assert_ok(call)                                                                                                \
   do {                                                                                                                 \
     hv_status assert_status_ = (call);                                                                                 \
     if (assert_status_) fail_msg("%s: %s", #call, hv_status_message(assert_status_));                                  \
   } while (0)
 
-/* The call fails with a message that holds every one of the words. */
+/* Fails unless the call fails with a message that contains every one of the strings. */
 #define assert_error(call, ...) check_error((call), (const char *const[]){__VA_ARGS__, NULL}, #call, __FILE__, __LINE__)
 
 static inline void check_error(hv_status status, const char *const *words, const char *call, const char *file,
@@ -50,8 +51,8 @@ static inline void check_error(hv_status status, const char *const *words, const
   hv_status_free(status);
 }
 
-/* Ends a program whose device cannot be opened, for the reason given: skipped where there is no card, or none that this
- * build's driver can be asked for; a card that is there and does not work is a failure. Takes ownership. */
+/* Ends a program whose device cannot be opened; `why` is the error of opening it, which is freed. The test counts as
+ * skipped if this build, the driver or the machine has no card, and as failed if there is one that does not work. */
 static inline void end_without_card(hv_status why) {
   static const char *const absent[] = {"needs libhvla-cuda.so", "no CUDA driver is installed",
                                        "CUDA driver is for CUDA", "the driver lists none",
@@ -64,12 +65,13 @@ static inline void end_without_card(hv_status why) {
   exit(skipped ? SKIPPED : 1);
 }
 
-/* The larger of two differences: what is no number is the largest of all. fmax would pass it over. */
+/* The larger of two differences; a NaN counts as the largest of all, whereas fmax would ignore it. */
 static inline double larger_of(double a, double b) {
   return a >= b || isnan(a) ? a : b;
 }
 
-/* A fresh temporary folder in *state, for cmocka's setup; the teardown removes it with all it holds. */
+/* For cmocka's setup: puts the path of a fresh temporary folder into *state. remove_folder, for the teardown, removes
+ * the folder with everything in it. */
 static inline int make_folder(void **state) {
   const char *parent = getenv("TMPDIR");
   char *folder = hv_path_join(parent && *parent ? parent : "/tmp", "hvla-test-XXXXXX");
@@ -99,7 +101,7 @@ static inline void write_text(const char *path, const char *text) {
   assert_ok(hv_write_file_atomic(path, text, strlen(text)));
 }
 
-/* Whether two files hold the same bytes, and some. */
+/* Whether two files hold the same bytes; false if both are empty. */
 static inline bool same_bytes(const char *a, const char *b) {
   hv_mapping x, y;
   assert_ok(hv_map_file(a, &x));

@@ -7,15 +7,15 @@
 
 #include "tests/check.h"
 
-/* The reading end of a pipe, and what has come out of it. */
+/* The reading end of a pipe, and what has been read from it. */
 typedef struct stream {
-  int fd; /* -1: at its end, and closed */
+  int fd; /* -1 once the end is reached: it is closed then */
   char *text;
   size_t size, capacity;
 } stream;
 
-/* Returns the end to write to, which the caller closes as soon as the child has it: the stream ends with the last one.
- */
+/* Returns the end to write to. The caller closes it as soon as the child has inherited it: the reader sees the end of
+ * the stream only when the last copy of it is closed. */
 static int stream_open(stream *s) {
   int ends[2];
   assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
@@ -40,7 +40,7 @@ static void stream_read(stream *s) {
   s->fd = -1;
 }
 
-/* The text without its zero bytes, which would end it. */
+/* The text without its zero bytes, which would cut a C string short. */
 static char *stream_text(stream *s) {
   size_t kept = 0;
   for (size_t i = 0; i < s->size; i++) {
@@ -50,11 +50,12 @@ static char *stream_text(stream *s) {
   return s->text;
 }
 
-/* Reads both as they fill, so that a full one does not hold up the other, until both are at their end. */
+/* Reads both streams to their ends, whichever has data: a program that fills one pipe while we wait for the other would
+ * block for ever. */
 static void read_streams(stream streams[2]) {
   while (streams[0].fd >= 0 || streams[1].fd >= 0) {
     struct pollfd ready[2];
-    for (int i = 0; i < 2; i++) ready[i] = (struct pollfd){.fd = streams[i].fd, .events = POLLIN}; /* passes over -1 */
+    for (int i = 0; i < 2; i++) ready[i] = (struct pollfd){.fd = streams[i].fd, .events = POLLIN}; /* -1 is ignored */
     if (poll(ready, 2, -1) < 0) {
       assert_int_equal(errno, EINTR);
       continue;
@@ -71,7 +72,7 @@ static char *format_line(const char *format, va_list values) {
   return line;
 }
 
-/* With `out` and `errors` as standard output and error. */
+/* Starts the line with the file descriptors `out` and `errors` as its standard output and error. */
 static pid_t start_line(const char *line, int out, int errors) {
   pid_t process = fork();
   assert_true(process >= 0);

@@ -1,4 +1,4 @@
-/* What run_shell and its like tell of the lines that they run. */
+/* The helpers of tests/shell.h on lines with known results: streams apart or in order, no output lost, exit codes. */
 #include "tests/shell.h"
 
 #include <signal.h>
@@ -27,7 +27,8 @@ static void streams_come_apart_or_in_order(void **state) {
   free(errors);
 }
 
-/* More than a pipe holds, to both and in turns: a reader of one after the other would wait for ever. */
+/* The line writes more than a pipe holds to both streams in turn: reading one to its end and then the other would
+ * deadlock. */
 static void nothing_is_cut_short(void **state) {
   (void)state;
   enum { SIZE = 3000000 };

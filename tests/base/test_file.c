@@ -1,3 +1,6 @@
+/* Files and directories of core/base: writes are atomic, also if the writer is killed, the disk is full or a signal
+ * comes, and durable. fsync and renameat2 are replaced here, so that the test sees what is synced in which order, and
+ * can make a sync or a swap of names fail. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -9,9 +12,10 @@
 #include "core/base/directory.h"
 #include "tests/check.h"
 
-/* In the place of the system's, which it calls: the paths that were synced, in order, between spaces. */
+/* The fsync below replaces the C library's and calls the system. It notes the paths that were synced, in order, between
+ * spaces. */
 static char synced[4096] = " ";
-static const char *unsyncable = ""; /* the end of a path that cannot be */
+static const char *unsyncable = ""; /* syncing a path with this ending fails */
 
 int fsync(int fd) {
   char link[64], path[1024];
@@ -27,7 +31,8 @@ int fsync(int fd) {
   return (int)syscall(SYS_fsync, fd);
 }
 
-/* Likewise: with `no_swap` as on a file system that cannot swap two names. */
+/* The renameat2 below replaces the C library's; with `no_swap` it fails as on a file system that cannot swap two names.
+ */
 static bool no_swap;
 
 int renameat2(int from_folder, const char *from, int to_folder, const char *to, unsigned flags) {
@@ -82,7 +87,6 @@ static void a_writer_shows_nothing_before_its_commit(void **state) {
   assert_int_equal(count_entries(*state), 1);
 }
 
-/* The digest of what was written is that of the file, however it was cut into pieces; one bit changes it. */
 static void a_link_stays_and_what_it_names_is_replaced(void **state) {
   const char *link = in_folder(*state, "link");
   write_text(in_folder(*state, "named"), "old");
@@ -95,7 +99,7 @@ static void a_link_stays_and_what_it_names_is_replaced(void **state) {
   assert_int_equal(count_entries(*state), 2);
 }
 
-/* A pipe that nobody is at the other end of is neither waited for nor replaced. */
+/* A named pipe without a reader or writer is neither opened, which would block, nor replaced. */
 static void what_is_no_file_is_refused(void **state) {
   const char *pipe = in_folder(*state, "pipe"), *link = in_folder(*state, "link");
   assert_int_equal(mkfifo(pipe, 0666), 0);
@@ -111,6 +115,7 @@ static void what_is_no_file_is_refused(void **state) {
   assert_int_equal(count_entries(*state), 2);
 }
 
+/* The digest that a writer computes is that of the file, whatever pieces it was written in; another byte changes it. */
 static void a_digest_tells_files_apart(void **state) {
   const char *path = in_folder(*state, "a.bin"), *other = in_folder(*state, "b.bin");
   hv_file_writer *writer;
@@ -131,7 +136,7 @@ static void a_digest_tells_files_apart(void **state) {
   assert_error(hv_digest_file(in_folder(*state, "absent"), &read), "absent");
 }
 
-/* A child is killed while it writes: the old file is whole. */
+/* A child process is killed while it writes: the old file is still whole. */
 static void a_killed_writer_leaves_the_old_file(void **state) {
   const char *path = in_folder(*state, "a.bin");
   write_text(path, "old");
@@ -179,7 +184,8 @@ static void a_full_disk_leaves_the_old_file(void **state) {
   assert_int_equal(count_entries(*state), 1);
 }
 
-/* Something else has come to the name meanwhile: that stays, and nothing is left beside it. */
+/* While the file is being written, a directory takes its name: the commit fails, the directory stays and no temporary
+ * file is left. */
 static void what_cannot_take_its_place_leaves_nothing(void **state) {
   const char *path = in_folder(*state, "a.bin");
   hv_file_writer *writer;
@@ -190,7 +196,8 @@ static void what_cannot_take_its_place_leaves_nothing(void **state) {
   assert_int_equal(count_entries(*state), 1);
 }
 
-/* Writes ten files; a folder that holds something comes to the name of one in the directory to be filled. */
+/* Writes ten files into a temporary directory, while the directory that they are to go to gets a non-empty folder "5",
+ * which the file of that name cannot replace. */
 static hv_status write_ten(const char *directory, void *context) {
   char name[16];
   for (int i = 0; i < 10; i++) {
@@ -200,7 +207,7 @@ static hv_status write_ten(const char *directory, void *context) {
   return hv_make_directories(in_folder(context, "5/other"));
 }
 
-/* All or nothing: what was moved before one that could not be is taken back. */
+/* All files arrive or none: those that were moved before the one that failed are removed again. */
 static void a_folder_is_filled_whole_or_not(void **state) {
   char path[512];
   snprintf(path, sizeof path, "%s", in_folder(*state, "empty"));
@@ -210,7 +217,7 @@ static void a_folder_is_filled_whole_or_not(void **state) {
   assert_true(hv_file_exists(in_folder(path, "5/other")));
 }
 
-/* Writes two files, before and after a signal comes. */
+/* Writes one file before and one after a signal arrives. */
 static hv_status write_interrupted(const char *directory, void *context) {
   const int *number = context;
   HV_TRY(hv_write_file_atomic(in_folder(directory, "first"), "x", 1));
@@ -218,7 +225,7 @@ static hv_status write_interrupted(const char *directory, void *context) {
   return hv_write_file_atomic(in_folder(directory, "second"), "x", 1);
 }
 
-/* How the process of the writer ends: 0, or 128 + the signal. */
+/* The exit code of a process that is signalled while it writes a directory: 0, or 128 + the signal that killed it. */
 static int end_of_interrupted(const char *path, int number, bool blocked, bool ignored) {
   pid_t child = fork();
   if (child == 0) {
@@ -292,7 +299,7 @@ static void directories_are_made_and_removed(void **state) {
   assert_error(hv_sync_directory(top), top);
 }
 
-/* A power failure takes away none that was made: each is entered in one that was synced afterwards. */
+/* New directories survive a power failure: after each is made, its parent is synced. */
 static void directories_are_made_to_stay(void **state) {
   char own[512], expected[2048];
   assert_non_null(realpath(*state, own));
@@ -304,7 +311,8 @@ static void directories_are_made_to_stay(void **state) {
   assert_string_equal(synced, expected);
 }
 
-/* Nor what a file held or holds: its bytes are on the disk before it takes the other's place, its name thereafter. */
+/* A file survives a power failure, in its old or new state: the temporary file is synced before the rename, and the
+ * directory after it. */
 static void files_are_written_to_stay(void **state) {
   char own[512], expected[2048];
   assert_non_null(realpath(*state, own));
@@ -320,11 +328,11 @@ static void files_are_written_to_stay(void **state) {
 static hv_status write_one(const char *directory, void *context) {
   (void)context;
   write_text(in_folder(directory, "file"), "x");
-  synced[1] = '\0'; /* the file is synced by who writes it */
+  synced[1] = '\0'; /* forget the sync of the file itself */
   return HV_OK;
 }
 
-/* The same of directories, whether new, in another's place or filled where they are. */
+/* The same for directories: a new one, one that replaces another, and one that is filled in place. */
 static void folders_are_replaced_to_stay(void **state) {
   char own[512], expected[2048];
   assert_non_null(realpath(*state, own));
@@ -348,7 +356,8 @@ static void assert_folder(const char *path, const char *content) {
   assert_text(in_folder(path, "file"), content);
 }
 
-/* Where names cannot be swapped. A person's copy may have the name that the old one would get meanwhile. */
+/* On a file system that cannot swap names, the old folder is moved aside first. The name "model.old" may already be
+ * taken by a copy of the user's, which must stay. */
 static void a_folder_is_replaced_without_a_swap(void **state) {
   char path[512], fresh[512], copy[512];
   snprintf(path, sizeof path, "%s", in_folder(*state, "model"));
@@ -369,7 +378,8 @@ static void a_folder_is_replaced_without_a_swap(void **state) {
   no_swap = false;
 }
 
-/* The swap may not last then, and the old is all that is sure. */
+/* If the directory cannot be synced, the swap might not survive a power failure: it is undone and the old folder stays.
+ */
 static void a_folder_stays_where_its_successor_cannot_be_synced(void **state) {
   char path[512], fresh[512], parent[512];
   assert_non_null(realpath(*state, parent));
@@ -384,7 +394,7 @@ static void a_folder_stays_where_its_successor_cannot_be_synced(void **state) {
   assert_folder(fresh, "new");
 }
 
-/* As someone without the rights of root: the top of a shared disk that may be written and not listed. */
+/* Run as an ordinary user: the top of a shared disk may be writable but not readable. */
 static void a_folder_nobody_may_list_takes_new_ones(void **state) {
   enum { NOBODY = 65534 };
   const char *top = in_folder(*state, "top"), *made = in_folder(*state, "top/run/checkpoints");

@@ -1,4 +1,5 @@
-/* The memory that is left on the host, held against what the system says itself. */
+/* The host memory that core/base reports as available, against /proc/meminfo, against a limit on the address space, and
+ * with made-up control groups of versions 1 and 2. */
 #include <sys/resource.h>
 
 #include "core/base/directory.h"
@@ -6,7 +7,7 @@
 #include "core/base/host_memory.h"
 #include "tests/check.h"
 
-/* Bytes behind a key of /proc/meminfo. */
+/* The value of a key in /proc/meminfo, in bytes. */
 static size_t meminfo(const char *key) {
   char line[256];
   unsigned long long kib = 0;
@@ -20,7 +21,7 @@ static size_t meminfo(const char *key) {
   return (size_t)kib << 10;
 }
 
-/* A control group may leave less than the machine has, but room for this process. */
+/* A control group may allow less than the machine has, but more than this process uses. */
 static void what_is_left_is_a_part_of_what_there_is(void **state) {
   (void)state;
   size_t left = hv_host_memory_available();
@@ -36,7 +37,7 @@ static void a_limit_on_the_address_space_counts(void **state) {
   assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
   tight = (struct rlimit){.rlim_cur = (rlim_t)1 << 46, .rlim_max = old.rlim_max};
   assert_int_equal(setrlimit(RLIMIT_AS, &tight), 0);
-  tight.rlim_cur -= hv_host_address_space_left(); /* what the process has now */
+  tight.rlim_cur -= hv_host_address_space_left(); /* now: what the process uses already */
   tight.rlim_cur += MORE;
   assert_int_equal(setrlimit(RLIMIT_AS, &tight), 0);
   size_t left = hv_host_address_space_left(), available = hv_host_memory_available();
@@ -46,7 +47,7 @@ static void a_limit_on_the_address_space_counts(void **state) {
   if (old.rlim_cur == RLIM_INFINITY) assert_true(hv_host_address_space_left() == SIZE_MAX);
 }
 
-/* A file of a system that the test makes up in its folder. */
+/* Writes a file of the made-up system whose root directory is `root`. */
 static void put(const char *root, const char *path, const char *text) {
   char *file = hv_path_join(root, path + 1);
   assert_non_null(file);
@@ -65,7 +66,7 @@ static void control_groups_of_version_1_count(void **state) {
   assert_true(hv_host_groups_available(root) == SIZE_MAX);
   put(root, "/sys/fs/cgroup/memory/other/memory.limit_in_bytes", "1\n");
   put(root, "/sys/fs/cgroup/memory/other/memory.usage_in_bytes", "1\n");
-  put(root, "/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); /* none */
+  put(root, "/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); /* no limit */
   put(root, "/sys/fs/cgroup/memory/memory.usage_in_bytes", "7000\n");
   put(root, "/sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "9000\n");
   put(root, "/sys/fs/cgroup/memory/job/step/memory.usage_in_bytes", "2500\n");
@@ -77,7 +78,8 @@ static void control_groups_of_version_1_count(void **state) {
   assert_int_equal(hv_host_groups_available(root), 1000);
 }
 
-/* A container sees its own group at the root, and its name as the host calls it. */
+/* A container sees its own group at the root of /sys/fs/cgroup, but /proc/self/cgroup gives the name that the host
+ * uses. */
 static void control_groups_of_version_2_count(void **state) {
   const char *root = *state;
   put(root, "/proc/self/cgroup", "0::/job/step\n");

@@ -1,4 +1,4 @@
-/* The logger's lines on standard error, which is a file here. */
+/* What the logger writes to standard error, which the test redirects to a file. */
 #include "core/base/log.h"
 #include "tests/check.h"
 

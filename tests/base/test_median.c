@@ -1,4 +1,4 @@
-/* The order of measured numbers. */
+/* Sorting measured numbers and finding their median. */
 #include "core/base/median.h"
 #include "tests/check.h"
 

@@ -1,3 +1,5 @@
+/* Random draws: Philox against the published test vectors, normals against the C library's double arithmetic and their
+ * moments, uniform and bounded draws against their distributions, and a checksum that pins the bits of every build. */
 #include <math.h>
 
 #include "core/base/random.h"
@@ -10,7 +12,7 @@ static void assert_block(hv_random_block block, uint32_t a, uint32_t b, uint32_t
   assert_int_equal(block.word[3], d);
 }
 
-/* The vectors that the cipher's authors publish with Random123. */
+/* Test vectors of the cipher that its authors publish with Random123. */
 static void known_answers(void **state) {
   (void)state;
   assert_block(hv_philox((hv_random_block){{0, 0, 0, 0}}, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8);
@@ -31,7 +33,7 @@ static void normals_match_the_c_library(void **state) {
   double worst_log = 0, worst_normal = 0;
   for (uint32_t i = 0; i < 500000; i++) {
     hv_random_block words = hv_random_words(hv_random_key(3, 50, 0), i, 0, 0);
-    /* Every third radius is tiny, every third one huge: the tails, and the centre. */
+    /* Of every three radii, one is very small and one very large, to reach the centre and the tails. */
     uint32_t radius = words.word[0], turn = words.word[1];
     if (i % 3 == 1) radius >>= words.word[2] % 32;
     if (i % 3 == 2) radius = ~(radius >> words.word[2] % 32);
@@ -42,7 +44,7 @@ static void normals_match_the_c_library(void **state) {
     double length = sqrt(-2 * log((double)u)), angle = 2 * M_PI * (double)turn / 4294967296.0;
     if (length == 0) continue;
     double error = fmax(ulps(cosine, length * cos(angle)), ulps(sine, length * sin(angle)));
-    /* Near a zero of the cosine, the C library's own angle is no better than 2^-53 turns. */
+    /* Near a zero of sine or cosine the reference itself is inexact: its angle is rounded to 2^-53 turns. */
     if (fmin(fabs(cos(angle)), fabs(sin(angle))) > 1e-6 && error > worst_normal) worst_normal = error;
   }
   assert_true(worst_log < 1.0);
@@ -67,8 +69,8 @@ static void tails_reach_six_sigma(void **state) {
 
 enum { DRAWS = 1000000 };
 
-/* The bits of a million normals. Another value means that a compiler contracts, reorders or rounds otherwise, and that
- * runs on different devices no longer draw the same numbers. */
+/* A checksum over the bits of a million normals. If it changes, the compiler has contracted, reordered or rounded
+ * differently, and runs on different devices no longer draw the same numbers. */
 static void a_million_normals_have_the_same_bits_everywhere(void **state) {
   (void)state;
   uint64_t sum = 0;
@@ -92,7 +94,7 @@ static void moments(void **state) {
     previous = x;
     beyond_three += fabs(x) > 3;
   }
-  /* Four standard errors of each. */
+  /* Each limit is four standard errors. */
   assert_true(fabs(sum[1] / DRAWS) < 4e-3);
   assert_true(fabs(sum[2] / DRAWS - 1) < 4 * sqrt(2) * 1e-3);
   assert_true(fabs(sum[3] / DRAWS) < 4 * sqrt(15) * 1e-3);
@@ -126,14 +128,14 @@ static void bounded_draws_are_even(void **state) {
   }
   double chi = 0, expected = (double)DRAWS / LIMIT;
   for (int i = 0; i < LIMIT; i++) chi += pow(counts[i] - expected, 2) / expected;
-  assert_true(chi < 160); /* 99 degrees of freedom: once in 10,000 */
+  assert_true(chi < 160); /* chance would exceed this once in 10,000 times (99 degrees of freedom) */
   for (uint32_t i = 0; i < 1000; i++) {
     assert_int_equal(hv_random_below(1, 0, 0, i, 0, 0, 1), 0);
     assert_true(hv_random_below(1, 0, 0, i, 0, 1, UINT32_MAX) < UINT32_MAX);
   }
 }
 
-/* Any change of the six arguments gives another number, and none depends on what was drawn before. */
+/* Changing any one of the six arguments changes the number; the same arguments always give the same number. */
 static void every_argument_counts(void **state) {
   (void)state;
   const uint64_t high = (uint64_t)1 << 40;
@@ -150,7 +152,7 @@ static void every_argument_counts(void **state) {
   assert_true(base != hv_random_normal(1, 2, 3, 4, 5, 7));
 }
 
-/* A kernel's way, key first and four at a time, gives what one element at a time gives. */
+/* Deriving the key once and drawing four elements at a time, as kernels do, gives the same numbers as single draws. */
 static void blocks_agree_with_single_draws(void **state) {
   (void)state;
   uint64_t key = hv_random_key(11, HV_RANDOM_POLICY_NOISE, 5);

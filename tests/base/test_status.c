@@ -1,3 +1,4 @@
+/* Errors as values: their codes, messages, causes and exit codes, and texts that cannot be built. */
 #include <errno.h>
 
 #include "core/base/text.h"
@@ -79,7 +80,7 @@ static void a_text_that_cannot_be_made_has_failed(void **state) {
   (void)state;
   hv_text text = {0};
   hv_text_add(&text, "%s", "kept");
-  hv_text_add(&text, "%ls", L"\u00e9"); /* no character of the C locale */
+  hv_text_add(&text, "%ls", L"\u00e9"); /* cannot be encoded in the C locale */
   assert_true(text.failed);
   hv_text_add(&text, "%s", "dropped");
   assert_string_equal(hv_text_string(&text), "kept");

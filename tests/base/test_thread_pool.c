@@ -1,4 +1,5 @@
-/* The pool of worker threads: order, workers' numbers, jobs that submit jobs, closing, signals, wrong numbers. */
+/* The pool of worker threads: order of jobs, worker numbers, jobs that submit jobs, closing, blocked signals, and
+ * invalid numbers of threads. */
 #include "core/base/thread_pool.h"
 
 #include <pthread.h>
@@ -9,13 +10,13 @@
 enum { JOBS = 200, THREADS = 3 };
 
 typedef struct numbered_job {
-  hv_job job; /* first: the job is the whole */
+  hv_job job; /* first, so that a pointer to it is one to the whole */
   hv_thread_pool *pool;
   int number;
   struct numbered_job *follower; /* submitted while this one runs */
 } numbered_job;
 
-/* What jobs did, in the order they ran. */
+/* What the jobs noted, in the order in which they ran. */
 static struct {
   pthread_mutex_t mutex;
   int count, numbers[JOBS], workers[JOBS];
@@ -50,7 +51,7 @@ static void one_worker_keeps_the_order(void **state) {
   for (int i = 0; i < JOBS; i++) assert_int_equal(record.numbers[i], i);
 }
 
-/* Closing waits for what was submitted, and each job runs once, on a worker of the pool. */
+/* Closing waits for all submitted jobs; each has run once, on a worker of the pool. */
 static void every_job_runs_once(void **state) {
   (void)state;
   bool ran[JOBS] = {false};
@@ -70,7 +71,7 @@ static void a_job_submits_the_next(void **state) {
   hv_thread_pool *pool = open_pool(THREADS);
   for (int i = 0; i + 1 < JOBS; i++) jobs[i].follower = &jobs[i + 1];
   hv_thread_pool_submit(pool, &jobs[0].job);
-  hv_thread_pool_close(pool); /* jobs that come while it closes run too */
+  hv_thread_pool_close(pool); /* jobs submitted while it closes run too */
   assert_int_equal(record.count, JOBS);
 }
 
@@ -81,7 +82,7 @@ static void meet(hv_job *job, int worker) {
   note(job, worker);
 }
 
-/* Jobs that wait for each other end only where all workers run at once, each under its own number. */
+/* The jobs wait for one another, so they end only if all workers run at the same time; each has a number of its own. */
 static void workers_run_at_once(void **state) {
   (void)state;
   bool seen[THREADS] = {false};

@@ -6,7 +6,7 @@
 #include "tests/io/fuzz.h"
 
 void fuzz_fail(const char *condition, const char *file, int line) {
-  fprintf(stderr, "%s:%d: not true: %s\n", file, line, condition);
+  fprintf(stderr, "%s:%d: the parser broke a promise: %s is false\n", file, line, condition);
   abort();
 }
 

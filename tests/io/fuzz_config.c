@@ -1,3 +1,4 @@
+/* Fuzzes config.json and dataset_statistics.json (fuzz.h): what is accepted can be written and read back the same. */
 #include <string.h>
 
 #include "core/io/dataset_statistics.h"
@@ -5,7 +6,7 @@
 #include "core/io/model_config.h"
 #include "tests/io/fuzz.h"
 
-/* An accepted configuration is written to a document that gives the same one. */
+/* An accepted configuration, written to a document and read back, is the same. */
 static void check_config(const json_t *document) {
   hv_model_config model, back;
   hv_status status = hv_model_config_from_json(document, "input", HV_UNKNOWN_KEEP, &model);

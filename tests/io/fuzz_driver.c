@@ -1,7 +1,7 @@
-/* Runs a fuzz target on every seed, on every seed cut short, and on mutations that are the same in every run.
+/* Runs a fuzz target on every seed, on every seed cut short, and on mutations, which are the same in every run.
  *
- *   fuzz_<parser> [rounds]     mutations of each seed, 400 without an argument
- *   fuzz_<parser> - < FILE     one input, to repeat a failure
+ *   fuzz_<parser> [rounds]     that many mutations of each seed, by default 400
+ *   fuzz_<parser> - < FILE     one input from standard input, to repeat a failure
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +21,7 @@ static uint32_t below(uint32_t limit) {
 }
 
 static void run(const uint8_t *data, size_t size) {
-  /* An exact copy, so that a sanitizer sees the first byte read beyond the end. */
+  /* A copy of the exact size, so that a sanitizer reports the first byte read past the end. */
   uint8_t *copy = malloc(size ? size : 1);
   FUZZ_CHECK(copy);
   memcpy(copy, data, size);

@@ -1,3 +1,4 @@
+/* Fuzzes the PNG and JPEG decoder (fuzz.h). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,7 +7,7 @@
 #include "core/io/safetensors.h"
 #include "tests/io/fuzz.h"
 
-/* Whatever decodes has sides within the limits, and survives being written and read. */
+/* A picture that decodes has sides within the limits, and is the same after being written and read. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   hv_image image, back;
   hv_status status = hv_image_decode(data, size, "input", &image);

@@ -1,3 +1,4 @@
+/* Fuzzes the reader of safetensors headers (fuzz.h). */
 #include <string.h>
 
 #include "core/io/safetensors.h"

@@ -1,3 +1,4 @@
+/* Fuzzes the YAML reader, and the options that are parsed from what it reads (fuzz.h). */
 #include <string.h>
 
 #include "core/io/options.h"
@@ -21,7 +22,7 @@ static const hv_option table[] = {
 };
 enum { COUNT = sizeof table / sizeof *table };
 
-/* What was read is written and reads back equal. */
+/* An accepted document, written and read back, is equal. */
 static void check_round_trip(const json_t *document) {
   hv_text yaml = {0};
   json_t *back;
@@ -33,7 +34,7 @@ static void check_round_trip(const json_t *document) {
   hv_text_free(&yaml);
 }
 
-/* Options that parse resolve to a document that parses to the same. */
+/* Options that are accepted resolve to a document that parses to the same options. */
 static void check_options(const json_t *document) {
   settings first, second;
   const char *const sets[] = {"model.a.b=1"};

@@ -1,4 +1,5 @@
-/* Command lines: options, operands, help, and what a mistyped one is told. */
+/* Command lines of the programs: options, operands, help, the messages about mistakes, and output that cannot be
+ * written. */
 #include "core/io/command.h"
 
 #include <errno.h>
@@ -91,7 +92,7 @@ static void operands_are_read(void **state) {
   assert_string_equal(s.files.items[1], "--odd-name");
   assert_true(s.json);
   hv_command_free(commands[1], &s);
-  assert_ok(parse("hvla-infer inspect a.hdf5", &s, &request)); /* as few as there may be */
+  assert_ok(parse("hvla-infer inspect a.hdf5", &s, &request)); /* the least number of operands */
   assert_int_equal(s.files.count, 1);
   assert_false(s.json);
   hv_command_free(commands[1], &s);
@@ -176,7 +177,7 @@ static void help_names_every_option(void **state) {
   hv_text_free(&text);
 }
 
-/* A command that writes a file and warns meanwhile. */
+/* A command that writes a file and logs a warning. */
 static hv_status write_note(const void *values, hv_command_result *out) {
   const hv_string_list *files = values;
   FILE *note = fopen(files->items[0], "w");
@@ -193,7 +194,7 @@ static const hv_command note = {
 static const hv_command *const note_commands[] = {&note};
 static const hv_program note_program = {"hvla-note", "Writes notes.", note_commands, 1};
 
-/* The exit code of the program that writes a note to `path` with one stream closed, the other going to a file. */
+/* Runs the command above with one standard stream closed and the other going to a file; returns the exit code. */
 static int note_without(int closed, const char *path, const char *words) {
   pid_t child = fork();
   if (child == 0) {
@@ -217,7 +218,8 @@ static void assert_text(const char *path, const char *expected) {
   free(text);
 }
 
-/* The work is done; that nobody hears of it is an error for whoever waits for it, and none for a log. */
+/* With standard output or error closed, the file that is opened next must not take the stream's number. The command
+ * does its work; a result that cannot be printed is an error, a log line that cannot be printed is none. */
 static void a_closed_stream_is_no_file(void **state) {
   const char *path = in_folder(*state, "note"), *words = in_folder(*state, "words");
   assert_int_equal(note_without(STDOUT_FILENO, path, words), 2);

@@ -1,11 +1,11 @@
-/* dataset_statistics.json: read, merged, refused; and the scaling. */
+/* dataset_statistics.json: what is read, merged and refused; and the scaling of actions that it defines. */
 #include <math.h>
 
 #include "core/io/dataset_statistics.h"
 #include "core/io/json.h"
 #include "tests/check.h"
 
-/* Dimensions: an ordinary one, a gripper, a constant, a constant gripper. */
+/* Four dimensions: an ordinary one, a gripper, one that is constant, and a constant gripper. */
 static const char file[] =
     "{\"lift\": {\"action\": {\"mean\": [0.5, 0.5, 3, 1], \"std\": [1, 0.5, 0, 0], \"min\": [-2, 0, 3, 1],\n"
     " \"max\": [4, 1, 3, 1], \"q01\": [-1, 0, 3, 1], \"q99\": [3, 1, 3, 1], \"mask\": [true, false, true, false]},\n"

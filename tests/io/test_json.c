@@ -1,4 +1,4 @@
-/* JSON from memory: what is no JSON, and memory that runs out. */
+/* Parsing JSON from memory: the errors of invalid JSON, and of memory that runs out at each allocation in turn. */
 #include "core/io/json.h"
 #include "tests/check.h"
 
@@ -22,7 +22,8 @@ static void *allocate(size_t size) {
   return allocations_left-- > 0 ? malloc(size) : NULL;
 }
 
-/* However late. (Inside a text jansson itself takes it for a wrong character.) */
+/* Every allocation in turn fails, and the error is about memory. (The document holds no strings: if memory runs out
+ * inside one, jansson itself reports a wrong character.) */
 static void memory_that_runs_out_is_no_wrong_json(void **state) {
   (void)state;
   json_malloc_t allocates;

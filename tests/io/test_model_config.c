@@ -1,10 +1,10 @@
-/* config.json: what is read, kept, refused and written back. */
+/* config.json: what is read, kept, refused and written back, on a small model's and on those of the parity fixtures. */
 #include "core/io/json.h"
 #include "core/io/model_config.h"
 #include "core/io/yaml.h"
 #include "tests/check.h"
 
-/* A small valid model as YAML, so that a test can change one line of it. */
+/* A small valid model as YAML. Each test changes one value of it. */
 static const char small[] =
     "model_type: hybridvla\naction_dim: 7\naction_chunk: 2\ncameras: [front, wrist]\nprojector: fused-gelu-mlp\n"
     "vision:\n"
@@ -28,7 +28,7 @@ static json_t *small_document(void) {
   return document;
 }
 
-/* The place of a dotted path; numbers index lists. */
+/* The object or list that holds the value at a dotted path, whose last word goes to `last`. Numbers index lists. */
 static json_t *parent_of(json_t *at, const char *path, char last[64]) {
   char copy[128];
   snprintf(copy, sizeof copy, "%s", path);
@@ -102,9 +102,9 @@ static void optional_keys_are_read(void **state) {
   assert_ok(read_with("special_tokens.empty", "null", HV_UNKNOWN_KEEP, &model));
   assert_int_equal(model.config.token_empty, -1);
   hv_model_config_free(&model);
-  assert_ok(read_with("action_tokens.base", "256", HV_UNKNOWN_KEEP, &model)); /* as many as bins */
+  assert_ok(read_with("action_tokens.base", "256", HV_UNKNOWN_KEEP, &model)); /* the least: as many as there are bins */
   hv_model_config_free(&model);
-  assert_ok(read_with("action_tokens.base", "280", HV_UNKNOWN_KEEP, &model)); /* the end of the vocabulary */
+  assert_ok(read_with("action_tokens.base", "280", HV_UNKNOWN_KEEP, &model)); /* the most: the end of the vocabulary */
   hv_model_config_free(&model);
 }
 

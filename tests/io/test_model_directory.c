@@ -1,4 +1,5 @@
-/* Model directories: opened, filled, written whole or not at all. */
+/* Model directories, with those of the parity fixtures: they are opened, fill the parameters, name what does not fit,
+ * and are written whole or not at all, also if the disk is full or the process is killed. */
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -12,7 +13,7 @@
 
 #define PARITY HVLA_SOURCE_DIR "/tests/fixtures/parity/"
 
-/* A fixture's model, and a store that declares its tensors. */
+/* A fixture's model directory, and a parameter store that declares its tensors. */
 typedef struct store {
   hv_model_directory directory;
   hv_device *device;
@@ -26,7 +27,7 @@ static hv_param_spec spec_of(const hv_file_tensor *tensor) {
   return spec;
 }
 
-/* Declares all tensors but the last `left_out`. */
+/* Declares all tensors of the file but the last `left_out`. */
 static store open_store(const char *path, int32_t left_out) {
   store s;
   assert_ok(hv_model_directory_open(path, &s.directory));
@@ -97,7 +98,9 @@ static void parameters_are_filled_from_the_file(void **state) {
   close_store(&s);
 }
 
-/* The file's last block becomes the one that is not read where the tower is said to be a block shorter. */
+/* Published towers bring a last block, a final norm and a pooling layer that are never run: these do not count as
+ * unexpected tensors. The configuration's depth decides which block is the last, so the tower is made a block shorter
+ * than in the file. No parameter is declared, so that every other tensor is unexpected. */
 static void what_checkpoints_carry_along_is_expected(void **state) {
   (void)state;
   store s = open_store(PARITY "one_arm", INT32_MAX);
@@ -142,7 +145,7 @@ static void all_misfits_are_told_at_once(void **state) {
   close_store(&s);
 }
 
-/* A file that lacks what a tower is recognised by, and holds integers where a parameter is expected. */
+/* A file without the tensors that a tower is recognised by, and with integers in place of a parameter. */
 static void what_no_parameter_can_be_is_told(void **state) {
   static const int64_t values[2] = {1, 2};
   const char *path = in_folder(*state, "odd");
@@ -170,7 +173,8 @@ static void what_no_parameter_can_be_is_told(void **state) {
   close_store(&s);
 }
 
-/* Tensors that no parameter has: more elements than are written at a time, and ones that are not rounded. */
+/* Tensors that are carried along without being parameters: one with more elements than are written at a time, and
+ * integers, which are never rounded. */
 static void what_is_carried_comes_whole(void **state) {
   enum { MANY = 600001 };
   static const int64_t ids[3] = {1, -2, INT64_MAX};
@@ -273,7 +277,7 @@ static hv_status save_plain(store *s, const char *path) {
   return hv_model_directory_save(path, &save, s->stream);
 }
 
-/* A limit on the size of files stands in for a disk that is full: the write fails half-way. */
+/* A limit on the size of files simulates a full disk: the write fails half-way. */
 static void a_full_disk_leaves_the_old_model(void **state) {
   char parent[256], path[300];
   snprintf(parent, sizeof parent, "%s/full", (const char *)*state);
@@ -362,7 +366,7 @@ static hv_status write_two(const char *directory, void *fails) {
   return fails ? hv_error(HV_ERR_INPUT, "as was to be shown") : HV_OK;
 }
 
-/* It may be where a disk is mounted, or all that its user may write to. */
+/* An empty directory is filled in place: it may be a mount point, or the only place that the user may write to. */
 static void an_empty_directory_stays_and_is_filled(void **state) {
   char path[256], link[256];
   struct stat before, after;
@@ -379,7 +383,7 @@ static void an_empty_directory_stays_and_is_filled(void **state) {
   assert_int_equal(count_entries(path), 2);
   assert_true(hv_file_exists(in_folder(path, "a")));
   assert_true(hv_file_exists(in_folder(path, "b/c")));
-  /* What holds something is replaced as a whole, behind a link, too. */
+  /* A directory that is not empty is replaced as a whole, also if the path is a link to it. */
   write_text(in_folder(path, "d"), "old");
   assert_error(hv_write_directory(link, HV_LEFTOVER_REFUSE, write_two, path), "as was to be shown");
   assert_int_equal(count_entries(path), 3);

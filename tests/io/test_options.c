@@ -1,4 +1,5 @@
-/* Options of a run configuration: types, defaults, --set, what is refused and which name is suggested. */
+/* Options of a run configuration, with a small table of them: types, defaults, --set, what is refused, and which name
+ * is suggested for a misspelt one. */
 #include "core/base/nearest.h"
 #include "core/io/json.h"
 #include "core/io/options.h"
@@ -42,7 +43,7 @@ enum { COUNT = sizeof table / sizeof *table };
 static hv_status parse_with(const char *yaml, const char *const *sets, size_t num_sets, settings *out) {
   json_t *document;
   assert_ok(hv_yaml_parse(yaml, strlen(yaml), "run.yaml", &document));
-  memset(out, 0xa5, sizeof *out); /* whatever lay there must not matter */
+  memset(out, 0xa5, sizeof *out); /* what the memory held before must not matter */
   hv_status status = hv_options_parse(table, COUNT, document, "run.yaml", sets, num_sets, out);
   json_decref(document);
   return status;
@@ -108,7 +109,7 @@ static void every_type_is_read(void **state) {
   hv_options_free(table, COUNT, &s);
 }
 
-/* null, or nothing behind the colon. */
+/* null, or nothing after the colon. */
 static void no_value_is_an_empty_list(void **state) {
   (void)state;
   settings s;
@@ -283,7 +284,7 @@ static void distances_count_swaps_as_one(void **state) {
   }
 }
 
-/* Of one or two letters nothing else is left after two edits. */
+/* Two edits turn a name of one or two letters into anything, so it is near to nothing. */
 static void short_names_are_near_to_nothing(void **state) {
   (void)state;
   hv_nearest nearest = {.name = "ab"};

@@ -1,4 +1,5 @@
-/* Reading ahead: what was waited for is in memory, and nothing waits for ever. */
+/* Reading mapped files ahead in a thread: after waiting for a range its pages are in memory (mincore), and waiting and
+ * closing always return. */
 #include "core/io/read_ahead.h"
 
 #include <fcntl.h>
@@ -17,7 +18,7 @@ static hv_mapping write_and_drop(const char *path) {
   free(bytes);
   int fd = open(path, O_RDONLY);
   assert_true(fd >= 0);
-  (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* where the file system can */
+  (void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED); /* not every file system does */
   close(fd);
   assert_ok(hv_map_file(path, &file));
   return file;
@@ -65,7 +66,7 @@ static void it_can_be_closed_at_any_time(void **state) {
   hv_unmap(&file);
 }
 
-/* A file that became shorter: the reader meets the error, the thread does not. */
+/* The file was truncated after it was mapped: the reading thread does not crash on the pages that are gone. */
 static void a_part_that_is_gone_ends_no_program(void **state) {
   const char *path = in_folder(*state, "shortened");
   hv_mapping file = write_and_drop(path);

@@ -1,4 +1,5 @@
-/* Safetensors: what is written reads back, what PyTorch's library wrote is read, what is broken is refused by name. */
+/* Safetensors: what is written reads back, a fixture that the Python package wrote is read, files are cut into shards
+ * at a limit, and broken files are refused by name. */
 #include <fcntl.h>
 #include <math.h>
 #include <sys/stat.h>
@@ -9,7 +10,7 @@
 #include "core/io/safetensors_shards.h"
 #include "tests/check.h"
 
-/* A file's bytes from its header and a count of data bytes (0, 1, 2, …). */
+/* Builds the bytes of a file from a header and a number of data bytes (0, 1, 2, …). */
 static uint8_t *build(const char *header, size_t data_size, size_t *size) {
   size_t length = strlen(header);
   *size = 8 + length + data_size;
@@ -166,7 +167,7 @@ static void an_incomplete_file_never_appears(void **state) {
   assert_error(hv_safetensors_writer_open(in_folder(*state, "no/such/folder/x"), &writer), "no/such/folder");
 }
 
-/* Offsets beyond 32 bits, in a file that takes no room on the disk. */
+/* A sparse file, which takes no room on the disk, with offsets that need more than 32 bits. */
 static void a_file_of_six_gigabytes_is_read(void **state) {
   const char *path = in_folder(*state, "huge.safetensors");
   static const char header[] = "{\"big\":{\"dtype\":\"F32\",\"shape\":[1610612736],\"data_offsets\":[0,6442450944]},"
@@ -225,7 +226,8 @@ static void shards_are_one_model(void **state) {
   hv_safetensors_close(file);
 }
 
-/* Tensors of bytes, but for the one without dimensions, and the file that each lies in where eight bytes fill one. */
+/* Tensors of bytes, one of them without dimensions, and the number of the file that each goes to if a file takes at
+ * most eight bytes. */
 static const struct {
   const char *name;
   int32_t rank;
@@ -283,7 +285,7 @@ static void tensors_are_cut_into_files_at_the_limit(void **state) {
   json_decref(index);
 }
 
-/* No file is empty, though the first tensor is larger than any should be. */
+/* No empty file is written before the first tensor, though it is larger than the limit. */
 static void a_tensor_beyond_the_limit_has_a_file_of_its_own(void **state) {
   static const uint8_t data[2 * CUT_BYTES] = {0};
   const char *folder = in_folder(*state, "beyond");

@@ -1,4 +1,4 @@
-/* YAML in and out: scalars by the core schema, errors with their place, and round trips. */
+/* Reading and writing YAML: scalars by the core schema of version 1.2, errors with line and column, and round trips. */
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 #include "tests/check.h"
@@ -52,7 +52,7 @@ static void scalars_have_the_types_of_yaml_1_2(void **state) {
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     char text[64];
-    /* A lone dash is a list item in the block context. */
+    /* Unquoted, a lone dash would begin a list item. */
     snprintf(text, sizeof text, strcmp(cases[i].text, "-") == 0 ? "key: '%s'" : "key: %s", cases[i].text);
     json_t *document = parse(text);
     hv_text line = {0};
@@ -150,7 +150,7 @@ static void assert_written(const char *json, const char *expected) {
   hv_text_free(&yaml);
 }
 
-/* As people read the config.yaml of a run. */
+/* The config.yaml of a run is made to be read by people. */
 static void short_lists_stand_on_one_line(void **state) {
   (void)state;
   static const char given[] =
@@ -166,7 +166,7 @@ static void short_lists_stand_on_one_line(void **state) {
                         "stands whole on one line\n");
 }
 
-/* As Python's YAML library, which reads version 1.1, takes the same types from it. */
+/* Python's YAML library, which reads version 1.1, must find the same types in what is written. */
 static void readers_of_yaml_1_1_find_the_same_types(void **state) {
   (void)state;
   static const char given[] =
