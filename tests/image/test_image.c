@@ -1,4 +1,5 @@
-/* PNG and JPEG decoding against Pillow, damaged files, and the PNG writer. */
+/* PNG and JPEG decoding against the pixels that Pillow decodes (tests/fixtures/image), damaged and hostile files, and
+ * the PNG writer. */
 #include "core/image/image.h"
 
 #include <turbojpeg.h>
@@ -50,7 +51,8 @@ static void truncated_files_are_refused(void **state) {
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     const hv_file_tensor *encoded = fixture(*state, "file", names[i]);
     bool is_png = strstr(names[i], "png") != NULL;
-    /* All pixels are there without a PNG's last checksum and closing chunk, or a JPEG's two bytes of end marker. */
+    /* A cut behind the last pixel need not be refused: it loses a PNG's last checksum and end chunk, or a JPEG's end
+     * marker of two bytes. */
     size_t longest = encoded->size - (is_png ? 17 : 3);
     for (size_t size = 0; size <= longest; size += size < 64 ? 1 : 7) {
       hv_image image;
@@ -60,7 +62,8 @@ static void truncated_files_are_refused(void **state) {
   }
 }
 
-/* In front of a segment and of the end, as some cameras leave them; a decoder warns of them, and of nothing after. */
+/* Some cameras leave stray bytes before a segment and before the end. libjpeg warns about them, and then about nothing
+ * else: a truncation after them must still be noticed. */
 static void stray_bytes_in_a_jpeg_hide_no_truncation(void **state) {
   const hv_file_tensor *encoded = fixture(*state, "file", "yuv420_q75.jpg");
   const hv_file_tensor *expected = fixture(*state, "rgb", "yuv420_q75.jpg");
@@ -97,13 +100,13 @@ static uint32_t png_crc(const uint8_t *bytes, size_t size) {
   return ~crc;
 }
 
-/* Leaves numbers on the stack that a size could have. */
+/* Leaves numbers on the stack that look like valid sizes. */
 static void soil_the_stack(void) {
   volatile int values[1024];
   for (size_t i = 0; i < sizeof values / sizeof *values; i++) values[i] = 64;
 }
 
-/* The library tells no size of one, so what lay in its place must not count. */
+/* The library sets no size for such a file; whatever the variables held before must not be taken for one. */
 static void a_jpeg_of_tables_alone_is_refused(void **state) {
   (void)state;
   hv_image image;
@@ -127,7 +130,7 @@ static void a_picture_that_claims_to_be_huge_is_refused(void **state) {
   free(bytes);
 }
 
-/* A progressive JPEG refines the whole picture in each scan. */
+/* Each scan of a progressive JPEG goes over the whole picture, so a small file with many scans would take very long. */
 static void a_jpeg_of_endless_scans_is_refused(void **state) {
   enum { START_OF_SCAN = 0xda, SCANS = 500 };
   const hv_file_tensor *encoded = fixture(*state, "file", "progressive.jpg");
@@ -157,7 +160,7 @@ static void other_files_are_named_for_what_they_are_not(void **state) {
   assert_error(hv_image_load("/nonexistent/picture.png", &image), "/nonexistent/picture.png");
 }
 
-/* As printers want them: inks, which no camera gives. */
+/* A CMYK JPEG, as made for printing. */
 static void a_jpeg_of_four_inks_is_refused(void **state) {
   (void)state;
   static const uint8_t inks[8 * 8 * 4] = {0};

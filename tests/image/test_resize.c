@@ -1,4 +1,4 @@
-/* Every byte of a resized picture against Pillow's. */
+/* Resized pictures against Pillow's (tests/fixtures/resize): every byte of small ones, checksums of large ones. */
 #include <zlib.h>
 
 #include "core/image/resize.h"
@@ -28,7 +28,7 @@ static const hv_file_tensor *input(const hv_safetensors *file, const char *name)
 static void compare(const hv_file_tensor *expected, hv_resizer *resizer, const hv_file_tensor *in) {
   uint8_t *out = malloc(expected->size);
   assert_non_null(out);
-  /* Twice, so that what one run leaves behind cannot help or harm the next. */
+  /* Twice, to see that one run leaves nothing behind in the resizer that changes the next. */
   for (int run = 0; run < 2; run++) {
     memset(out, run * 255, expected->size);
     hv_resizer_run(resizer, in->data, out);
@@ -77,7 +77,7 @@ static void letterbox_pads_in_the_mean_colour(void **state) {
   }
 }
 
-/* Pillow takes 300 for 255 and −5 for 0. */
+/* Pillow clips a mean of 300 to 255, and of −5 to 0. */
 static void a_mean_that_is_no_colour_is_clipped(void **state) {
   (void)state;
   static const struct {
@@ -97,7 +97,7 @@ static void a_mean_that_is_no_colour_is_clipped(void **state) {
   }
 }
 
-/* The generator that scripts/fixtures/make_resize.py describes. */
+/* The same pixels as those of the generator in scripts/fixtures/make_resize.py. */
 static uint8_t *generate(size_t size, uint32_t x) {
   uint8_t *bytes = malloc(size);
   assert_non_null(bytes);

@@ -1,4 +1,5 @@
-/* Gradients in the store: what a step's first product sets, what later ones add to, and what nobody touches. */
+/* The parameter store: a step's first product sets a gradient, later ones add to it, and untouched gradients are 0;
+ * initial values, freezing and names. Gradients are compared with plain loops, exactly. */
 #include <math.h>
 
 #include "core/cpu/cpu.h"
@@ -50,7 +51,7 @@ static void close_store(store *s) {
   hv_device_close(s->device);
 }
 
-/* What an earlier step left behind, in every element that there is. */
+/* Fills every gradient with values, as an earlier step may have left them. */
 static void leave_garbage(store *s) {
   hv_group_id groups[] = {s->layer, s->other};
   for (int g = 0; g < 2; g++) {
@@ -69,7 +70,7 @@ static void add_product(store *s, hv_param_id weight, int stacked, hv_param_id b
                             rows_of(s->x, rows, IN), s->stream);
 }
 
-/* `times` dyᵀ x of a product as add_product makes it. */
+/* The gradient must be `times` dyᵀ x, the product that add_product computes. */
 static void check_gradient(store *s, hv_param_id first, int stacked, int times) {
   hv_tensor gradient = hv_param_stacked_gradient(s->params, first, stacked);
   assert_ok(hv_stream_synchronize(s->stream));
@@ -82,7 +83,7 @@ static void check_gradient(store *s, hv_param_id first, int stacked, int times) 
   }
 }
 
-/* All of a group, padding too, but for `kept` elements of one parameter. */
+/* All gradients of the group, padding included, must be 0 except the `kept` elements of one parameter. */
 static void check_zeros(store *s, hv_group_id group, hv_param_id param, int64_t kept) {
   hv_tensor all = hv_group_gradients(s->params, group);
   int64_t first = kept ? hv_params_get(s->params, param)->offset : 0;
@@ -122,7 +123,7 @@ static void later_products_add(void **state) {
     hv_params_begin_pass(s.params, pass == 3, s.stream);
     hv_params_use(s.params, s.layer, s.stream);
     add_product(&s, s.weight, 1, s.bias, ROWS);
-    if (pass == 2) add_product(&s, s.stack, STACKED, -1, ROWS); /* in an earlier pass it was 0 */
+    if (pass == 2) add_product(&s, s.stack, STACKED, -1, ROWS); /* its gradient was 0 after the first pass */
     hv_params_gradients_ready(s.params, s.layer, s.stream);
     hv_params_done(s.params, s.layer, s.stream);
     check_gradient(&s, s.weight, 1, pass);
@@ -134,7 +135,8 @@ static void later_products_add(void **state) {
   close_store(&s);
 }
 
-/* Queries of a layer that few rows leave have a product of their own, before that of the stack they are in. */
+/* In a layer whose output is needed for few rows only, the queries have a product of their own, which comes before that
+ * of the stack (q, k, v) that they belong to. */
 static void stacks_may_begin_in_parts(void **state) {
   store s;
   (void)state;
@@ -164,7 +166,7 @@ static void what_nothing_touches_is_zero(void **state) {
   hv_params_zero_gradients(s.params, s.stream);
   hv_params_use(s.params, s.layer, s.stream);
   add_product(&s, s.weight, 1, s.bias, 0);
-  assert_ok(hv_param_read_gradient(s.params, s.weight, HV_F32, values, s.stream)); /* before it is written */
+  assert_ok(hv_param_read_gradient(s.params, s.weight, HV_F32, values, s.stream)); /* before the zeros are written */
   for (int i = 0; i < OUT * IN; i++) assert_true(values[i] == 0);
   hv_params_gradients_ready(s.params, s.layer, s.stream);
   check_zeros(&s, s.layer, -1, 0);
@@ -176,7 +178,7 @@ static void what_nothing_touches_is_zero(void **state) {
 
 enum { WIDE = 96, VALUES = WIDE * WIDE };
 
-/* A parameter that is larger than what is converted at once. */
+/* The parameter is larger than the buffer in which values are converted. */
 static void large_values_are_converted_whole(void **state) {
   (void)state;
   enum { SIDE = 800, COUNT = SIDE * SIDE };
@@ -198,7 +200,7 @@ static void large_values_are_converted_whole(void **state) {
   close_store(&s);
 }
 
-/* Parameters of one shape in the order of `names`, initialised; values of the parameter `asked`. */
+/* Declares parameters of one shape in the order of `names`, initialises them, and gives the values of `asked`. */
 static void initial_values(const char *const names[4], uint64_t seed, const char *asked, float *values) {
   static const hv_init inits[] = {HV_INIT_NORMAL, HV_INIT_XAVIER, HV_INIT_ZERO, HV_INIT_ONE};
   hv_device *device;
@@ -209,7 +211,7 @@ static void initial_values(const char *const names[4], uint64_t seed, const char
   assert_ok(hv_params_open(device, HV_F32, &params));
   hv_params_begin_group(params, "all");
   for (int i = 0; i < 4; i++) {
-    int kind = names[i][0] - 'a'; /* how it begins says how it is initialised */
+    int kind = names[i][0] - 'a'; /* the first letter of the name chooses the initialisation */
     hv_params_declare(params, &(hv_param_spec){.name = names[i], .shape = {WIDE, WIDE}, .init = inits[kind]});
   }
   assert_ok(hv_params_allocate(params));
@@ -220,7 +222,7 @@ static void initial_values(const char *const names[4], uint64_t seed, const char
   hv_device_close(device);
 }
 
-/* Least, largest, mean and root mean square. */
+/* Checks that no value exceeds `bound`, and the mean and the root mean square (`scale`). */
 static void assert_spread(const float *values, double bound, double mean, double scale) {
   double sum = 0, squares = 0;
   for (int i = 0; i < VALUES; i++) {
@@ -232,7 +234,8 @@ static void assert_spread(const float *values, double bound, double mean, double
   assert_true(fabs(sqrt(squares / VALUES) - scale) < 0.03 * scale);
 }
 
-/* As a new head gets them: a function of seed and name, whatever else there is. */
+/* The initial values of a parameter depend on the seed and its name alone, so a new head gets the same values in any
+ * model. */
 static void initial_values_are_a_names_own(void **state) {
   (void)state;
   static const char *const names[] = {"a.first", "a.second", "b.uniform", "d.ones"};
@@ -258,7 +261,7 @@ static void initial_values_are_a_names_own(void **state) {
   for (int i = 0; i < VALUES; i++) assert_true(found[i] == 0);
 }
 
-/* A part of one matrix would go on being trained where its neighbours are. */
+/* q, k and v are one matrix in memory. Freezing one of them alone is refused, because its neighbours are trained. */
 static void what_is_one_matrix_is_frozen_whole(void **state) {
   static const char *const part[] = {"k"}, *const whole[] = {"q", "k", "v"};
   store s;

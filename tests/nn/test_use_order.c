@@ -1,4 +1,4 @@
-/* The order in which parameter groups are used: learnt from one pass, expected of the next. */
+/* The order in which parameter groups are used: it is recorded in one pass and predicted in the next. */
 #include "core/nn/use_order.h"
 #include "tests/check.h"
 
@@ -18,7 +18,7 @@ static int remove_order(void **state) {
   return 0;
 }
 
-/* Uses the groups in turn; `expected` says which one is foretold after each. */
+/* Uses the groups in turn; expected[i] is the group that must be predicted after groups[i], -1 for none. */
 static void pass(hv_use_order *order, hv_group_id first, int count, const hv_group_id *groups,
                  const hv_group_id *expected) {
   assert_int_equal(hv_use_order_begin(order), first);

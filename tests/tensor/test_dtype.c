@@ -1,3 +1,5 @@
+/* Conversions between dtypes, against their definitions for every fp16 and bf16 value and for ties; and views of
+ * tensors. */
 #include <math.h>
 
 #include "core/tensor/tensor.h"
@@ -42,7 +44,7 @@ static void every_fp16_value_is_read(void **state) {
   assert_true(hv_f16_from_float(NAN) & 0x3ff);
 }
 
-/* Between any two neighbours: the nearer one, and at the middle the even one. */
+/* A value between two neighbours becomes the nearer one; one exactly in the middle becomes the even one. */
 static void fp16_rounds_to_nearest_even(void **state) {
   (void)state;
   for (uint16_t low = 0; low < 0x7bff; low++) {
@@ -96,7 +98,7 @@ static void arrays_convert(void **state) {
   }
 }
 
-/* From any dtype to any other, an array becomes what each value becomes by way of double. */
+/* Converting an array from any dtype to any other gives the same as converting each value through double. */
 static void every_pair_of_dtypes_converts(void **state) {
   (void)state;
   enum { COUNT = 100 };

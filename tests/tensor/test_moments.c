@@ -1,10 +1,11 @@
-/* Moments in 8 bits: what they keep of a value, and where they end after many updates. */
+/* AdamW moments in 8 bits: how closely a code keeps a value, and that many dithered updates converge to the exact
+ * moments. */
 #include <math.h>
 
 #include "core/tensor/moments.h"
 #include "tests/check.h"
 
-/* To the next code at most. */
+/* The error is at most the distance to the next code. */
 static void keeps_values_to_a_code(void **state) {
   (void)state;
   for (int i = 0; i <= 20000; i++) {
@@ -19,7 +20,7 @@ static void keeps_values_to_a_code(void **state) {
   }
 }
 
-/* Codes that are decoded and encoded again stay what they are. */
+/* Decoding and encoding a code gives the same code. */
 static void repeats_codes(void **state) {
   (void)state;
   for (int code = -127; code <= 127; code++) {
@@ -30,7 +31,7 @@ static void repeats_codes(void **state) {
   }
 }
 
-/* Else a step would be m / eps. */
+/* With v rounded to 0, a step would be m / eps. */
 static void keeps_v_above_0(void **state) {
   (void)state;
   assert_int_equal(hv_moment2_encode(0.0f, 1.0f, 0.99f), 0);
@@ -39,8 +40,8 @@ static void keeps_v_above_0(void **state) {
   assert_int_equal(hv_moment1_encode(0.0f, 0.0f, 0.5f), 0);
 }
 
-/* An element's codes are rounded differently from one update to the next, and those of an update from one element to
- * the next: what is rounded up and down then evens out over both. */
+/* The dither differs between the updates of one element and between the elements of one update, and its mean over
+ * either is 0.5: rounding errors average out. */
 static void dither_differs(void **state) {
   (void)state;
   double over_updates = 0, over_elements = 0;
@@ -54,7 +55,8 @@ static void dither_differs(void **state) {
   assert_true(fabs(over_elements - 0.5) < 0.02);
 }
 
-/* v of a steady gradient, from far above or below it, beside a larger neighbour that does not move. */
+/* The mean of v over late updates with a constant gradient, starting from `start`; the block's scale stays 1, as if a
+ * larger neighbour held it. */
 static double settled(double start, double gradient_squared) {
   const double beta2 = 0.999;
   double mean = 0;
@@ -67,7 +69,7 @@ static double settled(double start, double gradient_squared) {
   return mean;
 }
 
-/* Rounding to nearest would leave it where it was: a step of 0.1 % is less than half the distance of two codes. */
+/* An update changes v by 0.1 %, less than half the distance between codes: rounded to nearest, v would never move. */
 static void v_follows_small_changes(void **state) {
   (void)state;
   const double targets[] = {0.3, 0.01, 1e-4};
@@ -77,7 +79,7 @@ static void v_follows_small_changes(void **state) {
   }
 }
 
-/* The mean that the codes of m keep over all turns is the value itself. */
+/* Averaged over many updates, the decoded codes of a value m are m itself. */
 static void m_is_kept_in_the_mean(void **state) {
   (void)state;
   const float values[] = {1e-6f, 3e-5f, 1e-3f, 0.0127f, 0.3f, 0.9f};
@@ -90,8 +92,8 @@ static void m_is_kept_in_the_mean(void **state) {
   }
 }
 
-/* Without gradients m dies away, also where it is small beside the largest of its block: rounding to nearest would
- * keep it from code 9 down, beside a v that decays. */
+/* Without gradients m decays to 0, also if it is small beside the largest of its block. Rounded to nearest, codes of 9
+ * and less would never decay, while v does, and steps would grow. */
 static void m_dies_away(void **state) {
   (void)state;
   for (uint32_t element = 0; element < HV_MOMENT_BLOCK; element++) {

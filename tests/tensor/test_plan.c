@@ -1,4 +1,5 @@
-/* The plan device, the arena that it measures, the checks of operands, and modules that cannot be opened. */
+/* The planning device and communicator, which only count work, memory and time: their figures against sums by hand; the
+ * arena that is measured with them, the checks of operands, and modules that cannot be opened. */
 #include <math.h>
 
 #include "core/tensor/arena.h"
@@ -86,7 +87,7 @@ static void work_is_counted(void **state) {
   hv_plan_device_reset(b->device);
   hv_attention_backward(b->stream, &attention_back);
   hv_plan_device_counts(b->device, &counts);
-  assert_true(counts.matrix_flops == 8.0 * 12 * 9 * 32); /* of dq, dk, dv and the scores' gradient */
+  assert_true(counts.matrix_flops == 8.0 * 12 * 9 * 32); /* four products: dq, dk, dv and the scores' gradient */
   assert_ok(hv_stream_synchronize(b->stream));
 }
 
@@ -109,7 +110,7 @@ static void memory_is_counted(void **state) {
   assert_int_equal(counts.allocated_bytes, 0);
 }
 
-/* Two kinds, the table of the moment when most was held, and an allocation that fails. */
+/* Two kinds of memory, their table at the moment of the peak, and an allocation that fails. */
 static void memory_is_accounted_by_kind(void **state) {
   bench *b = *state;
   void *weights, *arena;
@@ -133,7 +134,7 @@ static void memory_is_accounted_by_kind(void **state) {
   assert_int_equal(memory->held.total, 0);
 }
 
-/* 2 · 10 · 32 · 64 operations at 1e6 a second take 41 ms; their 13 kB at 1e6 bytes a second, 14 ms. */
+/* 2 · 10 · 32 · 64 operations at 1e6 per second take 41 ms; moving their 13 kB at 1e6 bytes per second takes 14 ms. */
 static void time_passes_as_on_the_machine(void **state) {
   bench *b = *state;
   hv_stream *other;
@@ -146,19 +147,19 @@ static void time_passes_as_on_the_machine(void **state) {
   hv_linear(b->stream, &args);
   hv_event_record(b->stream, event);
   hv_linear(b->stream, &args);
-  assert_true(hv_plan_device_now(b->device) == 0); /* nobody has waited yet */
+  assert_true(hv_plan_device_now(b->device) == 0); /* the host has not waited yet */
   hv_linear(other, &args);
-  assert_true(hv_plan_stream_end(other) == each); /* beside the first */
+  assert_true(hv_plan_stream_end(other) == each); /* it ran at the same time as the first stream */
   hv_event_wait(other, event);
   hv_linear(other, &args);
-  assert_true(fabs(hv_plan_stream_end(other) - 2 * each) < 1e-12); /* behind it */
+  assert_true(fabs(hv_plan_stream_end(other) - 2 * each) < 1e-12); /* it ran after the first stream */
   assert_ok(hv_stream_synchronize(b->stream));
   assert_true(fabs(hv_plan_device_now(b->device) - 2 * each) < 1e-12);
   hv_event_close(b->device, event);
   hv_stream_close(other);
 }
 
-/* Four ranks, two to a machine: the network's 2 · 100 bytes a second are slower than the machine's 1000. */
+/* Four ranks on two machines: the network's 2 · 100 bytes per second are slower than the 1000 inside a machine. */
 static void collectives_take_the_slowest_link(void **state) {
   bench *b = *state;
   hv_comm *comm;
@@ -171,7 +172,7 @@ static void collectives_take_the_slowest_link(void **state) {
   hv_comm_wait(comm, first, b->stream);
   assert_true(fabs(hv_plan_stream_end(b->stream) - 1600 * 0.75 / 100) < 1e-9);
   hv_comm_wait(comm, second, b->stream);
-  assert_true(fabs(hv_plan_stream_end(b->stream) - 1600 * 2.25 / 100) < 1e-9); /* one after the other */
+  assert_true(fabs(hv_plan_stream_end(b->stream) - 1600 * 2.25 / 100) < 1e-9); /* the two collectives run in sequence */
   hv_plan_comm_traffic(comm, traffic);
   assert_int_equal(traffic[HV_ALL_REDUCE].calls, 1);
   assert_true(traffic[HV_ALL_REDUCE].bytes == 1600 * 1.5 && traffic[HV_ALL_GATHER].bytes == 1600 * 0.75);
@@ -179,7 +180,7 @@ static void collectives_take_the_slowest_link(void **state) {
   hv_comm_close(comm);
 }
 
-/* As many ranks as a machine has do not use the network. A ring of four passes everything on three times. */
+/* Ranks that all fit on one machine do not use the network. In a ring of four, all data is passed on three times. */
 static void one_machine_needs_no_network(void **state) {
   bench *b = *state;
   hv_comm *comm;
@@ -244,7 +245,8 @@ static void checks_refuse(void **state) {
 static void aliases_are_told(void **state) {
   bench *b = *state;
   hv_tensor x = take(b, HV_F32, 4, 6), weight = take(b, HV_F32, 6, 6), qkv = take(b, HV_F32, 4, 18);
-  /* Allowed: the result on the residual. Not allowed: the result on the input, or half on the residual. */
+  /* The result may lie exactly where the residual lies. It may not lie on the input, or overlap the residual in part.
+   */
   hv_linear_args linear = {.x = x, .weight = weight, .residual = take(b, HV_F32, 4, 6)};
   linear.y = linear.residual;
   assert_ok(hv_check_linear(&linear));
@@ -254,7 +256,7 @@ static void aliases_are_told(void **state) {
   linear.y = hv_tensor_rows(linear.residual, 2, 4);
   linear.residual.rows = 4;
   assert_error(hv_check_linear(&linear), "y overlaps residual");
-  /* Columns of one matrix lie side by side. */
+  /* Input and result are different columns of one matrix: allowed. */
   hv_linear_args side = {.x = hv_tensor_cols(qkv, 0, 6), .weight = weight, .y = hv_tensor_cols(qkv, 6, 6)};
   assert_ok(hv_check_linear(&side));
   side.y = hv_tensor_cols(qkv, 12, 6);
@@ -264,7 +266,7 @@ static void aliases_are_told(void **state) {
   side.x = hv_tensor_cols(qkv, 12, 6);
   side.y = hv_tensor_cols(qkv, 7, 6);
   assert_error(hv_check_linear(&side), "y overlaps x");
-  /* Row r + 1 of one view and row r of the other, one matrix shifted by a row. */
+  /* The views begin a row apart: row r + 1 of the matrix is row r of x and row r + 1 of y. */
   side.x = hv_tensor_cols(hv_tensor_rows(qkv, 1, 3), 0, 6);
   side.y = hv_tensor_cols(hv_tensor_rows(qkv, 0, 3), 12, 6);
   assert_ok(hv_check_linear(&side));

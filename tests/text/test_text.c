@@ -1,4 +1,5 @@
-/* Prompts against the ids of Hugging Face's Llama tokenizer, lower case against Python's, and what is refused. */
+/* Prompts against the ids that Hugging Face's Llama tokenizer gives (tests/fixtures/tokenizer), lower case against
+ * Python's, and what is refused. */
 #include "core/io/json.h"
 #include "core/text/prompt.h"
 #include "tests/check.h"
@@ -14,7 +15,7 @@ static int close_tokenizer(void **state) {
   return 0;
 }
 
-/* The special ids of a 7B model. */
+/* The special token ids of a 7B model. */
 static hv_config llama_config(void) {
   return (hv_config){.llm = {.vocab_size = 32064},
                      .token_bos = 1,
@@ -71,7 +72,7 @@ static void a_phi_prompt_gets_no_empty_token(void **state) {
 
 static void lower_case_is_pythons(void **state) {
   (void)state;
-  /* Right-hand sides printed by Python's str.lower. */
+  /* The right-hand sides are the output of Python's str.lower. */
   static const char *const pairs[][2] = {
       {"", ""},
       {"ABC xyz 123", "abc xyz 123"},
