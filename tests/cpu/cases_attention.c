@@ -1,3 +1,5 @@
+/* Cases of attention and its gradient (op_cases.h): the forward pass against the definition in plain loops, the
+ * backward pass against the CPU device, which test_gradients.c checks by differences. */
 #include "tests/cpu/layout.h"
 
 #include <math.h>
@@ -17,7 +19,7 @@ static heads random_heads(op_env *env) {
   return h;
 }
 
-/* Attention as defined, one query at a time: out and the logarithm of the sum of exponentials. */
+/* Attention by its definition, one query at a time: the output, and lse, the logarithm of the sum of exponentials. */
 static void plain_attention(op_env *env, const layout *l, heads h, double scale, const op_operand *q,
                             const op_operand *k, const op_operand *v, double *out, double *lse) {
   int64_t d = h.head_dim, q_cols = h.num_heads * d, kv_cols = h.num_kv_heads * d;
@@ -64,7 +66,7 @@ static void attention_of(op_env *env, layout_kind kind) {
   double scale = 1 / sqrt((double)h.head_dim);
   op_operand q = op_random(env, OP_T, l.query_rows, q_cols, 1, 0), k = op_random(env, OP_T, l.key_rows, kv_cols, 1, 0);
   op_operand v = op_random(env, OP_T, l.key_rows, kv_cols, 1, 0);
-  /* Rows in no segment must stay what they are: zeros here, and in the plain computation. */
+  /* Rows in no segment must keep their values: zeros here, and zeros in the plain computation. */
   op_operand out = op_values(env, OP_T, l.query_rows, q_cols, op_array(env, l.query_rows * q_cols));
   op_operand lse = op_coin(env)
                        ? op_values(env, OP_S, l.query_rows, h.num_heads, op_array(env, l.query_rows * h.num_heads))
@@ -96,7 +98,7 @@ static void attention_cached(op_env *env) {
   attention_of(env, LAYOUT_CACHED);
 }
 
-/* Angles of any pair at any position, and each row's position. */
+/* Random angles for every position and pair of columns, and the position of each row. */
 typedef struct rotations {
   op_operand cos_sin, q_positions, k_positions;
 } rotations;

@@ -1,3 +1,4 @@
+/* Cases of diffusion, losses, decoding, random draws and the optimizer (op_cases.h), against plain loops in double. */
 #include <math.h>
 
 #include "core/base/random.h"
@@ -59,7 +60,7 @@ static void diffusion_loss(op_env *env) {
   bool masked = op_coin(env);
   double *mask_values = op_array(env, n), *pred_values = op_array(env, n * a);
   for (int64_t i = 0; i < n; i++) mask_values[i] = i == 0 || op_coin(env) ? 1 : 0;
-  /* What is masked may be anything. */
+  /* Masked predictions may hold anything, so they are NaN. */
   for (int64_t i = 0; i < n * a; i++) pred_values[i] = masked && mask_values[i / a] == 0 ? NAN : op_normal(env);
   op_operand pred = op_values(env, OP_T_OR_F32, n, a, pred_values), noise = op_random(env, OP_S, n, a, 1, 0);
   op_operand mask = masked ? op_values(env, OP_F32, 1, n, mask_values) : op_absent();
@@ -79,7 +80,7 @@ static void diffusion_loss(op_env *env) {
   if (hv_present(dpred.at[0])) op_compare(env, "dpred", &dpred, expected);
 }
 
-/* A vocabulary that is now and then wider than any buffer. */
+/* Sometimes the vocabulary is wider than any buffer of a kernel. */
 static int64_t vocabulary_size(op_env *env) {
   return op_coin(env) ? op_size(env) + 1 : op_rounded(env, 1000 + op_below(env, 10 * env->max_size));
 }
@@ -87,7 +88,7 @@ static int64_t vocabulary_size(op_env *env) {
 static void cross_entropy(op_env *env) {
   int64_t n = op_size(env), vocabulary = vocabulary_size(env);
   double weight = op_uniform(env, 0.2, 2), divisor_value = op_uniform(env, 1, 50);
-  /* As wide apart as only differences from the largest survive in float, too. */
+  /* With the wide spread, exponentials overflow in float unless the largest logit is subtracted first. */
   double spread = op_coin(env) ? 4 : 60;
   op_operand logits = op_random(env, OP_T_OR_F32, n, vocabulary, spread, op_uniform(env, -30, 30));
   int32_t *label_values = random_ints(env, n, vocabulary);
@@ -133,8 +134,8 @@ static void best_of_range(op_env *env) {
   op_compare_within(env, "probability", &probability, expected, 1e-5); /* F32 whatever T is */
 }
 
-/* An id leads to a row of another table: it is one of the range whatever the logits are, and that of the largest which
- * is a number, wherever the others lie. */
+/* The id is used to look up a row of a table, so it must be in the range whatever the logits are, even all NaN; else it is
+ * that of the largest number, wherever NaNs lie. */
 static void best_of_nan(op_env *env) {
   int64_t n = op_size(env), vocabulary = vocabulary_size(env);
   int32_t first = (int32_t)op_below(env, vocabulary), count = (int32_t)(1 + op_below(env, vocabulary - first));
@@ -208,7 +209,8 @@ static void sum_squares(op_env *env) {
   op_compare(env, "y", &y, &expected);
 }
 
-/* As many elements as a layer's gradients have: more than a device sums in a thousand blocks. Once is enough. */
+/* As many elements as one layer's gradients: more than a thousand blocks of a card sum in one turn. It takes long, so
+ * it runs for one seed and dtype. */
 static void sum_squares_many(op_env *env) {
   enum { MANY = 4400000 };
   if (env->dtype != HV_BF16 || env->seed != 1) return;
@@ -226,7 +228,7 @@ static void clip_factor(op_env *env) {
   static const double limits[] = {0, 1, 100};
   double values[] = {op_uniform(env, 0.01, 400), INFINITY, NAN, 4e-12};
   int64_t which = op_below(env, 5) % 4;
-  /* The last is small enough to be told from what is added to it. */
+  /* The last sum is so small that the 1e-6 which is added to the norm shows. */
   double squares = values[which], max_norm = which == 3 ? 1e-6 : limits[op_below(env, 3)];
   op_operand sum = scalar(env, OP_S, squares), norm = op_result(env, OP_S, 1, 1);
   op_operand dynamic = op_values(env, OP_S, 1, 5, (const double[]){1, 2, 3, 4, 5});
@@ -239,7 +241,7 @@ static void clip_factor(op_env *env) {
   op_compare(env, "dynamic", &dynamic, expected);
 }
 
-/* The third column of an AdamW range. */
+/* The third column of a range of parameters for AdamW: whether they decay, and their share of the learning rate. */
 static int64_t range_rates(int32_t decay, float rate) {
   hv_adamw_range range = {.decay = decay, .rate = rate};
   int64_t column;
@@ -255,7 +257,8 @@ typedef struct random_ranges {
   double rates[MOST_RANGES];
 } random_ranges;
 
-/* Ranges over n elements: gaps before, between and behind. Some end with a block of moments, or one element short. */
+/* Random ranges of n elements, with gaps before, between and after them. Some end at the end of a block of moments, or
+ * one element before it. */
 static random_ranges ranges_over(op_env *env, int64_t n) {
   random_ranges r = {.count = 0};
   for (int64_t at = op_below(env, 3); at < n && r.count < MOST_RANGES; r.count++) {
@@ -271,8 +274,8 @@ static random_ranges ranges_over(op_env *env, int64_t n) {
   return r;
 }
 
-/* The third update of a run; the gradient's factor is 0.5, below 0 where the update is to be skipped. An epsilon is
- * taken that shows. */
+/* The third update of a run. The factor of the gradient is 0.5, or below 0 if the update is to be skipped. Epsilon is
+ * large enough that a mistake in it shows. */
 static const int adamw_update = 3;
 static const double adamw_lr = 0.01, adamw_beta1 = 0.9, adamw_beta2 = 0.999, adamw_eps = 0.5, adamw_decay = 0.1;
 
@@ -295,7 +298,7 @@ static void adamw_in_double(const random_ranges *ranges, const double *grad, dou
   }
 }
 
-/* The F32 value that a BF16 parameter and its remainder are together. */
+/* The F32 value that a BF16 parameter and its remainder form together. */
 static double joined(double high, double low) {
   float value = (float)high;
   uint32_t bits;
@@ -305,7 +308,7 @@ static double joined(double high, double low) {
   return (double)value;
 }
 
-/* The update in double, of values that end up rounded to how they are stored. */
+/* The update is compared with the formula in double, within the rounding of the stored dtypes. */
 static void adamw(op_env *env) {
   int64_t n = op_rounded(env, op_coin(env) ? op_size(env) + 3 : 5000 + op_below(env, 5000));
   random_ranges ranges = ranges_over(env, n);
@@ -331,7 +334,7 @@ static void adamw(op_env *env) {
   op_compare_within(env, "moment1", &moment1, m, tolerance);
   op_compare_within(env, "moment2", &moment2, v, tolerance);
   if (env->dtype != HV_BF16 || env->before_second) return;
-  /* High part and remainder together are the F32 value. */
+  /* Parameter and remainder together must be the F32 master value. */
   op_operand low = {.at = {remainders[0], remainders[0]}};
   const double *high_values = op_read(env, 0, &param), *low_values = op_read(env, 0, &low);
   double difference = 0, norm = 0;
@@ -343,7 +346,7 @@ static void adamw(op_env *env) {
   assert_true(sqrt(difference / norm) < 1e-6);
 }
 
-/* An update that changes nothing keeps every master value to the bit, whatever its low half. */
+/* An update with a learning rate of 0 must keep every bit of the master values, for all 65536 possible remainders. */
 static void adamw_masters(op_env *env) {
   enum { HALVES = 65536 };
   if (env->dtype != HV_BF16) return;
@@ -372,11 +375,11 @@ static void adamw_masters(op_env *env) {
   }
 }
 
-/* Moments in 8 bits, as they lie in memory and in double. */
+/* Moments in 8 bits: codes and scales as stored, and their values in double. */
 typedef struct coded_moments {
   op_operand code1, code2, scale1, scale2;
   double *m, *v;
-  const bool *inside; /* of a range */
+  const bool *inside; /* which elements are inside some range */
 } coded_moments;
 
 static bool *in_ranges(op_env *env, int64_t n, const random_ranges *ranges) {
@@ -420,7 +423,7 @@ static bool any_inside(const coded_moments *c, int64_t block) {
   return false;
 }
 
-/* A block that no update reached still stands for what it did. */
+/* A block that no update reached must still decode to the same values. */
 static void check_untouched(const coded_moments *c, int64_t block, const double *code1, const double *code2,
                             double scale1, double scale2) {
   for (int64_t i = block * HV_MOMENT_BLOCK; i < (block + 1) * HV_MOMENT_BLOCK; i++) {
@@ -430,14 +433,14 @@ static void check_untouched(const coded_moments *c, int64_t block, const double 
   }
 }
 
-/* The whole number that `at` is rounded to, up where `share` of the way and the dither make 1; which of two, is open
- * where they nearly do. */
+/* `code` must be `at` rounded with dither: up if `share` + `dither` >= 1. If the sum is nearly 1, either result is
+ * allowed. */
 static void check_rounded(double code, double at, double share, double dither) {
   double expected = floor(at) + (share + dither >= 1), near = fabs(share + dither - 1) < 1e-3;
   assert_true(fabs(code - expected) <= near);
 }
 
-/* What one block's codes must be, given its moments after the update. */
+/* Checks one block's codes and scales, given its moments after the update in double. */
 static void check_codes(const coded_moments *c, int64_t block, const double *code1, const double *code2, double scale1,
                         double scale2) {
   double largest1 = 0, largest2 = 0;
@@ -488,7 +491,7 @@ static void adamw_coded(op_env *env) {
   }
 }
 
-/* Parameters [1, n] with remainders where the device under test stores BF16, and their master values. */
+/* Parameters [1, n], with remainders if T is BF16, and their master values in double. */
 typedef struct master_operands {
   op_operand param, remainder;
   hv_tensor remainders[OP_SIDES];

@@ -1,9 +1,11 @@
+/* Cases of linear layers, norms, residuals, SwiGLU and rotary (op_cases.h), against plain loops in double; some
+ * gradients against the CPU device, which test_gradients.c checks by differences. */
 #include <math.h>
 
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
 
-/* Activations and their derivatives as the definitions say, in double. */
+/* Activations by their definitions, in double. */
 static double activate(hv_activation activation, double x) {
   double u = sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
   switch (activation) {
@@ -67,7 +69,7 @@ static void linear_backward_input(op_env *env) {
   }
   OP_RUN(env, linear_backward_input, .dy = dy.at[side], .weight = weight.at[side], .activation = activation,
          .pre = pre.at[side], .add = add.at[side], .dx = dx.at[side]);
-  /* The slope above is a difference quotient, good to about 1e-10. */
+  /* The derivative above is a difference quotient, accurate to about 1e-10. */
   if (env->dtype == HV_F64) {
     op_compare_within(env, "dx", &dx, expected, 1e-9);
   } else {
@@ -118,7 +120,7 @@ static void norm_row(hv_norm_kind kind, double eps, const double *x, int64_t d, 
 }
 
 static hv_norm_kind random_norm(op_env *env) {
-  return (hv_norm_kind)(env->seed % 3); /* each as often */
+  return (hv_norm_kind)(env->seed % 3); /* each kind equally often */
 }
 
 static int64_t width_from(op_env *env, int64_t least, int64_t rows) {
@@ -126,7 +128,8 @@ static int64_t width_from(op_env *env, int64_t least, int64_t rows) {
   return width < least ? least : width;
 }
 
-/* What was normalised is the sum as it is stored, which the backward pass reads: its norm is the same to the bit. */
+/* The backward pass reads the stored sum, so the norm must have been computed from the sum as it is stored, rounding
+ * included: y must equal the norm of the stored sum to the bit. */
 static void expect_norm_of_stored(op_env *env, hv_norm_kind kind, double eps, const op_operand *sum,
                                   const op_operand *weight, const op_operand *bias, const op_operand *y) {
   int64_t n = y->at[0].rows, d = y->at[0].cols;
@@ -174,7 +177,7 @@ static void norm(op_env *env) {
   if (hv_present(stats.at[0])) op_compare(env, "stats", &stats, expected_stats);
 }
 
-/* Statistics of rows as the device under test stores them. */
+/* Mean and 1/deviation of rows, for the backward pass, from the values as the device under test stores them. */
 static op_operand stats_of(op_env *env, hv_norm_kind kind, const op_operand *x) {
   int64_t n = x->at[0].rows, d = x->at[0].cols;
   double *stats = op_array(env, n * 2);
@@ -184,7 +187,7 @@ static op_operand stats_of(op_env *env, hv_norm_kind kind, const op_operand *x) 
 
 static void norm_backward(op_env *env) {
   hv_norm_kind kind = random_norm(env);
-  int64_t n = op_size(env), d = width_from(env, 3, n); /* of two, a layer norm has no slope */
+  int64_t n = op_size(env), d = width_from(env, 3, n); /* a layer norm of two columns has no gradient */
   op_operand dy = op_random(env, OP_T, n, d, 1, 0), x = op_random(env, OP_T, n, d, 1, 0.3);
   op_operand weight = op_random(env, OP_T, 1, d, 0.3, 1), stats = stats_of(env, kind, &x);
   op_operand dresidual = maybe(env, OP_T, n, d, 1);
@@ -289,7 +292,7 @@ static void swiglu_backward(op_env *env) {
   if (hv_present(y.at[0])) op_compare(env, "y", &y, made_again);
 }
 
-/* One matrix of heads rotated, with rows placed by `rows` (NULL: in order) into a larger matrix of zeros. */
+/* The matrix of heads, rotated; its rows are placed as `rows` says (NULL: in order) into a larger matrix of zeros. */
 static double *rotated(op_env *env, const op_operand *x, int64_t head_dim, const int32_t *positions,
                        const op_operand *table, bool inverse, const int32_t *rows, int64_t out_rows) {
   int64_t n = x->at[0].rows, width = x->at[0].cols, rotary = table->at[0].cols, half = rotary / 2;
@@ -308,14 +311,14 @@ static double *rotated(op_env *env, const op_operand *x, int64_t head_dim, const
   return out;
 }
 
-/* A result that starts as zeros, so that rows nobody writes compare equal. */
+/* A result that starts as zeros, because some rows are never written. */
 static op_operand zeros(op_env *env, int64_t rows, int64_t cols) {
   return op_values(env, OP_T, rows, cols, op_array(env, rows * cols));
 }
 
 static void rotary(op_env *env) {
   enum { POSITIONS = 40 };
-  int64_t n = op_size(env), unit = env->wide ? 16 : 2; /* of both halves */
+  int64_t n = op_size(env), unit = env->wide ? 16 : 2; /* dimensions are multiples of it: they have two halves */
   int64_t head_dim = unit * (1 + op_below(env, 80 / unit)), rotary_dim = unit * (1 + op_below(env, head_dim / unit));
   int64_t kv_heads = 1 + op_below(env, 3), heads = kv_heads * (1 + op_below(env, 3)), kv_rows = n + op_below(env, 5);
   bool inverse = op_coin(env), placed = op_coin(env), in_place = !placed && op_coin(env);

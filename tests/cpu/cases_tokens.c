@@ -1,9 +1,10 @@
+/* Cases of gathering and scattering rows, patches, vision tokens and conversions (op_cases.h), against plain loops. */
 #include <math.h>
 
 #include "tests/check.h"
 #include "tests/cpu/op_cases.h"
 
-/* The first `count` numbers of a random permutation of 0 … total − 1. */
+/* `count` different numbers of 0 … total − 1 in random order. */
 static int32_t *distinct(op_env *env, int64_t count, int64_t total) {
   int32_t *all = (int32_t *)op_array(env, total);
   for (int32_t i = 0; i < total; i++) all[i] = i;
@@ -77,7 +78,7 @@ static void patchify(op_env *env) {
   op_compare(env, "y", &y, expected);
 }
 
-/* The shape of a tower's tokens. */
+/* The numbers that shape a vision tower's tokens. */
 typedef struct tokens {
   int64_t images, patches, registers, d;
   int64_t cls, cls_position; /* 0 or 1 */

@@ -1,5 +1,5 @@
-/* The cases of the op table, which every device runs: test_ops.c takes the device's name. A case is one operation with
- * random operands; run it with several seeds. */
+/* The test cases of all operations, the same for every device; test_ops.c runs them on a device given by name. A case
+ * runs one operation with random operands, so it is repeated with several seeds. */
 #ifndef HV_TESTS_CPU_OP_CASES_H
 #define HV_TESTS_CPU_OP_CASES_H
 
@@ -16,13 +16,12 @@ extern const op_case op_attention_cases[]; /* attention and its gradient */
 extern const op_case op_token_cases[];     /* rows, patches, vision tokens, conversions */
 extern const op_case op_head_cases[];      /* diffusion, losses, decoding, random numbers, optimizer */
 
-/* Every list. */
+/* All four lists. */
 extern const op_case *const op_case_lists[4];
 
-/* Runs a case `repeats` times, with seeds that start at `seed`, and every second time with operands that kernels may
- * move in wide vectors. */
+/* Runs a case `repeats` times with the seeds `seed`, `seed` + 1, …; every second time with `wide` set (op_env.h). */
 void op_run_case(op_env *env, const op_case *c, int repeats, uint64_t seed);
-/* All of them. */
+/* Runs all cases. */
 void op_run_cases(op_env *env, int repeats, uint64_t seed);
 
 #endif

@@ -95,7 +95,7 @@ static size_t stored_bytes(const hv_tensor *t) {
   return (size_t)(t->rows * t->row_stride) * hv_dtype_size(t->dtype);
 }
 
-/* Device memory for a matrix whose rows lie `gap` elements apart, all poison. */
+/* Device memory for a matrix with gaps of `gap` elements between rows. */
 static hv_tensor make_tensor(op_env *env, int side, hv_dtype dtype, int64_t rows, int64_t cols, int64_t gap) {
   hv_tensor t = hv_tensor_make(NULL, dtype, rows, cols);
   t.row_stride = cols + gap;
@@ -118,7 +118,7 @@ static void put(op_env *env, int side, const hv_tensor *t, const char *image) {
   op_synchronize(env, side, "upload");
 }
 
-/* Puts rows that lie without gaps on the host, `row_bytes` each, into the tensor. */
+/* Uploads rows, which have no gaps on the host, into the tensor; its own gaps become poison. */
 static void put_rows(op_env *env, int side, const hv_tensor *t, const void *rows) {
   char *image = poison_for(env, t);
   size_t row_bytes = (size_t)t->cols * hv_dtype_size(t->dtype), pitch = (size_t)t->row_stride * hv_dtype_size(t->dtype);
@@ -135,7 +135,7 @@ static hv_dtype stored_dtype(op_env *env, op_kind kind) {
   return env->dtype;
 }
 
-/* Lists and one-row operands lie without gaps anyway. */
+/* Lists and operands of one row have no gaps. */
 static int64_t random_gap(op_env *env, int64_t rows) {
   if (rows <= 1 || op_coin(env)) return 0;
   return env->wide ? 8 : 1 + op_below(env, 9);
@@ -269,7 +269,7 @@ double *op_read(op_env *env, int side, const op_operand *result) {
     const char *row = image + (size_t)i * pitch;
     for (int64_t j = 0; j < t->cols; j++) values[i * t->cols + j] = number_at(t->dtype, row + (size_t)j * size);
     for (size_t j = width; j < pitch; j++) {
-      if ((uint8_t)row[j] != POISON) fail_msg("%s: %s wrote between the rows", env->name, env->device[side]->name);
+      if ((uint8_t)row[j] != POISON) fail_msg("%s: %s wrote into a row's gap", env->name, env->device[side]->name);
     }
     if (side == 0) add_to_digest(env, row, width);
   }
@@ -286,7 +286,8 @@ void op_compare_within(op_env *env, const char *what, const op_operand *result, 
     difference += (values[i] - expected[i]) * (values[i] - expected[i]);
     norm += expected[i] * expected[i];
   }
-  /* What is 0 but for the reference's own rounding (the gradient of a query that sees one key) is compared as 0. */
+  /* If the reference is 0 up to its own rounding, as the gradient of a query that sees one key is, the result is
+   * compared with 0. */
   bool zero = sqrt(norm) <= 1e-12 * sqrt((double)(t->rows * t->cols));
   double error = zero ? sqrt(difference) : sqrt(difference / norm);
   if (!(error <= tolerance)) {

@@ -1,5 +1,6 @@
-/* The CPU device beyond its numbers: the same bytes with any number of threads, no allocation in a repeated call, and
- * errors that surface. */
+/* The CPU device apart from the accuracy of its operations: the same bytes with any number of threads, no allocation in
+ * a repeated call (malloc and its relatives are replaced and counted), as many threads as asked for, and errors that
+ * are reported. */
 #include <dirent.h>
 #include <omp.h>
 #include <pthread.h>
@@ -12,7 +13,7 @@
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define COUNTS_ALLOCATIONS 0
-/* An impossible allocation is refused, as without the sanitizer. */
+/* Let an impossible allocation fail, as without the sanitizer, instead of ending the program. */
 const char *__asan_default_options(void);
 const char *__asan_default_options(void) {
   return "allocator_may_return_null=1";
@@ -20,7 +21,7 @@ const char *__asan_default_options(void) {
 #else
 #define COUNTS_ALLOCATIONS 1
 
-/* Every allocation of the process, whichever library makes it, comes through here. */
+/* Every allocation of the process, by whichever library, goes through the functions below. */
 void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t count, size_t size);
 void *__libc_realloc(void *memory, size_t size);
@@ -145,8 +146,8 @@ static void *multiply_alone(void *device) {
   return NULL;
 }
 
-/* Without a number, as many threads as OpenMP would use; a product of one tile starts none, in whichever thread it is
- * asked for, though OpenBLAS would. */
+/* By default the device uses as many threads as OpenMP would. A product of a single tile starts no threads, from
+ * whichever thread it is called, although OpenBLAS would start some. */
 static void threads_as_asked(void **state) {
   (void)state;
   enum { THREADS = 3 };
@@ -159,7 +160,7 @@ static void threads_as_asked(void **state) {
   multiply_alone(device);
   assert_int_equal(pthread_create(&thread, NULL, multiply_alone, device), 0);
   assert_int_equal(pthread_join(thread, NULL), 0);
-  for (int i = 0; i < 1000 && threads_of_process() > at_first; i++) usleep(1000); /* the joined one's entry goes late */
+  for (int i = 0; i < 1000 && threads_of_process() > at_first; i++) usleep(1000); /* it may stay listed for a while */
   assert_int_equal(threads_of_process(), at_first);
   multiply(device, 512, 4096);
   assert_true(threads_of_process() >= THREADS);
@@ -168,7 +169,7 @@ static void threads_as_asked(void **state) {
   omp_set_num_threads(outside);
 }
 
-/* The environment lowers what the processor has, and is told when it names nothing. */
+/* HVLA_CPU_INSTRUCTIONS limits the instructions that are used; an unknown value is an error. */
 static void environment_limits_instructions(void **state) {
   (void)state;
   hv_device *device, *baseline;
@@ -265,7 +266,7 @@ static void impossible_memory_is_refused(void **state) {
   assert_error(hv_cpu_device_open(&(hv_device_options){.threads = -1}, &device), "-1 threads");
 }
 
-/* OpenBLAS would ask for a buffer for ever. */
+/* With too little address space, OpenBLAS would retry the allocation of its buffer for ever. */
 static void a_small_address_space_is_told(void **state) {
   (void)state;
   struct rlimit old, tight;
@@ -284,7 +285,7 @@ static void a_small_address_space_is_told(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(threads_as_asked), /* first: others start threads */
+      cmocka_unit_test(threads_as_asked), /* first, because the others start threads */
       cmocka_unit_test(allocates_nothing),
       cmocka_unit_test(same_bytes_with_any_number_of_threads),
       cmocka_unit_test(environment_limits_instructions),

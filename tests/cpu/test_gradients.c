@@ -1,12 +1,13 @@
-/* Every backward operation against central differences of its forward operation, in F64 on the CPU device, whose memory
- * is the host's: the loss is Σ weight ∘ result, with random weights. */
+/* Every backward operation against central differences of its forward operation, in F64 on the CPU device. The loss is
+ * the sum of the results times random weights. The tests change operands in place: the CPU device's memory is the
+ * host's. */
 #include <math.h>
 
 #include "core/cpu/cpu.h"
 #include "tests/check.h"
 #include "tests/cpu/layout.h"
 
-static op_env env; /* for its random numbers and its memory */
+static op_env env; /* only for its random numbers and memory */
 
 static int open_env(void **state) {
   (void)state;
@@ -45,7 +46,7 @@ static void finish(void) {
   op_synchronize(&env, 0, "gradient");
 }
 
-/* Compares grad with the differences of loss(context) where `at` is moved, at up to 40 elements. */
+/* Compares `grad` with central differences of loss(context), for up to 40 elements of `at`. */
 static void check(const char *what, double (*loss)(const void *context), const void *context, hv_tensor at,
                   hv_tensor grad) {
   double *values = at.data;
@@ -95,7 +96,7 @@ static void linear_parameters(void **state) {
   check("x", linear_loss, &c, c.args.x, dx);
 }
 
-/* Two layers: the input of the second is the activation of the first's kept `pre`. */
+/* Two layers: the input of the second is the activation of `pre`, the first one's output before the activation. */
 typedef struct mlp_case {
   hv_linear_args first, second;
   hv_tensor dy;
@@ -128,7 +129,8 @@ static void linear_through_activation(void **state) {
     hv_linear_backward_weight(env.stream[0],
                               &(hv_linear_backward_weight_args){.dy = dpre, .x = c.first.x, .dbias = dbias});
     check("the first bias", mlp_loss, &c, c.first.bias, dbias);
-    /* The same by the separate operation, at the values that the differences have left moved. */
+    /* The same with the separate operation for activations. The forward pass runs again, because the last difference
+     * has left other values behind. */
     (void)mlp_loss(&c);
     hv_linear_backward_input(env.stream[0],
                              &(hv_linear_backward_input_args){.dy = c.dy, .weight = c.second.weight, .dx = dhidden});
@@ -146,7 +148,7 @@ typedef struct norm_case {
   hv_tensor dy, dsum;
 } norm_case;
 
-/* Both results matter: the norm, and the sum that goes on beside it. */
+/* The loss depends on both results: the norm, and the sum, which the residual stream goes on with. */
 static double norm_loss(const void *context) {
   const norm_case *c = context;
   hv_norm(env.stream[0], &c->args);
@@ -247,7 +249,7 @@ static double rotary_loss(const void *context) {
   return weighted(c->args.q_out, c->dq);
 }
 
-/* Cosines and sines of whole multiples of the position. */
+/* A rotary table: cosines and sines of integer multiples of the position. */
 static hv_tensor rotary_table(int64_t positions, int64_t rotary_dim) {
   hv_tensor t = zeros(positions, rotary_dim);
   double *table = t.data;
@@ -277,11 +279,11 @@ static void rotary(void **state) {
   check("q", rotary_loss, &c, c.args.q, back.q_out);
 }
 
-/* Attention of queries and keys that are rotated first, or not. */
+/* Attention, with or without rotating queries and keys first. */
 typedef struct attention_case {
   hv_attention_args args;
   hv_tensor dout;
-  hv_rotary_args rotate_q, rotate_k; /* without operands where nothing is rotated */
+  hv_rotary_args rotate_q, rotate_k; /* empty if nothing is rotated */
 } attention_case;
 
 static double attention_loss(const void *context) {
@@ -311,7 +313,7 @@ static hv_rotary_args rotation(hv_tensor x, int32_t head_dim, int32_t step) {
 
 static void check_attention(layout_kind kind, bool rotated) {
   layout l;
-  env.max_size = 40; /* every score is visited for every difference */
+  env.max_size = 40; /* small, because every difference computes every score again */
   make_layout(&env, kind, &l);
   int32_t kv_heads = 2, heads = 4, head_dim = 6;
   attention_case c = {.dout = normals(l.query_rows, heads * head_dim)};
@@ -379,7 +381,7 @@ static double gather_loss(const void *context) {
   return weighted(c->args.dst, c->dy);
 }
 
-/* An embedding: the gradient of gathered rows is a scatter-add. */
+/* An embedding gathers rows; its gradient is a scatter-add. */
 static void embedding(void **state) {
   (void)state;
   int64_t d = 5, count = 6;
@@ -432,7 +434,7 @@ static void vit_embed(void **state) {
   }
 }
 
-/* Losses give their own gradients, times `weight`. */
+/* The operations of the losses also give their gradients, times `weight`. */
 enum { LOSS_WEIGHT = 3 };
 
 static double diffusion_loss(const void *context) {

@@ -1,7 +1,7 @@
-/* The op table of one device, a test for each operation and dtype: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default
- * cpu 8 300; what is cheaper than attention is repeated three times as often. HVLA_OP in the environment: only those
- * whose name has that in it. The devices cpu-avx512 and cpu-baseline are the CPU without its matrix
- * unit, and without wider vectors besides. */
+/* All operations of one device against plain loops and the CPU device in double (op_env.h), one test for each case and
+ * dtype: test_ops [DEVICE [REPEATS [MAX_SIZE]]], by default cpu 8 300. Cases other than attention are repeated three
+ * times as often. If HVLA_OP is set in the environment, only cases whose name contains it run. The devices cpu-avx512
+ * and cpu-baseline are the CPU without its matrix unit, and without AVX-512 as well. */
 #include "tests/cpu/op_cases.h"
 #include "tests/device.h"
 
@@ -23,7 +23,7 @@ static hv_device *must_device(const char *name) {
   return device;
 }
 
-/* What the tests of a dtype share; opened anew after one that failed, which may have left anything. */
+/* Shared by the tests of a dtype; opened again after a failed test, which may have left it in any state. */
 static struct {
   hv_device *device, *cpu;
   op_env env;
@@ -88,7 +88,7 @@ static int run_all(void) {
   return failed;
 }
 
-/* A card, or instructions of the processor, that the device needs and this machine lacks. */
+/* Whether this machine lacks the card, or the processor instructions, that the device needs. */
 static bool lacks_hardware(void) {
   hv_device *device;
   bool card = strcmp(settings.device, "cuda") == 0;

@@ -1,5 +1,5 @@
-/* Products on the matrix unit (AMX) are as exact as products in fp32, whatever their operands hold: each sum is held
- * against one in double, and the error beside OpenBLAS's. */
+/* fp32 products on the matrix unit (AMX), which multiplies bf16 parts, are as exact as OpenBLAS's in fp32, whatever the
+ * operands: the errors of both against sums in double are compared. */
 #include <cblas.h>
 #include <math.h>
 
@@ -38,7 +38,7 @@ static void run(float alpha, float beta) {
   free(scratch);
 }
 
-/* The largest error of the results in units of 2^-24 Σ |a b|. */
+/* The largest error of the results, in units of 2^-24 Σ |a b|. */
 static double worst_error(const float *result) {
   double worst = 0;
   for (int i = 0; i < M; i++) {
@@ -90,7 +90,8 @@ static void cancelling_sums(void **state) {
   compare_with_openblas("cancelling sums");
 }
 
-/* Numbers whose parts are as large as parts can be, all of one sign: what is left out adds up. */
+/* The remainders of these numbers are as large as possible and all of one sign, so that the parts that are left out add
+ * up. */
 static void largest_remainders(void **state) {
   (void)state;
   for (int i = 0; i < M * K; i++) a[i] = 0x1.007f7ep0f;
@@ -98,7 +99,7 @@ static void largest_remainders(void **state) {
   compare_with_openblas("largest remainders");
 }
 
-/* Every sum fits fp32's 24 bits, and the numbers need two parts. */
+/* Every sum fits into fp32's 24 bits, and each number needs two bf16 parts. */
 static void whole_numbers_are_exact(void **state) {
   (void)state;
   for (int i = 0; i < M * K; i++) a[i] = (float)(int)(400 * uniform() - 200);
@@ -116,7 +117,7 @@ static void numbers_at_the_ends(void **state) {
   compare_with_openblas("the largest fp32 numbers");
 }
 
-/* NaN and infinities reach their own row or column, and no other. */
+/* NaN and infinities affect their own row or column of the result, and no other. */
 static void not_finite_stays_not_finite(void **state) {
   (void)state;
   const uint32_t odd_nan = 0x7fffffff;
@@ -147,12 +148,12 @@ static void scales_and_adds(void **state) {
   for (int i = 0; i < M * N; i++) {
     if (c[i] != fmaf(0.5f, (float)i, 0.75f * other[i])) fail_msg("element %d is %g", i, (double)c[i]);
   }
-  for (int i = 0; i < M * N; i++) c[i] = NAN; /* not read where beta is 0 */
+  for (int i = 0; i < M * N; i++) c[i] = NAN; /* c must not be read if beta is 0 */
   run(1, 0);
   assert_memory_equal(c, other, sizeof c);
 }
 
-/* The same numbers stored the other way round and with gaps, and as bf16 where that loses nothing: the same bits. */
+/* Operands stored plainly, transposed and with gaps, and as bf16 if that is exact, give the same bits. */
 static void every_layout(void **state) {
   (void)state;
   enum { GAP = 3 };
