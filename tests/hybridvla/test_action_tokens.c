@@ -1,3 +1,4 @@
+/* Action tokens: the token of an action against the definition, which counts edges, and the action of a token. */
 #include "core/hybridvla/action_tokens.h"
 
 #include <math.h>
@@ -6,7 +7,7 @@
 
 enum { BASE = 32000, BINS = 256 };
 
-/* The definition, counted out. */
+/* The definition: the number of edges at or below the action, counted one by one. */
 static int32_t counted(double action, int32_t bins) {
   double clipped = fmin(fmax(action, -1.0), 1.0);
   int32_t n = 0;
@@ -49,7 +50,7 @@ static void centres_lie_in_the_middle_of_their_bins(void **state) {
     assert_true(fabs(centre - (-1.0 + (n - 0.5) * width)) < 1e-12);
     assert_int_equal(hv_action_token(centre, BASE, BINS), BASE - n);
   }
-  /* The id of exactly 1 has no bin of its own; ids outside are clipped. */
+  /* An action of exactly 1 has an id but no bin of its own: it gets the last bin. Ids out of range are clipped. */
   double last = hv_action_from_token(BASE - 255, BASE, BINS), first = hv_action_from_token(BASE - 1, BASE, BINS);
   assert_true(hv_action_from_token(BASE - 256, BASE, BINS) == last);
   assert_true(hv_action_from_token(0, BASE, BINS) == last);

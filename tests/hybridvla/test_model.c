@@ -1,5 +1,5 @@
-/* The whole model in double: shared prefixes equal whole sequences, gradients equal differences, parts can be frozen,
- * micro-batches add up, the plan knows what a step takes. */
+/* The whole model, mostly in double: branches that share a prefix equal whole sequences, gradients equal central
+ * differences of the loss, parts can be frozen, micro-batches add up, and the plan predicts the memory of a step. */
 #include <math.h>
 
 #include "core/base/random.h"
@@ -57,7 +57,7 @@ static void shared_prefix_equals_whole_sequences(void **state) {
   check_shared_prefix(HV_DIFFUSION, false);
 }
 
-/* The loss at a parameter's element moved by `step`. */
+/* The loss with one element of a parameter moved by `step`. */
 static double moved_loss(tiny_run *run, const hv_batch *batch, hv_param_id id, double *values, int64_t element,
                          double step) {
   double original = values[element];
@@ -69,7 +69,7 @@ static double moved_loss(tiny_run *run, const hv_batch *batch, hv_param_id id, d
   return loss;
 }
 
-/* The element of the largest gradient: where a wrong factor shows best. */
+/* The element with the largest gradient, where a wrong factor shows best. */
 static int64_t largest_element(const double *gradient, int64_t count) {
   int64_t largest = 0;
   for (int64_t i = 1; i < count; i++) {
@@ -87,7 +87,7 @@ static void check_differences(hv_objective objective, bool clip) {
   for (hv_param_id id = 0; id < hv_params_count(params); id++) {
     const hv_param *param = hv_params_get(params, id);
     int64_t count = param->rows * param->cols;
-    if (!param->trainable) continue; /* the vocabulary head of a model that only denoises */
+    if (!param->trainable) continue; /* a model that only denoises does not train its vocabulary head */
     double *values = tiny_run_values(&run, id), *gradient = tiny_run_gradient(&run, id);
     int64_t elements[2] = {largest_element(gradient, count), count / 2};
     if (gradient[elements[0]] == 0) fail_msg("%s has no gradient", param->name);
@@ -116,7 +116,7 @@ static void gradients_equal_differences(void **state) {
   check_differences(HV_AUTOREGRESSIVE, false);
 }
 
-/* What is frozen gets no gradient; what is not gets the same as before. */
+/* Frozen parameters get no gradient; all others get the same gradients as if nothing were frozen. */
 static void frozen_parts_change_nothing_else(void **state) {
   (void)state;
   static const char *const patterns[][6] = {
@@ -125,7 +125,7 @@ static void frozen_parts_change_nothing_else(void **state) {
       {"vision_backbone.dino_featurizer.*", "llm_backbone.llm.model.embed_tokens.*", NULL},
       {"llm_backbone.*", "*embedder.*", NULL},
       {"vision_backbone.siglip_featurizer.blocks.0.*", "llm_backbone.llm.model.layers.0.*", NULL},
-      /* One part in front of the decoder, for which alone the backward pass goes through all of it. */
+      /* Only one part before the decoder is trained; for it, the backward pass must go through the whole decoder. */
       {"vision_backbone.*", "llm_backbone.*", "*embedder.*", "final_layer.*", NULL},
       {"vision_backbone.*", "llm_backbone.*", "projector.*", "final_layer.*", NULL},
       {"vision_backbone.*.blocks.*", "llm_backbone.*", "projector.*", "*embedder.*", "final_layer.*", NULL},
@@ -167,7 +167,8 @@ static void micro_batches_add_up(void **state) {
   tiny_batch_free(&b);
 }
 
-/* Branches are drawn from (seed, step, sample): the same numbers whether the batch brings them or not. */
+/* Noise and timesteps that the device draws depend on (seed, step, sample) alone: a sample gets the same in a batch and
+ * by itself. */
 static void draws_depend_on_the_sample_alone(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -192,7 +193,8 @@ static void draws_depend_on_the_sample_alone(void **state) {
   tiny_batch_free(&b);
 }
 
-/* What tiny_run_step draws, of seed 3 and step 4. */
+/* A batch without noise and timesteps gives the same loss as one with those of seed 3 and step 4, which tiny_run_step
+ * uses. */
 static void draws_are_those_of_seed_and_step(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -232,8 +234,8 @@ static void plan_is_what_a_step_takes(void **state) {
   tiny_batch_free(&b);
 }
 
-/* A batch that takes all that its limits allow has the tables that were measured for them, and kernels are told of its
- * longest stretches: the prefix, or a branch that is longer. */
+/* The largest batch that the limits allow has exactly as many rows as hv_sequence_largest says; and kernels are told
+ * the longest run of queries, which is the prefix or, with a long chunk, a branch. */
 static void counts_are_those_of_the_tables(void **state) {
   (void)state;
   for (int32_t chunk = 2; chunk <= 24; chunk += 22) {
@@ -261,7 +263,8 @@ static void counts_are_those_of_the_tables(void **state) {
   }
 }
 
-/* Branches would differ in noise alone, which a model of action tokens does not see: it has one, whatever is asked. */
+/* Branches differ only in noise, which an autoregressive model does not see: it has one branch, whatever is asked for.
+ */
 static void action_tokens_have_one_branch(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_AUTOREGRESSIVE, false);
@@ -278,7 +281,7 @@ static void action_tokens_have_one_branch(void **state) {
   tiny_batch_free(&b);
 }
 
-/* Nothing is learnt of steps behind an episode's end, and their loss is 0, not 0 / 0. */
+/* Steps past an episode's end are masked. If a batch holds nothing else, its loss and gradients are 0, not 0 / 0. */
 static void a_batch_of_masked_steps_has_no_loss(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_DIFFUSION, false);
@@ -298,7 +301,7 @@ static void a_batch_of_masked_steps_has_no_loss(void **state) {
   tiny_batch_free(&b);
 }
 
-/* Working activations out again gives the same bytes with less memory. */
+/* Recomputing activations in the backward pass gives the same bytes with less memory. */
 static void recomputation_changes_nothing(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -316,7 +319,7 @@ static void recomputation_changes_nothing(void **state) {
     peak = again.arena.peak;
     tiny_run_close(&again);
   }
-  /* Two of the three layers that may be: what one of them works out again is there at a time. */
+  /* Recompute in two of the three layers that allow it: the activations of only one of them exist at a time. */
   tiny_run again = tiny_run_open(&config, HV_F32, SAMPLES, BRANCHES, NULL, 0);
   hv_model_set_recompute(again.model, (hv_recomputation){.level = HV_RECOMPUTE_BLOCK, .layers = 2});
   assert_true(tiny_run_step(&again, &b.batch, true, false) == loss);
@@ -327,7 +330,7 @@ static void recomputation_changes_nothing(void **state) {
   tiny_batch_free(&b);
 }
 
-/* Single and half precision stay close to double on the same weights. */
+/* Losses and gradients in F32 and BF16 are close to those in F64 with the same weights. */
 static void precisions_agree(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);

@@ -1,5 +1,6 @@
-/* Predictions: a cached one equals the whole sequence in one pass, steps side by side equal one after the other, draws
- * are functions, nothing is allocated, threads change nothing, wrong input is refused. */
+/* Predictions of the policy on the CPU: decoding with a cache equals whole sequences in one pass (computed by the
+ * training model), denoising and decoding in lockstep equal each alone, draws are functions of seed and step, a
+ * repeated prediction allocates nothing, threads change nothing, and wrong input is refused. */
 #include <math.h>
 #include <omp.h>
 
@@ -84,7 +85,8 @@ static void normals(float *out, uint64_t sample) {
   for (uint32_t i = 0; i < VALUES; i++) out[i] = hv_random_normal(31, HV_RANDOM_NOISE, 0, sample, 0, i);
 }
 
-/* Makes the batch's x_t equal to `x` at timestep t while its labels are `actions`: noise from the forward process. */
+/* Chooses the batch's noise such that the training model sees `x` as the noised action at timestep t, while the labels
+ * are `actions`. */
 static void set_branch(scene *s, const float *x, int32_t t, const float *actions) {
   double alpha_bar[HV_MAX_DIFFUSION_STEPS];
   hv_schedule_alpha_bar(s->config.diffusion_steps, alpha_bar);
@@ -108,7 +110,7 @@ static double *download(scene *s, hv_tensor tensor) {
   return values;
 }
 
-/* The chain, every step by a whole sequence in one pass. */
+/* The denoising chain, where every step runs the whole sequence in one pass. */
 static void whole_denoising(scene *s, const hv_sampler_stage *stages, int32_t count, const float *noise,
                             const float *step_noise, float *x) {
   static const float nothing[VALUES];
@@ -125,7 +127,7 @@ static void whole_denoising(scene *s, const hv_sampler_stage *stages, int32_t co
   }
 }
 
-/* Every token of an outcome is the best of its row, with its probability, in one pass over the whole sequence. */
+/* Runs the whole sequence in one pass; every token of the outcome must be the best of its row, with its probability. */
 static void check_tokens(scene *s, const outcome *found, const float *x, int32_t t, double tolerance) {
   const hv_config *config = &s->config;
   set_branch(s, x, t, found->actions);
@@ -175,7 +177,7 @@ static void cached_denoising_equals_whole_sequences(void **state) {
     }
 }
 
-/* More steps of an action than any device takes at once. */
+/* The chunk has more steps than any device handles at once. */
 static void a_long_chunk_is_denoised_as_in_whole_sequences(void **state) {
   (void)state;
   enum { CHUNK = 66 };
@@ -196,7 +198,7 @@ static void a_long_chunk_is_denoised_as_in_whole_sequences(void **state) {
   for (uint32_t i = 0; i < CHUNK; i++) {
     noise[i] = hv_random_normal(31, HV_RANDOM_NOISE, 0, 0, 0, i);
     s.batch.actions[i] = 0;
-    s.batch.noise[i] = noise[i] / (float)sqrt(1 - alpha_bar[stage.timestep]); /* x_t is the noise that is given */
+    s.batch.noise[i] = noise[i] / (float)sqrt(1 - alpha_bar[stage.timestep]); /* so that x_t is the given noise */
   }
   tiny_run_step(&s.run, &s.batch.batch, false, false);
   double *eps = download(&s, s.run.activations.noise_pred);
@@ -262,7 +264,7 @@ static void lockstep_equals_one_after_the_other(void **state) {
   normals(noise, 0);
   normals(ar_noise, 1);
   hv_policy_draws draws = {.noise = noise, .ar_noise = ar_noise};
-  /* Fewer, as many and more denoising steps than the six tokens. */
+  /* Fewer denoising steps than the six tokens, as many, and more. */
   static const int32_t steps[] = {1, 4, 6, 10};
   for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
     hv_policy_options options = hv_policy_default_options(&s.config);
@@ -279,7 +281,7 @@ static void lockstep_equals_one_after_the_other(void **state) {
   scene_close(&s);
 }
 
-/* A prompt shorter than the cache has room for, and one after another on the same policy. */
+/* Prompts of different lengths, all shorter than the cache allows, one after another on the same policy. */
 static void one_policy_serves_prompts_of_all_lengths(void **state) {
   (void)state;
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
@@ -300,7 +302,8 @@ static void one_policy_serves_prompts_of_all_lengths(void **state) {
   scene_close(&s);
 }
 
-/* As many tokens as max_prompt allows, and as fill 256 bytes: the next would lie in what comes behind. */
+/* The prompt has as many tokens as max_prompt allows, and fills 256 bytes exactly: one token more would overwrite what
+ * lies behind it. */
 static void the_longest_prompt_fits(void **state) {
   (void)state;
   enum { LONGEST = 64 };
@@ -337,7 +340,7 @@ static void draws_are_functions_of_seed_and_step(void **state) {
     assert_memory_not_equal(first.x, other.x, sizeof first.x);
     assert_memory_not_equal(first.confidences, later.confidences, sizeof first.confidences);
 
-    /* The same draws, given. */
+    /* The same draws, now passed in. */
     float noise[VALUES], ar_noise[VALUES], step_noise[100 * VALUES];
     for (uint32_t i = 0; i < VALUES; i++) {
       noise[i] = hv_random_normal(3, HV_RANDOM_POLICY_NOISE, 9, 0, 0, i);
@@ -355,7 +358,7 @@ static void draws_are_functions_of_seed_and_step(void **state) {
   scene_close(&s);
 }
 
-/* Large enough that the CPU device spreads its work. */
+/* Large enough that the CPU device spreads its work over threads. */
 static hv_config wide_config(void) {
   hv_config config = tiny_config(HV_HYBRID, false);
   config.llm.hidden_size = 256;
@@ -372,7 +375,7 @@ static void threads_do_not_change_a_byte(void **state) {
   (void)state;
   outcome found[2];
   for (int i = 0; i < 2; i++) {
-    omp_set_num_threads(1 + i); /* what a CPU device takes when it is opened */
+    omp_set_num_threads(1 + i); /* the number that a CPU device takes when it is opened */
     scene s = scene_open(wide_config(), HV_F32);
     found[i] = predict(&s, hv_policy_default_options(&s.config), (hv_policy_draws){.seed = 3});
     scene_close(&s);
@@ -437,7 +440,7 @@ static hv_status count_wait(hv_stream *stream) {
   return counted.real.stream_synchronize(stream);
 }
 
-/* So that a device can record the whole prediction and run it as one. */
+/* A device can then record the whole prediction and replay it at once. */
 static void a_prediction_copies_in_once_out_once_and_waits_once(void **state) {
   (void)state;
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);
@@ -547,8 +550,8 @@ static hv_status allocate_no_constants(hv_device *device, size_t bytes, const ch
   return hv_error(HV_ERR_MEMORY, "out of memory: %s need %zu bytes", what, bytes);
 }
 
-/* A longer prompt than any before needs larger tables. Without memory for them, there are none, and the next policy
- * has to make them. */
+/* If there is no memory for the tables of constants, opening a policy fails, again and again; once there is memory, the
+ * next policy makes them. */
 static void without_memory_a_policy_can_be_opened_later(void **state) {
   (void)state;
   scene s = scene_open(tiny_config(HV_HYBRID, false), HV_F32);

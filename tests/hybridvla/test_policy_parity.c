@@ -1,5 +1,6 @@
-/* Predictions beside PyTorch's: tests/fixtures/parity/<case>/predict.safetensors (its README says what is in it).
- * test_policy_parity [DEVICE], by default cpu; skipped where DEVICE is cuda and there is no card. */
+/* Predictions of a device against PyTorch's, in tests/fixtures/parity/<case>/predict.safetensors (the README there says
+ * what is in it); and that replaying recorded predictions and measuring algorithms do not change them.
+ * test_policy_parity [DEVICE], by default cpu; skipped if DEVICE is cuda and there is no card. */
 #include <math.h>
 
 #include "core/hybridvla/action_tokens.h"
@@ -21,7 +22,7 @@ typedef struct parity {
   hv_safetensors *file;
   int32_t values;
   hv_observation observation;
-  hv_policy_draws draws; /* all that the file has, but ar_timestep */
+  hv_policy_draws draws; /* all draws of the file except ar_timestep */
   const int32_t *ar_timestep;
 } parity;
 
@@ -30,7 +31,7 @@ static const void *data(const parity *p, const char *name) {
   return tensor ? tensor->data : NULL;
 }
 
-/* `diffusion_steps`: of the model, to be short; 0: as many as it has. */
+/* `diffusion_steps` replaces the number of the model, to save time; 0 keeps it. */
 static parity parity_open_with(const char *name, int32_t diffusion_steps) {
   parity p = {0};
   hv_model_directory directory;
@@ -92,7 +93,7 @@ static void check_tokens(const parity *p, const char *condition, const hv_policy
   assert_memory_equal(result->tokens, data(p, name), (size_t)p->values * sizeof(int32_t));
 }
 
-/* Robot units of a chunk, as a caller makes them. */
+/* A chunk in robot units, un-normalised as a caller does it. */
 static void unnormalize(const parity *p, const hv_dataset_statistics *statistics, const float *values, double *out) {
   int32_t dim = p->config.action_dim;
   for (int32_t h = 0; h < p->config.action_chunk; h++)
@@ -134,8 +135,8 @@ static void check_robot_units(const parity *p, const hv_policy_result *result) {
   hv_dataset_statistics_free(&statistics);
 }
 
-/* Later predictions, which a device may replay from a recording, give the same bytes; one with other draws lies
- * between. */
+/* Later predictions, which a device may replay from a recording, give the same bytes as the first, also after one with
+ * other draws. */
 static void check_repetition(const parity *p, hv_policy *policy, const hv_policy_draws *draws,
                              const hv_policy_result *first) {
   float diffusion[64] = {0}, confidences[64] = {0};
@@ -153,7 +154,7 @@ static void check_repetition(const parity *p, hv_policy *policy, const hv_policy
   }
 }
 
-/* Opens a policy, predicts with the file's draws and hands the result to the checks. */
+/* Opens a policy, predicts with the file's draws and compares the results with those that are named. */
 static void with_policy(const parity *p, const hv_policy_options *options, const int32_t *ar_timestep,
                         const char *sampled, const char *condition) {
   hv_policy *policy;
@@ -196,7 +197,7 @@ static void check_hybrid(const parity *p) {
     options.mode = HV_MODE_AUTOREGRESSIVE;
     with_policy(p, &options, timestep, condition == HV_AR_DENOISED ? "ddim4" : NULL, names[condition]);
   }
-  /* A given timestep wins over that of the condition. */
+  /* A timestep that is passed in takes the place of that of the condition. */
   options.ar_condition = HV_AR_NOISE;
   with_policy(p, &options, p->ar_timestep, NULL, "random");
 }
@@ -213,8 +214,8 @@ static void check_case(void **state) {
   parity_close(&p);
 }
 
-/* How many recordings the policy has after so many predictions of one kind, each of which gives the first one's bytes,
- * where the emulator loses so many. */
+/* Makes `predictions` equal predictions while the emulator loses the first `lost` recordings; each must give the first
+ * one's bytes. Returns how many recordings the policy has then. */
 static int recordings_after(int predictions, const char *lost) {
   float first[64];
   int found = 0;
@@ -239,14 +240,15 @@ static int recordings_after(int predictions, const char *lost) {
 
 static void a_lost_recording_costs_no_prediction(void **state) {
   (void)state;
-  if (strcmp(device_name, "emu") != 0) skip(); /* no other loses them when told to */
+  if (strcmp(device_name, "emu") != 0) skip(); /* only the emulator can be told to lose recordings */
   assert_int_equal(recordings_after(2, "0"), 1);
   assert_int_equal(recordings_after(3, "2"), 0);
   assert_int_equal(recordings_after(4, "2"), 1);
-  assert_int_equal(recordings_after(6, "3"), 0); /* it has given up */
+  assert_int_equal(recordings_after(6, "3"), 0); /* it has given up recording */
 }
 
-/* A recording is of prompts of one length: among others, each prompt gives what it gives by itself. */
+/* A recording holds for prompts of one length. With prompts of several lengths in turn, each gives the same bytes as on
+ * a policy of its own. */
 static void each_length_of_a_prompt_is_its_own_prediction(void **state) {
   (void)state;
   static const int cuts[] = {0, 0, 1, 1, 0, 2};
@@ -301,8 +303,8 @@ static void a_second_policy_leaves_the_first_right(void **state) {
   parity_close(&p);
 }
 
-/* Draws that are given and draws that are made are two recordings: a prediction without `step_noise` does not go on
- * with what another was given, nor the other way round. Each is alone first. */
+/* Predictions with and without given `step_noise` need two recordings: neither may use the noise of the other. Each
+ * kind is first predicted on a policy of its own, then both in turn on one. */
 static void given_and_made_draws_are_two_predictions(void **state) {
   (void)state;
   enum { PREDICTIONS = 6, KINDS = 2, STEPS = 5 };
@@ -330,13 +332,13 @@ static void given_and_made_draws_are_two_predictions(void **state) {
   parity_close(&p);
 }
 
-/* How many products of the emulated card take this algorithm; *all: how many there are. */
+/* How many of the products that the emulated card has met use this algorithm; *all: how many it has met. */
 static int products_that_take(const parity *p, int algorithm, int *all) {
   hv_text text = {0};
   int found = 0;
   hv_device_write_choices(p->device, &text);
   assert_false(text.failed);
-  *all = -2; /* the first lines say who has chosen */
+  *all = -2; /* the first two lines say who has chosen */
   for (const char *line = text.data, *end; (end = strchr(line, '\n')); line = end + 1) {
     const char *last = end;
     while (last > line && last[-1] != ' ') last--;
@@ -346,7 +348,8 @@ static int products_that_take(const parity *p, int algorithm, int *all) {
   return found;
 }
 
-/* The first prediction behind a prompt of its length is as right as any, though what was measured for it is not. */
+/* The first prediction with a prompt of its length runs once only to measure, which leaves wrong sums behind, and then
+ * again: its result must be right all the same. */
 static void measuring_costs_no_prediction(void **state) {
   (void)state;
   assert_int_equal(setenv("HVLA_EMU_TIMES", "4,3,2,1", 1), 0);
@@ -363,7 +366,7 @@ static void measuring_costs_no_prediction(void **state) {
 static void each_length_of_a_prompt_is_measured(void **state) {
   (void)state;
   enum { SUPPOSED = 0, FASTEST = 3 };
-  if (strcmp(device_name, "emu") != 0) skip(); /* no other can be told what is fast */
+  if (strcmp(device_name, "emu") != 0) skip(); /* only the emulator can be told which algorithm is fast */
   assert_int_equal(setenv("HVLA_EMU_TIMES", "4,3,2,1", 1), 0);
   for (int measure = 0; measure < 2; measure++) {
     int met = 0;
@@ -372,7 +375,7 @@ static void each_length_of_a_prompt_is_measured(void **state) {
     options.measure_algorithms = measure;
     hv_policy *policy;
     assert_ok(hv_policy_open(p.model, &options, &policy));
-    int opening = products_that_take(&p, SUPPOSED, &met); /* the policy: timesteps are embedded */
+    int opening = products_that_take(&p, SUPPOSED, &met); /* products of opening the policy, which embeds timesteps */
     for (int cut = 0; cut < 3; cut++) {
       hv_policy_result result;
       hv_observation observation = p.observation;

@@ -1,3 +1,5 @@
+/* The cosine schedule and the samplers' steps, against formulas in double, published timesteps and values from Python.
+ */
 #include "core/hybridvla/schedule.h"
 
 #include <math.h>
@@ -8,7 +10,7 @@ static void assert_near(double a, double b, double tolerance) {
   if (!(fabs(a - b) <= tolerance * fmax(1.0, fabs(b)))) fail_msg("%.17g is not %.17g", a, b);
 }
 
-/* Below the cap the product telescopes to the curve itself, scaled to 1 at 0. */
+/* While beta is below its cap, the product over all steps telescopes to the curve itself, scaled to 1 at its start. */
 static void alpha_bar_follows_the_curve(void **state) {
   (void)state;
   for (int32_t steps = 50; steps <= 1000; steps *= 2) {
@@ -24,7 +26,7 @@ static void alpha_bar_follows_the_curve(void **state) {
   }
 }
 
-/* Values of the same schedule in Python's double arithmetic. */
+/* Values of the same schedule, computed in Python in double. */
 static void alpha_bar_has_known_values(void **state) {
   (void)state;
   double bar[100];
@@ -63,13 +65,13 @@ static void ddim_counts_are_those_of_some_stride(void **state) {
   assert_error(hv_schedule_ddim(100, 30, stages), "25 and 34");
 }
 
-/* Applies the samplers' textbook form, x0 first, to numbers of its own. */
+/* Each stage against the textbook form of DDIM and DDPM, which computes x0 first, for arbitrary x, eps and noise. */
 static void stages_equal_the_textbook_form(void **state) {
   (void)state;
   double bar[100], x = 0.83, eps = -1.27, noise = 0.41;
   hv_sampler_stage stages[100];
   hv_schedule_alpha_bar(100, bar);
-  for (int n = 1; n <= 10; n += 9) { /* a single step goes to x0 at once */
+  for (int n = 1; n <= 10; n += 9) { /* a single step goes straight to x0 */
     assert_ok(hv_schedule_ddim(100, n, stages));
     for (int i = 0; i < n; i++) {
       int32_t t = stages[i].timestep;

@@ -182,7 +182,7 @@ void tiny_batch_free(tiny_batch *b) {
   free(b->sample_ids);
 }
 
-/* Values that hide nothing: no zero matrix, no norm of exactly 1. */
+/* No matrix stays zero and no norm exactly 1, so that mistakes in their use show. */
 static void randomize(tiny_run *run) {
   hv_params *params = hv_model_params(run->model);
   for (hv_param_id id = 0; id < hv_params_count(params); id++) {

@@ -1,11 +1,12 @@
-/* A model small enough to check by differences, with two unlike towers, and batches of random values for it. */
+/* A model that is small enough to check its gradients by differences, with two different vision towers, and batches of
+ * random values for it. */
 #ifndef TESTS_HYBRIDVLA_TINY_MODEL_H
 #define TESTS_HYBRIDVLA_TINY_MODEL_H
 
 #include "core/hybridvla/model.h"
 
-/* Two towers (class token, registers and LayerScale; neither, or CLIP's order of norms when `clip`), two cameras,
- * grouped-query heads, two decoder layers, chunk 2. */
+/* Two towers (one with class token, registers and LayerScale; one without, or in CLIP's order of norms if `clip`), two
+ * cameras, grouped-query heads, two decoder layers, a chunk of 2 steps. */
 hv_config tiny_config(hv_objective objective, bool clip);
 
 typedef struct tiny_batch {
@@ -16,19 +17,20 @@ typedef struct tiny_batch {
   int64_t *sample_ids;
 } tiny_batch;
 
-/* `samples` of them with K = `branches`, prompts of different lengths, one action step masked. */
+/* A batch of `samples` samples with `branches` branches each, prompts of different lengths, and one action step masked.
+ */
 tiny_batch tiny_batch_make(const hv_config *config, int32_t samples, int32_t branches, uint64_t seed);
 
-/* The same draws as samples · branches whole sequences with one branch each. */
+/* The same samples and draws, as samples · branches whole sequences with one branch each. */
 tiny_batch tiny_batch_repeat(const hv_config *config, const tiny_batch *from, int32_t branches);
 
-/* Samples [first, first + count) of a batch, sharing its arrays: free only the original. */
+/* Samples [first, first + count) of a batch. The part shares the arrays of the original; free only that. */
 hv_batch tiny_batch_part(const hv_config *config, const tiny_batch *from, int32_t branches, int32_t first,
                          int32_t count);
 void tiny_batch_free(tiny_batch *batch);
 
-/* A model on the CPU with random values everywhere (norms near 1), its stream, its arena and one sequence. Any error
- * fails the running test. */
+/* A model on the CPU whose parameters are all random (norms near 1), with its stream, arena and one sequence. Any error
+ * in the functions below fails the running test. */
 typedef struct tiny_run {
   hv_device *device;
   hv_stream *stream;
@@ -43,7 +45,8 @@ tiny_run tiny_run_open(const hv_config *config, hv_dtype dtype, int32_t max_samp
                        const char *const *frozen, int frozen_count);
 void tiny_run_close(tiny_run *run);
 
-/* Forward, and backward where training, from zeroed gradients unless `accumulate`. Returns the sum of the losses. */
+/* Runs forward and, if `training`, backward; gradients start at zero unless `accumulate`. Returns the sum of the
+ * losses. */
 double tiny_run_step(tiny_run *run, const hv_batch *batch, bool training, bool accumulate);
 
 /* One parameter's values or gradient in double, on the heap. */
