@@ -1,4 +1,4 @@
-/* hvla-data from outside. */
+/* Runs the program hvla-data for tests. */
 #ifndef HV_TESTS_DATA_PROGRAM_H
 #define HV_TESTS_DATA_PROGRAM_H
 
@@ -6,10 +6,11 @@
 
 #include "tests/shell.h"
 
-/* run_shell of "hvla-data <arguments>", with its streams apart. */
+/* Runs "hvla-data <arguments>" by run_shell, with its two streams apart. */
 int run_data(const char *arguments, char **out, char **errors);
 
-/* The JSON that a call prints, which must end with `code` and, at 0, say nothing else; json_decref it. */
+/* Runs hvla-data; fails the test unless it ends with `code` and prints JSON. If the code is 0, nothing may be printed
+ * to standard error. Returns the JSON; json_decref it. */
 json_t *data_json(int code, const char *arguments);
 
 #endif

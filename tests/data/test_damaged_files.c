@@ -1,5 +1,6 @@
-/* hvla-data on files that are damaged in every way we know of: the right exit code, and a message that names file,
- * object, what was found and what would be right. */
+/* Runs hvla-data on small files that are damaged in every way we know of, one at a time, and on random damage. It must
+ * end with the right exit code and a message that names the file, the object, what was found and what would be right.
+ */
 #include <math.h>
 #include <sys/stat.h>
 
@@ -9,15 +10,15 @@
 
 #define LIFT "'" HVLA_SOURCE_DIR "/data/demos/lift.hdf5'"
 
-/* One way to damage the small file, and what must be said about it. */
+/* One way to damage the small file, and what hvla-data must say about it. */
 typedef struct damage {
   const char *name;
   void (*apply)(hid_t file);
-  const char *command; /* with %s for the path */
-  int code;            /* of that command */
-  const char *object;  /* that the message names */
-  const char *says[3]; /* found, expected */
-  const char *episode; /* that validate reports; NULL: validate ends with 2, too; "" : validate finds nothing */
+  const char *command; /* %s stands for the path */
+  int code;            /* its exit code */
+  const char *object;  /* the message must name it */
+  const char *says[3]; /* the message must contain these: what was found and expected */
+  const char *episode; /* the one validate must report; NULL: validate ends with 2, too; "": it finds nothing bad */
 } damage;
 
 #define ACTIONS "/data/demo_1/actions"
@@ -40,7 +41,7 @@ static void name_without_number(hid_t file) {
 static void other_name(hid_t file) {
   H5Lmove(file, "/data/demo_1", file, "/data/episode_1", H5P_DEFAULT, H5P_DEFAULT);
 }
-/* A group and a data set that are no episodes. */
+/* Adds a group and a data set that are no episodes. */
 static void names_beside_episodes(hid_t file) {
   put_u8(file, "/data/notes/actions_of_a_kind", 1, (const hsize_t[]){1}, (const uint8_t[]){1}, H5P_DEFAULT);
   put_u8(file, "/data/version", 1, (const hsize_t[]){1}, (const uint8_t[]){1}, H5P_DEFAULT);
@@ -119,7 +120,7 @@ static void unwritten_actions(hid_t file) {
   remove_object(file, ACTIONS);
   put_f64(file, ACTIONS, 2, (hsize_t[]){6, 7}, NULL);
 }
-/* Far more rows than memory has room for, in a small file where nothing contradicts them. */
+/* A small file that claims far more rows than memory has room for, and is consistent in itself. */
 static void vast(hid_t file, hsize_t rows) {
   remove_object(file, ACTIONS);
   H5Adelete_by_name(file, "/data/demo_1", "num_samples", H5P_DEFAULT);
@@ -143,7 +144,7 @@ static void vaster_actions(hid_t file) {
   vast(file, (hsize_t)1 << 62);
 }
 
-/* The first rows of a chunked data set, in chunks of `rows`; the others are never written. */
+/* Creates a data set in chunks of `rows` rows and writes only the first chunk. */
 static void put_beginning(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape, hsize_t rows) {
   static const double zeros[6 * DEMO_FRAME];
   hsize_t chunk[4], start[4] = {0};
@@ -238,11 +239,12 @@ static void corrupt_deflate(hid_t file) {
   put_raw_frame(file, 2, "this is not deflate", 19);
 }
 static void short_chunk(hid_t file) {
-  /* zlib's form of three zero bytes. */
+  /* Three zero bytes, compressed by zlib. */
   static const uint8_t three[] = {0x78, 0x9c, 0x63, 0x60, 0x60, 0x00, 0x00, 0x00, 0x03, 0x00, 0x01};
   put_raw_frame(file, 5, three, sizeof three);
 }
-/* The first chunk of rows as these bytes, said to be stored without the filters that the data set has. */
+/* Writes a data set of compressed chunks of two rows, and then its first chunk again: `size` raw bytes, marked as
+ * stored without compression. With `checksum` the chunk is still said to be compressed and to end with a checksum. */
 static void put_raw_rows(hid_t file, const char *path, hid_t type, int rank, const hsize_t *shape, bool checksum,
                          size_t size) {
   static const double zeros[6 * DEMO_FRAME];
@@ -377,7 +379,8 @@ static const damage damages[] = {
     {"frames that are too short", short_images_of_two, STATS, 0, NULL, {NULL}, "demo_1"},
 };
 
-/* The command itself: its exit code, one line that names file, object and what is wrong, nothing on standard output. */
+/* Runs the command and checks its exit code; on 2 it must print one line that names the file, the object and what is
+ * wrong, and nothing to standard output. */
 static void check_command(const damage *d, const char *path) {
   char arguments[512], *out, *errors;
   snprintf(arguments, sizeof arguments, d->command, path);
@@ -386,7 +389,7 @@ static void check_command(const damage *d, const char *path) {
   if (code == 2) {
     assert_string_equal(out, "");
     if (!strstr(errors, "small.hdf5") || !strstr(errors, d->object))
-      fail_msg("%s: names no place: %s", d->name, errors);
+      fail_msg("%s: does not name the file and the object: %s", d->name, errors);
     assert_ptr_equal(strchr(errors, '\n'), errors + strlen(errors) - 1);
   }
   for (size_t i = 0; i < 3 && d->says[i]; i++) {
@@ -436,13 +439,13 @@ static void put_observation(hid_t file, int demo, const char *name, hid_t type, 
   H5Sclose(space);
 }
 
-/* A name that does not say whether pictures are meant: what they would have to be is told, once for episodes of any
- * length, and nothing refused. */
+/* obs/top may be meant as a camera or not. If its frames look like pictures of a wrong type or shape, inspect prints a
+ * warning with the right one, once for all episodes, and refuses nothing. */
 static void what_could_be_pictures_is_told(void **state) {
   static const struct {
     bool real;
     hsize_t frame[3];
-    const char *says; /* NULL: nothing */
+    const char *says; /* NULL: no warning */
   } cases[] = {
       {true, {DEMO_HEIGHT, DEMO_WIDTH, 3}, "demo_0: obs/top is no camera: a frame is f32 (8, 10, 3), "},
       {false, {3, DEMO_HEIGHT, DEMO_WIDTH}, "demo_0: obs/top is no camera: a frame is u8 (3, 8, 10), "},
@@ -468,7 +471,7 @@ static void what_could_be_pictures_is_told(void **state) {
   }
 }
 
-/* Files that are no HDF5 at all. */
+/* For files that are no HDF5 at all: every command must end with 2 and say what the file is. */
 static void check_foreign(const char *path, const void *content, size_t size, const char *says) {
   char arguments[512], *out, *errors;
   assert_ok(hv_write_file_atomic(path, content, size));
@@ -504,8 +507,9 @@ static void foreign_files_are_refused(void **state) {
   free(errors);
 }
 
-/* As run_data, for damage that HDF5 itself is not up to: it asks for any amount of memory, which a sanitizer takes for
- * an error, reads beyond its own and leaves some behind. All else that a sanitizer finds ends with 99, no answer. */
+/* Runs "validate". On random damage the HDF5 library itself asks for huge amounts of memory, reads out of bounds and
+ * leaks: these known faults of it are switched off in AddressSanitizer. Anything else that the sanitizer finds ends
+ * with code 99, which no answer of hvla-data has. */
 static int validate_damaged(const char *path, char **out, char **errors) {
   return run_shell(out, errors,
                    "ASAN_OPTIONS=\"$ASAN_OPTIONS:exitcode=99:allocator_may_return_null=1:detect_leaks=0:"
@@ -514,7 +518,7 @@ static int validate_damaged(const char *path, char **out, char **errors) {
                    path);
 }
 
-/* Bytes of a sound file changed at random places: any answer but a crash or a hang. */
+/* Bytes of a sound file are changed at random places: any answer is right, but no crash and no hang. */
 static void random_damage_never_crashes(void **state) {
   char *sound_bytes, *out, *errors;
   const char *path = in_folder(*state, "small.hdf5");
@@ -559,7 +563,7 @@ static void every_bad_episode_is_listed(void **state) {
   json_decref(found);
 }
 
-/* A split that names no episode is a problem, and all episodes are sound. */
+/* A split that names an episode which does not exist is a problem, but no episode is bad. */
 static void a_bad_split_is_no_bad_episode(void **state) {
   char arguments[512], *out, *errors;
   const char *path = in_folder(*state, "small.hdf5");
@@ -574,7 +578,7 @@ static void a_bad_split_is_no_bad_episode(void **state) {
   free(errors);
 }
 
-/* What only the first episode lacks: the others have it, so the file has it. */
+/* Only the first episode lacks the camera; the others have it, so the file counts as having it. */
 static void the_first_episode_is_one_of_many(void **state) {
   const char *path = in_folder(*state, "small.hdf5"), *picture = in_folder(*state, "small.png");
   char arguments[512];
@@ -598,7 +602,7 @@ static void the_first_episode_is_one_of_many(void **state) {
   json_decref(found);
 }
 
-/* Bytes in a file's or a camera's name that JSON cannot hold. */
+/* Names of files and cameras with bytes that JSON cannot hold. */
 static void names_of_any_bytes_are_told(void **state) {
   const char *path = in_folder(*state, "bad\xff.hdf5");
   char arguments[512], *out, *errors;
@@ -628,7 +632,7 @@ static void names_of_any_bytes_are_told(void **state) {
   json_decref(found);
 }
 
-/* A slip: the demonstrations where the picture's name belongs. */
+/* By mistake, the path of the demonstrations is given where the picture is to be written. */
 static void a_picture_replaces_no_demonstrations(void **state) {
   const char *path = in_folder(*state, "small.hdf5"), *picture = in_folder(*state, "small.png");
   write_demo_file(path);
@@ -653,8 +657,8 @@ static void a_picture_replaces_no_demonstrations(void **state) {
   }
 }
 
-/* The file is opened twice, here and by HDF5: the limit is met before, between and after the two. How many descriptors
- * are open already, the test cannot know; with none at all, the program itself is not loaded. */
+/* The file is opened twice, by hvla-data and by HDF5. The limit on descriptors is raised one by one, so that each
+ * opening fails once. With too few, the loader cannot even load the program, which is no answer of it. */
 static void too_few_descriptors_are_told_as_such(void **state) {
   (void)state;
   for (int limit = 3, code = 2; code != 0; limit++) {

@@ -1,5 +1,5 @@
-/* Demonstrations as training opens them: natural order, splits, state, instructions, and what is refused. */
-
+/* Demonstrations as training opens them, in the shipped file and in small ones: natural order of episodes, splits,
+ * state, instructions, grippers, and what is refused. */
 #include "data/demonstrations.h"
 #include "data/statistics.h"
 #include "tests/check.h"
@@ -73,7 +73,7 @@ static void splits_keep_natural_order(void **state) {
   hv_demonstrations_close(valid);
 }
 
-/* The state's columns are the keys in the order asked for. */
+/* The columns of the state are those of the keys, in the order in which they are asked for. */
 static void state_is_concatenated(void **state) {
   (void)state;
   static const char *const keys[] = {"robot0_gripper_qpos", "robot0_eef_pos"};
@@ -133,8 +133,8 @@ static void instructions_come_from_file_or_configuration(void **state) {
   hv_demonstrations_close(d);
 }
 
-/* Two arms: columns 6 and 13 are grippers where 0 and 1 occur in them and nothing else, in whatever order they are
- * chosen; another column of such numbers is none, nor one that is always open. */
+/* With two arms, columns 6 and 13 are grippers if they hold 0 and 1 and nothing else, in whatever order the columns are
+ * chosen. Other columns of 0 and 1 are no grippers, and neither is one that is always open. */
 static void grippers_are_columns_of_the_file(void **state) {
   enum { COLUMNS = 14, MOST = 8, CHOSEN = 3 };
   static const int32_t chosen[CHOSEN] = {13, 5, 6};
@@ -175,7 +175,7 @@ static void grippers_are_columns_of_the_file(void **state) {
   }
 }
 
-/* Replaces /mask/train by the names of one type of string. */
+/* Replaces /mask/train by names that are stored in the given type of string. */
 static void put_mask(const char *path, hid_t type, const void *names, hsize_t count) {
   hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
   remove_object(file, "/mask/train");
@@ -198,7 +198,7 @@ static void expect_train_episodes(const char *path, int64_t count) {
   hv_demonstrations_close(d);
 }
 
-/* A name in the mask that no episode has is told as it stands there. */
+/* The mask names an episode that does not exist; the error must show the name as it is stored. */
 static void expect_stranger(const char *path, const char *name) {
   char told[32];
   hid_t type = H5Tcopy(H5T_C_S1);
@@ -224,7 +224,7 @@ static void strings_of_any_kind_are_read(void **state) {
   put_mask(path, type, "demo_1  ", 1);
   expect_train_episodes(path, 1);
   type = H5Tcopy(H5T_C_S1);
-  H5Tset_size(type, 6); /* without room for a NUL */
+  H5Tset_size(type, 6); /* no room for a NUL at the end */
   H5Tset_strpad(type, H5T_STR_NULLPAD);
   put_mask(path, type, "demo_2demo_1", 2);
   expect_train_episodes(path, 2);
@@ -232,7 +232,8 @@ static void strings_of_any_kind_are_read(void **state) {
   expect_stranger(path, "d");
 }
 
-/* One byte of the heap that holds the instructions changed: a size, the signature, an index, an object's length. */
+/* One byte of the HDF5 heap that holds the instructions is changed: in a size, the signature, an index, or an object's
+ * length. */
 static void damaged_heaps_are_refused(void **state) {
   static const struct {
     size_t at;

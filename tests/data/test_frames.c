@@ -1,4 +1,5 @@
-/* Frames read back the same however a file stores them, from several threads, and within the cache's limit. */
+/* Camera frames: they read the same in every storage layout of HDF5, from several threads, within the limit of the
+ * cache, and with the expected number of reads. */
 
 #include <stdatomic.h>
 #include <sys/syscall.h>
@@ -18,8 +19,8 @@ static uint8_t pixel(int64_t frame, size_t byte) {
 }
 
 typedef struct storage {
-  const char *name; /* of the data set */
-  hsize_t chunk[4]; /* 0: not chunked */
+  const char *name; /* the name of the data set */
+  hsize_t chunk[4]; /* its size; 0: not chunked */
   bool compact, deflate, shuffle, checksum;
 } storage;
 
@@ -49,7 +50,7 @@ static void write_storage(hid_t file, const storage *s, const uint8_t *pixels) {
   H5Pclose(properties);
 }
 
-/* A file with a user block in front, which shifts every address. */
+/* The file has a user block at its beginning, which shifts every address in it. */
 static int enter(void **state) {
   if (make_folder(state)) return -1;
   path = in_folder(*state, "frames.hdf5");
@@ -107,7 +108,7 @@ static void all_storages_read_the_same(void **state) {
   hv_hdf5_close(file);
 }
 
-/* As a copy that is begun again under the reader does it: the file is open, and then shorter. */
+/* The file is truncated while it is open, as if somebody copied it anew. */
 static void a_frame_that_is_no_longer_there_is_told(void **state) {
   (void)state;
   uint8_t rgb[DEMO_FRAME];
@@ -145,7 +146,7 @@ static void a_chunk_is_no_larger_than_what_is_stored_of_it(void **state) {
   hv_hdf5_close(damaged);
 }
 
-/* By the library's own reading too: in the place of the system's, which it calls. */
+/* Counts reads. The pread below replaces the C library's, so that HDF5's own reads are counted too. */
 static atomic_int reads;
 
 ssize_t pread(int fd, void *out, size_t size, off_t at) {
@@ -153,12 +154,13 @@ ssize_t pread(int fd, void *out, size_t size, off_t at) {
   return syscall(SYS_pread64, fd, out, size, at);
 }
 
-/* Not byte by byte, as the library reads what it has no room for. */
+/* Frames that are cut into several chunks need one read a chunk. HDF5 itself reads byte by byte if it has no room for a
+ * chunk in its cache. */
 static void frames_cut_up_are_read_by_chunks(void **state) {
   (void)state;
   static const struct {
     const char *name;
-    int chunks; /* of all frames */
+    int chunks; /* in all frames together */
   } cases[] = {{"guessed_as_it_is", 3 * 3 * 3 * 2}, {"parts_as_they_are", FRAMES * 3 * 3 * 3}};
   for (int i = 0; i < 2; i++) {
     hv_hdf5 *file = open_file();
@@ -171,7 +173,7 @@ static void frames_cut_up_are_read_by_chunks(void **state) {
   }
 }
 
-/* Two data sets that must be read whole: with room for both they stay, with less they push each other out. */
+/* Two data sets that can only be read whole: both stay in the cache if there is room, else each evicts the other. */
 static void cache_keeps_to_its_limit(void **state) {
   (void)state;
   const size_t one = (size_t)FRAMES * DEMO_FRAME;
@@ -232,7 +234,7 @@ static void threads_read_at_once(void **state) {
   hv_hdf5_close(file);
 }
 
-/* Reads one data set over and over, which pushes the other out of a cache for one. */
+/* A job that reads one data set over and over, which evicts the other from a cache that has room for one. */
 typedef struct pusher {
   hv_job job;
   hv_frames *frames;

@@ -1,4 +1,5 @@
-/* hvla-data from outside: what it prints of the shipped demonstrations and of small files. */
+/* Runs hvla-data on the shipped demonstrations and on small files: what inspect, stats, validate and frame print, with
+ * the statistics against those of numpy (tests/fixtures/stats). */
 #include <math.h>
 
 #include "core/image/image.h"
@@ -58,7 +59,7 @@ static void compare_numbers(const json_t *found, const json_t *expected, const c
   }
 }
 
-/* numpy adds up in f32, one after the other: it is its sums that are inexact. What it only selects is equal. */
+/* Sums differ because numpy adds in f32. Values that are only selected (quantiles, extremes) must be equal. */
 static void compare_statistics(const json_t *found, const json_t *expected) {
   static const char *const parts[] = {"action", "proprio"};
   for (size_t i = 0; i < 2; i++) {
@@ -124,7 +125,7 @@ static void binary_gripper_is_masked(void **state) {
   for (size_t i = 0; i < 7; i++) assert_int_equal(json_is_true(json_array_get(mask, i)), i != 6);
   assert_int_equal(json_integer_value(json_object_get(small, "num_transitions")), 18);
   json_decref(found);
-  snprintf(arguments, sizeof arguments, "stats --gripper '[2]' '%s'", path); /* and no other is one then */
+  snprintf(arguments, sizeof arguments, "stats --gripper '[2]' '%s'", path); /* and then no other column is one */
   found = data_json(0, arguments);
   mask = json_object_get(json_object_get(json_object_get(found, "small"), "action"), "mask");
   for (size_t i = 0; i < 7; i++) assert_int_equal(json_is_true(json_array_get(mask, i)), i != 2);
@@ -174,7 +175,8 @@ static void validates_lift(void **state) {
   json_decref(found);
 }
 
-/* A file that cannot be read is told of by the exit code, whatever is wrong with the others. */
+/* If one of several files cannot be read, the exit code says so, whatever is wrong with the others; all are validated.
+ */
 static void validation_looks_at_all_files(void **state) {
   char arguments[1024];
   const char *bad = in_folder(*state, "bad.hdf5"), *none = in_folder(*state, "none.hdf5");
@@ -191,7 +193,7 @@ static void validation_looks_at_all_files(void **state) {
   }
 }
 
-/* The text that a call prints must hold the words. */
+/* Fails unless what a call prints contains the words. */
 static void prints(const char *arguments, const char *words) {
   char *out, *errors;
   assert_int_equal(run_data(arguments, &out, &errors), 0);
@@ -234,7 +236,7 @@ static void shows_one_frame(void **state) {
 
 static void shows_state_and_action_of_lift(void **state) {
   (void)state;
-  /* Read with h5py from data/demo_4, step 12. */
+  /* These values were read with h5py from data/demo_4, step 12. */
   static const double eef_pos[] = {-0.000452380278, 0.00143382885, 0.905207276};
   static const double action[] = {0.182689264, 0.0196625777, -0.167933047, 0.00691437256, -0.0127372621, 0.0163473953,
                                   -1};

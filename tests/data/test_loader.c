@@ -1,4 +1,5 @@
-/* The loader on the shipped demonstrations: the order of samples, resumption, ranks, chunks, masks and pixels. */
+/* The loader of batches on the shipped demonstrations and on small files: the order of samples, resuming, ranks, action
+ * chunks, masks and pixels. Whole runs are compared byte by byte. */
 #include <math.h>
 
 #include "core/image/resize.h"
@@ -14,7 +15,7 @@ static const char *const lift[] = {HVLA_SOURCE_DIR "/data/demos/lift.hdf5"};
 static const char *const cameras[] = {"agentview_image", "robot0_eye_in_hand_image"};
 static const int32_t prompts[PROMPT] = {1, 512, 29871, -1, -1, -1};
 
-/* What every test starts from. */
+/* The demonstrations and the model that a test loads for. */
 typedef struct fixture {
   hv_demonstrations *demonstrations;
   hv_dataset_statistics statistics;
@@ -53,7 +54,7 @@ static int leave(void **state) {
   return 0;
 }
 
-/* The whole small file, for a model that sees its camera as `vision` says. */
+/* All episodes of a small file, for a model whose single tower is `vision`. */
 static fixture open_small(const char *path, hv_vision_config vision) {
   static const char *const views[] = {"front_image"};
   hv_demonstrations_options wanted = {
@@ -75,14 +76,14 @@ static hv_loader_options options_of(const fixture *f) {
                              .read_ahead = 2};
 }
 
-/* NULL: none is left. */
+/* The next batch; NULL if none is left. */
 static const hv_loader_batch *next_batch(hv_loader *loader) {
   const hv_loader_batch *batch;
   assert_ok(hv_loader_next(loader, &batch));
   return batch;
 }
 
-/* Everything that `batches` batches hold, as one run of bytes. */
+/* All data of a number of batches, one after the other. */
 typedef struct recording {
   uint8_t *bytes;
   size_t size;
@@ -151,7 +152,7 @@ static void order_is_a_permutation_of_its_own_each_epoch(void **state) {
 static void threads_read_ahead_and_cache_change_nothing(void **state) {
   const fixture *f = *state;
   hv_loader_options options = options_of(f);
-  enum { BATCHES = 70 }; /* more than two epochs, so that the cache is read, too */
+  enum { BATCHES = 70 }; /* more than two epochs, so that the cache is used */
   options.threads = 1;
   options.read_ahead = 1;
   recording expected = record_run(f, &options, BATCHES);
@@ -210,7 +211,7 @@ static void every_frame_comes_once_an_epoch(void **state) {
   hv_loader_close(loader);
 }
 
-/* Two ranks and two micro-batches a step together read what one rank reads as one batch. */
+/* Two ranks with two micro-batches a step read together what one rank reads as one batch. */
 static void ranks_share_a_global_batch(void **state) {
   const fixture *f = *state;
   enum { STEPS = 9, GLOBAL = 8, PARTS = 2, RANKS = 2, PART = GLOBAL / PARTS / RANKS };
@@ -272,7 +273,7 @@ static void pixels_are_the_resized_frames(void **state) {
   hv_loader_close(loader);
 }
 
-/* hv_normalize_value of one dimension, written out. */
+/* hv_normalize_value of one dimension, written out here. */
 static double scaled(const hv_value_statistics *v, int32_t d, double x) {
   if (v->min[d] == v->max[d]) return 0;
   return 2 * (x - v->q01[d]) / (v->q99[d] - v->q01[d] + 1e-8) - 1;
@@ -282,8 +283,8 @@ static double clipped(double x) {
   return x < -1 ? -1 : x > 1 ? 1 : x;
 }
 
-/* Sequential, so that sample i is frame i: its chunk, the fill past the end, and the mask. Dimension 0 counts as
- * absolute, 6 as a gripper. */
+/* The order is sequential, so that sample i is frame i. Checks its chunk of actions, how it is filled past the
+ * episode's end, and the mask. Dimension 0 is treated as absolute, 6 as a gripper. */
 static void chunks_are_filled_past_the_end(void **state) {
   fixture *f = *state;
   const int32_t chunk = f->config.action_chunk;
@@ -327,7 +328,7 @@ static void chunks_are_filled_past_the_end(void **state) {
   hv_loader_close(loader);
 }
 
-/* A sequential pass of two ranks ends for both after the same number of batches, the last of them short. */
+/* In a sequential pass, both ranks get the same number of batches, of which the last is short. */
 static void sequential_ranks_end_together(void **state) {
   const fixture *f = *state;
   hv_loader_options options = options_of(f);
@@ -352,7 +353,8 @@ static void sequential_ranks_end_together(void **state) {
   assert_int_equal(samples, f->n);
 }
 
-/* As many frames as are wanted, no two of them the same, and none that is not wanted. */
+/* A sequential pass can be limited to a number of frames: it takes different ones, spread evenly over all, and never
+ * more than there are. */
 static void a_sequential_pass_may_be_of_some_frames(void **state) {
   const fixture *f = *state;
   const int64_t wanted[] = {1, 7, f->n - 1, f->n, f->n + 1};
@@ -400,8 +402,8 @@ static void letterbox_pads_in_the_mean_colour(void **state) {
   fixture_close(&f);
 }
 
-/* Episodes of one width, one of them taller, and of unlike instructions: each frame is resized from its own size, and
- * comes with its episode's prompt. */
+/* The episodes' pictures have the same width, but one episode's are taller, and instructions differ. Each frame must be
+ * resized from its own size and come with its episode's prompt. */
 static void episodes_have_their_own_size_and_prompt(void **state) {
   enum { TALL = 2 * DEMO_HEIGHT, INPUT = 14, TALL_BYTES = TALL * DEMO_WIDTH * 3 };
   static const int32_t two[2][PROMPT] = {{1, 10, -1, -1, -1, -1}, {1, 20, 21, -1, -1, -1}};
@@ -442,7 +444,7 @@ static void episodes_have_their_own_size_and_prompt(void **state) {
   fixture_close(&f);
 }
 
-/* A frame that cannot be inflated ends the run with its name, whenever it is asked again. */
+/* A frame that cannot be decompressed is an error that names it, each time the batch is asked for. */
 static void unreadable_frames_are_named(void **state) {
   const char *path = in_folder(*state, "small.hdf5");
   write_demo_file(path);
@@ -454,7 +456,7 @@ static void unreadable_frames_are_named(void **state) {
   options.sequential = true;
   hv_loader *loader;
   assert_ok(hv_loader_open(f.demonstrations, &options, &loader));
-  for (int i = 0; i < 2; i++) hv_loader_release(loader, next_batch(loader)); /* frames 0 to 5; the bad one is 5 + 2 */
+  for (int i = 0; i < 2; i++) hv_loader_release(loader, next_batch(loader)); /* frames 0 to 5; frame 7 is bad */
   for (int i = 0; i < 2; i++) {
     const hv_loader_batch *batch;
     hv_status status = hv_loader_next(loader, &batch);
