@@ -13,7 +13,7 @@ int64_t frame_of_sample(int64_t sample) {
   return hv_sample_order(0, 0, FRAMES, sample);
 }
 
-/* The pictures of an episode; how many. */
+/* Opens the pictures of an episode; *frames: how many there are. */
 static hid_t open_pictures(hid_t file, int episode, hsize_t *frames) {
   char name[PATH_SIZE];
   hsize_t sizes[4];

@@ -19,7 +19,7 @@ void expect_train(int code, const char *arguments, ...) {
   va_list words;
   va_start(words, arguments);
   for (const char *word; (word = va_arg(words, const char *)) != NULL;) {
-    if (!strstr(output, word)) fail_msg("hvla-train %s says nothing of \"%s\":\n%s", arguments, word, output);
+    if (!strstr(output, word)) fail_msg("the output of hvla-train %s lacks \"%s\":\n%s", arguments, word, output);
   }
   va_end(words);
   free(output);

@@ -1,4 +1,5 @@
-/* hvla-train from outside: run to its end, or started and sent signals. */
+/* Runs the program hvla-train for tests: to its end, or started in the background so that it can be sent signals; and
+ * reads what a run leaves. */
 #ifndef HV_TESTS_TRAIN_PROGRAM_H
 #define HV_TESTS_TRAIN_PROGRAM_H
 
@@ -8,48 +9,49 @@
 
 #define DEMONSTRATIONS HVLA_SOURCE_DIR "/data/demos/lift.hdf5"
 
-/* run_shell of "hvla-train <arguments>" with both streams in *output; `prefix` ("ulimit -f 100;", "") stands before it.
- */
+/* Runs "<prefix> hvla-train <arguments>" by run_shell, with both streams in *output. `prefix` is shell text such as
+ * "ulimit -f 100;", or "". */
 int run_train(const char *prefix, const char *arguments, char **output);
 
-/* The same, failing the test unless the exit code is `code` and the output holds every one of the words. */
+/* Runs hvla-train; fails the test unless its exit code is `code` and its output contains every one of the strings. */
 void expect_train(int code, const char *arguments, ...) __attribute__((sentinel));
 
-/* start_shell of "hvla-train <arguments>", its output going to the file `log`; the process is hvla-train itself. */
+/* Starts "hvla-train <arguments>" with its output going to the file `log`. Returns the process of hvla-train itself. */
 pid_t start_train(const char *arguments, const char *log);
-/* Waits until the file holds the text, for at most a minute; fails the test otherwise. */
+/* Waits for at most a minute until the file contains the text; then the test fails. */
 void wait_for_text(const char *path, const char *text);
 
-/* Writes a configuration of a tiny model on the shipped demonstrations, with the run directory `output`, and returns
- * its path inside `folder`; valid until the next call. */
+/* Writes a configuration of a tiny model on the shipped demonstrations, with the run directory `output`, into `folder`.
+ * Returns its path, which is valid until the next call. */
 const char *write_tiny_config(const char *folder, const char *output);
 
-/* A setting with which that model has twenty times as many parameters, for what is to be large, or slow enough for
- * signals to come before the last step. */
+/* A setting that gives the model twenty times as many parameters: for files that must be large, and runs that must be
+ * slow enough for a signal to arrive before the last step. */
 #define LARGE_VOCABULARY "--set model.llm.vocab_size=32064 "
 
-/* "run --config C --set output=<folder>/<name> <rest>" with that configuration; valid until the next call. */
+/* The arguments "run --config C --set output=<folder>/<name> <rest>" with this configuration; valid until the next
+ * call. */
 const char *run_arguments(const char *folder, const char *name, const char *rest);
 
-/* "<folder>/<name>/<file>": a file of a run directory; valid until the fourth call after this one. */
+/* The path "<folder>/<name>/<file>" of a file in a run directory; valid until the fourth call after this one. */
 const char *in_run(const char *folder, const char *name, const char *file);
 
-/* The lines of metrics.jsonl of a run, every one of which must be JSON; json_decref the array. */
+/* The lines of a run's metrics.jsonl as an array; fails the test if one is no JSON. json_decref it. */
 json_t *read_metrics(const char *run);
 
-/* The last line of metrics.jsonl of a run that has the key, NULL: none; json_decref it. */
+/* The last line of a run's metrics.jsonl that has the key, NULL if none has; json_decref it. */
 json_t *last_metrics(const char *run, const char *key);
 
-/* What such a line, or another object, has under the key, which must be a number. */
+/* The number under the key of such a line or another object; fails the test if it is none. */
 double number_in(const json_t *object, const char *key);
 
 /* Changes one bit in the middle of a file. */
 void flip_a_bit(const char *path);
 
-/* Gives the noise head in a model's file a bias. */
+/* Sets the bias of the noise head in a model's file to `value`. */
 void spoil_model(const char *path, float value);
 
-/* Fails unless two runs of one rank ended in the same bytes: the checkpoint of the step, and the model. */
+/* Fails unless two runs on one rank left the same bytes: the checkpoint of the step, and the model. */
 void assert_same_state(const char *folder, const char *a, const char *b, int step);
 
 #endif

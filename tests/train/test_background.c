@@ -1,4 +1,5 @@
-/* Work beside the training loop: when it is over, what it came to, and how it is given up. */
+/* Work in a background thread beside the training loop: when it is done, how its error is passed on, and how it is
+ * cancelled. */
 #include "train/checkpoint/background.h"
 
 #include <time.h>
@@ -13,11 +14,11 @@ static void nap(void) {
   nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
-/* Ends with an error when it may go on, or is given up; after some seconds anyway. */
+/* Waits until it may go on, is told to stop, or some seconds have passed; then ends with an error. */
 static hv_status wait_for_either(void *context, const atomic_bool *stop) {
   task *t = context;
   for (int naps = 0; naps < 5000 && !atomic_load(&t->go_on) && !atomic_load(stop); naps++) nap();
-  if (atomic_load(stop)) nap(); /* whoever gives it up waits for its end */
+  if (atomic_load(stop)) nap(); /* closing must wait for the end of this */
   atomic_store(&t->stopped, atomic_load(stop));
   return hv_error(HV_ERR_IO, "the disk is full");
 }
@@ -60,7 +61,7 @@ static void without_a_thread_work_is_over_when_it_has_begun(void **state) {
   hv_background_start(background, wait_for_either, &t);
   assert_true(hv_background_done(background));
   assert_error(hv_background_wait(background), "the disk is full");
-  hv_background_start(background, wait_for_either, &t); /* whose outcome nobody wants */
+  hv_background_start(background, wait_for_either, &t); /* nobody asks for its result */
   hv_background_close(background);
 }
 

@@ -1,5 +1,5 @@
-/* The next batch goes to the device while that computes on the one before: the trainer's timeline on the plan device,
- * whose streams run beside one another exactly as events allow. */
+/* The next batch is uploaded while the device computes on the one before. Shown on the trainer's timeline on the
+ * planning device, whose streams run in parallel exactly as far as events allow. */
 #include <jansson.h>
 
 #include "core/tensor/plan.h"
@@ -16,9 +16,9 @@ typedef struct span {
   double begin, end; /* microseconds */
 } span;
 
-static const double ROUNDING = 0.01; /* of times in the file */
+static const double ROUNDING = 0.01; /* microseconds: times in the file are rounded */
 
-/* To move a batch in a part of the time that its layers take, and in longer. */
+/* Bytes per second: a link that uploads a batch faster than its layers are computed, and one that is slower. */
 static const double fast_link = 1e8, slow_link = 1e5;
 
 static void trace_steps(const char *path, int32_t parts, double upload_bytes_per_s) {
@@ -48,7 +48,7 @@ static void trace_steps(const char *path, int32_t parts, double upload_bytes_per
   tiny_batch_free(&batch);
 }
 
-/* Spans of that name in the row, in order; returns how many. */
+/* Finds the spans of that name in a row of the timeline, in order; returns how many there are. */
 static int find_spans(const json_t *trace, int row, const char *name, int most, span *out) {
   int count = 0;
   size_t i;
@@ -63,7 +63,7 @@ static int find_spans(const json_t *trace, int row, const char *name, int most, 
   return count;
 }
 
-/* With two places for batches, batch n + 1 is copied when pass n - 1 has made room, while pass n is under way. */
+/* There is room for two batches: batch n + 1 is uploaded when pass n - 1 has freed its place, while pass n computes. */
 static void expect_copies_beside_computing(const char *folder, int32_t parts) {
   enum { MOST = STEPS * MOST_PARTS + 1 };
   span uploads[MOST] = {{0}}, first[MOST] = {{0}}, last[MOST] = {{0}};
@@ -73,7 +73,7 @@ static void expect_copies_beside_computing(const char *folder, int32_t parts) {
   assert_non_null(trace);
   int passes = STEPS * parts;
   assert_int_equal(find_spans(trace, UPLOAD, "upload a batch", MOST, uploads), passes + 1);
-  /* What a forward pass begins with and a backward pass ends with. */
+  /* The spans that a forward pass begins with, and those that a backward pass ends with. */
   assert_int_equal(find_spans(trace, COMPUTE, "forward vision_backbone.dino_featurizer", MOST, first), passes);
   assert_int_equal(find_spans(trace, COMPUTE, "backward vision_backbone.siglip_featurizer", MOST, last), passes);
   for (int n = 0; n < passes; n++) {
@@ -90,7 +90,7 @@ static void the_next_batch_comes_beside_computing(void **state) {
   expect_copies_beside_computing(*state, MOST_PARTS);
 }
 
-/* A pass begins when its batch is there, however long that takes. */
+/* A pass begins only when its batch has arrived, however long that takes. */
 static void a_slow_link_is_waited_for(void **state) {
   enum { MOST = STEPS + 1 };
   span uploads[MOST] = {{0}}, first[MOST] = {{0}}, last[MOST] = {{0}};

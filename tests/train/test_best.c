@@ -1,5 +1,5 @@
-/* What validation decides, from outside: the best model that is kept, the early end, and the moving average that is
- * measured and saved. */
+/* What hvla-train decides by validation: which model is kept as the best, when a run stops early, and that moving
+ * averages are what is measured and saved. */
 #include <math.h>
 
 #include "core/base/file.h"
@@ -19,7 +19,7 @@ static const char *run_of(const char *folder, const char *name, const char *rest
   return arguments;
 }
 
-/* The figure `key` of the metrics' line of a step. */
+/* The value of `key` in the line of metrics.jsonl for a step. */
 static double figure_at(const char *folder, const char *name, int step, const char *key) {
   json_t *lines = read_metrics(in_folder(folder, name));
   size_t i;
@@ -33,7 +33,7 @@ static double figure_at(const char *folder, const char *name, int step, const ch
   return figure;
 }
 
-/* RUN/best.json. */
+/* Reads best.json of a run. */
 static void read_best(const char *folder, const char *name, int *step, double *value) {
   json_t *best;
   assert_ok(hv_json_load(in_run(folder, name, "best.json"), &best));
@@ -43,7 +43,7 @@ static void read_best(const char *folder, const char *name, int *step, double *v
   json_decref(best);
 }
 
-/* The least of the metrics' lines is what best.json tells of. */
+/* best.json must name the step with the smallest error in metrics.jsonl, and that error. */
 static void assert_best(const char *folder, const char *name, int last) {
   int step, expected = 0;
   double value, least = INFINITY;
@@ -60,7 +60,7 @@ static void assert_best(const char *folder, const char *name, int last) {
 static const char measured[] = "--set validation.interval=2 --set validation.metric=error_diffusion "
                                "--set optimizer.learning_rate=2e-2 ";
 
-/* Resumed in between, a run keeps the same model as one that went through. */
+/* A run that is resumed half-way keeps the same best model as one that runs through. */
 static void keeps_the_best_model(void **state) {
   char rest[512];
   static const char *const files[] = {"best/model.safetensors", "best/config.json", "best/dataset_statistics.json",
@@ -80,9 +80,8 @@ static void keeps_the_best_model(void **state) {
   }
 }
 
-/* A run that was killed after the checkpoint and before the copy makes up for it; so does one whose best.json is
- * broken.
- */
+/* If a run was killed after it wrote the checkpoint and before it copied the best model, or if best.json is broken, the
+ * resumed run writes both again. */
 static void restores_the_best_model(void **state) {
   char rest[512];
   snprintf(rest, sizeof rest, "%s --set train.steps=2", measured);
@@ -99,7 +98,8 @@ static void restores_the_best_model(void **state) {
       same_bytes(in_run(*state, "run", "best/model.safetensors"), in_run(*state, "run", "model/model.safetensors")));
 }
 
-/* Somebody moved it away, and nothing becomes better after it. */
+/* Somebody moved best/ away but not best.json, and no later measurement is better: the resumed run writes best/ again.
+ */
 static void restores_a_best_model_that_is_told_of_alone(void **state) {
   static const char still[] = "--set optimizer.learning_rate=0 --set validation.interval=1 --resume";
   char rest[512];
@@ -134,7 +134,7 @@ static void stops_when_nothing_becomes_better(void **state) {
   expect_train(0, run_of(*state, "run", rest), "stopped early after step 10", NULL);
 }
 
-/* Takes out of the newest manifest what its best was measured on, as versions wrote that did not keep it. */
+/* Removes from a checkpoint's manifest what the best was measured on, which older versions did not record. */
 static void forget_what_was_measured(const char *folder, const char *name, int step) {
   char file[64];
   json_t *manifest;
@@ -153,7 +153,8 @@ static void expect_best_step(const char *folder, const char *name, int expected)
   assert_int_equal(step, expected);
 }
 
-/* Nothing becomes better at a learning rate of 0, and figures of other frames are not held against those of before. */
+/* At a learning rate of 0 nothing becomes better. If a resumed run measures other frames, or in another way, its
+ * figures are not compared with earlier ones: the best begins anew. */
 static void best_begins_anew_where_something_else_is_measured(void **state) {
   static const char still[] = "--set optimizer.learning_rate=0 --set validation.interval=1 "
                               "--set validation.metric=error_diffusion --set checkpoint.interval=0";
@@ -163,7 +164,8 @@ static void best_begins_anew_where_something_else_is_measured(void **state) {
   expect_best_step(*state, "run", 1);
   snprintf(rest, sizeof rest, "%s --set train.steps=4 --set validation.theta=0.5 --resume", still);
   assert_int_equal(run_train("", run_of(*state, "run", rest), &output), 0);
-  if (strstr(output, "no longer count")) fail_msg("the noise head's error does not depend on theta:\n%s", output);
+  if (strstr(output, "no longer count"))
+    fail_msg("theta does not change the noise head's error, yet the best began anew:\n%s", output);
   free(output);
   expect_best_step(*state, "run", 1);
   snprintf(rest, sizeof rest, "%s --set train.steps=6 --set validation.samples=2 --resume", still);
@@ -177,7 +179,7 @@ static void best_begins_anew_where_something_else_is_measured(void **state) {
   free(output);
 }
 
-/* What the run starts from is the first to be beaten: a model that only becomes worse is nobody's best. */
+/* The model before the first step is measured too. If the run only makes it worse, no model is kept as the best. */
 static void a_start_that_is_never_beaten_is_told(void **state) {
   static const char worse[] = "--set train.steps=50 --set optimizer.learning_rate=1 --set validation.interval=1 "
                               "--set validation.patience=2 --set validation.metric=held_out_loss "
@@ -188,7 +190,8 @@ static void a_start_that_is_never_beaten_is_told(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "best.json")));
 }
 
-/* The square of its bias is more than FP32 holds. What is measured before the first step is no step's failure. */
+/* The square of the noise head's bias overflows FP32, so the held-out loss is never finite. That this shows before the
+ * first step is no reason for the run to fail. */
 static void a_figure_that_never_is_finite_is_told(void **state) {
   char rest[1024];
   expect_train(0, run_of(*state, "first", "--set train.steps=1"), NULL);
@@ -201,7 +204,8 @@ static void a_figure_that_never_is_finite_is_told(void **state) {
                "held_out_loss was not finite in 2 measurements", NULL);
 }
 
-/* A model of which a robot would get no action has no errors, and is nobody's best. Its tokens are as they were. */
+/* If denoised actions are NaN, their errors are null and the model does not become the best. The errors of action
+ * tokens are still measured. */
 static void a_prediction_that_is_not_finite_has_no_error(void **state) {
   static const char *const lost[] = {"error_diffusion", "error_ensemble"};
   char rest[1024];
@@ -232,7 +236,8 @@ static void refuses_to_wait_for_nothing(void **state) {
                "validation.metric", "diffusion", NULL);
 }
 
-/* Steps of the metrics' lines: one that a run begins from is measured, one that it is resumed at is not. */
+/* With validation.at_start a new run measures before its first step, a resumed run does not. `expected`: the steps of
+ * the lines in metrics.jsonl. */
 static void measures_the_start_of_a_new_run_alone(void **state) {
   static const int expected[] = {0, 1, 2};
   expect_train(0, run_of(*state, "run", "--set validation.at_start=true --set train.steps=1"), NULL);
@@ -243,8 +248,8 @@ static void measures_the_start_of_a_new_run_alone(void **state) {
   json_decref(lines);
 }
 
-/* A checkpoint holds averages and values, so that three steps and three more are six; what is saved as the model is
- * what was measured: the averages. */
+/* A checkpoint holds averages and parameters, so that a run resumed after three steps ends as one of six. The averages
+ * are what is measured and saved as the model. */
 static void averages_are_resumed_measured_and_saved(void **state) {
   static const char *const dtypes[] = {"fp32", "bf16"};
   char rest[1024];

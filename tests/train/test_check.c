@@ -1,5 +1,5 @@
-/* `hvla-train check` from outside: PyTorch's numbers in the fixtures of tests/fixtures/parity, and batches that are
- * wrong. */
+/* Runs `hvla-train check` on the models and batches of tests/fixtures/parity: outputs, losses, gradients and trained
+ * parameters against PyTorch's; and on invalid batches, which must be refused. */
 #include <math.h>
 
 #include "core/io/safetensors.h"
@@ -24,7 +24,7 @@ static float *floats_of(const hv_file_tensor *tensor) {
   return values;
 }
 
-/* ‖found − expected‖ / ‖expected‖; shapes and dtype must agree. */
+/* ‖found − expected‖ / ‖expected‖; fails if shape or dtype differ. */
 static double relative_error(const hv_file_tensor *found, const hv_file_tensor *expected) {
   assert_int_equal(found->rank, expected->rank);
   assert_memory_equal(found->shape, expected->shape, (size_t)found->rank * sizeof found->shape[0]);
@@ -56,14 +56,14 @@ static void run_check(const char *case_name, const char *out, const char *rest) 
   expect_train(0, arguments, NULL);
 }
 
-/* What the check of a fixture's batch writes; the caller closes it. */
+/* Runs the check on a fixture's batch and opens what it writes; the caller closes it. */
 static hv_safetensors *check_case(const char *folder, const char *case_name, const char *rest) {
   const char *out = in_folder(folder, "out.safetensors");
   run_check(case_name, out, rest);
   return open_tensors(out);
 }
 
-/* What PyTorch makes of the batch; the caller closes it. */
+/* Opens PyTorch's results for the batch; the caller closes them. */
 static hv_safetensors *expected_of(const char *case_name) {
   char path[512];
   snprintf(path, sizeof path, FIXTURES "%s/expected.safetensors", case_name);
@@ -99,7 +99,7 @@ static bool has_gradients(const hv_safetensors *tensors) {
   return false;
 }
 
-/* Every gradient that is written is one that PyTorch has, where the fixture lists gradients, and none is vision's. */
+/* If the fixture has gradients, every gradient that is written is among them; none is of the vision towers. */
 static void writes_no_other_gradients(void **state) {
   for (int c = 0; c < CASES; c++) {
     hv_safetensors *found = check_case(*state, cases[c], ""), *expected = expected_of(cases[c]);
@@ -152,10 +152,10 @@ static void refuses_an_objective_that_the_model_lacks(void **state) {
   assert_false(hv_file_exists(out));
 }
 
-/* How one tensor of a batch is spoiled. */
+/* How one tensor of a batch is made invalid. */
 typedef struct spoiling {
   const char *tensor;
-  hv_dtype dtype;      /* it gets */
+  hv_dtype dtype;      /* the dtype that it gets */
   int32_t drop_rank;   /* dimensions left out in front */
   int32_t longer_axis; /* this axis is one longer; −1: none */
   int64_t index;       /* this value … */
@@ -244,7 +244,7 @@ static void refuses_spoiled_batches(void **state) {
   }
 }
 
-/* The batch `from` with one string of its header replaced. */
+/* Writes the batch `from` with one string of its header replaced. */
 static void write_with_header(const char *from, const char *to, const char *old, const char *new) {
   char *bytes;
   size_t size;
@@ -275,7 +275,8 @@ static void refuses_truth_values_as_a_mask(void **state) {
   assert_false(hv_file_exists(out));
 }
 
-/* Whoever ports the model and forgets the prompt's last token gets the numbers of another prompt, and is told. */
+/* Somebody who ports the model may forget the prompt's last token and wonder about different numbers; a warning names
+ * it. */
 static void warns_of_a_prompt_without_its_end(void **state) {
   char arguments[2048];
   const char *other = in_folder(*state, "other.safetensors"), *out = in_folder(*state, "out.safetensors");
@@ -328,7 +329,7 @@ static void refuses_files_that_are_none(void **state) {
   assert_false(hv_file_exists(out));
 }
 
-/* Also by another name. Nothing has touched the batch then. */
+/* --out must not be the batch itself, by whatever name; the batch stays as it is. */
 static void does_not_write_over_its_batch(void **state) {
   const char *batch = in_folder(*state, "batch.safetensors"), *original = FIXTURES "one_arm/batch.safetensors";
   const char *const names[] = {batch, in_folder(*state, "./batch.safetensors"), in_folder(*state, "link.safetensors")};
@@ -342,7 +343,7 @@ static void does_not_write_over_its_batch(void **state) {
   }
 }
 
-/* Parameters after --steps are those of the same steps in one go, whatever the number of threads. */
+/* Parameters after --steps are the same to the bit with any number of threads. */
 static void does_not_depend_on_threads(void **state) {
   const char *one = in_folder(*state, "one.safetensors"), *two = in_folder(*state, "two.safetensors");
   run_check("one_arm", one, "--steps 3 --lr 1e-3 --threads 1");
@@ -350,7 +351,7 @@ static void does_not_depend_on_threads(void **state) {
   assert_true(same_bytes(one, two));
 }
 
-/* What steps of bf16 leave is the master values, in which a step that is smaller than bf16 can tell is not lost. */
+/* Parameters after steps in bf16 are written as master values, which keep updates that are too small for bf16. */
 static void gives_master_values(void **state) {
   const char *start = in_folder(*state, "start.safetensors"), *end = in_folder(*state, "end.safetensors");
   const double rate = 1e-6;

@@ -1,5 +1,6 @@
-/* The checkpoints of `hvla-train run`, from outside: damage is found, the right ones stay, and writing them beside the
- * training changes nothing. */
+/* Checkpoints of `hvla-train run`: damaged ones are found and passed over, the right ones are kept, writing them in the
+ * background changes no byte, and disks that are full or directories that cannot be removed cost no checkpoint. Each
+ * test compares what is left with an undisturbed run. */
 #include <dirent.h>
 #include <math.h>
 #include <signal.h>
@@ -8,7 +9,7 @@
 #include "tests/check.h"
 #include "tests/train/program.h"
 
-/* Bytes that changed without a change of size: only a checksum can tell. */
+/* One bit of the file is changed, its size is not: only the checksum shows it. */
 static void passes_over_a_changed_bit(void **state) {
   expect_train(0, run_arguments(*state, "whole", ""), NULL);
   expect_train(0, run_arguments(*state, "run", ""), NULL);
@@ -27,7 +28,8 @@ static void passes_over_a_checkpoint_without_its_parts(void **state) {
                "step-4/training.safetensors", "resumed from", "step-3", NULL);
 }
 
-/* What the system does not let be read, here for links that lead nowhere, may be whole the next time. */
+/* A file that the system fails to read, here because it is a link to itself, may be whole the next time: the run ends
+ * instead of resuming from an older checkpoint. */
 static void does_not_pass_over_what_cannot_be_read(void **state) {
   static const char *const files[] = {"training.safetensors", "state.json"};
   expect_train(0, run_arguments(*state, "run", ""), NULL);
@@ -44,7 +46,7 @@ static void does_not_pass_over_what_cannot_be_read(void **state) {
   expect_train(0, run_arguments(*state, "run", "--resume --set train.steps=7"), "resumed from", "step-6", NULL);
 }
 
-/* What versions before checksums wrote. */
+/* Checkpoints of versions that wrote no checksums. */
 static void resumes_from_the_first_format(void **state) {
   expect_train(0, run_arguments(*state, "whole", ""), NULL);
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
@@ -72,7 +74,7 @@ static void resumes_from_the_first_format(void **state) {
                NULL);
 }
 
-/* The names of all that lies in a run's folder of checkpoints, in order. */
+/* `expected` lists everything in the checkpoints/ folder of a run, in order. */
 static void expect_checkpoints(const char *folder, const char *name, const char *expected) {
   struct dirent **entries;
   char found[1024] = "";
@@ -96,7 +98,7 @@ static void keeps_the_last_and_every_so_many(void **state) {
                              "--set checkpoint.keep_every=3"),
                NULL);
   expect_checkpoints(*state, "run", "step-3 step-6 step-8 step-9 ");
-  /* What a run that was killed left half-written or half-removed goes, too. */
+  /* What a killed run left half-written or half-removed is removed as well. */
   assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-10.tmp")));
   assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-5.old/model")));
   expect_train(
@@ -106,7 +108,7 @@ static void keeps_the_last_and_every_so_many(void **state) {
   expect_checkpoints(*state, "run", "step-11 ");
 }
 
-/* A damaged checkpoint that is newer is neither counted among those to keep nor in the way. */
+/* A newer checkpoint that is damaged does not count among those to keep, and is not in the way. */
 static void a_damaged_checkpoint_pushes_out_no_whole_one(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=9"), NULL);
   flip_a_bit(in_run(*state, "run", "checkpoints/step-9/training.safetensors"));
@@ -116,7 +118,8 @@ static void a_damaged_checkpoint_pushes_out_no_whole_one(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=9 --resume"), "resumed from", "step-8", NULL);
 }
 
-/* A checkpoint after every step is due before the one before it is complete, which is told once. */
+/* Background and foreground writing leave the same bytes. With a checkpoint after every step, the next is due before
+ * the last is complete; that training has to wait is reported once. */
 static void writes_the_same_while_training_waits(void **state) {
   static const char *const kinds[] = {"", "--set dtype=bf16"};
   for (int k = 0; k < 2; k++) {
@@ -125,11 +128,13 @@ static void writes_the_same_while_training_waits(void **state) {
     assert_int_equal(run_train("", run_arguments(*state, "beside", rest), &beside), 0);
     const char *told =
         strstr(beside, "s for the checkpoint of step 1: checkpoints are due faster than they can be written");
-    if (!told || strstr(told + 1, "s for the checkpoint of step")) fail_msg("of waiting is not told once:\n%s", beside);
+    if (!told || strstr(told + 1, "s for the checkpoint of step"))
+      fail_msg("the message about waiting does not come exactly once:\n%s", beside);
     snprintf(rest, sizeof rest, "--set train.steps=3 --set checkpoint.interval=1 --set checkpoint.async=false %s",
              kinds[k]);
     assert_int_equal(run_train("", run_arguments(*state, "waiting", rest), &waiting), 0);
-    if (strstr(waiting, "training waited")) fail_msg("each was complete before the next:\n%s", waiting);
+    if (strstr(waiting, "training waited"))
+      fail_msg("checkpoint.async is false, and yet training waited for a checkpoint:\n%s", waiting);
     assert_same_state(*state, "beside", "waiting", 3);
     assert_true(same_bytes(in_run(*state, "beside", "checkpoints/step-3/state.json"),
                            in_run(*state, "waiting", "checkpoints/step-3/state.json")));
@@ -140,7 +145,7 @@ static void writes_the_same_while_training_waits(void **state) {
   }
 }
 
-/* The same of what is copied from the device a piece at a time. */
+/* The same for tensors that are copied from the device in several pieces. */
 static void what_is_larger_than_a_piece_is_written_whole(void **state) {
   static const char large[] =
       LARGE_VOCABULARY "--set train.steps=1 --set train.batch_size=1 --set model.llm.hidden_size=72";
@@ -155,14 +160,15 @@ static void what_is_larger_than_a_piece_is_written_whole(void **state) {
   hv_unmap(&file);
 }
 
-/* The model of the last step is there however seldom it is asked for. */
+/* At its end a run writes the model, however large checkpoint.model_interval is. */
 static void the_model_may_be_written_less_often(void **state) {
   expect_train(0, run_arguments(*state, "always", ""), NULL);
   expect_train(0, run_arguments(*state, "seldom", "--set checkpoint.model_interval=1000"), NULL);
   assert_same_state(*state, "always", "seldom", 6);
 }
 
-/* The first checkpoint brings one, which the models of all others are made with. */
+/* The first checkpoint writes a model whatever checkpoint.model_interval is, because `hvla-train model` needs one to
+ * make the model of any other checkpoint. */
 static void the_first_checkpoint_brings_a_model(void **state) {
   const char *folder = *state, *log = in_folder(folder, "log");
   char rest[1024];
@@ -183,8 +189,8 @@ static void the_first_checkpoint_brings_a_model(void **state) {
   expect_train(2, rest, "run/model is missing", "--resume", NULL);
 }
 
-/* The model of an earlier checkpoint is what a run that ended there has; damage and a target that is there are refused.
- */
+/* The model made from an earlier checkpoint is the one of a run that ended there. A damaged checkpoint and a target
+ * that exists are refused. */
 static void the_model_of_any_checkpoint_can_be_had(void **state) {
   static const char *const files[] = {"model.safetensors", "config.json", "tokenizer.model", "dataset_statistics.json"};
   char rest[1024];
@@ -198,10 +204,11 @@ static void the_model_of_any_checkpoint_can_be_had(void **state) {
   for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
     char of_run[64];
     snprintf(of_run, sizeof of_run, "model/%s", files[i]);
-    if (!same_bytes(in_run(folder, "copy", files[i]), in_run(folder, "short", of_run))) fail_msg("%s", files[i]);
+    if (!same_bytes(in_run(folder, "copy", files[i]), in_run(folder, "short", of_run)))
+      fail_msg("%s differs", files[i]);
   }
   expect_train(2, rest, "copy exists already", NULL);
-  /* A folder with the name of a model that is half written may be anyone's. */
+  /* A folder with the name of the temporary one may be the user's, so it is not overwritten. */
   assert_ok(hv_make_directories(in_folder(folder, "kept.partial")));
   snprintf(rest, sizeof rest, "model --run '%s/run' --step 3 --out '%s/kept'", folder, folder);
   expect_train(2, rest, "kept.partial exists already", NULL);
@@ -218,7 +225,7 @@ static void the_model_of_any_checkpoint_can_be_had(void **state) {
       same_bytes(in_run(folder, "other", "model.safetensors"), in_run(folder, "run", "model/model.safetensors")));
 }
 
-/* A number in the manifest that is another one, but could be: only the manifest's own checksum can tell. */
+/* A number in the manifest is changed to another plausible one: only the manifest's own checksum shows it. */
 static void passes_over_a_changed_manifest(void **state) {
   expect_train(0, run_arguments(*state, "run", ""), NULL);
   const char *path = in_run(*state, "run", "checkpoints/step-6/state.json");
@@ -231,7 +238,7 @@ static void passes_over_a_changed_manifest(void **state) {
   free(text);
 }
 
-/* One of the numbers of a manifest is what none can be; as versions wrote that gave it no checksum of its own. */
+/* Sets a number in a manifest and removes its checksum, which older versions did not write. */
 static void set_in_manifest(const char *folder, const char *name, int step, const char *key, json_int_t value) {
   char file[64];
   json_t *manifest;
@@ -257,7 +264,7 @@ static void passes_over_a_manifest_that_cannot_be(void **state) {
                "step-3/state.json", "step-2/state.json", "resumed from", "step-1", NULL);
 }
 
-/* On a disk that is failing: what the run has come to stays as it is. */
+/* If no checkpoint is whole, as on a failing disk, --resume is refused and the model and metrics stay as they are. */
 static void a_run_without_a_whole_checkpoint_is_not_begun_anew(void **state) {
   static const char model[] = "model/model.safetensors";
   expect_train(0, run_arguments(*state, "run", ""), NULL);
@@ -278,7 +285,7 @@ static void a_run_without_a_whole_checkpoint_is_not_begun_anew(void **state) {
   expect_train(0, run_arguments(*state, "run", "--resume"), "starting anew", NULL);
 }
 
-/* They are neither taken for checkpoints nor removed, and the run goes on from its own. */
+/* Folders with names like a checkpoint's are neither taken for checkpoints nor removed. */
 static void other_folders_are_let_alone(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   static const char *const others[] = {"step-9223372036854775807", "step-9007199254740993", "step-003", "step-x"};
@@ -291,7 +298,7 @@ static void other_folders_are_let_alone(void **state) {
   expect_checkpoints(*state, "run", "step-003 step-6 step-9007199254740993 step-9223372036854775807 step-x ");
 }
 
-/* Samples are taken in the same order however often the run is interrupted after its batches have become larger. */
+/* After a change of batch size, the run takes the next samples of the same order, however often it is interrupted. */
 static void a_larger_batch_goes_on_where_the_smaller_ended(void **state) {
   static const char *const names[] = {"whole", "halves"};
   for (int i = 0; i < 2; i++) {
@@ -307,22 +314,22 @@ static void a_larger_batch_goes_on_where_the_smaller_ended(void **state) {
   json_decref(line);
 }
 
-/* Of 435 frames, 16 have been seen in 4 steps. */
+/* The run has seen 16 of 435 frames when its batch size changes: epochs count samples, not steps. */
 static void epochs_count_samples_whatever_the_batches(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=4"), NULL);
   const char *rest = "--set train.steps=0 --set train.epochs=0.11 --set train.batch_size=8 --resume";
   expect_train(0, run_arguments(*state, "run", rest), "8 steps of 8 samples", NULL);
-  rest = "--set train.steps=0 --set train.epochs=2.2 --set train.batch_size=29"; /* 33 batches, 957.0000000000001 */
+  rest = "--set train.steps=0 --set train.epochs=2.2 --set train.batch_size=29"; /* 2.2 · 435 is 957.0000000000001 */
   expect_train(0, run_arguments(*state, "exact", rest), "33 steps of 29 samples", NULL);
 }
 
-/* Whether a line ended, saying this, because there are no user namespaces to mount in. */
+/* Whether the line failed because this machine has no user namespaces to mount in. */
 static bool cannot_mount(int code, const char *text) {
   return code == 77 || strstr(text, "unshare failed");
 }
 
-/* A file system of its own that is full when a checkpoint is due: the run ends with an error, the checkpoint before it
- * stands, and with room again the run goes on to the same end. Needs a user namespace to mount it in. */
+/* A real file system is full when a checkpoint is due: the run ends with an error, the checkpoint before it is kept,
+ * and with room again the run goes on to the same end. Needs a user namespace to mount the file system in. */
 static void survives_a_file_system_without_room(void **state) {
   char *text;
   expect_train(0, run_arguments(*state, "whole", ""), NULL);
@@ -355,7 +362,7 @@ static void survives_a_file_system_without_room(void **state) {
   for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
     const char *found = strstr(at, words[i]);
     if (!found) {
-      fail_msg("\"%s\" does not come in its turn:\n%s", words[i], text);
+      fail_msg("\"%s\" is missing, or not in this order:\n%s", words[i], text);
       return;
     }
     at = found + strlen(words[i]);
@@ -365,7 +372,7 @@ static void survives_a_file_system_without_room(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
-/* Its files are written, and it cannot be named: a file has the name. Nothing of it is left. */
+/* The checkpoint is written, but a file has its name: the run ends with an error and leaves no half of it. */
 static void a_checkpoint_that_cannot_be_named_leaves_nothing(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   write_text(in_run(*state, "run", "checkpoints/step-6"), "");
@@ -373,7 +380,7 @@ static void a_checkpoint_that_cannot_be_named_leaves_nothing(void **state) {
   expect_checkpoints(*state, "run", "step-3 step-6 ");
 }
 
-/* Goes on with "run" while the directory `held` in it is a mount, which nobody can remove; *text is what was said. */
+/* Resumes "run" while the directory `held` in it is a mount point, which cannot be removed; *text is the output. */
 static int resume_while_held(const char *folder, const char *held, const char *rest, char **text) {
   return run_shell(text, NULL,
                    "unshare -rm sh -c '\n"
@@ -383,8 +390,8 @@ static int resume_while_held(const char *folder, const char *held, const char *r
                    rest, HVLA_BINARY_DIR, held, in_folder(folder, "tiny.yaml"), in_folder(folder, "run"));
 }
 
-/* One that is a mount stays, as one would whose files are in use on a network's file system; the run does not end over
- * it. */
+/* An old checkpoint cannot be removed, as if its files were in use on a network file system (here it is a mount point):
+ * the run warns, and removes it later. */
 static void a_checkpoint_that_cannot_be_removed_ends_no_run(void **state) {
   char *text;
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
@@ -395,15 +402,15 @@ static void a_checkpoint_that_cannot_be_removed_ends_no_run(void **state) {
     skip();
     return;
   }
-  if (code != 0 || !strstr(text, "cannot remove an older checkpoint")) fail_msg("%d:\n%s", code, text);
+  if (code != 0 || !strstr(text, "cannot remove an older checkpoint")) fail_msg("ended with %d:\n%s", code, text);
   free(text);
   expect_checkpoints(*state, "run", "step-3 step-6 ");
   expect_train(0, run_arguments(*state, "run", "--resume --set train.steps=7 --set checkpoint.keep=1"), NULL);
   expect_checkpoints(*state, "run", "step-7 ");
 }
 
-/* A file of the model that stays while somebody reads it, on a network's file system, is in no run's way: the new model
- * takes its place, the next one too, and the rest goes when it can. */
+/* The old model cannot be removed, as if somebody read it on a network file system: the new model takes its place all
+ * the same, and what is left of the old one is removed when that is possible. */
 static void a_model_that_cannot_be_removed_ends_no_run(void **state) {
   char *text;
   expect_train(0, run_arguments(*state, "whole", ""), NULL);
@@ -419,7 +426,7 @@ static void a_model_that_cannot_be_removed_ends_no_run(void **state) {
   if (code != 0 || !strstr(text, "run/model is complete, but ") ||
       !strstr(text, "run/model.partial, no longer needed, could not be removed: cannot remove") ||
       !strstr(text, "run/model.partial/held: Device or resource busy")) {
-    fail_msg("%d:\n%s", code, text);
+    fail_msg("ended with %d:\n%s", code, text);
   }
   free(text);
   assert_same_state(*state, "whole", "run", 6);

@@ -1,5 +1,5 @@
-/* TensorBoard's event files: framing and checksums read back here, the figures by TensorBoard's own package where it is
- * installed. */
+/* TensorBoard's event files: framing and checksums are read back here, the figures by TensorBoard's own package if it
+ * is installed. */
 #include <dirent.h>
 #include <math.h>
 
@@ -9,7 +9,7 @@
 #include "train/watch/event_file.h"
 #include "train/watch/metrics.h"
 
-/* Bit by bit, as CRC-32C is defined. */
+/* CRC-32C bit by bit, as it is defined. */
 static uint32_t crc32c(const uint8_t *data, size_t size) {
   uint32_t crc = 0xffffffffu;
   for (size_t i = 0; i < size; i++) {
@@ -30,7 +30,7 @@ static void assert_checksum(const uint8_t *data, size_t size, const uint8_t *sto
   assert_int_equal(little_endian(stored, 4), (uint32_t)((crc >> 15 | crc << 17) + 0xa282ead8u));
 }
 
-/* The event at *offset of a file, which moves behind it. */
+/* The event at *offset of a file; *offset moves to the next one. */
 static Hv__Event *next_event(const hv_mapping *file, size_t *offset) {
   const uint8_t *record = file->data + *offset;
   assert_true(*offset + 12 <= file->size);
@@ -94,12 +94,12 @@ static void frames_records_with_checksums(void **state) {
   hv_unmap(&mapping);
 }
 
-/* The number under the tag of an event, which must have it. */
+/* The number under a tag of an event; fails if the event does not have the tag. */
 static float scalar_in(const Hv__Event *event, const char *tag) {
   for (size_t i = 0; i < event->summary->n_value; i++) {
     if (strcmp(event->summary->value[i]->tag, tag) == 0) return event->summary->value[i]->simple_value;
   }
-  fail_msg("no figure %s", tag);
+  fail_msg("the event has no value %s", tag);
   return 0;
 }
 
@@ -128,7 +128,8 @@ static void lines_become_scalars(void **state) {
   hv_unmap(&mapping);
 }
 
-/* Of the step that is gone on from, and before it, lines stay; one that was cut off does not. */
+/* When a run resumes from a step, the lines up to that step stay in metrics.jsonl; later ones and an incomplete one are
+ * dropped. */
 static void later_lines_are_dropped(void **state) {
   hv_metrics *metrics;
   assert_ok(hv_metrics_open(*state, 0, false, &metrics));
@@ -150,7 +151,7 @@ static const char *run_of(const char *folder, const char *rest) {
   return arguments;
 }
 
-/* A run with held-out figures whose last steps are done twice. */
+/* A run with held-out figures, whose last steps are then trained a second time. */
 static void train_and_resume(const char *folder) {
   const char *held_out = "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=3 "
                          "--set optimizer.schedule=cosine --set optimizer.final_ratio=0";
@@ -167,7 +168,7 @@ static void a_resumed_run_begins_a_file_of_its_own(void **state) {
   size_t offset = 0;
   map_newest(in_folder(*state, "run"), 2, &mapping);
   hv__event__free_unpacked(next_event(&mapping, &offset), NULL);
-  int64_t step = 4; /* told first: what the earlier file holds from here on is void */
+  int64_t step = 4; /* the first event says that the earlier file is void from this step on */
   while (offset < mapping.size) {
     Hv__Event *event = next_event(&mapping, &offset);
     assert_int_equal(event->step, step);
@@ -183,7 +184,7 @@ static void event_files_can_be_left_out(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "tensorboard")));
 }
 
-/* The value of the line "tag step value" in what the reader printed, which holds it exactly once. */
+/* The value of the line "tag step value" in the reader's output; fails unless there is exactly one. */
 static double printed(const char *text, const char *tag, int step) {
   char start[128];
   snprintf(start, sizeof start, "\n%s %d ", tag, step);

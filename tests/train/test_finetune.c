@@ -1,4 +1,5 @@
-/* Fine-tuning from outside: what a model of another shape takes over, and what is refused. */
+/* Fine-tuning by `hvla-train run` with init_from: which parameters a model of another shape takes over (its learning
+ * rate is 0, so the saved model shows them), what is reported, and what is refused. */
 #include "core/io/json.h"
 #include "core/io/safetensors.h"
 #include "tests/check.h"
@@ -8,14 +9,15 @@ enum { HIDDEN = 16 /* of the tiny model */, MOST = 32 };
 
 static char arguments[4096];
 
-/* "run --config C --set output=<folder>/<name> <rest>", from the tiny configuration. */
+/* The arguments of the first run, with the tiny configuration and output <folder>/first. */
 static const char *first_run(const char *folder, const char *rest) {
   const char *config = write_tiny_config(folder, "unset");
   snprintf(arguments, sizeof arguments, "run --config '%s' --set 'output=%s/first' %s", config, folder, rest);
   return arguments;
 }
 
-/* A run from the first one's model on x, y, z and gripper of the same demonstrations, seen by the wrist camera. */
+/* The arguments of a run from the first one's model: the same demonstrations seen by the wrist camera, with the actions
+ * x, y, z and gripper. */
 static const char *second_run(const char *folder, const char *rest) {
   static char config[512];
   char text[2048];
@@ -41,7 +43,7 @@ static hv_safetensors *open_model(const char *folder, const char *name) {
   return file;
 }
 
-/* A tensor of [rows, cols], row by row. */
+/* Reads a tensor [rows, cols]. */
 static void read_values(const hv_safetensors *file, const char *name, int64_t rows, int64_t cols, float *out) {
   const hv_file_tensor *tensor;
   assert_ok(hv_safetensors_require(file, name, &tensor));
@@ -49,7 +51,8 @@ static void read_values(const hv_safetensors *file, const char *name, int64_t ro
   hv_file_tensor_read_f32(tensor, 0, rows * cols, out);
 }
 
-/* Columns `from` of [HIDDEN, before] became those of [HIDDEN, now]; −1: a new one, which is not all 0. */
+/* Column i of the new tensor [HIDDEN, now] must be column from[i] of the old one [HIDDEN, before]; −1: it is new, and
+ * not all 0. */
 static void assert_columns(const char *folder, const char *name, int before, int now, const int *from) {
   hv_safetensors *first = open_model(folder, "first"), *second = open_model(folder, "second");
   float old[HIDDEN * MOST] = {0}, new[HIDDEN * MOST];
@@ -65,7 +68,7 @@ static void assert_columns(const char *folder, const char *name, int before, int
   hv_safetensors_close(second);
 }
 
-/* The same of the noise head's last layer, whose new rows begin as 0. */
+/* The same for the rows of the noise head's last layer, where new rows begin as 0. */
 static void assert_head(const char *folder, int before, int now, const int *from) {
   hv_safetensors *first = open_model(folder, "first"), *second = open_model(folder, "second");
   static const char *const names[] = {"final_layer.mlp.fc2.weight", "final_layer.mlp.fc2.bias"};
@@ -85,7 +88,7 @@ static void assert_head(const char *folder, int before, int now, const int *from
   hv_safetensors_close(second);
 }
 
-/* Everything that has no dimension of the actions or the state. */
+/* All tensors without a dimension of actions or state must be unchanged. */
 static void assert_rest_is_kept(const char *folder) {
   static const char *const apart[] = {"x_embedder.mlp.fc1.weight", "proprio_embedder.mlp.fc1.weight",
                                       "final_layer.mlp.fc2.weight", "final_layer.mlp.fc2.bias"};
@@ -104,7 +107,7 @@ static void assert_rest_is_kept(const char *folder) {
   hv_safetensors_close(second);
 }
 
-/* The model can still be asked for actions in the units of what it began with. */
+/* The model keeps the statistics of the first data set, so that actions can still be asked for in its units. */
 static void assert_both_keys(const char *folder) {
   json_t *known;
   assert_ok(hv_json_load(in_run(folder, "second", "model/dataset_statistics.json"), &known));
@@ -152,7 +155,7 @@ static void without_a_map_the_first_dimensions_go_on(void **state) {
   assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 3, 9, position);
 }
 
-/* A model without a state, and one without a noise head, gain them. */
+/* The old model has no state and no noise head; the new one gets both, freshly initialised. */
 static void missing_parts_begin_anew(void **state) {
   static const int fresh[] = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
   expect_train(0, first_run(*state, "--set train.steps=3 --set model.state_dim=0 --set model.objective=autoregressive"),
@@ -162,7 +165,7 @@ static void missing_parts_begin_anew(void **state) {
                "final_layer.norm_final.weight is new", NULL);
   assert_columns(*state, "x_embedder.mlp.fc1.weight", 0, 4, fresh);
   assert_columns(*state, "proprio_embedder.mlp.fc1.weight", 0, 9, fresh);
-  /* Parts that the old model says it has must be there. */
+  /* If the old config.json says that the model has these parts, they must be in its file. */
   must_shell("cd '%s/first/model' && grep -q '\"state_dim\": 0' config.json && grep -q autoregressive config.json && "
              "sed -i 's/\"state_dim\": 0/\"state_dim\": 9/; s/autoregressive/hybrid/' config.json",
              (const char *)*state);
@@ -171,7 +174,7 @@ static void missing_parts_begin_anew(void **state) {
                "t_embedder.mlp.0.weight", NULL);
 }
 
-/* As many dimensions as before, in another order. */
+/* The new model has as many dimensions as the old one, in another order. */
 static void another_order_is_followed(void **state) {
   static const int order[] = {1, 0, 2, 3, 4, 6, 5};
   char rest[1024];
@@ -187,7 +190,7 @@ static void another_order_is_followed(void **state) {
   assert_columns(folder, "x_embedder.mlp.fc1.weight", 7, 7, order);
 }
 
-/* The key stands for the same numbers in both. */
+/* With the same demonstrations the statistics are the same, so the key is not written twice. */
 static void the_same_demonstrations_keep_their_key(void **state) {
   char rest[1024];
   const char *folder = *state;
@@ -199,7 +202,7 @@ static void the_same_demonstrations_keep_their_key(void **state) {
                          in_run(folder, "second", "model/dataset_statistics.json")));
 }
 
-/* No tensor shows them, and what was learnt with the old values is not what is computed with the new ones. */
+/* Some settings change what the parameters compute without changing any shape: a warning lists them. */
 static void changes_without_a_shape_are_told(void **state) {
   static const char said[] = "was trained with other values of these keys";
   char *output;

@@ -1,5 +1,5 @@
-/* The forecast of memory against a trainer's own account on a real device, kind by kind, as one rank of one or four and
- * for every way of sharing state. test_forecast [DEVICE], by default cpu. */
+/* The forecast of memory (`hvla-train plan`) against what a trainer really holds on a device, kind by kind, on one rank
+ * and as one of four with every kind of sharding. test_forecast [DEVICE], by default cpu. */
 #include "core/hybridvla/policy.h"
 #include "tests/device.h"
 #include "tests/train/program.h"
@@ -12,7 +12,7 @@ enum { PROMPT = 12, STEPS = 2 };
 
 static const char *under_test = "cpu";
 
-/* A communicator whose other ranks never come: what is received does not matter to memory. */
+/* A communicator without other ranks: results are just filled, because values do not matter for memory. */
 static void close_alone(hv_comm *comm) {
   hv_comm_finish(comm);
 }
@@ -24,7 +24,7 @@ static hv_status run_alone(hv_comm *comm, const hv_comm_call *call, hv_stream *s
 }
 static const hv_comm_methods alone = {.close = close_alone, .run = run_alone};
 
-/* What a run opens beside its trainer to measure held-out frames with. */
+/* Opens and closes the policy that a run has beside its trainer for measuring held-out frames. */
 static void hold_policy(const hv_train_config *config, const hv_trainer *trainer) {
   hv_policy *policy;
   hv_policy_options options = hv_policy_default_options(hv_model_get_config(trainer->model));
@@ -64,7 +64,7 @@ static hv_memory_use memory_of_a_run(const hv_train_config *config, const hv_con
   return peak;
 }
 
-/* For `device`, of configs/tiny.yaml with these settings. */
+/* The forecast for `device` of configs/tiny.yaml with these settings. */
 static hv_forecast forecast_of(int32_t ranks, const char *device, const char *const *sets, size_t num_sets) {
   hv_train_config config;
   hv_model_config model;
@@ -96,7 +96,8 @@ static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_s
   print_message("%d ranks, %s: forecast %zu bytes, used %zu, ratio %.4f\n", ranks, sets[0], seen, run.total, ratio);
   assert_true(ratio > 0.95 && ratio < 1.05);
   for (int k = 0; k < HV_MEMORY_KINDS; k++) {
-    /* Batches, two at a time, and constants are to the byte; operations' scratch is a device's own. */
+    /* Every kind must agree to the byte, except the workspace of other devices than the CPU, and communication buffers
+     * of which the account knows nothing. */
     if (k == HV_MEMORY_WORKSPACE && strcmp(under_test, "cpu") != 0) continue;
     if (k == HV_MEMORY_COMMUNICATION && forecast.unseen_bytes > 0) continue;
     assert_int_equal(forecast.memory.bytes[k], run.bytes[k]);
@@ -106,7 +107,7 @@ static void assert_forecast(int32_t ranks, const char *const *sets, size_t num_s
   hv_train_config_free(&config);
 }
 
-/* Without validation no policy is opened. */
+/* Without a held-out split no policy is opened. */
 #define ALONE "data.valid_split=null"
 
 static void one_rank_is_forecast(void **state) {
@@ -136,7 +137,8 @@ static void each_sharding_is_forecast(void **state) {
   }
 }
 
-/* What only a card holds, and figures of time, of which the run's own account knows nothing. */
+/* The forecast for cards on a machine without any: memory that only a card needs (its context, NCCL) and the times,
+ * which no account of ours can show. */
 static void a_card_is_forecast_where_there_is_none(void **state) {
   (void)state;
   static const char *const whole[] = {"dtype=bf16", ALONE, "train.batch_size=8"};
@@ -152,7 +154,7 @@ static void a_card_is_forecast_where_there_is_none(void **state) {
   assert_true(two.traffic[HV_ALL_REDUCE].calls > 0);
   assert_true(one.model_flops > 0 && fabs(four.model_flops / one.model_flops - 1) < 1e-9);
   assert_true(fabs(one.model_flops / two.model_flops - 2) < 1e-9);
-  /* One card waits for nobody. */
+  /* A single card waits for no other, so nearly all of its step is computing. */
   assert_true(one.compute_seconds <= one.step_seconds && one.compute_seconds > 0.9 * one.step_seconds);
 }
 
@@ -163,7 +165,7 @@ static hv_device_room get_room(hv_device *device) {
   return (hv_device_room){.available = room_left};
 }
 
-/* Whether a card with that room is one that the configuration as it is would fit, told when memory ran out. */
+/* Whether the explanation of an out-of-memory error says that the configuration fits a card with that room. */
 static bool would_fit(size_t room) {
   static const hv_device_methods methods = {.room = get_room};
   static const char *const sets[] = {ALONE, "train.batch_size=8"};
@@ -183,7 +185,7 @@ static bool would_fit(size_t room) {
   return fits;
 }
 
-/* A card's context is taken already when its room is looked at. */
+/* The room that a card reports no longer includes its context, so the forecast must not count the context again. */
 static void what_fits_beside_a_context_is_told(void **state) {
   (void)state;
   static const char *const sets[] = {ALONE, "train.batch_size=8"};

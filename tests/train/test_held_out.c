@@ -1,5 +1,5 @@
-/* The held-out errors of a run, made again from outside: the model that it leaves predicts the same frames through the
- * public library, and what the robot would do is held against the demonstrations. */
+/* The held-out errors that a run reports, computed a second time without its code: the saved model predicts the same
+ * frames through the public library, and its actions are compared with the demonstrations, which are read by HDF5. */
 #include <hdf5.h>
 #include <math.h>
 
@@ -10,7 +10,7 @@
 
 enum { DIMS = 7, CHUNK = 2, STATE = 9, SIDE = 84, FRAMES = 88, PREDICTIONS = 50, GRIPPER = 6, SEED = 5 };
 
-static const char *const episodes[] = {"demo_10", "demo_11"}; /* the split "valid", in its order */
+static const char *const episodes[] = {"demo_10", "demo_11"}; /* the episodes of the split "valid", in order */
 
 typedef struct statistics {
   double mean[DIMS], q01[DIMS], q99[DIMS];
@@ -24,7 +24,7 @@ static double clipped(double x) {
   return x < -1 ? -1 : x > 1 ? 1 : x;
 }
 
-/* What hv_normalize does; the gripper's dimension is not scaled. */
+/* The same as hv_normalize: the gripper's dimension is not scaled. */
 static double normalized(const statistics *s, int dim, double x) {
   return dim == GRIPPER ? x : clipped(2 * (x - s->q01[dim]) / (s->q99[dim] - s->q01[dim] + 1e-8) - 1);
 }
@@ -38,7 +38,7 @@ static void read_row(const char *path, const char *name, double out[DIMS]) {
   json_decref(document);
 }
 
-/* Row `row` of a data set [T, …], converted by the HDF5 library. */
+/* Reads row `row` of a data set [T, …], converted by the HDF5 library. */
 static void read_frame(hid_t file, const char *episode, const char *name, hsize_t row, hid_t type, void *out) {
   char path[128];
   hsize_t shape[4], start[4] = {row};
@@ -81,12 +81,12 @@ static void predict(hvla_model *model, hid_t file, const char *episode, int row,
   request.state = state;
   request.state_dim = STATE;
   request.theta = 0;
-  request.seed = SEED ^ 0x76616c6964617465u; /* "validate": its draws are not those of training */
+  request.seed = SEED ^ 0x76616c6964617465u; /* "validate" in ASCII: draws differ from those of training */
   request.step = (uint64_t)frame;
   if (hvla_predict(model, &request, out, &error)) fail_msg("%s", error.message);
 }
 
-/* What the robot would do in the `step`th of a chunk by each of the predictors, in normalised units. */
+/* The actions of step `step` of the chunk by each predictor, in normalised units. */
 static void actions_of(const statistics *s, const hvla_result *result, int step, double out[PREDICTORS][DIMS]) {
   for (int d = 0; d < DIMS; d++) {
     double noise = (double)result->diffusion_normalized[step * DIMS + d];
@@ -162,7 +162,7 @@ static void errors_are_those_of_the_models_actions(void **state) {
   json_decref(found);
 }
 
-/* The last held-out figure of a run called `name`. */
+/* Runs the training `name`; returns its last held-out figure `key`. */
 static double measured(const char *folder, const char *name, const char *settings, const char *key) {
   expect_train(0, run_arguments(folder, name, settings), "held out", NULL);
   json_t *found = last_metrics(in_folder(folder, name), key);
@@ -172,7 +172,7 @@ static double measured(const char *folder, const char *name, const char *setting
   return figure;
 }
 
-/* The loss, too, is over as many frames as are wanted. */
+/* validation.samples limits the frames of the held-out loss too, not only those of the errors; 0 means all. */
 static void losses_are_of_the_frames_that_are_wanted(void **state) {
   static const int wanted[] = {0, FRAMES, FRAMES - 1};
   double loss[3];
@@ -187,7 +187,7 @@ static void losses_are_of_the_frames_that_are_wanted(void **state) {
   assert_true(loss[0] != loss[2]);
 }
 
-/* Before the first step, not at the first measurement. */
+/* Predictions that are impossible with the settings are refused before the first step, not at the first measurement. */
 static void a_prediction_that_cannot_be_is_told_at_the_start(void **state) {
   const char *held_out = "--set data.valid_split=valid --set validation.ddim_steps=";
   char rest[128];
@@ -200,7 +200,8 @@ static void a_prediction_that_cannot_be_is_told_at_the_start(void **state) {
   assert_false(hv_file_exists(in_folder(*state, "run")));
 }
 
-/* A device with streams changes averages and parameters in one, and predicts in another. */
+/* On a device with several streams, one puts the averages in place of the parameters and another predicts: the
+ * prediction must wait. Compared with the CPU, which has no concurrency. */
 static void averages_are_in_place_before_they_predict(void **state) {
   static const char *const devices[] = {"cpu", "emu"};
   double error_of[2];
@@ -215,7 +216,8 @@ static void averages_are_in_place_before_they_predict(void **state) {
   if (!(fabs(error_of[1] - error_of[0]) < 1e-6)) fail_msg("cpu %.9g, emu %.9g", error_of[0], error_of[1]);
 }
 
-/* Frames near an episode's end have fewer steps, and the last batch fewer frames: the loss is the mean over steps. */
+/* The loss is the mean over action steps, whatever the micro-batch, although frames near an episode's end have fewer
+ * steps and the last batch has fewer frames. */
 static void the_loss_is_a_mean_whatever_the_batches(void **state) {
   static const char *const runs[] = {"6", "1"};
   double loss[2];

@@ -1,4 +1,5 @@
-/* Signals to a running hvla-train. */
+/* Signals to a running hvla-train: it ends in an orderly way with the right exit code and a checkpoint, and the resumed
+ * run ends in the same bytes as an undisturbed one. */
 #include <fcntl.h>
 #include <signal.h>
 #include <time.h>
@@ -8,10 +9,10 @@
 #include "tests/train/program.h"
 #include "train/run/interrupt.h"
 
-/* More than any test waits for. */
+/* More steps than any test waits for. */
 #define ENDLESS "--set train.steps=100000 "
 
-/* The step that the log told of last; 0: none yet. */
+/* The last step in the log; 0: none yet. */
 static int last_step(const char *log) {
   static const char before[] = "step ";
   int step = 0;
@@ -24,9 +25,8 @@ static int last_step(const char *log) {
   return step;
 }
 
-/* Signals a run after some steps: it ends with this code and these words, and a checkpoint of its last step and the
- * model.
- */
+/* Starts a run and sends it a signal after some steps. It must end with this code and message, and leave a checkpoint
+ * of its last step and the model. */
 static void interrupt(void **state, const char *settings, int signal_number, int code, const char *said) {
   const char *log = in_folder(*state, "log");
   char checkpoint[64];
@@ -40,7 +40,7 @@ static void interrupt(void **state, const char *settings, int signal_number, int
   assert_true(hv_file_exists(in_run(*state, "run", "model/model.safetensors")));
 }
 
-/* Resumed, it has the same bytes after so many steps as a run that nothing disturbed. */
+/* Resumes the run up to `steps` steps: it must leave the same bytes as an undisturbed run. */
 static void resume(void **state, const char *settings, int steps) {
   char rest[256];
   snprintf(rest, sizeof rest, "%s --set train.steps=%d", settings, steps);
@@ -57,7 +57,7 @@ static void interrupt_and_resume(void **state, const char *settings, int signal_
   resume(state, settings, last_step(in_folder(*state, "log")) + 3);
 }
 
-/* Its learning rate falls over all of its steps, so these are the same from the start. */
+/* The cosine of the learning rate depends on the number of steps, so it is the same before and after resuming. */
 static void a_terminated_run_can_be_requeued(void **state) {
   enum { STEPS = 40 };
   static const char settings[] =
@@ -71,13 +71,13 @@ static void an_interrupted_run_goes_on(void **state) {
   interrupt_and_resume(state, "--set checkpoint.interval=0", SIGINT, 130, "stopped by Ctrl-C");
 }
 
-/* A terminal that is closed. */
+/* SIGHUP comes when the terminal is closed. */
 static void a_run_that_is_hung_up_can_be_requeued(void **state) {
   interrupt_and_resume(state, "--set checkpoint.interval=0", SIGHUP, 75, "stopped by SIGHUP");
 }
 
-/* The terminal's Ctrl-C ends what reads the log first (`2>&1 | tee log`): the run's last words find no reader, and its
- * checkpoint is written all the same. */
+/* With `2>&1 | tee log`, Ctrl-C ends tee as well. The run's last messages find no reader, and its checkpoint is written
+ * all the same. */
 static void a_run_outlives_the_reader_of_its_log(void **state) {
   enum { FAR_END = 9 };
   char words[4096] = "";
@@ -91,7 +91,7 @@ static void a_run_outlives_the_reader_of_its_log(void **state) {
   close(FAR_END);
   while (!strstr(words, "step 3/")) {
     ssize_t got = read(ends[0], words + used, sizeof words - 1 - used);
-    if (got <= 0) fail_msg("the run ended after: %s", words);
+    if (got <= 0) fail_msg("the run ended early; its output was: %s", words);
     used += (size_t)got;
     words[used] = '\0';
   }
@@ -101,7 +101,7 @@ static void a_run_outlives_the_reader_of_its_log(void **state) {
   assert_true(hv_file_exists(in_run(*state, "run", "model/model.safetensors")));
 }
 
-/* nohup has SIGHUP ignored, and Ctrl-C not. */
+/* Under nohup, SIGHUP is ignored and Ctrl-C is not. */
 static void nohup_keeps_a_run_going(void **state) {
   const char *log = in_folder(*state, "log");
   char later[32];
@@ -115,13 +115,13 @@ static void nohup_keeps_a_run_going(void **state) {
   assert_int_equal(wait_for_exit(process), 130);
 }
 
-/* A batch system's warning, while every step's checkpoint is being written, which takes its time: that one is finished,
- * too. */
+/* SIGUSR1 is a batch system's warning. It comes while a large checkpoint is being written, which is finished too. */
 static void a_preempted_run_finishes_what_it_writes(void **state) {
   interrupt_and_resume(state, LARGE_VOCABULARY "--set checkpoint.interval=1", SIGUSR1, 75, "stopped by SIGUSR1");
 }
 
-/* Measuring takes a while here: a signal then does not wait for another step with its own measurement. */
+/* Measuring is slow here. A signal during it ends the run after this measurement, not after one more step with another.
+ */
 static void a_signal_while_measuring_ends_the_run_there(void **state) {
   const char *log = in_folder(*state, "log");
   pid_t process = start_train(
@@ -137,7 +137,7 @@ static void a_signal_while_measuring_ends_the_run_there(void **state) {
   assert_true(hv_file_exists(in_run(*state, "run", "checkpoints/step-1/state.json")));
 }
 
-/* SIGUSR2 has a run that goes on write a checkpoint and the model. */
+/* On SIGUSR2 a run writes a checkpoint and the model, and goes on. */
 static void a_checkpoint_is_written_on_demand(void **state) {
   const char *log = in_folder(*state, "log");
   char rest[1024];
@@ -157,7 +157,8 @@ static void a_checkpoint_is_written_on_demand(void **state) {
   assert_int_equal(wait_for_exit(process), 128 + SIGKILL);
 }
 
-/* A step of this run takes long: the second Ctrl-C does not wait for its end, and there is no checkpoint. */
+/* A step of this run takes long: a second Ctrl-C ends the run without waiting for the step, so there is no checkpoint.
+ */
 static void a_second_interrupt_ends_at_once(void **state) {
   const char *log = in_folder(*state, "log");
   pid_t process = start_train(
@@ -180,7 +181,8 @@ static bool has_come(const hv_interrupt *interrupt) {
   return hv_interrupt_hear(numbers) != 0;
 }
 
-/* What is said of a SIGTERM. The thread that says it has done so when it has taken the next signal. */
+/* The messages about a SIGTERM, in a process whose run is failing or not. One thread takes all signals in turn: once it
+ * has taken the second one, it has printed what there is to say about the first. */
 static char *words_of_termination(const char *log, bool failing) {
   pid_t child = fork();
   assert_true(child >= 0);
@@ -199,7 +201,8 @@ static char *words_of_termination(const char *log, bool failing) {
   return read_file(log);
 }
 
-/* A launcher ends the ranks of a run of which one has failed. */
+/* If one rank fails, the launcher sends SIGTERM to the others. A run that is failing anyway must not then promise a
+ * checkpoint. */
 static void a_run_that_fails_promises_no_checkpoint(void **state) {
   char *words = words_of_termination(in_folder(*state, "log"), false);
   assert_non_null(strstr(words, "SIGTERM: finishing the step"));

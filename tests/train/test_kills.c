@@ -1,5 +1,6 @@
-/* A run that is killed again and again, at any moment: while it starts, trains, writes checkpoints or removes old ones.
- * It always resumes from a whole checkpoint, and its end is that of a run that nothing disturbed. */
+/* A run of hvla-train is killed (SIGKILL) again and again, at any moment: while it starts, trains, writes checkpoints
+ * or removes old ones. It must always resume from a whole checkpoint and end in the same bytes as an undisturbed run.
+ */
 #include <signal.h>
 #include <time.h>
 
@@ -18,9 +19,8 @@ static void pause_ms(int ms) {
   nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
 }
 
-/* The step that the process that wrote the log resumed from; 0: it began anew, -1: it did not come so far, or wrote
- * none.
- */
+/* The step from which the process that wrote the log resumed; 0: it began anew; -1: it was killed before it said so, or
+ * before it wrote a log. */
 static int resumed_step(const char *log) {
   int step = -1;
   if (!hv_file_exists(log)) return -1;
@@ -38,7 +38,7 @@ static int resumed_step(const char *log) {
   return step;
 }
 
-/* Every step has one line, in order: none was lost, none counted twice. */
+/* metrics.jsonl has one line for each step, in order: no step was lost or counted twice. */
 static void assert_every_step_once(const char *run) {
   json_t *lines = read_metrics(run);
   size_t i;
@@ -48,20 +48,20 @@ static void assert_every_step_once(const char *run) {
   json_decref(lines);
 }
 
-/* The run is over: it must be the undisturbed one. */
+/* The run is finished: it must equal the undisturbed one. */
 static void assert_undisturbed(const char *folder) {
   assert_every_step_once(in_folder(folder, "run"));
   assert_same_state(folder, "run", "whole", STEPS);
 }
 
-/* Starts or resumes the run and kills it: now and then while it starts, else when it trains; whether it came to its end
- * before. */
+/* Starts or resumes the run and kills it, now and then while it starts, else while it trains. Returns whether the run
+ * had finished before. */
 static bool kill_once(const char *folder, const char *log, uint64_t trial) {
   (void)unlink(log); /* an earlier one would be taken for this one's */
   pid_t process = start_train(run_arguments(folder, "run", settings), log);
   if (trial % 4 != 0) wait_for_text(log, " parameters, ");
   pause_ms((int)hv_random_below(5, HV_RANDOM_INIT, 0, trial, 0, 0, 600));
-  assert_int_equal(kill(process, SIGKILL), 0); /* it is still to be waited for, so the id is its own */
+  assert_int_equal(kill(process, SIGKILL), 0); /* nobody has waited for it yet, so the id is still its own */
   int code = wait_for_exit(process);
   if (code != 0 && code != 128 + SIGKILL) fail_msg("the run ended with %d; see %s", code, log);
   return code == 0;
@@ -69,13 +69,13 @@ static bool kill_once(const char *folder, const char *log, uint64_t trial) {
 
 static void resumes_after_kills_at_any_moment(void **state) {
   char log[512];
-  snprintf(log, sizeof log, "%s", in_folder(*state, "log")); /* which would not stay as long */
+  snprintf(log, sizeof log, "%s", in_folder(*state, "log")); /* a copy, because in_folder reuses its buffers */
   int kills = getenv("HVLA_LONG_TESTS") ? 200 : 20, newest = 0, resumed = 0;
   expect_train(0, run_arguments(*state, "whole", undisturbed), NULL);
   for (int done = 0; done < kills;) {
     bool ended = kill_once(*state, log, (uint64_t)done);
     int step = resumed_step(log);
-    /* What was complete stays so: the run never falls back behind where it once resumed. */
+    /* A complete checkpoint stays complete: the run never resumes from an earlier step than before. */
     if (step >= 0 && step < newest) fail_msg("kill %d: resumed from step %d, from %d before", done, step, newest);
     if (step > newest) newest = step;
     resumed += step > 0;

@@ -1,4 +1,4 @@
-/* Warm-up, constant and cosine, at the steps that matter. */
+/* The learning rate with warm-up, constant and along a cosine, at the steps where it changes course. */
 #include <math.h>
 
 #include "tests/check.h"

@@ -1,4 +1,5 @@
-/* AdamW against the formula written out in double, and everything that must not change. */
+/* AdamW on the CPU against its formula in double, in every dtype; averages of parameters; and what must not change:
+ * frozen parameters, and everything if a gradient is not finite. */
 #include <math.h>
 
 #include "core/cpu/cpu.h"
@@ -112,7 +113,7 @@ static void check_against_formula(hv_dtype dtype, double tolerance) {
   for (int n = 1; n <= 50; n++) {
     double norm, expected_norm = 0, learning_rate = 1e-2 / n;
     bool skipped;
-    float scale = 0.05f * (float)n; /* from below to above the norm that is clipped to */
+    float scale = 0.05f * (float)n; /* norms from below to above the one at which gradients are clipped */
     write_gradients(&t, scale, 0.25f);
     step(&t, learning_rate, &norm, &skipped);
     assert_false(skipped);
@@ -154,7 +155,8 @@ static void follows_adamw(void **state) {
   check_against_formula(HV_F32, 2e-6);
 }
 
-/* Without remainders, steps of 1e-4 would vanish in BF16's 8 bits: the error would be several per cent. */
+/* BF16 parameters with remainders. Without them, steps of 1e-4 would be lost in BF16's 8 bits, an error of several per
+ * cent. */
 static void keeps_full_precision_beside_bf16(void **state) {
   (void)state;
   check_against_formula(HV_BF16, 1.0 / 256);
@@ -171,7 +173,7 @@ static void remainders_restore_the_master_value(void **state) {
   float expected[LARGEST];
   open_toy(&t, HV_BF16, &settings);
   open_toy(&full, HV_F32, &settings);
-  for (int p = 0; p < PARAMS; p++) { /* both start from the rounded values */
+  for (int p = 0; p < PARAMS; p++) { /* both optimizers start from the rounded values */
     float values[LARGEST];
     read_value(&t, p, values);
     assert_ok(hv_param_write(full.params, p, HV_F32, values, full.stream));
@@ -250,7 +252,8 @@ static void leaves_frozen_parameters_alone(void **state) {
   close_toy(&t);
 }
 
-/* The average against its formula in double, over updates of which one is skipped; and what an exchange does. */
+/* Averages against their formula in double, over updates of which one is skipped; and the exchange of averages and
+ * parameters. */
 static void check_average(hv_dtype dtype) {
   enum { UPDATES = 20 };
   const double decay = 0.5;
@@ -301,8 +304,8 @@ static void averages_follow_the_parameters(void **state) {
   check_average(HV_BF16);
 }
 
-/* Parameters that lie one behind the other without a gap between them, as those of real models do, are decayed each by
- * its own settings; with gradients of 0 nothing else changes them. */
+/* Parameters that are adjacent in memory, as in real models, are decayed each by its own settings. Gradients are 0, so
+ * that nothing else changes them. */
 static void neighbours_keep_their_own_settings(void **state) {
   (void)state;
   enum { COUNT = 64, NEIGHBOURS = 4 };
@@ -337,7 +340,8 @@ static void neighbours_keep_their_own_settings(void **state) {
   close_toy(&t);
 }
 
-/* Moments in 8 bits leave those of a table of embeddings in fp32: most of its rows have none. */
+/* With moments in 8 bits, those of a table of embeddings stay in fp32, because most of its rows get no gradient in a
+ * step. */
 static void tables_keep_whole_moments(void **state) {
   (void)state;
   hv_optimizer_settings coded = settings;

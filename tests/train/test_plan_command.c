@@ -1,12 +1,13 @@
-/* `hvla-train plan` from outside, memory that runs out with a way out, and the smoke-test configuration. */
+/* `hvla-train plan`: its forecasts, recommendations and advice; the advice that ends a run which is out of memory (on
+ * emulated cards with a limit); and `hvla-train bench` on the tiny configuration. */
 #include "tests/check.h"
 #include "tests/train/program.h"
 
-/* A step of few samples is forecast in a fraction of the time. */
+/* Forecasting a step of few samples takes a fraction of the time. */
 #define FEW_SAMPLES "--set train.batch_size=8 --set train.micro_batch=8 "
 #define CONFIG(name) "--config '" HVLA_SOURCE_DIR "/configs/" name "' "
 
-/* The JSON object that "plan <arguments> --json" prints, with that exit code; owned by the caller. */
+/* The JSON object that "plan <arguments> --json" prints, which must end with that exit code; owned by the caller. */
 static json_t *plan(int code, const char *arguments) {
   char call[2048], *output;
   json_error_t problem;
@@ -54,12 +55,12 @@ static void seven_billion_are_planned_without_them(void **state) {
   json_t *shared = plan(0, CONFIG("7b.yaml") "--gpus 8 --gpu-memory 80 --set parallel.sharding=parameters");
   assert_true(bytes_of(shared, "moments") * 8 > 54e9 && bytes_of(shared, "moments") * 8 < 56e9);
   assert_true(bytes_of(shared, "activations") == bytes_of(whole, "activations"));
-  assert_false(advises(shared, "micro-batches of a step")); /* there is one */
+  assert_false(advises(shared, "micro-batches of a step")); /* there is only one */
   json_decref(whole);
   json_decref(shared);
 }
 
-/* One card of 80 GB: not with moments of 32 bits. */
+/* The 7B model does not fit one card of 80 GB with moments of 32 bits: settings with fewer bits are offered. */
 static void fewer_bits_are_told_of_where_nothing_else_fits(void **state) {
   (void)state;
   json_t *result = plan(1, CONFIG("7b.yaml") FEW_SAMPLES "--gpus 1 --gpu-memory 80");
@@ -74,7 +75,8 @@ static void fewer_bits_are_told_of_where_nothing_else_fits(void **state) {
   json_decref(result);
 }
 
-/* A row of the table that "plan" makes for one GPU of so many bytes, the tiny model and a batch of so many samples. */
+/* The first row of the table that "plan" prints for the tiny model on a device with so many bytes and a batch of so
+ * many samples. */
 static json_t *plan_row(int code, int batch, double bytes) {
   char arguments[512];
   snprintf(arguments, sizeof arguments,
@@ -94,7 +96,7 @@ static double size_of_row(int batch) {
   return bytes;
 }
 
-/* With that room, the largest micro-batch that divides the batch and fits. */
+/* `expected`: the largest micro-batch that divides the batch and fits into so many bytes. */
 static void assert_micro_batch(int code, int batch, double bytes, int expected) {
   json_t *row = plan_row(code, batch, bytes);
   assert_int_equal(json_integer_value(json_object_get(row, "micro_batch")), expected);
@@ -112,7 +114,7 @@ static void the_largest_micro_batch_that_fits_is_found(void **state) {
   assert_micro_batch(1, 1, one - 1, 1);
 }
 
-/* What so many GPUs cannot run is planned as the advice says that they could. */
+/* If so many GPUs cannot run the configuration, the plan is for the nearest one that they can, as the advice says. */
 static void the_nearest_that_runs_is_planned(void **state) {
   (void)state;
   json_t *result = plan(1, CONFIG("tiny.yaml") "--gpus 3 --set train.batch_size=256 --set train.micro_batch=32 "
@@ -127,7 +129,7 @@ static void the_nearest_that_runs_is_planned(void **state) {
   json_decref(result);
 }
 
-/* Shares of moments in 8 bits are whole blocks, which more than 32 GPUs cannot have of every group. */
+/* A share of moments in 8 bits consists of whole blocks, and some groups have too few of them for more than 32 GPUs. */
 static void many_gpus_are_planned_with_8_bit_moments(void **state) {
   (void)state;
   const char *many =
@@ -147,7 +149,7 @@ static void many_gpus_are_planned_with_8_bit_moments(void **state) {
   json_decref(result);
 }
 
-/* Two micro-batches on each of two GPUs: gradients that are kept in shares are summed in each of them. */
+/* Two micro-batches on each of two GPUs: if gradients are sharded, they are summed over GPUs in each micro-batch. */
 static void sums_of_gradients_are_counted(void **state) {
   (void)state;
   static const char *const shardings[] = {"optimizer", "gradients"};
@@ -178,7 +180,7 @@ static double assumed(const json_t *result, const char *key) {
   return json_number_value(json_object_get(json_object_get(result, "assumed"), key));
 }
 
-/* Neither moments in 8 bits nor, beside parameters in fp32, gradients in bf16, which such a run may not have. */
+/* Nothing fits, not even with moments in 8 bits; gradients in bf16 are not offered, because parameters are in fp32. */
 static void the_least_is_told_where_nothing_fits(void **state) {
   (void)state;
   const char *tiny = CONFIG("tiny.yaml") "--device cpu ";
@@ -199,7 +201,7 @@ static void the_least_is_told_where_nothing_fits(void **state) {
   json_decref(result);
 }
 
-/* Rates are told in the units of the options and taken in those of the plan. */
+/* Options give rates in their own units; the plan prints them in bytes and operations per second. */
 static void what_is_given_is_assumed(void **state) {
   (void)state;
   json_t *result = plan(0, CONFIG("tiny.yaml") "--gpus 2 --matrix-tflops 100 --memory-tb-per-s 1.5 --node-gpus 4 "
@@ -211,7 +213,7 @@ static void what_is_given_is_assumed(void **state) {
   assert_true(assumed(result, "node_bytes_per_s") == 20e9);
   assert_true(assumed(result, "network_bytes_per_s") == 12.5e9);
   assert_true(assumed(result, "link_efficiency") == 0.5);
-  assert_true(assumed(result, "prompt_tokens") == 10); /* <s> besides */
+  assert_true(assumed(result, "prompt_tokens") == 10); /* with <s> */
   json_decref(result);
 }
 
@@ -227,7 +229,7 @@ static void what_cannot_run_is_told(void **state) {
   expect_train(0, "plan " CONFIG("tiny.yaml") "--gpus 2", "fits", "samples/s", NULL);
 }
 
-/* A run that the emulated card is too small for: ends with 2, and says all the words. */
+/* A run for which the emulated card is too small must end with 2 and print all of the strings. */
 static void assert_too_small(const char *folder, const char *card, const char *const *words, size_t count) {
   char call[2048], environment[512], *output;
   snprintf(environment, sizeof environment, "%s LD_LIBRARY_PATH='" HVLA_BINARY_DIR "/lib'", card);
@@ -239,12 +241,12 @@ static void assert_too_small(const char *folder, const char *card, const char *c
   int code = run_train(environment, call, &output);
   assert_int_equal(code, 2);
   for (size_t i = 0; i < count; i++) {
-    if (!strstr(output, words[i])) fail_msg("nothing is said of \"%s\":\n%s", words[i], output);
+    if (!strstr(output, words[i])) fail_msg("the output lacks \"%s\":\n%s", words[i], output);
   }
   free(output);
 }
 
-/* A card of 100 MB, which the model fits and the activations of so many samples do not. */
+/* A card of 100 MB holds the model, but not the activations of so many samples. */
 static void memory_that_runs_out_ends_with_a_table(void **state) {
   static const char *const words[] = {"out of memory on the emulated card",
                                       "activations needs",
@@ -257,7 +259,7 @@ static void memory_that_runs_out_ends_with_a_table(void **state) {
   assert_too_small(*state, "HVLA_EMU_MEMORY=100000000", words, sizeof words / sizeof words[0]);
 }
 
-/* The same room on a card of 500 MB, of which another process has the rest. */
+/* The same room is left on a card of 500 MB, where another process holds the rest. */
 static void a_card_that_others_fill_is_told(void **state) {
   static const char *const words[] = {"out of memory on the emulated card", "held by this process",
                                       "held by others (other processes, the system): 0.400 of 0.500 GB",
@@ -265,7 +267,7 @@ static void a_card_that_others_fill_is_told(void **state) {
   assert_too_small(*state, "HVLA_EMU_MEMORY=500000000 HVLA_EMU_TAKEN=400000000", words, sizeof words / sizeof words[0]);
 }
 
-/* What would have fitted is told of the samples that were asked for, not of those that are configured. */
+/* The advice is about the batch of the command line, not the one of the configuration. */
 static void a_benchmark_that_does_not_fit_is_explained(void **state) {
   (void)state;
   char *output;
@@ -296,7 +298,7 @@ static void the_tiny_configuration_is_measured(const char *device, int batch, in
   free(output);
 }
 
-/* Of a vocabulary with no words below the action tokens, or one. */
+/* The vocabulary has no word below the action tokens, or hardly one, so prompts cannot be made up of random words. */
 static void a_model_without_words_is_planned_and_measured(void **state) {
   (void)state;
   static const char *const bases[] = {"256", "259", "260"};
@@ -321,7 +323,7 @@ static void benches_run_on_the_emulator(void **state) {
   the_tiny_configuration_is_measured("emu", 1, 1);
 }
 
-/* 0.0 GB tells nothing. */
+/* In GB, everything would be 0.0. */
 static void small_models_are_told_in_megabytes(void **state) {
   const char *config = write_tiny_config(*state, "unset");
   char arguments[512];

@@ -1,4 +1,5 @@
-/* The report of a run: what stands in it, that it needs nothing else, and how its curves are drawn. */
+/* The report of a run (report.html): its contents, that it is valid markup which loads nothing else, and how its curves
+ * are drawn. */
 #include <math.h>
 
 #include "tests/check.h"
@@ -17,7 +18,7 @@ static void assert_holds(const char *page, const char *const *words) {
   }
 }
 
-/* Markup opens and closes, and nothing is fetched from elsewhere. */
+/* Every tag is closed, and nothing is loaded from elsewhere. */
 static void assert_sound(const char *page) {
   static const char *const tags[] = {"svg", "figure", "table", "section", "div", "ul", "pre", "h2", "tr"};
   for (size_t i = 0; i < sizeof tags / sizeof tags[0]; i++) {
@@ -68,7 +69,7 @@ static void a_run_leaves_its_report(void **state) {
   assert_true(same_bytes(in_folder(*state, "other.html"), in_run(*state, "run", "report.html")));
 }
 
-/* Whatever a directory holds of a run, there is a page of it. */
+/* A report is made of whatever files of a run there are. */
 static void reports_what_there_is(void **state) {
   char arguments[1024];
   write_text(in_folder(*state, "metrics.jsonl"),
@@ -85,7 +86,7 @@ static void reports_what_there_is(void **state) {
   expect_train(2, arguments, "holds no run", NULL);
 }
 
-/* Words and numbers of other kinds than a run writes. */
+/* The files hold words and numbers that no run writes; they are escaped and do no harm. */
 static void reports_what_no_run_writes(void **state) {
   char arguments[1024];
   write_text(in_folder(*state, "run.json"), "{\"start\": 1e300, \"end\": 1e308, \"parameters\": 1, \"host\": 3}");
@@ -104,7 +105,7 @@ static void reports_what_no_run_writes(void **state) {
   free(page);
 }
 
-/* Errors of predictions that are not finite are null: no numbers, and never the best of a dimension. */
+/* Errors of predictions that are not finite are null in the metrics. They are shown as nan and are never the best. */
 static void errors_that_are_no_numbers_are_never_the_best(void **state) {
   char arguments[1024];
   write_text(
@@ -121,8 +122,8 @@ static void errors_that_are_no_numbers_are_never_the_best(void **state) {
   free(page);
 }
 
-/* A run of eighty steps, one of which was skipped, with figures of its own in every place; no file but these is there.
- */
+/* Writes metrics and files of a run of eighty steps, one of them skipped, in which every figure is different, so that
+ * the report can be checked for each. */
 static void write_figures(const char *folder) {
   char lines[16384];
   size_t used = 0;
@@ -151,7 +152,7 @@ static void figures_stand_where_they_belong(void **state) {
   static const char *const words[] = {
       "<b>80</b><em>of 90",
       "<b>0.3000</b><em>autoregressive; the mean action 0.6000</em>",
-      "<b>1 min 20 s</b>", /* to the last figures: nothing says when it ended */
+      "<b>1 min 20 s</b>", /* up to the last line of metrics, because nothing says when it ended */
       "<span>skipped steps</span><b>1</b>",
       "<td>1</td><td>22 to 27</td><td>lift.hdf5/demo_0:1</td>",
       "<th>diffusion</th><td class=\"best\">0.2000</td><td>0.6000</td><td>0.4000</td>",
@@ -167,10 +168,10 @@ static void figures_stand_where_they_belong(void **state) {
   assert_true(noise && tokens && noise < tokens);
   assert_non_null(strstr(tokens, "held out <b>4.5</b>"));
   *tokens = '\0';
-  /* Means over fewer steps at the end than between: the last is of one. */
+  /* Curves are means over several steps; the last point here is one step. */
   assert_non_null(strstr(noise, "training <b>0.5</b>"));
   assert_non_null(strstr(noise, "held out <b>0.75</b>"));
-  assert_int_equal(count(noise, ">0</text>"), 2); /* both axes begin there */
+  assert_int_equal(count(noise, ">0</text>"), 2); /* both axes begin at 0 */
   free(page);
 }
 
@@ -191,10 +192,10 @@ static void draws_curves_inside_their_frame(void **state) {
   assert_null(strstr(strstr(drawing.data, "<svg"), "e+"));                         /* a spike stays near the frame */
   assert_non_null(strstr(drawing.data, "spikes are cut off, the highest is 1e+30</small>"));
   assert_non_null(strstr(drawing.data, ">0</text>"));
-  assert_non_null(strstr(drawing.data, ">-1</text>")); /* the tick below the lowest */
+  assert_non_null(strstr(drawing.data, ">-1</text>")); /* the tick below the lowest value */
   hv_text_free(&drawing);
 
-  y[10] = 100; /* one of few values */
+  y[10] = 100; /* a spike among few values */
   chart.series[0].count = 20;
   hv_chart_draw(&chart, &drawing);
   assert_null(strstr(drawing.data, "cut off"));
@@ -205,13 +206,13 @@ static void draws_curves_inside_their_frame(void **state) {
   hv_chart_draw(&chart, &drawing);
   assert_int_equal(drawing.length, 0);
   y[0] = 0;
-  chart.series[0].count = 1; /* one point has no span */
+  chart.series[0].count = 1; /* a single point spans nothing */
   hv_chart_draw(&chart, &drawing);
   assert_null(strstr(drawing.data, "nan"));
   assert_null(strstr(drawing.data, "inf"));
   hv_text_free(&drawing);
 
-  y[0] = 5e-324; /* that of a number which is hardly one is none, either */
+  y[0] = 5e-324; /* nor does a subnormal number */
   hv_chart_draw(&chart, &drawing);
   assert_int_equal(count(drawing.data, ">0</text>"), 2);
   hv_text_free(&drawing);

@@ -1,4 +1,5 @@
-/* `hvla-train run` from outside: what a run leaves, resuming to the same bytes, a full disk, and wrong input. */
+/* `hvla-train run`: the files that a run leaves, resuming to the same bytes, full disks, steps that are skipped, and
+ * wrong input. */
 #include <fcntl.h>
 #include <math.h>
 #include <signal.h>
@@ -40,7 +41,7 @@ static void leaves_a_run_directory(void **state) {
   for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) assert_true(isfinite(number_in(last, keys[i])));
   assert_int_equal(json_array_size(json_object_get(last, "error_diffusion_dims")), 7);
   assert_true(number_in(last, "speed_of_light") > 0 && number_in(last, "speed_of_light") < 1);
-  assert_true(number_in(last, "loss") < 7.0); /* it begins at ln(1024) + 1 = 7.9 */
+  assert_true(number_in(last, "loss") < 7.0); /* at first it is ln(1024) + 1 = 7.9 */
   assert_true(fabs(number_in(last, "loss") - number_in(last, "loss_diffusion") - number_in(last, "loss_ce")) < 1e-6);
   assert_true(number_in(last, "error_mean_action") > 0.3 && number_in(last, "error_mean_action") < 0.6);
   json_decref(last);
@@ -55,7 +56,7 @@ static void leaves_a_run_directory(void **state) {
   for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
     if (!hv_file_exists(in_run(*state, "run", files[i]))) fail_msg("%s is missing", files[i]);
   }
-  assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-24"))); /* two are kept */
+  assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-24"))); /* only the last two are kept */
 }
 
 static void trains_each_objective(void **state) {
@@ -75,7 +76,7 @@ static void trains_each_objective(void **state) {
   }
 }
 
-/* What is worked out again has the same bytes as what would have been kept. */
+/* Recomputing activations gives the same bytes as keeping them. */
 static void recomputes_to_the_same_bytes(void **state) {
   static const char *const levels[] = {"none", "cheap", "block"};
   for (int l = 0; l < 3; l++) {
@@ -88,8 +89,8 @@ static void recomputes_to_the_same_bytes(void **state) {
   }
 }
 
-/* Three steps, a second process with three more, beside six in one go; also with other threads, parts and read-ahead.
- */
+/* Three steps and, in a second process, three more give the same bytes as six in one process; also with other numbers
+ * of threads, micro-batches and batches read ahead. */
 static void resumes_to_the_same_bytes(void **state) {
   static const char *const kinds[] = {"", "--set dtype=bf16", "--set train.micro_batch=2",
                                       "--set dtype=bf16 --set optimizer.moments=int8 --set optimizer.gradients=bf16",
@@ -110,7 +111,8 @@ static void resumes_to_the_same_bytes(void **state) {
   }
 }
 
-/* A run of one step by a cosine changes nothing, unless the cosine ends above 0. */
+/* A cosine over a single step is at its end at once: unless it ends above 0, the step changes nothing, and a warning
+ * says so. */
 static void a_cosine_of_one_step_is_told(void **state) {
   static const struct {
     const char *settings;
@@ -156,7 +158,7 @@ static void learns_as_well_in_less_memory(void **state) {
     print_message("loss after 200 steps: %.4f  %s\n", losses[k], kinds[k]);
     assert_true(fabs(losses[k] - losses[0]) < 0.03 * losses[0]);
   }
-  assert_true(losses[0] < 5.5); /* from 7.7 */
+  assert_true(losses[0] < 5.5); /* it was 7.7 at first */
 }
 
 static void cuts_metrics_back_to_the_resumed_step(void **state) {
@@ -178,7 +180,7 @@ static void passes_over_damaged_checkpoints(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
-/* What a process that died while writing leaves behind is not taken for a checkpoint, and is cleared away. */
+/* The half-written checkpoint of a process that died is not taken for a checkpoint, and is removed. */
 static void ignores_half_written_checkpoints(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   assert_ok(hv_make_directories(in_run(*state, "run", "checkpoints/step-9.tmp")));
@@ -187,7 +189,7 @@ static void ignores_half_written_checkpoints(void **state) {
   assert_false(hv_file_exists(in_run(*state, "run", "checkpoints/step-9.tmp")));
 }
 
-/* Before the first step, not after the last. */
+/* It is refused before the first step, not after the last. */
 static void a_trace_that_cannot_be_written_is_told_at_the_start(void **state) {
   char rest[512];
   snprintf(rest, sizeof rest, "--trace '%s/nowhere/trace.json'", (char *)*state);
@@ -201,7 +203,8 @@ static void does_not_overwrite_a_run(void **state) {
   expect_train(0, run_arguments(*state, "fresh", "--resume --set train.steps=3"), "starting anew", NULL);
 }
 
-/* Before the first step, not at the first checkpoint; an empty directory, or a link to one, is taken. */
+/* A file in the place of model/ or best/ is refused before the first step, not at the first checkpoint. An empty
+ * directory, or a link to one, is accepted. */
 static void a_place_that_takes_no_model_is_told_at_the_start(void **state) {
   static const char *const names[] = {"model", "best"};
   assert_ok(hv_make_directories(in_folder(*state, "run")));
@@ -222,7 +225,8 @@ static void a_place_that_takes_no_model_is_told_at_the_start(void **state) {
   assert_true(hv_file_exists(in_run(*state, "disk", "model.safetensors")));
 }
 
-/* Whatever is due first, a line of metrics or a checkpoint, finds that the directory is another one, and lets it be. */
+/* Another directory takes the place of the run's. Whatever the run writes next, metrics or a checkpoint, it notices,
+ * ends with an error, and writes nothing there. */
 static void a_run_whose_directory_was_moved_ends(void **state) {
   static const char *const due[] = {"--set checkpoint.interval=0", "--set log_interval=100000"};
   char log[512];
@@ -236,7 +240,7 @@ static void a_run_whose_directory_was_moved_ends(void **state) {
     assert_ok(hv_make_directories(in_folder(*state, "other")));
     write_text(in_run(*state, "other", "run.json"), "{}");
     wait_for_text(log, " parameters, ");
-    /* At once: a look in between would find nothing there. */
+    /* Exchanged in one step, so that there is a directory at any time. */
     assert_int_equal(
         renameat2(AT_FDCWD, in_run(*state, name, ""), AT_FDCWD, in_run(*state, "other", ""), RENAME_EXCHANGE), 0);
     assert_int_equal(wait_for_exit(process), 2);
@@ -252,7 +256,8 @@ static void a_run_whose_directory_was_moved_ends(void **state) {
   }
 }
 
-/* As on a file system that numbers files anew: run.json is another file, which holds the same. */
+/* run.json is replaced by another file with the same content, as on a file system that gives files new numbers: the run
+ * goes on. */
 static void a_run_goes_on_where_its_card_was_numbered_anew(void **state) {
   char log[512], copy[512];
   snprintf(log, sizeof log, "%s", in_folder(*state, "log"));
@@ -282,7 +287,7 @@ static void resumes_only_what_fits(void **state) {
                "  optimizer.learning_rate: 0.0", " -> 0.0001", NULL);
 }
 
-/* What the directory tells stays that of the run as it was. */
+/* A run cannot be resumed to a step before its last one, and the attempt changes no file. */
 static void does_not_go_back(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3 --resume"), "is already at step 3, its last",
@@ -326,7 +331,7 @@ static void tells_that_nothing_is_held_out(void **state) {
   expect_train(0, run_arguments(*state, "all", options), "2 of the 2 held-out episodes", "train_split: all", NULL);
 }
 
-/* A limit on the size of files fails a write as a full disk does. */
+/* A limit on the size of files makes a write fail as on a full disk. */
 static void survives_a_full_disk(void **state) {
   char *output;
   expect_train(0, run_arguments(*state, "whole", ""), NULL);
@@ -343,7 +348,7 @@ static void survives_a_full_disk(void **state) {
   assert_same_state(*state, "whole", "run", 6);
 }
 
-/* Writes a model's file anew with one tensor more, which no parameter has: what published towers bring along. */
+/* Adds a tensor to a model's file which no parameter has, as published towers bring along. */
 static void add_unused_tensor(const char *path, const char *name, float value) {
   hv_safetensors *file;
   hv_safetensors_writer *writer;
@@ -408,11 +413,13 @@ static void starts_from_a_model_directory(void **state) {
                NULL);
 }
 
-/* A picture that cannot be read ends a run when its turn comes: of the batch behind the last one it never does. */
+/* A picture that cannot be read ends a run when it is needed. In the batch after the last step it never is, although
+ * that batch is read ahead. */
 static void what_comes_behind_the_last_step_ends_no_run(void **state) {
   char rest[1024];
   const char *path = in_folder(*state, "damaged.hdf5"),
-             *episode = write_damaged_demonstrations(path, frame_of_sample(12)); /* of steps of 4 */
+             *episode =
+                 write_damaged_demonstrations(path, frame_of_sample(12)); /* in the fourth step, of 4 samples each */
   snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.micro_batch=2", path);
   expect_train(2, run_arguments(*state, "longer", rest), episode, NULL);
   snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.micro_batch=2 --set train.steps=3", path);
@@ -459,7 +466,7 @@ static void refuses_bad_input(void **state) {
   }
 }
 
-/* The file's gripper is -1 and 1, and a prediction would never be -1. */
+/* The gripper in the file is -1 and 1, but a prediction for a gripper dimension is 0 or 1. */
 static void warns_of_a_gripper_that_prediction_cannot_give(void **state) {
   char *output;
   assert_int_equal(
@@ -471,8 +478,8 @@ static void warns_of_a_gripper_that_prediction_cannot_give(void **state) {
   free(output);
 }
 
-/* With a checkpoint after every step, there are those of the last two steps that changed something (one, where no other
- * did), by the lines of the metrics. Returns how many steps came after the last of them. */
+/* With a checkpoint after every step, those of the last two steps that changed something must be there (or of the only
+ * one), as metrics.jsonl shows them. Returns how many steps came after the last of them. */
 static int64_t expect_checkpoints_of_changes(const char *run, const char *output) {
   int64_t *steps, changed[2] = {-1, -1}, last = 0;
   size_t count, i;
@@ -493,12 +500,14 @@ static int64_t expect_checkpoints_of_changes(const char *run, const char *output
   return last - changed[1];
 }
 
-/* Overflows after the first step, or a few steps later, as the machine's products go. */
+/* With these settings gradients overflow after the first step or a few steps later, depending on how the machine
+ * rounds. */
 static const char overflowing[] = "--set optimizer.learning_rate=1000 --set optimizer.max_grad_norm=0 "
                                   "--set train.diffusion_weight=1000000 --set train.steps=60 "
                                   "--set checkpoint.interval=1";
 
-/* The last step has its line, and no checkpoint of lost parameters has pushed out those from before. */
+/* The run ends after 10 skipped steps. The last one has a line in the metrics, and no checkpoint made in the meantime
+ * has taken the place of those before. */
 static void gives_up_on_gradients_that_are_not_finite(void **state) {
   char *output;
   assert_int_equal(run_train("", run_arguments(*state, "run", overflowing), &output), 2);
@@ -507,7 +516,7 @@ static void gives_up_on_gradients_that_are_not_finite(void **state) {
   free(output);
 }
 
-/* The checkpoint that is still being written when the run ends over something else is there afterwards. */
+/* When the run ends with an error, a checkpoint that is still being written in the background is completed first. */
 static void an_error_waits_for_the_checkpoint_under_way(void **state) {
   char rest[512], *output;
   snprintf(rest, sizeof rest, "%s --set watch.max_skipped=1", overflowing);
@@ -516,7 +525,7 @@ static void an_error_waits_for_the_checkpoint_under_way(void **state) {
   free(output);
 }
 
-/* A checkpoint that is due after a step that changed nothing is of the next one that changes something. */
+/* If a checkpoint is due after a step that was skipped, it is put off until a step changes something. */
 static void puts_checkpoints_off_while_steps_are_skipped(void **state) {
   bool owed = false, put_off = false;
   expect_train(0,
@@ -531,7 +540,8 @@ static void puts_checkpoints_off_while_steps_are_skipped(void **state) {
     bool skipped = json_object_get(json_array_get(lines, (size_t)step - 1), "skipped");
     owed |= step % 2 == 0;
     snprintf(name, sizeof name, "checkpoints/step-%d/state.json", step);
-    if (hv_file_exists(in_run(*state, "run", name)) != (owed && !skipped)) fail_msg("step %d", step);
+    if (hv_file_exists(in_run(*state, "run", name)) != (owed && !skipped))
+      fail_msg("step %d has a checkpoint and should not, or the other way round", step);
     put_off |= owed && skipped;
     owed &= skipped;
   }

@@ -1,5 +1,5 @@
-/* What a run hands to its trainer: each micro-batch knows the losses' divisors of the whole batch that it is part of.
- * And which of its data ranks must have in common. */
+/* The data side of a run: each micro-batch carries the loss divisors of the whole batch that it is part of, and ranks
+ * must agree on demonstrations and settings. */
 #include "train/run/run_data.h"
 
 #include <hdf5.h>
@@ -25,7 +25,7 @@ static void open_part(const hv_train_config *config, const hv_config *model, int
   out->source = hv_loader_source_make(out->loader, model, (int32_t)config->train.branches);
 }
 
-/* Takes one whole batch, all ranks' micro-batches of it, and counts what they hold. */
+/* Takes all micro-batches of one batch from all ranks, counts what they hold, and compares that with their divisors. */
 static void check_batch(const hv_config *model, int32_t branches, part *parts, int32_t ranks, int32_t micro_batches) {
   double told[2] = {0}, counted[2] = {0};
   for (int32_t i = 0; i < ranks * micro_batches; i++) {
@@ -73,7 +73,7 @@ static void divisors_are_of_the_whole_batch(void **state) {
   }
 }
 
-/* What the configuration calls absolute holds its last value past an episode's end. */
+/* Past an episode's end, the dimensions in data.absolute_dims keep their last value. */
 static void absolute_dimensions_hold_past_the_end(void **state) {
   enum { ABSOLUTE = 1, ENDS = 5, MOST_BATCHES = 500 };
   static const char *const sets[] = {"model.action_chunk=5", "data.absolute_dims=[1]"};
@@ -91,7 +91,7 @@ static void absolute_dimensions_hold_past_the_end(void **state) {
     assert_true(batches < MOST_BATCHES);
     assert_ok(source->next(source, &batch));
     for (int32_t i = 0; i < batch->samples * chunk; i++) {
-      if (batch->action_mask[i]) continue; /* never a chunk's first step */
+      if (batch->action_mask[i]) continue; /* a masked step, which is never the first of a chunk */
       const float *actions = batch->actions + (ptrdiff_t)i * dims;
       assert_true(actions[ABSOLUTE] == actions[ABSOLUTE - dims]);
       ends += batch->action_mask[i - 1];
@@ -105,7 +105,7 @@ static void absolute_dimensions_hold_past_the_end(void **state) {
   hv_train_config_free(&config);
 }
 
-/* Two ranks that come one after the other: the second hears what the first gave. */
+/* A communicator for two ranks that run one after the other: rank 1 receives what rank 0 gave. */
 static hv_status run_in_turn(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
   static double given[HV_COMM_MAX_SUM];
   size_t bytes = (size_t)call->whole.cols * sizeof given[0];
@@ -115,7 +115,7 @@ static hv_status run_in_turn(hv_comm *comm, const hv_comm_call *call, hv_stream 
   return HV_OK;
 }
 
-/* What a rank with these demonstrations and this setting comes to. */
+/* The result of agreeing, on a rank with these demonstrations and this setting. */
 static hv_status agree(const char *folder, int32_t rank, const char *file, const char *setting) {
   static const hv_comm_methods methods = {.run = run_in_turn};
   hv_comm comm = {.name = "in turn", .methods = &methods, .rank = rank, .size = 2};
@@ -139,7 +139,7 @@ static hv_status agree(const char *folder, int32_t rank, const char *file, const
   return status;
 }
 
-/* A copy of the demonstrations in which one number of a data set is another; NULL: none. */
+/* Copies the demonstrations and changes one number of the data set `name`; NULL: none. */
 static void copy_demonstrations(const char *copy, const char *name) {
   static const double number = 0.125;
   must_shell("cp '" DEMONSTRATIONS "' '%s' && chmod u+w '%s'", copy, copy);
@@ -154,7 +154,7 @@ static void copy_demonstrations(const char *copy, const char *name) {
   assert_true(H5Fclose(file) >= 0);
 }
 
-/* A copy of the demonstrations in which one episode has an instruction of its own. */
+/* Copies the demonstrations and gives one episode an instruction of its own. */
 static void copy_with_instruction(const char *copy, const char *instruction) {
   char text[128];
   copy_demonstrations(copy, NULL);
@@ -172,7 +172,7 @@ static void copy_with_instruction(const char *copy, const char *instruction) {
   assert_true(H5Fclose(file) >= 0);
 }
 
-/* A copy of the demonstrations in which the split "some" is one episode of each of the other two. */
+/* Copies the demonstrations and adds a split "some" with one episode of each of the other two splits. */
 static void copy_with_overlap(const char *copy) {
   static const char names[2][8] = {"demo_9", "demo_10"};
   copy_demonstrations(copy, NULL);
@@ -187,7 +187,7 @@ static void copy_with_overlap(const char *copy) {
   assert_true(H5Fclose(file) >= 0);
 }
 
-/* Splits of other names may have episodes in common. */
+/* Splits with different names may share episodes; a warning counts them. */
 static void held_out_episodes_that_are_trained_on_are_counted(void **state) {
   char copy[256], rest[1024], *output;
   snprintf(copy, sizeof copy, "%s", in_folder(*state, "overlap.hdf5"));
@@ -202,7 +202,7 @@ static void held_out_episodes_that_are_trained_on_are_counted(void **state) {
   free(output);
 }
 
-/* A run makes room for the instructions of both splits: here those that are only held out are longer. */
+/* The longest instruction is in the held-out split: a run makes room for the instructions of both splits. */
 static void held_out_instructions_may_be_longer(void **state) {
   char copy[256], rest[1024];
   snprintf(copy, sizeof copy, "%s", in_folder(*state, "longer.hdf5"));
@@ -214,10 +214,11 @@ static void held_out_instructions_may_be_longer(void **state) {
   expect_train(0, run_arguments(*state, "longer", rest), "held out:", NULL);
 }
 
-/* With others, of equal counts, ranks would train apart. */
+/* Demonstrations that differ in a single number, with equal counts, are refused: the ranks would train different
+ * models. */
 static void ranks_must_have_the_same_demonstrations(void **state) {
   static const char *const changed[] = {"/data/demo_1/actions", "/data/demo_1/obs/robot0_eef_pos",
-                                        "/data/demo_10/actions"}; /* which is held out */
+                                        "/data/demo_10/actions"}; /* the last is held out */
   const char *copy = in_folder(*state, "copy.hdf5");
   assert_ok(agree(*state, 0, DEMONSTRATIONS, "data.threads=1"));
   copy_demonstrations(copy, NULL);
@@ -235,7 +236,8 @@ static void ranks_must_have_the_same_demonstrations(void **state) {
   assert_error(agree(*state, 1, copy, "data.threads=1"), "rank 1 reads different demonstrations than rank 0");
 }
 
-/* One file name, and other numbers in it: what was learnt was scaled by the old ones. */
+/* The file has the same name but other numbers. The model was trained on values scaled by the old ones, so a warning
+ * says so. */
 static void a_resumed_run_tells_of_other_demonstrations(void **state) {
   static const char told[] = "not those that this run has trained on";
   char rest[700];
@@ -249,7 +251,7 @@ static void a_resumed_run_tells_of_other_demonstrations(void **state) {
     if (code != 0 || !strstr(output, told) != (steps < 5)) fail_msg("%d steps ended with %d: %s", steps, code, output);
     free(output);
   }
-  /* The model is made anew by the next checkpoint: nothing about it ends a run. */
+  /* A damaged model does not end a run, because the next checkpoint writes it anew. */
   assert_ok(hv_write_file_atomic(in_run(*state, "run", "model/dataset_statistics.json"), "{", 1));
   snprintf(rest, sizeof rest, "--set 'data.files=%s' --set train.steps=6 --resume", copy);
   expect_train(0, run_arguments(*state, "run", rest), "dataset_statistics.json", NULL);

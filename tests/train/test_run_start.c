@@ -1,4 +1,5 @@
-/* Starts of `hvla-train run` that are refused: what they leave. */
+/* Starts of `hvla-train run` that are refused leave nothing new and change nothing; and the lock that keeps two runs
+ * out of one directory. */
 #include <errno.h>
 #include <pthread.h>
 #include <sys/file.h>
@@ -12,16 +13,16 @@
 #include "tests/train/program.h"
 #include "train/watch/run_card.h"
 
-/* What a run leaves that was refused over something which shows when the directory has been taken: with the directory,
- * what was missing above it is gone. */
+/* The run is refused when it has made and locked its directory already. It must then remove what it made, missing
+ * parent directories included. */
 static void expect_nothing_left(const char *folder, const char *rest, const char *words) {
   bool empty;
   expect_train(2, run_arguments(folder, "new/er/run", rest), words, NULL);
-  if (hv_file_exists(in_folder(folder, "new"))) fail_msg("refused with %s, a run has left new/", words);
+  if (hv_file_exists(in_folder(folder, "new"))) fail_msg("refused with %s, the run has left the directory new/", words);
   assert_ok(hv_make_directories(in_folder(folder, "there")));
   expect_train(2, run_arguments(folder, "there", rest), words, NULL);
   assert_ok(hv_directory_is_empty(in_folder(folder, "there"), &empty));
-  if (!empty) fail_msg("refused with %s, a run has left something in its directory", words);
+  if (!empty) fail_msg("refused with %s, the run has left something in its directory", words);
 }
 
 static void a_model_that_does_not_fit_leaves_nothing(void **state) {
@@ -40,7 +41,7 @@ static void a_first_batch_that_cannot_be_read_leaves_nothing(void **state) {
   expect_nothing_left(*state, rest, episode);
 }
 
-/* What was there stays, to the byte, and the next start finds nothing that is in its way. */
+/* Files of an earlier run stay as they are, to the byte, and nothing is left that would stop the next start. */
 static void a_refused_start_changes_nothing(void **state) {
   expect_train(0, run_arguments(*state, "run", "--set train.steps=3"), NULL);
   assert_ok(hv_remove_tree(in_run(*state, "run", "checkpoints")));
@@ -68,7 +69,8 @@ static void *close_soon(void *card) {
   return NULL;
 }
 
-/* A start that waits for the lock of one that is refused has a card in the directory, not one that was removed. */
+/* A start waits for the lock of another that is then refused and removes its run.json. The waiting one must not go on
+ * with the removed file: it makes a new one. */
 static void a_start_beside_one_that_is_refused_begins(void **state) {
   pthread_t thread;
   hv_run_card *refused, *other;
@@ -84,10 +86,10 @@ static void a_start_beside_one_that_is_refused_begins(void **state) {
   assert_false(hv_file_exists(run));
 }
 
-static const char *replaced; /* a directory that is one no more when the next lock is asked for; NULL: none */
+static const char *replaced; /* if set: this directory is replaced by a file when the next lock is asked for */
 static int closed_twice;
 
-/* These two stand in the place of the C library's. */
+/* flock and close replace the C library's functions. */
 int flock(int file, int how) {
   if (replaced) {
     assert_ok(hv_remove_tree(replaced));
@@ -103,7 +105,7 @@ int close(int file) {
   return result;
 }
 
-/* A start whose directory is taken away under it, and cannot be made again, closes its file once. */
+/* The directory is replaced by a file during the start: the start ends with an error, and closes its file only once. */
 static void a_start_that_lost_its_directory_ends(void **state) {
   hv_run_card *card;
   const char *run = in_folder(*state, "run");

@@ -1,5 +1,5 @@
-/* `hvla-train status` from outside, on runs that go on, end, are stopped and are killed; and that no second run begins
- * where one goes on. */
+/* `hvla-train status` on runs that are running, finished, stopped, killed and failed, and on made-up files; and the
+ * lock by which it knows, which also keeps a second run out of the directory. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -25,7 +25,7 @@ static const char *run_of(const char *folder, const char *rest) {
   return arguments;
 }
 
-/* What `status RUN --json` says. */
+/* What `status RUN --json` prints. */
 static json_t *status_of(const char *folder) {
   char arguments[1024], *output;
   json_t *status;
@@ -69,7 +69,7 @@ static void tells_of_a_finished_run(void **state) {
                "newest checkpoint: step 6, complete", NULL);
 }
 
-/* One run after the other in one directory: alive, stopped by a signal, killed, gone on with. */
+/* Runs in one directory, one after the other: running, stopped by a signal, resumed, killed. */
 static void knows_the_living_from_the_dead(void **state) {
   char log[512], metrics[512], second[2048];
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
@@ -83,7 +83,7 @@ static void knows_the_living_from_the_dead(void **state) {
   assert_true(json_number_value(json_object_get(status, "seconds_since")) < 60);
   json_decref(status);
   expect_train(2, second, "another run is going on there", NULL);
-  assert_state(*state, "running"); /* the one that was refused changed nothing */
+  assert_state(*state, "running"); /* the refused run has changed nothing */
 
   assert_int_equal(kill(process, SIGTERM), 0);
   assert_int_equal(wait_for_exit(process), 75);
@@ -111,7 +111,8 @@ static void tells_why_a_run_failed(void **state) {
   json_decref(status);
 }
 
-/* A limit of 0 on the size of files fails every write from then on, as a disk without any room does. */
+/* From some moment on every write fails (a limit of 0 on the size of files), so the run cannot even note its failure.
+ * Its run.json must stay as it was. */
 static void a_card_that_cannot_be_written_stays(void **state) {
   char log[512];
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
@@ -125,7 +126,7 @@ static void a_card_that_cannot_be_written_stays(void **state) {
   json_decref(status);
 }
 
-/* --resume would begin a run anew that was killed before its first checkpoint, and go on with one after it. */
+/* What --resume would do with a killed run: begin anew if there is no checkpoint, else go on from the newest. */
 static void tells_a_dead_run_what_is_left_of_it(void **state) {
   char arguments[1024];
   assert_ok(hv_make_directories(in_folder(*state, "run")));
@@ -137,7 +138,7 @@ static void tells_a_dead_run_what_is_left_of_it(void **state) {
   expect_train(0, arguments, "(killed?); --resume continues from the newest checkpoint", NULL);
 }
 
-/* A run whose figures are lost, and a line that is being written. */
+/* A run whose losses are null, not finite, and whose last line is incomplete because it is just being written. */
 static void tells_of_figures_that_are_not_finite(void **state) {
   assert_ok(hv_make_directories(in_folder(*state, "run")));
   write_text(in_run(*state, "run", "metrics.jsonl"),
@@ -162,7 +163,7 @@ static void tells_of_figures_that_are_not_finite(void **state) {
   expect_train(0, arguments, "  nan   best 5.0000e+27 at 1", NULL);
 }
 
-/* Whatever the files hold, of whose figures sums and differences may have no value. */
+/* The files hold absurd numbers, whose sums and differences overflow: status still prints something sensible. */
 static void tells_of_figures_that_no_run_has(void **state) {
   char arguments[1024];
   assert_ok(hv_make_directories(in_folder(*state, "run")));
@@ -175,11 +176,11 @@ static void tells_of_figures_that_no_run_has(void **state) {
   expect_train(0, arguments, "(process 0 on node1, 0 ranks, ?)", "step -9223372036854775807 of", NULL);
   write_text(in_run(*state, "run", "metrics.jsonl"), "{\"step\": 1, \"loss\": 1e99}\n{\"step\": 2, \"loss\": -1e99}\n");
   expect_train(0, arguments, "-1.0000e+99 █▁\n", NULL);
-  write_text(in_run(*state, "run", "metrics.jsonl"), "{\"held_out_loss\": 3}\n"); /* of no step */
+  write_text(in_run(*state, "run", "metrics.jsonl"), "{\"held_out_loss\": 3}\n"); /* without a step */
   expect_train(0, arguments, "best 3.0000 at 0", NULL);
 }
 
-/* Written by a machine whose clock is ahead of this one's. */
+/* The metrics were written by a machine whose clock is ahead of this one's. */
 static void tells_of_no_time_that_lies_ahead(void **state) {
   char arguments[1024];
   assert_ok(hv_make_directories(in_folder(*state, "run")));
@@ -191,7 +192,7 @@ static void tells_of_no_time_that_lies_ahead(void **state) {
   expect_train(0, arguments, "newest figures 0 s ago", NULL);
 }
 
-/* What is left takes as long as its samples do; of equal figures the first is the best. */
+/* The time left is that of the remaining samples at the last rate; of equal figures, the first is the best. */
 static void tells_what_is_left_and_what_was_best(void **state) {
   assert_ok(hv_make_directories(in_folder(*state, "run")));
   write_text(in_run(*state, "run", "run.json"), "{\"state\": \"running\", \"steps\": 100, \"batch_size\": 8}");
@@ -213,7 +214,8 @@ static void refuses_what_is_no_run(void **state) {
   expect_train(2, "status", "RUN", NULL);
 }
 
-/* A link to itself cannot be followed, by root neither: there may be a run behind it. */
+/* A link to itself cannot be read, not even by root. That is an error, and not "holds no run": one might be behind it.
+ */
 static void tells_what_cannot_be_read(void **state) {
   char arguments[1024];
   assert_int_equal(symlink("loop", in_folder(*state, "loop")), 0);
@@ -239,7 +241,7 @@ static void formats_durations(void **state) {
   }
 }
 
-/* Its name need not be UTF-8: older file systems have others. */
+/* The name of a directory need not be UTF-8, as on older file systems. */
 static void a_directory_of_any_name_is_looked_at(void **state) {
   char arguments[1024], *output;
   const char *run = in_folder(*state, "caf\xe9");
@@ -270,7 +272,7 @@ static void *let_go(void *file) {
   return NULL;
 }
 
-/* `status` holds the lock for as long as it takes to see that nobody else does. */
+/* To see whether a run is alive, `status` holds the lock for a moment. A run that starts then waits for it. */
 static void a_look_keeps_no_run_from_beginning(void **state) {
   pthread_t thread;
   hv_run_card *card;
@@ -286,15 +288,16 @@ static void a_look_keeps_no_run_from_beginning(void **state) {
   assert_false(hv_run_card_held(*state, &unknown));
 }
 
-static int lock_problem; /* 0: locks are had as ever */
+static int lock_problem; /* the errno of flock; 0: it works */
 
-/* In the place of the C library's. */
+/* Replaces the C library's function. */
 int flock(int file, int how) {
   errno = lock_problem;
   return lock_problem ? -1 : (int)syscall(SYS_flock, file, how);
 }
 
-/* Some file systems of clusters have no locks. */
+/* On some cluster file systems there are no locks. Then nobody can know whether a run is alive, and its state is
+ * "unknown". */
 static void without_locks_nothing_is_called_dead(void **state) {
   static const struct {
     int problem;

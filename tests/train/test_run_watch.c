@@ -1,4 +1,5 @@
-/* Steps that are skipped by rule, what is told of them, and which rank is found to be slow. */
+/* What a run watches: steps that are skipped by a rule and which samples are suspected, slow ranks, runs of skipped
+ * steps that end a training, and times and rates in the metrics. */
 #include <math.h>
 
 #include "core/io/json.h"
@@ -13,7 +14,7 @@ static void judges_spikes_by_running_means(void **state) {
   hv_spike_means means = {0};
   (void)state;
   for (int i = 0; i < 4; i++) {
-    assert_int_equal(hv_spike_judge(&settings, &means, 1e9, 1e9), HV_SKIP_NONE); /* the window is not full */
+    assert_int_equal(hv_spike_judge(&settings, &means, 1e9, 1e9), HV_SKIP_NONE); /* the window is not full yet */
     hv_spike_add(&settings, &means, i < 2 ? 1 : 3, 10);
   }
   assert_true(fabs(means.loss - 2) < 1e-12 && means.grad_norm == 10 && means.steps == 4);
@@ -36,7 +37,7 @@ static void finds_the_slowest_rank(void **state) {
   assert_ok(hv_pace_compare(own, even, 4, &pace));
   assert_false(pace.slow_data);
   assert_ok(hv_pace_compare(own + 1, even, 2, &pace));
-  assert_true(pace.slowest == 1 && pace.median == 1.1); /* of two, the faster is the measure */
+  assert_true(pace.slowest == 1 && pace.median == 1.1); /* with two ranks, the median is the faster one */
 }
 
 static void warns_of_a_rank_that_stays_slow(void **state) {
@@ -59,7 +60,7 @@ static const char *run_of(const char *folder, const char *rest) {
   return arguments;
 }
 
-/* A factor of hardly more than 1 rules out every step that is worse than the mean. */
+/* With a factor of hardly more than 1, every step that is worse than the mean is skipped as a spike. */
 static void leaves_out_spikes_and_tells_of_them(void **state) {
   expect_train(0, run_of(*state, "--set watch.spike_factor=1.001 --set watch.spike_window=2 --set log_interval=100"),
                "changed nothing: a spike of the", "rank 0, samples", "lift.hdf5/demo_", NULL);
@@ -84,7 +85,7 @@ static void names_the_worst_part_of_a_batch(void **state) {
   assert_int_equal(json_integer_value(json_object_get(suspect, "samples")), 1);
   int64_t first = json_integer_value(json_object_get(suspect, "first_sample"));
   assert_int_equal(first / 4, json_integer_value(json_object_get(line, "step")) - 1);
-  /* The worst sample is above the mean of all. */
+  /* The loss of the worst sample is at least the mean of all. */
   assert_true(json_number_value(json_object_get(suspect, "loss")) >= json_number_value(json_object_get(line, "loss")));
   json_decref(line);
 }
@@ -105,7 +106,8 @@ static void suspects_what_is_not_finite_before_what_is_large(void **state) {
   assert_int_equal(suspects[0].first_sample, (4 * 3 + 2) * 2);
 }
 
-/* The second of two ranks has the largest loss, 1000, in its last micro-batch of three. */
+/* A communicator that adds the losses of a second rank. Its last micro-batch of three has the largest loss of all,
+ * 1000. */
 static hv_status add_the_other_rank(hv_comm *comm, const hv_comm_call *call, hv_stream *stream) {
   static const double other[] = {2, 1, 1000};
   double *all = call->whole.data;
@@ -116,7 +118,7 @@ static hv_status add_the_other_rank(hv_comm *comm, const hv_comm_call *call, hv_
   return HV_OK;
 }
 
-/* A rank's samples follow those of the ranks before it. */
+/* The suspected samples are numbered in the whole batch: a rank's samples follow those of the ranks before it. */
 static void suspects_samples_of_another_rank(void **state) {
   static const hv_comm_methods methods = {.run = add_the_other_rank};
   float losses[3][2] = {{1, 1}, {2, 2}, {1, 1}};
@@ -141,7 +143,8 @@ static void ends_a_run_that_is_lost(void **state) {
   json_decref(line);
 }
 
-/* Where no step has changed anything, no learning rate is at fault. */
+/* If gradients become infinite during training, a lower learning rate is advised; if no step has ever changed anything,
+ * the learning rate cannot be the cause, and the message names the start model instead. */
 static void tells_what_may_be_wrong_with_a_lost_run(void **state) {
   char rest[1024], *output;
   expect_train(2,
@@ -158,8 +161,8 @@ static void tells_what_may_be_wrong_with_a_lost_run(void **state) {
   free(output);
 }
 
-/* A run that goes on counts on, so that one which stops now and then comes to its end, too; an older version's
- * checkpoint tells of no count. */
+/* The count of skipped steps in a row goes on after resuming, or a run that is interrupted often would never give up.
+ * The checkpoint of an older version has no count, which then begins at 0. */
 static void a_resumed_run_counts_on(void **state) {
   static const char *const ends[] = {"up to step 4,", "up to step 7,"};
   char rest[512], first[1024], more[1024];
@@ -192,12 +195,12 @@ static void tells_how_long_steps_wait_for_data(void **state) {
   double step = json_number_value(json_object_get(line, "step_s"));
   double wait = json_number_value(json_object_get(line, "data_wait_s"));
   assert_true(step > 0 && wait >= 0 && wait <= step);
-  assert_null(json_object_get(line, "slowest_rank")); /* there is no other */
+  assert_null(json_object_get(line, "slowest_rank")); /* there is only one rank */
   json_decref(line);
 }
 
-/* A rate is that of other steps than the first, which warms up; until there is one, its own, not 0, to which curves
- * would fall at each resume. */
+/* The first step after a start is slow, so it does not count for samples_per_s. Only until there is another is its own
+ * rate given; with 0, curves would drop at each resume. */
 static void tells_the_rate_of_each_session(void **state) {
   expect_train(0, run_of(*state, "--set train.steps=2"), "step 1/2", " samples/s  ? left", NULL);
   expect_train(0, run_of(*state, "--set train.steps=3 --resume"), NULL);
@@ -208,8 +211,8 @@ static void tells_the_rate_of_each_session(void **state) {
   json_decref(lines);
 }
 
-/* Such a run, looked at: it ends where the first number overflows, by the weight in a layer, not in the squares of
- * gradients. */
+/* With --debug-nan, a run like that of ends_a_run_that_is_lost ends where the first number overflows. The large weight
+ * of the loss makes that happen in a layer, and not in the squares of gradients. */
 static void debug_nan_names_the_first_value_that_is_not_finite(void **state) {
   expect_train(2,
                run_of(*state, "--debug-nan --set optimizer.learning_rate=1000 --set optimizer.weight_decay=0 --set "

@@ -1,5 +1,5 @@
-/* Run configurations from outside: what is refused and how it is said, what is resolved, and the page that documents
- * the keys. */
+/* Run configurations, by `hvla-train config` and `run`: what is refused and with which message, how a configuration is
+ * resolved, and that docs/configuration.md documents every key. */
 #include "core/io/json.h"
 #include "core/io/model_config.h"
 #include "core/io/yaml.h"
@@ -57,7 +57,7 @@ static void refuses_wrong_types_and_ranges(void **state) {
                "train.freeze must be written as YAML: line 1", NULL);
 }
 
-/* As it reads in the file, from launchers whose quotes no shell has taken off. */
+/* A value of --set may be quoted as in the file: some launchers pass quotes on, which no shell has removed. */
 static void quotes_around_text_are_no_part_of_it(void **state) {
   static const char *const cases[][2] = {{"\"pick: it up\"", "instruction: 'pick: it up'"},
                                          {"'\\''pick up'\\''", "instruction: pick up\n"},
@@ -111,7 +111,8 @@ static void resolves_to_a_configuration_of_its_own(void **state) {
   free(second);
 }
 
-/* A program that reads config.yaml finds the model's config.json in it, whatever was left out. */
+/* `model` in a resolved configuration has the keys of a model's config.json, defaults included, for programs that read
+ * config.yaml. */
 static void the_model_has_the_keys_of_its_config_json(void **state) {
   char *printed;
   json_t *resolved, *written, *again;
@@ -177,7 +178,7 @@ static void shipped_configurations_are_valid(void **state) {
   expect_train(0, "config --config '" HVLA_SOURCE_DIR "/configs/7b.yaml'", "11008", NULL);
 }
 
-/* The two sides of the CPU benchmark run the same model. */
+/* The two configurations of the CPU benchmark, ours and PyTorch's, describe the same model. */
 static void the_benchmark_has_one_architecture(void **state) {
   (void)state;
   json_t *ours, *theirs;

@@ -1,5 +1,5 @@
-/* The training step from inside: parts of a batch add up to the batch, a broken gradient changes nothing, and a step
- * after the first allocates nothing. */
+/* The trainer, called as a library: micro-batches add up to the whole batch, a gradient that is not finite changes
+ * nothing, averages follow, a failed upload ends its step, and steps after the first ones allocate nothing. */
 #include <math.h>
 
 #include "core/cpu/cpu.h"
@@ -13,7 +13,7 @@
 
 static const hv_optimizer_settings adamw = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .max_norm = 1.0};
 
-/* Gives the parts of one batch in turn. */
+/* A source of batches that gives the parts of one batch in turn. */
 typedef struct part_source {
   hv_batch_source source;
   hv_batch parts[4];
@@ -67,7 +67,7 @@ static float *read_param(const hv_trainer *trainer, hv_param_id id) {
   return values;
 }
 
-/* What the largest change of any value is, of all parameters. A planted NaN that both have is none. */
+/* The largest difference between two values of the same parameter. A NaN that both trainers have is no difference. */
 static double largest_difference(const hv_trainer *a, const hv_trainer *b) {
   double largest = 0;
   for (hv_param_id id = 0; id < hv_params_count(a->params); id++) {
@@ -104,7 +104,7 @@ static void parts_add_up_to_the_batch(void **state) {
         assert_true(fabs(a.loss - b.loss) < 1e-5 * a.loss);
         assert_true(fabs(a.grad_norm - b.grad_norm) < 1e-4 * a.grad_norm);
       }
-      /* AdamW divides by the gradient's size, so that rounding moves a value by a part of the learning rate. */
+      /* AdamW divides by the gradient's magnitude, so rounding moves a value by a fraction of the learning rate. */
       assert_true(largest_difference(fresh, parts) < 0.05 * 1e-3 * STEPS);
       assert_true(largest_difference(fresh, whole) > 0.5e-3);
       hv_trainer_close(fresh);
@@ -137,7 +137,7 @@ static void a_broken_gradient_changes_nothing(void **state) {
   assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
   assert_int_equal(result.skipped, HV_SKIP_NOT_FINITE);
   assert_true(largest_difference(trainer, before) == 0);
-  assert_int_equal(trainer->means.steps, 0); /* a mean with it in would never be finite again */
+  assert_int_equal(trainer->means.steps, 0); /* the NaN must not get into the running means */
   assert_int_equal(hv_optimizer_updates(trainer->optimizer), 0);
   assert_int_equal(trainer->step, 1);
   hv_trainer_close(trainer);
@@ -146,7 +146,7 @@ static void a_broken_gradient_changes_nothing(void **state) {
   tiny_batch_free(&batch);
 }
 
-/* The first step moves the averages by 9/11 of what it changes. */
+/* The first step moves the averages by 9/11 of the change of the parameters. */
 static void a_step_moves_the_averages(void **state) {
   (void)state;
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -185,12 +185,12 @@ static void a_step_moves_the_averages(void **state) {
   tiny_batch_free(&batch);
 }
 
-/* A device that does not do one of the copies to it, and says so where a device says such things. */
+/* A device on which one upload fails; it reports that at the next synchronisation, as devices do. */
 static struct broken_link {
   hv_device_methods methods;
   const hv_device_methods *own;
-  const hv_stream *stream; /* whose copies are counted */
-  int left;                /* until the one that is not done */
+  const hv_stream *stream; /* the stream whose uploads are counted */
+  int left;                /* uploads until the one that fails */
   hv_status error;
 } fault;
 
@@ -211,7 +211,7 @@ static hv_status synchronize_and_tell(hv_stream *stream) {
   return status;
 }
 
-/* The steps before it count, no step with the batch that did not arrive does. */
+/* The steps before count, but no step with the batch that did not arrive. */
 static void a_batch_that_does_not_arrive_ends_its_step(void **state) {
   (void)state;
   for (int parts = 1; parts <= 2; parts++) {
@@ -243,9 +243,9 @@ static void a_batch_that_does_not_arrive_ends_its_step(void **state) {
   }
 }
 
-/* Allocations of some steps after the first ones, from the hand-over of a batch by the loader to the updated
- * parameters, with two threads, the loader's own thread reading ahead, OpenMP and OpenBLAS at work: on 88 frames, 11
- * steps are an epoch, after which the loader has all frames in memory. */
+/* The number of allocations during some steps after the first ones, loading included, with two threads of the device
+ * and the loader's own thread. There are 88 frames, so after 11 steps, an epoch, the loader has all of them in its
+ * cache. */
 static long allocations_of_steps(const char *folder, hv_dtype dtype, int32_t parts) {
   enum { WARM_UP = 15, MEASURED = 5, BATCH = 8 };
   static const char *const sets[] = {"data.train_split=valid",       "train.batch_size=8",
@@ -280,7 +280,7 @@ static long allocations_of_steps(const char *folder, hv_dtype dtype, int32_t par
   long before = allocations_count();
   for (int i = 0; i < MEASURED; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
   long after = allocations_count();
-  assert_true(before > 0); /* the count counts */
+  assert_true(before > 0); /* allocations are really counted */
   hv_loader_close(loader);
   hv_trainer_close(trainer);
   hv_device_close(device);
@@ -297,7 +297,7 @@ static void a_step_after_the_first_allocates_nothing(void **state) {
   assert_int_equal(allocations_of_steps(*state, HV_BF16, 2), 0);
 }
 
-/* Their checkpoints could not be read again. */
+/* Checkpoints of more ranks could not be read again. */
 static void more_ranks_than_a_checkpoint_takes_are_refused(void **state) {
   static const char *const sets[] = {"train.batch_size=2048"};
   hv_train_config config;
