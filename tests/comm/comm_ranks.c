@@ -1,6 +1,6 @@
-/* One rank of a test of communicators: `comm_ranks MODE [ARGUMENT [DEVICE [TRANSPORT]]]` with the modes `collectives`
- * (a folder), `late`, `astray`, `dies` (milliseconds), `fails`, `poor`, `traced` (a folder). Ends with 0 where all is
- * right and with 2 and a message where not. */
+/* One rank of the tests test_comm and test_nccl: `comm_ranks MODE [ARGUMENT [DEVICE [TRANSPORT]]]`. The modes are
+ * `collectives FOLDER`, `late`, `astray`, `dies MILLISECONDS`, `fails`, `poor` and `traced FOLDER`; see the functions.
+ * Ends with 0 if all is right, else with 2 and a message. */
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@
 #include "train/ranks/launch.h"
 #include "train/run/interrupt.h"
 
-enum { SMALL_PIECE = 1000 /* bytes: the largest cases take many pieces */, MOST_ELEMENTS = 4096 };
+enum { SMALL_PIECE = 1000 /* bytes, so that the largest cases need many pieces */, MOST_ELEMENTS = 4096 };
 
 typedef struct ranks {
   hv_device *device;
@@ -30,7 +30,7 @@ static void sleep_ms(int64_t ms) {
   nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
 }
 
-/* Element i of a rank's data, as bytes of the dtype; sizes of very different magnitude, so that order shows. */
+/* Element i of a rank's data, in the dtype. Magnitudes are very different, so that another order of adding up shows. */
 static void element(hv_dtype dtype, int32_t rank, int64_t i, void *out) {
   float x = hv_random_normal(11, HV_RANDOM_INIT, 0, (uint64_t)rank, 0, (uint32_t)i);
   x *= i % 3 == 0 ? 1e4f : 1e-2f;
@@ -43,7 +43,7 @@ static void element(hv_dtype dtype, int32_t rank, int64_t i, void *out) {
   }
 }
 
-/* What the sum over ranks must be, to the bit. */
+/* Element i of the sum over ranks, to the bit: added up in the order of ranks. */
 static void expected_sum(hv_dtype dtype, int32_t size, bool rounds_always, int64_t i, void *out) {
   double wide = 0;
   float narrow = 0;
@@ -154,8 +154,7 @@ static hv_status check_copies(ranks *r, hv_dtype dtype, int64_t count) {
   return status;
 }
 
-/* A call takes what its stream has done by then, also where another stream is the first to wait: for a call behind it.
- */
+/* A call works on what its stream has done before it, even if the first to wait is another stream, for a later call. */
 static hv_status check_order(ranks *r) {
   enum { COUNT = 100 };
   buffers b;
@@ -173,7 +172,7 @@ static hv_status check_order(ranks *r) {
   return status;
 }
 
-/* No rank leaves a barrier before the last has come. */
+/* No rank leaves a barrier before the last has reached it. */
 static hv_status check_barrier(hv_comm *comm) {
   enum { LATE_MS = 200 };
   HV_TRY(hv_comm_barrier(comm, "the start"));
@@ -185,7 +184,7 @@ static hv_status check_barrier(hv_comm *comm) {
   return hv_error(HV_ERR_NO, "rank %d left a barrier after %.3f s", comm->rank, waited);
 }
 
-/* Of an odd number of bytes, as texts have them. */
+/* Gathers an odd number of bytes, as texts may have. */
 static hv_status check_gather(hv_comm *comm) {
   enum { EACH = 3, MOST_RANKS = 16 };
   char own[EACH] = {'a', 'b', (char)('c' + comm->rank)}, all[MOST_RANKS * EACH];
@@ -193,7 +192,7 @@ static hv_status check_gather(hv_comm *comm) {
   HV_TRY(hv_comm_gather(comm, "texts", own, EACH, all));
   for (int32_t r = 0; r < comm->size; r++) {
     own[EACH - 1] = (char)('c' + r);
-    if (memcmp(all + (size_t)r * EACH, own, EACH) != 0) return hv_error(HV_ERR_NO, "rank %d's text is another", r);
+    if (memcmp(all + (size_t)r * EACH, own, EACH) != 0) return hv_error(HV_ERR_NO, "the text of rank %d is wrong", r);
   }
   return HV_OK;
 }
@@ -245,7 +244,7 @@ done:
   return status;
 }
 
-/* All but the first two ranks sleep instead of coming. */
+/* late: all ranks but the first two sleep instead of joining the call. */
 static hv_status come_late(ranks *r) {
   hv_comm_set_timeout(r->comm, 1.0);
   if (r->comm->rank >= 2) sleep_ms(20000);
@@ -253,14 +252,14 @@ static hv_status come_late(ranks *r) {
   return hv_comm_sum(r->comm, "what is awaited", &value, 1);
 }
 
-/* Rank 1 makes another call than the rest. */
+/* astray: rank 1 makes another call than the rest. */
 static hv_status go_astray(ranks *r) {
   hv_comm_set_timeout(r->comm, 1.0);
   double values[2] = {1, 1};
   return hv_comm_sum(r->comm, "what all should do", values, r->comm->rank == 1 ? 2 : 1);
 }
 
-/* Rank 1 kills itself at some moment of an endless run. */
+/* dies: rank 1 kills itself after some milliseconds of endless calls. */
 static hv_status die(ranks *r, int64_t ms) {
   double start = hv_clock_seconds();
   for (;;) {
@@ -270,13 +269,13 @@ static hv_status die(ranks *r, int64_t ms) {
   }
 }
 
-/* Rank 1 meets an error that the others do not know of. */
+/* fails: rank 1 has an error that the others do not know of. */
 static hv_status fail_alone(ranks *r) {
   if (r->comm->rank == 1) return hv_error(HV_ERR_IO, "rank 1 has no disk");
   return hv_comm_barrier(r->comm, "the end");
 }
 
-/* The last rank comes 0.2 s late to a call, whose trace each rank writes. */
+/* traced: the last rank joins a call 0.2 s late; each rank writes a trace of the call. */
 static hv_status trace_a_call(ranks *r, const char *folder) {
   hv_trace *trace;
   char path[512];
@@ -289,7 +288,7 @@ static hv_status trace_a_call(ranks *r, const char *folder) {
   return hv_status_first(status, hv_trace_close(trace));
 }
 
-/* Over MPI in small pieces; over NCCL as programs do it. */
+/* MPI is used in small pieces, NCCL as in real runs. */
 static hv_status open_comm(ranks *r, const hv_launch *launch, const char *transport) {
   if (strcmp(transport, "mpi") == 0) {
     return hv_comm_mpi_open(r->device, &(hv_comm_mpi_options){.timeout = 30, .piece_bytes = SMALL_PIECE}, &r->comm);
@@ -315,10 +314,10 @@ int main(int argc, char **argv) {
   hv_interrupt *interrupt = NULL;
   hv_status status = HV_OK;
   if (argc < 2) return 2;
-  /* As hvla-train does: SIGTERM, which a launcher sends when another rank has died, is no sudden end. */
+  /* As in hvla-train: SIGTERM, which a launcher sends when another rank has died, must not end this one at once. */
   HV_CHECK(hv_interrupt_open(&interrupt));
   HV_CHECK(hv_launch_read(&launch));
-  /* No room for a communicator on the emulated card of rank 1. */
+  /* poor: the emulated card of rank 1 has no room for a communicator. */
   if (strcmp(argv[1], "poor") == 0 && launch.rank == 1) (void)setenv("HVLA_EMU_MEMORY", "100", 1);
   HV_CHECK(open_device(argc > 3 ? argv[3] : "cpu", 1, &r.device));
   HV_CHECK(hv_stream_open(r.device, &r.stream));

@@ -4,10 +4,10 @@
 #include "tests/check.h"
 #include "train/ranks/rendezvous.h"
 
-/* A sanitizer would report what MPI itself never frees. */
+/* MPI itself never frees some memory, which a sanitizer would report. */
 #define SANITIZER "ASAN_OPTIONS=\"$ASAN_OPTIONS:detect_leaks=0\" "
-/* Open MPI counts processors and refuses root, as containers have it; from version 5 on its launcher has other
- * variables (PRTE). To other MPIs they are nothing. Device modules lie in lib/. */
+/* By default Open MPI refuses to start more ranks than processors, and to run as root, as in containers. Its launcher
+ * has other variables (PRTE) since version 5; other MPIs ignore all of them. Device modules are in lib/. */
 #define ENVIRONMENT                                                                                                    \
   "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "                     \
   "OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 "                                            \
@@ -25,7 +25,7 @@ int run_ranks(int ranks, const char *command, char **output, double *seconds) {
 
 int run_ranks_without_mpi(int ranks, const char *command, char **output) {
   int listener, port;
-  /* A port that was free a moment ago. */
+  /* Finds a port that is free now. */
   assert_ok(hv_rendezvous_listen(0, &listener, &port));
   (void)close(listener);
   return run_shell(output, NULL,
@@ -37,7 +37,7 @@ int run_ranks_without_mpi(int ranks, const char *command, char **output) {
 
 pid_t start_ranks(int ranks, int patience, const char *command, const char *log) {
   int folder = (int)(strrchr(log, '/') - log);
-  (void)unlink(log); /* an earlier one would be taken for this one's */
+  (void)unlink(log); /* or the log of an earlier start would be taken for this one's */
   return start_shell("exec env " ENVIRONMENT PATIENCE "TMPDIR='%.*s' '" HVLA_MPIRUN
                      "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
                      patience, folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
@@ -92,7 +92,8 @@ void check_ranks(int code, int ranks, const char *command, const char *const *wo
   int found = run_ranks(ranks, command, &output, NULL);
   if (found != code) fail_msg("%d ranks of %s ended with %d, not %d:\n%s", ranks, command, found, code, output);
   for (; *words; words++) {
-    if (!strstr(output, *words)) fail_msg("%d ranks of %s say nothing of \"%s\":\n%s", ranks, command, *words, output);
+    if (!strstr(output, *words))
+      fail_msg("the output of %d ranks of %s lacks \"%s\":\n%s", ranks, command, *words, output);
   }
   free(output);
 }

@@ -1,4 +1,4 @@
-/* Starts programs as several ranks of one run, on however few processors there are. */
+/* Starts a program as several ranks of one run, by mpirun or without it, however few processors there are. */
 #ifndef HV_TESTS_COMM_RANKS_H
 #define HV_TESTS_COMM_RANKS_H
 
@@ -6,42 +6,44 @@
 
 #include "tests/shell.h"
 
-/* run_shell of "mpirun -np <ranks> <build folder>/<command>" with both streams of all ranks in *output; `seconds`
- * (optional) receives how long it took. */
+/* Runs "mpirun -np <ranks> <build folder>/<command>" by run_shell, with both streams of all ranks in *output. `seconds`
+ * (optional) receives how long it took. mpirun is given BRIEFLY, see below. */
 int run_ranks(int ranks, const char *command, char **output, double *seconds);
 
-/* Runs the ranks without mpirun, each as a launcher like torchrun would: RANK, WORLD_SIZE, LOCAL_RANK and a
- * MASTER_PORT that is free. Returns the first exit code that is not 0; *output as above. */
+/* Runs the ranks without mpirun, with the variables that a launcher such as torchrun sets: RANK, WORLD_SIZE,
+ * LOCAL_RANK, MASTER_ADDR and a free MASTER_PORT. Returns 0 if all end with 0, else an exit code that is not 0; *output
+ * as above. */
 int run_ranks_without_mpi(int ranks, const char *command, char **output);
 
-/* How long mpirun leaves the other ranks when one has ended badly, in seconds, twice: as scripts/launch/mpirun.sh does,
- * for what they have to say of a rank that was killed or hangs; or briefly, where all know that they end. */
+/* Seconds that mpirun leaves the other ranks, twice, when one has ended badly: PATIENTLY as scripts/launch/mpirun.sh
+ * does, so that they can report a rank that was killed or hangs; BRIEFLY if all ranks know that they end. */
 enum { PATIENTLY = 3, BRIEFLY = 1 };
 
-/* Starts ranks as run_ranks does, which is brief, without waiting; output goes to the file `log`, that of ranks
- * directly, so that an mpirun that crashes takes none of it along. The process is mpirun itself; what it leaves behind
- * when it is killed lies beside the log, and would stop a later mpirun of the same number. */
+/* Starts ranks as run_ranks does, without waiting. Output goes to the file `log`; ranks write to it directly, so that
+ * nothing is lost if mpirun crashes. Returns the process of mpirun itself. If it is killed, it leaves files beside the
+ * log, which would stop a later mpirun with the same process id. */
 pid_t start_ranks(int ranks, int patience, const char *command, const char *log);
 
-/* The same by scripts/launch/mpirun.sh, which is the process, in the environment of whoever uses it. */
+/* The same by scripts/launch/mpirun.sh, in a user's environment; returns the process of the script. */
 pid_t start_launcher(int ranks, const char *command, const char *log);
 
-/* Waits until the process has a handler for the signal, as a shell that begins has not yet. */
+/* Waits until the process has installed a handler for the signal; a shell that has just been started has none yet. */
 void wait_for_handler(pid_t process, int signal_number);
 
-/* The process of one of the ranks that `mpirun` started; 0: there is none. */
+/* The process of one of the ranks that `mpirun` started; 0 if there is none. */
 pid_t process_of_a_rank(pid_t mpirun, int which);
 
-/* Also true of one that nobody has waited for yet. */
+/* Whether the process has ended, even if nobody has waited for it yet. */
 bool process_has_ended(pid_t process);
 
-/* The same as run_ranks, failing the test unless the exit code is as given and the output holds every one of the words.
- */
+/* Runs ranks by run_ranks; fails the test unless the exit code is `code` and the output contains every one of the
+ * strings. */
 #define expect_ranks(code, ranks, command, ...)                                                                        \
   check_ranks(code, ranks, command, (const char *const[]){__VA_ARGS__, (void *)0})
 void check_ranks(int code, int ranks, const char *command, const char *const *words);
 
-/* folder/record-RANK.txt, the collectives that each rank made: there, all the same, and holding `line`. */
+/* Each rank has written the collectives that it called to folder/record-RANK.txt. Fails unless all files are the same
+ * and contain `line`. */
 void expect_same_records(const char *folder, int ranks, const char *line);
 
 #endif

@@ -1,4 +1,6 @@
-/* Communicators: one rank in this process, and 2, 4 and 8 ranks as mpirun starts them. */
+/* Communicators over MPI: a single rank in this process, and up to 8 ranks of comm_ranks.c started by mpirun. Sums must
+ * be right to the bit, and a rank that is late, astray, failed or killed must be named. Also: how ranks read the
+ * environment of their launcher. */
 #include "core/base/clock.h"
 #include "core/base/random.h"
 #include "core/cpu/cpu.h"
@@ -18,7 +20,7 @@ static void collectives_give_the_sums_in_rank_order(void **state) {
   check_all_ranks(*state, 3, "cpu");
 }
 
-/* On a device whose memory is reached by its copies alone. */
+/* On the emulated card, whose memory can only be accessed by its copies. */
 static void collectives_run_on_a_device_of_its_own_memory(void **state) {
   check_all_ranks(*state, 2, "emu");
 }
@@ -48,7 +50,7 @@ static const char *log_of(const char *folder, int trial) {
   return in_folder(folder, name);
 }
 
-/* Several at once: for most of the time mpirun sleeps. */
+/* Several runs at a time, because mpirun mostly waits. */
 static void a_killed_rank_ends_all_with_its_name(void **state) {
   enum { AT_ONCE = 5 };
   int trials = getenv("HVLA_LONG_TESTS") ? 50 : 5, ms[AT_ONCE];
@@ -178,7 +180,7 @@ static void the_launcher_is_read_from_the_environment(void **state) {
   }
 }
 
-/* srun --mpi=pmi2 sets PMI's variables too, and no local rank among them. */
+/* srun --mpi=pmi2 sets PMI's variables as well, which have no local rank: SLURM's are preferred if they fit. */
 static void slurm_is_known_behind_pmi(void **state) {
   (void)state;
   static const char *const values[][2] = {{"PMI_RANK", "5"},
@@ -192,7 +194,7 @@ static void slurm_is_known_behind_pmi(void **state) {
   assert_ok(hv_launch_read(&launch));
   assert_true(launch.rank == 5 && launch.size == 8 && launch.local_rank == 1);
   assert_string_equal(launch.rank_key, "SLURM_PROCID");
-  setenv("SLURM_STEP_NUM_TASKS", "2", 1); /* of those that started the ranks */
+  setenv("SLURM_STEP_NUM_TASKS", "2", 1); /* the step of a launcher that was started in SLURM */
   assert_ok(hv_launch_read(&launch));
   assert_string_equal(launch.rank_key, "PMI_RANK");
   setenv("MPI_LOCALRANKID", "3", 1);
@@ -202,7 +204,8 @@ static void slurm_is_known_behind_pmi(void **state) {
   clear_launch();
 }
 
-/* By its own launcher alone: mpirun and torchrun start runs inside SLURM jobs, too. */
+/* The name of a run comes from the launcher that set the rank, because mpirun and torchrun may run inside a SLURM job.
+ */
 static void the_launcher_names_the_run(void **state) {
   (void)state;
   static const char *const runs[] = {"PMIX_NAMESPACE=689635329", "", "TORCHELASTIC_RUN_ID=pick-7",

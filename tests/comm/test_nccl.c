@@ -1,5 +1,5 @@
-/* NCCL's communicator through the emulated device's stand-in: collectives, and what ends a run, with ranks that mpirun
- * starts and with ranks that have nothing but environment variables. */
+/* The communicator over NCCL, with the emulated device's replacement for the library: collectives, and errors that end
+ * a run; with ranks that mpirun starts, and with ranks that have only environment variables. */
 #include "core/base/clock.h"
 #include "core/base/random.h"
 #include "tests/check.h"
@@ -81,7 +81,7 @@ static void a_rank_that_cannot_be_connected_says_why_to_all(void **state) {
   free(output);
 }
 
-/* Without a launcher that would end the others: they see it by themselves. */
+/* No launcher ends the other ranks: they notice the death themselves. */
 static void a_killed_rank_ends_all_with_its_name(void **state) {
   (void)state;
   int trials = getenv("HVLA_LONG_TESTS") ? 50 : 5;

@@ -1,5 +1,5 @@
-/* Training on several ranks equals training on one: losses, gradient norms and values after 20 steps, for every kind of
- * sharding, and after 8 for what changes the way there (train_ranks.c holds both sides against each other). */
+/* Training on several ranks equals training on one: losses, gradient norms and parameters after 20 steps for every kind
+ * of sharding, and after 8 steps for other settings. train_ranks.c trains and compares both sides. */
 #include "tests/check.h"
 #include "tests/comm/ranks.h"
 
@@ -18,7 +18,7 @@ static void train(const char *folder, int ranks, const char *settings) {
   expect_same_records(folder, ranks, line);
 }
 
-/* Under a sanitizer, where a step takes five times as long, 8 will do. */
+/* With a sanitizer a step takes five times as long; then the default of 8 steps is enough. */
 #ifdef __SANITIZE_ADDRESS__
 static const char all_steps[] = "";
 #else
@@ -33,7 +33,8 @@ static void ranks_that_accumulate_equal_one_that_does_not(void **state) {
   train(*state, 2, "parts=4");
 }
 
-/* A fine-tuning of few parts: what lent them memory in one step may lend it in the next with nobody between. */
+/* Few parts are trained, so that in the next step a buffer may be used for the same group as before, with none between.
+ */
 static void ranks_that_train_little_equal_one_alone(void **state) {
   train(*state, 2, "trained=heads");
   train(*state, 2, "trained=heads parts=2");
@@ -43,7 +44,7 @@ static void ranks_in_bf16_stay_close_to_one(void **state) {
   train(*state, 2, "dtype=bf16");
 }
 
-/* Their sums over ranks and over parts are rounded, too. */
+/* Sums of gradients over ranks and micro-batches are rounded to bf16 as well. */
 static void ranks_with_bf16_gradients_stay_close_to_one(void **state) {
   train(*state, 2, "dtype=bf16 gradients=bf16");
   train(*state, 2, "dtype=bf16 gradients=bf16 parts=4");
@@ -53,7 +54,7 @@ static void ranks_with_8_bit_moments_stay_close_to_one(void **state) {
   train(*state, 2, "moments=int8");
 }
 
-/* NCCL's side of the device, through its stand-in. */
+/* Over NCCL, with the emulated device's replacement for the library. */
 static void emulated_cards_together_equal_one_alone(void **state) {
   if (!is_long()) {
     train(*state, 2, "device=emu samples=2 branches=1 steps=2");

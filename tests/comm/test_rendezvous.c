@@ -1,4 +1,6 @@
-/* How ranks meet over TCP, what they hear of one another, and who is not let in. */
+/* The rendezvous over TCP, by which ranks meet without MPI, exchange numbers and report errors and late ranks; and who
+ * is refused. The ranks are threads of this process. Also: where ranks meet, by the environment, and on which cards
+ * they are. */
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sys/socket.h>
@@ -25,8 +27,7 @@ static void *meet(void *argument) {
   return NULL;
 }
 
-/* Ranks of one run, each in a thread, at a place where rank 0 listens already; rank r claims to be one of `sizes`[r].
- */
+/* Lets ranks meet, each in a thread, at a port where rank 0 listens already. Rank r claims to be one of sizes[r]. */
 static void meet_all_at(int listener, int port, int ranks, const int *sizes, double timeout, meeting *all) {
   for (int r = 0; r < ranks; r++) {
     all[r] = (meeting){.options = {.rank = r,
@@ -81,7 +82,7 @@ static void meet_and_watch(meeting *all) {
   for (int r = 0; r < 4; r++) assert_ok(all[r].peers->methods->watch(all[r].peers));
 }
 
-/* What a rank hears, within some seconds. */
+/* Fails unless the rank learns within some seconds of a failure with these words. */
 static void expect_failure(const meeting *m, const char *words) {
   hv_status status = HV_OK;
   for (double start = hv_clock_seconds(); !status && hv_clock_seconds() - start < 10; usleep(10000)) {
@@ -133,7 +134,7 @@ static void where_none_is_behind_the_machine_is_blamed(void **state) {
   close_all(4, all);
 }
 
-/* As a process that is stopped: it is there, and nobody in it listens. */
+/* Rank 0 is connected but does not answer (nobody watches its connections), like a stopped process. */
 static void a_silent_rank_0_is_named(void **state) {
   (void)state;
   meeting all[MOST];
@@ -166,7 +167,7 @@ static void one_that_leaves_in_order_is_no_failure(void **state) {
   close_all(4, all);
 }
 
-/* Also to those that did come. */
+/* Also the ranks that did come are told which are missing. */
 static void missing_ranks_are_listed(void **state) {
   (void)state;
   meeting all[MOST];
@@ -180,7 +181,7 @@ static void missing_ranks_are_listed(void **state) {
   close_all(2, all);
 }
 
-/* The one that gave up knows why; the others know which it was. */
+/* One rank gives up; the others are told which one, and that its own message says why. */
 static void a_rank_that_gives_up_is_named_to_all(void **state) {
   (void)state;
   meeting all[MOST];
@@ -205,7 +206,7 @@ static int knock(int port, const char *words) {
   return s;
 }
 
-/* They are there before the ranks, and stay. */
+/* Strangers are connected before the ranks come, send nothing or nonsense, and stay. */
 static void strangers_do_not_keep_ranks_waiting(void **state) {
   (void)state;
   enum { STRANGERS = 8 };
@@ -234,7 +235,7 @@ static void *speak(void *argument) {
   return NULL;
 }
 
-/* What listens closes the connection that another thread speaks on. */
+/* Rank 0 closes connections while other threads are sending on them. */
 static void a_rank_may_leave_while_others_speak(void **state) {
   (void)state;
   meeting all[MOST];
@@ -258,7 +259,8 @@ static void a_rank_of_another_run_is_refused(void **state) {
   close_all(2, all);
 }
 
-/* It has the size and a rank of the run, and is there before that rank. One that knows no name may be anyone's. */
+/* A rank of another run, with the same size, comes before the right one: it is refused by the name of its run. A rank
+ * without a name is accepted. */
 static void a_rank_of_a_run_of_another_name_is_sent_away(void **state) {
   (void)state;
   static const char *const runs[] = {"JOB=1", "JOB=1", NULL};
@@ -285,8 +287,7 @@ static void a_rank_of_a_run_of_another_name_is_sent_away(void **state) {
   close_all(3, all);
 }
 
-/* Two runs of one size that tell no names: the message says what to look for. */
-/* Nor does a rank 0 that knows none send others away. */
+/* If rank 0 itself has no name of the run, it accepts ranks of any name. */
 static void a_rank_0_without_a_name_lets_all_in(void **state) {
   (void)state;
   int listener, port;
@@ -301,6 +302,7 @@ static void a_rank_0_without_a_name_lets_all_in(void **state) {
   close_all(2, all);
 }
 
+/* Two runs of one size without names meet at the same port: the message says what may be wrong. */
 static void a_second_rank_of_one_number_is_refused(void **state) {
   (void)state;
   int listener, port;
@@ -380,14 +382,14 @@ static void the_meeting_place_is_read_from_the_environment(void **state) {
   expect_place(&torchrun, "node1", 65534);
   setenv("MASTER_PORT", "29500", 1);
   expect_place(&torchrun, "node1", 29500);
-  setenv("TORCHELASTIC_USE_AGENT_STORE", "False", 1); /* torchrun leaves the port to rank 0 */
+  setenv("TORCHELASTIC_USE_AGENT_STORE", "False", 1); /* torchrun does not use the port itself */
   expect_place(&torchrun, "node1", 29500);
   setenv("TORCHELASTIC_USE_AGENT_STORE", "True", 1);
   expect_place(&torchrun, "node1", 29501);
   unsetenv("MASTER_ADDR");
 }
 
-/* Ports are a job's and a step's own: the steps of a job may run at one time. */
+/* Every job and every step has a port of its own, because the steps of a job may run at the same time. */
 static void the_meeting_place_of_a_slurm_job_is_its_own(void **state) {
   (void)state;
   hv_meeting_place place;
@@ -415,7 +417,7 @@ static void two_ranks_on_one_card_are_refused(void **state) {
   assert_ok(hv_rank_places_check(places, 3));
   snprintf(places[2].card, sizeof places[2].card, "0000:1b:00.0");
   assert_error(hv_rank_places_check(places, 3), "ranks 0 and 2 are both on card 0000:1b:00.0 of node1");
-  for (int r = 0; r < 3; r++) places[r].boot[0] = '\0'; /* unknown: then the names tell */
+  for (int r = 0; r < 3; r++) places[r].boot[0] = '\0'; /* without boot ids, host names decide */
   assert_error(hv_rank_places_check(places, 3), "ranks 0 and 2 are both");
   assert_ok(hv_rank_places_check(places, 2));
   for (int r = 0; r < 3; r++) places[r].card[0] = '\0';
@@ -436,7 +438,8 @@ static void two_ranks_on_one_card_are_refused(void **state) {
   hv_text_free(&text);
 }
 
-/* Dead, and waited for or not yet; of another machine nothing is known. */
+/* A process of this machine is known to have ended, whether its parent has waited for it or not. About another machine,
+ * or other process ids (a container), nothing is known. */
 static void a_neighbour_that_has_ended_is_known_to_be_gone(void **state) {
   (void)state;
   char host[64] = "";

@@ -1,4 +1,5 @@
-/* Connections of the rendezvous where names, addresses and the other side are not as one would like. */
+/* Connections of the rendezvous under difficulties: names that are not known yet, addresses that do not answer, kernels
+ * without IPv6, slow or dead peers. getaddrinfo, socket and connect are replaced here to bring these about. */
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,10 +20,11 @@
 
 enum { MESSAGE = 568, SILENT_PORTS = 8 };
 
-/* How often a name is still unknown, and the port at which its first address does not answer; 0: it has one address. */
+/* For getaddrinfo below: how many more times a name is unknown; and if not 0, the silent port of an address that is
+ * given before the real one. */
 static int unknown_for, silent_port;
 
-/* In the place of the system's, which it asks. */
+/* Replaces the system's function, which it calls. */
 int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **out) {
   int (*own)(const char *, const char *, const struct addrinfo *, struct addrinfo **) = NULL;
   *(void **)&own = dlsym(RTLD_NEXT, "getaddrinfo");
@@ -41,7 +43,7 @@ int getaddrinfo(const char *name, const char *service, const struct addrinfo *hi
   return 0;
 }
 
-/* In the place of the system's, of a kernel that may know no IPv6. */
+/* Replaces the system's function; with `without_ipv6`, as of a kernel without IPv6. */
 static bool without_ipv6;
 int socket(int family, int type, int protocol) {
   int (*own)(int, int, int) = NULL;
@@ -107,7 +109,8 @@ static int option_of(int s, int level, int option) {
   return value;
 }
 
-/* A machine that loses its power says nothing: both sides ask, and give up within a minute. */
+/* A machine that loses power sends nothing. Keep-alive probes are set on both sides, so that each gives up within a
+ * minute. */
 static void both_sides_notice_a_machine_that_is_gone(void **state) {
   (void)state;
   int port, ends[2], listener = listen_somewhere(&port);
@@ -123,7 +126,7 @@ static void both_sides_notice_a_machine_that_is_gone(void **state) {
   (void)close(listener);
 }
 
-/* A port that is taken is told, whichever version of IP took it. */
+/* Listening on a port that is taken is an error, whichever version of IP it is taken with. */
 static void a_port_that_is_taken_is_no_place_to_meet(void **state) {
   (void)state;
   for (int i = 0; i < 2; i++) {
@@ -133,7 +136,8 @@ static void a_port_that_is_taken_is_no_place_to_meet(void **state) {
     assert_error(hv_rendezvous_listen(port, &other, &none), "rank 0 cannot listen for the others on port");
     hv_socket_close(&listener);
   }
-  /* One that another program has by IPv6 alone is none by IPv4: half of the others would meet that program. */
+  /* A port that another program has by IPv6 only must not be used by IPv4 either: ranks that connect by IPv6 would
+   * reach that program. */
   int taken = socket(AF_INET6, SOCK_STREAM, 0), alone = 1, other, none;
   struct sockaddr_in6 address = {.sin6_family = AF_INET6};
   socklen_t length = sizeof address;
@@ -146,7 +150,7 @@ static void a_port_that_is_taken_is_no_place_to_meet(void **state) {
   hv_socket_close(&taken);
 }
 
-/* A listener whose queue is full takes no more: who connects to it hears nothing, as behind a firewall. */
+/* A listener with a full queue does not answer, like a host behind a firewall. */
 static void an_address_that_does_not_answer_is_passed_over(void **state) {
   (void)state;
   int waiting[SILENT_PORTS], silent = socket(AF_INET, SOCK_STREAM, 0), port, listener = listen_somewhere(&port);
@@ -168,20 +172,19 @@ static void an_address_that_does_not_answer_is_passed_over(void **state) {
   hv_socket_close(&listener);
 }
 
-/* In the place of the system's, which gives a connection a port of its own choice: now and then the one that it goes
- * to.
- */
+/* Replaces the system's function. The system chooses the local port of a connection; with `from_its_own_port` it is the
+ * one that is connected to. */
 static bool from_its_own_port;
 int connect(int socket, const struct sockaddr *address, socklen_t length) {
   int (*own)(int, const struct sockaddr *, socklen_t) = NULL;
   *(void **)&own = dlsym(RTLD_NEXT, "connect");
   assert_non_null(own);
   if (from_its_own_port) assert_int_equal(bind(socket, address, length), 0);
-  from_its_own_port = false; /* the port is taken for a while */
+  from_its_own_port = false; /* once only, because the port stays taken for a while */
   return own(socket, address, length);
 }
 
-/* Where nobody listens, a connection can be its own other end. */
+/* TCP can connect a socket to itself if nobody listens on the port and the local port happens to be the same. */
 static void nobody_is_taken_for_rank_0_by_itself(void **state) {
   (void)state;
   int connected, port, listener = listen_somewhere(&port);
@@ -196,7 +199,7 @@ typedef struct writer {
   atomic_bool stop;
 } writer;
 
-/* Writes one byte after the other. */
+/* Sends one byte at a time. */
 static void *trickle(void *argument) {
   writer *w = argument;
   for (int i = 0; i < w->bytes && !atomic_load(&w->stop); i++) {
@@ -206,7 +209,7 @@ static void *trickle(void *argument) {
   return NULL;
 }
 
-/* The status of a message that comes byte by byte, and how long that took. */
+/* Receives a message that comes byte by byte; returns the status, and in *took the seconds. */
 static hv_status receive_trickle(int pause_ms, double seconds, double *took) {
   int pair[2];
   char message[MESSAGE];
@@ -248,7 +251,7 @@ static void a_signal_does_not_end_the_time(void **state) {
   assert_ok(status);
 }
 
-/* What follows half a message would be taken for its other half. */
+/* After half a message nothing more may be sent, since it would be taken for the other half: the connection is lost. */
 static void nothing_follows_half_a_message(void **state) {
   (void)state;
   int pair[2], whole = 0;

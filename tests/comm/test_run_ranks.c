@@ -1,5 +1,6 @@
-/* `hvla-train run` on several ranks, from outside: the same curve as on one, resumed on other numbers of ranks, through
- * signals and with ranks that are killed. */
+/* `hvla-train run` on several ranks, started by mpirun: the losses and the model are those of one rank, also when the
+ * run is resumed on other numbers of ranks, after signals, and after ranks were killed; and ranks that are late or fail
+ * are named. */
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
@@ -15,9 +16,10 @@
 #include "tests/train/damaged_demonstrations.h"
 #include "tests/train/program.h"
 
-enum { STEPS = 12, LONGER = 40 /* steps: some seconds */ };
+enum { STEPS = 12, LONGER = 40 /* steps, which take some seconds */ };
 
-/* "train/hvla-train run --config C --set output=<folder>/<name> <rest>" */
+/* The command "train/hvla-train run --config C --set output=<folder>/<name> <rest>"; valid until the fourth call after
+ * this. */
 static const char *run_of(const char *folder, const char *name, const char *rest) {
   static char commands[4][2048];
   static int next;
@@ -29,7 +31,7 @@ static const char *run_of(const char *folder, const char *name, const char *rest
   return command;
 }
 
-/* The losses of a run's steps, which must follow one another without a gap; how many. */
+/* Reads the losses of a run's steps, which must be complete and in order; returns how many there are. */
 static int read_losses(const char *folder, const char *name, double *losses, int most) {
   json_t *lines = read_metrics(in_folder(folder, name));
   int count = (int)json_array_size(lines);
@@ -43,7 +45,7 @@ static int read_losses(const char *folder, const char *name, double *losses, int
   return count;
 }
 
-/* ‖a − b‖ / ‖b‖ over all tensors of the models that two runs left in this file. */
+/* ‖a − b‖ / ‖b‖ over all tensors of a model file that two runs left. */
 static double model_difference(const char *folder, const char *a, const char *b, const char *file) {
   hv_safetensors *x, *y;
   double difference = 0, size = 0;
@@ -80,7 +82,7 @@ static void assert_same_run(const char *folder, const char *a, const char *b, in
   if (!(difference < tolerance)) fail_msg("the models of %s and %s differ by %g", a, b, difference);
 }
 
-/* One rank, to the end. */
+/* Trains on one rank, to the end. */
 static void run_alone(const char *folder, const char *name, int steps, const char *settings) {
   char rest[1100];
   snprintf(rest, sizeof rest, "--set train.steps=%d %s", steps, settings);
@@ -88,7 +90,7 @@ static void run_alone(const char *folder, const char *name, int steps, const cha
 }
 
 typedef struct stretch {
-  int ranks, steps; /* steps in all at its end */
+  int ranks, steps; /* `steps`: counted from the first step of the run */
   const char *sharding;
 } stretch;
 
@@ -110,7 +112,7 @@ static void a_run_goes_on_with_other_numbers_of_ranks(void **state) {
   assert_same_run(*state, "shared", "alone", STEPS, 1e-5);
 }
 
-/* BF16 values come with 16-bit remainders, and ranks add up gradients in another order. */
+/* Checkpoints hold BF16 values with their remainders. Ranks add up gradients in another order, hence the tolerance. */
 static void a_run_in_bf16_goes_on_with_other_numbers_of_ranks(void **state) {
   static const stretch stretches[] = {{2, 3, "parameters"}, {4, 9, "replicate"}, {2, 12, "gradients"}};
   run_alone(*state, "alone", STEPS, "--set dtype=bf16");
@@ -118,7 +120,8 @@ static void a_run_in_bf16_goes_on_with_other_numbers_of_ranks(void **state) {
   assert_same_run(*state, "shared", "alone", STEPS, 2e-2);
 }
 
-/* A share is whole blocks of moments. A sum in another order now and then turns a code, which is a hundredth of it. */
+/* Shares consist of whole blocks of moments. Adding up in another order now and then changes a code by one, about a
+ * hundredth of the value. */
 static void a_run_with_8_bit_moments_goes_on_with_other_numbers_of_ranks(void **state) {
   static const stretch stretches[] = {{8, 3, "gradients"}, {1, 6, "replicate"}, {4, 9, "parameters"}};
   run_alone(*state, "alone", 9, "--set optimizer.moments=int8");
@@ -132,7 +135,7 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   snprintf(log, sizeof log, "%s/log", (const char *)*state);
   pid_t process = start_ranks(2, BRIEFLY, run_of(*state, "shared", "--set train.steps=100000"), log);
   wait_for_text(log, "step 2/");
-  assert_int_equal(kill(process, SIGUSR1), 0); /* which it hands on */
+  assert_int_equal(kill(process, SIGUSR1), 0); /* mpirun passes it on to the ranks */
   int code = wait_for_exit(process);
   char *text = read_file(log);
   if (code != 75 || !strstr(text, "a checkpoint was written")) fail_msg("two ranks ended with %d:\n%s", code, text);
@@ -140,8 +143,8 @@ static void a_signal_ends_all_ranks_with_a_checkpoint(void **state) {
   expect_ranks(0, 2, run_of(*state, "shared", "--set train.steps=0 --set train.epochs=0.001 --resume"), "resumed from");
 }
 
-/* The launcher that people use does so on SIGTERM, to which mpirun itself gives its ranks no time, and where the
- * terminal is closed, which mpirun does not hear of. */
+/* The launcher that users start (scripts/launch/mpirun.sh) does the same on SIGTERM, on which mpirun itself leaves its
+ * ranks no time, and on SIGHUP, which mpirun ignores. */
 static void the_launcher_ends_with_a_checkpoint(void **state) {
   static const int signals[] = {SIGTERM, SIGHUP, SIGINT}, codes[] = {75, 75, 130};
   static const char *const names[] = {"terminated", "hung-up", "interrupted"};
@@ -160,7 +163,7 @@ static void the_launcher_ends_with_a_checkpoint(void **state) {
   }
 }
 
-/* Signals before there are ranks, or before these listen, which would be lost or leave ranks behind. */
+/* A signal that comes before there are ranks, or before they handle it, must neither be lost nor leave ranks behind. */
 static void the_launcher_can_be_stopped_at_once(void **state) {
   static const char *const names[] = {"early", "earlier", "earliest"};
   char logs[3][512];
@@ -189,7 +192,7 @@ static void a_checkpoint_that_lacks_a_part_is_passed_over(void **state) {
   assert_same_run(*state, "shared", "alone", STEPS, 1e-5);
 }
 
-/* Each rank wrote a part; the model that is put together from them is the run's. */
+/* Each rank writes its part of a checkpoint; the model that is made from all parts is the one that the run left. */
 static void the_model_comes_from_the_parts_of_all_ranks(void **state) {
   static const stretch stretches[] = {{2, 6, "optimizer"}};
   char command[1024];
@@ -203,8 +206,8 @@ static void the_model_comes_from_the_parts_of_all_ranks(void **state) {
   expect_train(0, command, "step-6/training-00001", "checksum", "the model of step 3", NULL);
 }
 
-/* Waits until mpirun and the rank have ended, for at most a minute; mpirun's exit code, and the seconds since `start`.
- */
+/* Waits for at most a minute until mpirun and the rank have ended. Returns mpirun's exit code, and in *seconds the time
+ * since `start`. */
 static int wait_for_all(pid_t mpirun, pid_t rank, double start, double *seconds) {
   bool reaped = false, over = false;
   int status = 0;
@@ -222,11 +225,11 @@ static int wait_for_all(pid_t mpirun, pid_t rank, double start, double *seconds)
 typedef struct victim {
   char log[512];
   pid_t mpirun, killed, other;
-  double start, seconds; /* when it was killed; until all had ended */
-  int code;              /* of mpirun */
+  double start, seconds; /* the time when it was killed; seconds until all had ended */
+  int code;              /* exit code of mpirun */
 } victim;
 
-/* Kills one of two ranks `ms` milliseconds after the first step, and mpirun with it where `launcher` says so. */
+/* Kills one of two ranks `ms` milliseconds after the first step, and mpirun as well if `launcher`. */
 static void kill_a_rank_of(const char *folder, const char *name, const char *settings, int64_t ms, bool launcher,
                            victim *out) {
   snprintf(out->log, sizeof out->log, "%s/%s.log", folder, name);
@@ -242,7 +245,7 @@ static void kill_a_rank_of(const char *folder, const char *name, const char *set
   if (launcher) assert_int_equal(kill(out->mpirun, SIGKILL), 0);
 }
 
-/* Of no checkpoint it is said that it is given up and that it is there. */
+/* Whether the text says of one checkpoint both that it is given up and that it is there to go on from. */
 static bool contradicts_itself(const char *text) {
   long long lost, newest;
   const char *word = strstr(text, "the checkpoint of step ");
@@ -254,8 +257,8 @@ static bool contradicts_itself(const char *text) {
          lost == newest;
 }
 
-/* The other rank names it, tells which checkpoint there is to resume from, and ends within a minute, and so does
- * mpirun; also where mpirun crashes over the loss (with SIGSEGV, as some versions do now and then). */
+/* The other rank must name the killed one, say which checkpoint the run can go on from, and end within a minute, as
+ * must mpirun, even if mpirun crashes (some versions do so with SIGSEGV now and then when a rank is lost). */
 static void expect_a_clear_end(victim *run) {
   char named[64];
   run->code = wait_for_all(run->mpirun, run->other, run->start, &run->seconds);
@@ -267,15 +270,15 @@ static void expect_a_clear_end(victim *run) {
   free(text);
 }
 
-/* Llama-2's words. With other prompts a column of the head's gradients can come so near to zero that the order of sums
- * tells in its sign, and runs on other numbers of ranks drift apart. */
+/* Llama-2's tokenizer. With other prompts, a column of the head's gradients can be so close to zero that its sign
+ * depends on the order of adding up, and then runs on different numbers of ranks drift apart. */
 static const char llama_words[] = LARGE_VOCABULARY
     "--set 'tokenizer=" HVLA_SOURCE_DIR "/data/tokenizer/llama2-tokenizer.model' "
     "--set 'model.action_tokens={base: 32000, bins: 256}' --set 'model.special_tokens={bos: 1, eos: 2, "
     "pad: 32000, bod: 32001, eod: 32002, empty: 29871}'";
 
-/* Steps are neither lost nor counted twice, and the curve is that of a run in which nothing happened. Several ranks are
- * killed before the first are waited for: mpirun sleeps for most of that. */
+/* After a rank was killed, the resumed run loses no step, counts none twice, and has the losses of an undisturbed run.
+ * Several runs go on at a time, because mpirun mostly waits. */
 static void a_killed_rank_leaves_a_run_that_goes_on(void **state) {
   enum { AT_ONCE = 5 };
   bool all = getenv("HVLA_LONG_TESTS") != NULL;
@@ -300,7 +303,7 @@ static void a_killed_rank_leaves_a_run_that_goes_on(void **state) {
     }
     for (int i = trial - AT_ONCE + 1; i <= trial; i++) {
       snprintf(name, sizeof name, "shared-%d", i);
-      if (all || i % 2 == 1) { /* not all, to be short */
+      if (all || i % 2 == 1) { /* only some, to save time */
         expect_ranks(0, 4, run_of(*state, name, resume), "done");
         assert_same_run(*state, name, "alone", LONGER, 1e-5);
       }
@@ -311,7 +314,8 @@ static void a_killed_rank_leaves_a_run_that_goes_on(void **state) {
                 slowest, crashed);
 }
 
-/* A checkpoint has its name before its model is made: then it is none that a rank's death costs. */
+/* A checkpoint gets its final name before its model is made. A rank that dies in between does not cost the checkpoint.
+ */
 static void a_checkpoint_that_is_there_is_not_given_up(void **state) {
   victim run;
   char rest[1024];
@@ -339,8 +343,8 @@ static json_t *read_best(const char *folder, const char *name) {
 static const char measured[] = "--set data.valid_split=valid --set validation.samples=3 --set validation.interval=2 "
                                "--set validation.metric=error_diffusion --set parallel.sharding=parameters";
 
-/* With averages, of which each rank has a share and all must have the whole to measure, and a best model that all take
- * for it. */
+/* With averages, of which each rank has a share: to measure, all ranks need all of them. All must agree which model is
+ * the best. */
 static void ranks_keep_the_best_model(void **state) {
   char rest[512];
   snprintf(rest, sizeof rest,
@@ -360,7 +364,7 @@ static void ranks_keep_the_best_model(void **state) {
   json_decref(shared);
 }
 
-/* With parameters that all must gather to measure. Nothing becomes better at a learning rate of 0. */
+/* Parameters are sharded and must be gathered to measure. At a learning rate of 0 nothing becomes better. */
 static void ranks_end_early_together(void **state) {
   char rest[512];
   snprintf(rest, sizeof rest, "%s --set train.steps=50 --set optimizer.learning_rate=0 --set validation.patience=2",
@@ -375,7 +379,7 @@ static void ranks_end_early_together(void **state) {
   expect_ranks(0, 2, run_of(*state, "run", rest), "resumed from", "stopped early after step 8");
 }
 
-/* What is to be said of the model that a run starts from is said once, not by every rank. */
+/* A warning about the model that a run starts from is printed once, not by every rank. */
 static void one_rank_tells_of_the_start(void **state) {
   static const char said[] = "was trained with other values of these keys";
   char rest[512], *output;
@@ -404,7 +408,7 @@ static void a_rank_and_mpirun_killed_together_end_the_others(void **state) {
   }
 }
 
-/* The rule sees the whole batch: the same steps are skipped on any number of ranks. */
+/* The rule for skipping steps looks at the whole batch, so the same steps are skipped on any number of ranks. */
 static void ranks_skip_the_same_steps(void **state) {
   const char *rest = "--set watch.spike_factor=1.001 --set watch.spike_window=2 --set train.micro_batch=2";
   expect_ranks(0, 1, run_of(*state, "alone", rest), "changed nothing");
@@ -423,7 +427,8 @@ static void ranks_skip_the_same_steps(void **state) {
   json_decref(shared);
 }
 
-/* An end that all come to at once, over gradients that are lost, costs none the checkpoint that they are writing. */
+/* All ranks end in the same step, over gradients that are not finite: the checkpoint that they are writing is
+ * completed. */
 static void ranks_that_end_together_complete_their_checkpoint(void **state) {
   char name[64];
   expect_ranks(2, 2,
@@ -438,7 +443,8 @@ static void ranks_that_end_together_complete_their_checkpoint(void **state) {
   json_decref(line);
 }
 
-/* The report of a long run takes longer than a rank waits for another in a step; it is written all the same. */
+/* Writing the report of a long run takes longer than ranks wait for one another in a step; it is written all the same.
+ */
 static void the_report_of_a_failed_run_is_waited_for(void **state) {
   enum { LINES = 60000 };
   expect_ranks(0, 2, run_of(*state, "run", "--set train.steps=1"), "done");
@@ -459,11 +465,11 @@ static void the_report_of_a_failed_run_is_waited_for(void **state) {
   assert_true(hv_file_exists(in_run(*state, "run", "report.html")));
 }
 
-/* Nor does one rank's error, of which the others hear in the step in which it came up: here a picture that cannot be
- * read, in the batch that follows, or in the midst of a step. */
+/* One rank has an error that the others learn of in the same step: a picture that cannot be read, in the next batch or
+ * in the middle of a step. The checkpoint that is being written is completed all the same. */
 static void one_ranks_error_costs_no_checkpoint(void **state) {
   static const struct {
-    int sample; /* of batches of 8, half of each for either rank */
+    int sample; /* number of a sample in the run; batches are of 8, and each rank gets half */
     const char *settings, *checkpoint;
   } cases[] = {
       {28, "", "checkpoints/step-2/state.json"},
@@ -485,8 +491,8 @@ static void one_ranks_error_costs_no_checkpoint(void **state) {
   }
 }
 
-/* One of two ranks is stopped three quarters of the time: more than the other can lose to whatever else the machine is
- * busy with. */
+/* One of two ranks is stopped three quarters of the time, which is more than other load on the machine can slow down
+ * the other rank. */
 static void a_slow_rank_is_told(void **state) {
   char log[512];
   bool told = false;
@@ -516,8 +522,9 @@ static void a_slow_rank_is_told(void **state) {
   json_decref(line);
 }
 
-/* Starts two ranks that measure for a second or more, all held-out frames in one batch, so that what keeps ranks
- * together is not that they read the next; once they do, the second is told. */
+/* Starts two ranks that measure for a second or more before the first step. All held-out frames are in one batch, so
+ * that reading batches does not keep the ranks in step. Returns when they begin, with the process of rank 1 in *second.
+ */
 static pid_t start_measuring(const char *folder, const char *log, double timeout, pid_t *second) {
   char rest[512];
   snprintf(rest, sizeof rest,
@@ -531,7 +538,8 @@ static pid_t start_measuring(const char *folder, const char *log, double timeout
   return mpirun;
 }
 
-/* One of two ranks is stopped again and again while both measure: in all for longer than a rank may be late. */
+/* One of two ranks is stopped again and again while both measure, in total for longer than a rank may be late in a
+ * step. */
 static void a_rank_may_measure_more_slowly(void **state) {
   char log[512];
   pid_t slow;
@@ -549,7 +557,7 @@ static void a_rank_may_measure_more_slowly(void **state) {
   free(text);
 }
 
-/* One that does not come back is missed as in a step. */
+/* A rank that stops for good while it measures is reported as in a step. */
 static void a_rank_that_hangs_while_it_measures_is_named(void **state) {
   char log[512];
   pid_t hanging;

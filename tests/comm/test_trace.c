@@ -1,4 +1,5 @@
-/* The timeline of a run on two ranks: what it holds, and that communication runs beside computation. */
+/* The timeline (--trace) of a run on two ranks: the spans that it contains, and that communication overlaps
+ * computation. */
 #include <jansson.h>
 
 #include "tests/check.h"
@@ -17,7 +18,7 @@ static json_t *read_trace(const char *folder, const char *name) {
   return trace;
 }
 
-/* Whether the event is a span of the row whose name begins like that. */
+/* Whether the event is a span in the row whose name begins with that text. */
 static bool is_span(const json_t *event, int row, const char *beginning) {
   const char *name = json_string_value(json_object_get(event, "name"));
   return strcmp(json_string_value(json_object_get(event, "ph")), "X") == 0 &&
@@ -40,7 +41,7 @@ static int count_spans(const json_t *events, int row, const char *beginning) {
   return count;
 }
 
-/* Microseconds in which spans of both kinds are under way; those of either follow one another. */
+/* Microseconds during which spans of both kinds are under way. Spans of one kind do not overlap each other. */
 static double overlap(const json_t *events, int row_a, const char *a, int row_b, const char *b) {
   double sum = 0;
   size_t i, j;
@@ -57,9 +58,8 @@ static double overlap(const json_t *events, int row_a, const char *a, int row_b,
   return sum;
 }
 
-/* Six steps of two ranks, in RUN of the folder with RUN.json beside it; *events of rank 0, kept by the returned
- * document.
- */
+/* Trains six steps on two ranks in folder/RUN, with the trace in folder/RUN.json. Returns the document of rank 0;
+ * *events is a part of it. */
 static json_t *trace_run(const char *folder, const char *sharding, const char *run, const json_t **events) {
   char command[2048], name[64];
   snprintf(name, sizeof name, "%s.json", run);
@@ -75,8 +75,8 @@ static json_t *trace_run(const char *folder, const char *sharding, const char *r
   return trace;
 }
 
-/* What runs beside what is up to the scheduler of a busy machine: some of a few runs must show it. `work` are names of
- * computations, the last NULL. */
+/* On a busy machine the scheduler decides what overlaps, so only one of several runs must show it. `work`: names of
+ * computations, with a NULL at the end. */
 static void expect_beside(const char *folder, const char *sharding, const char *sums, const char *const *work) {
   enum { TRIES = 6 };
   double beside = 0;

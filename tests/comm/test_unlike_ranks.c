@@ -1,5 +1,5 @@
-/* `hvla-train run` on two ranks that are not alike: one would choose other algorithms, reads its files more slowly,
- * lacks memory, or was given another run. */
+/* `hvla-train run` on two ranks that differ (unlike_ranks.sh): one would choose other algorithms, reads its files more
+ * slowly, lacks memory, or has other settings, data or models than the other. */
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -8,7 +8,7 @@
 #include "tests/train/damaged_demonstrations.h"
 #include "tests/train/program.h"
 
-/* A run of two ranks; the second has a variable of the environment and a setting of its own ("": none). Valid until the
+/* The command of a run in which rank 1 has an environment variable and a setting of its own ("": none). Valid until the
  * next call. */
 static const char *two_of(const char *folder, const char *name, const char *rest, const char *variable,
                           const char *own) {
@@ -22,7 +22,7 @@ static const char *two_of(const char *folder, const char *name, const char *rest
   return command;
 }
 
-/* It ends with the code and the words. */
+/* Runs two ranks; fails unless they end with the code and print the words. */
 static void end_two(int code, const char *folder, const char *name, const char *rest, const char *variable,
                     const char *own, const char *words) {
   expect_ranks(code, 2, two_of(folder, name, rest, variable, own), "2 ranks on 1 host", words);
@@ -32,8 +32,8 @@ static void run_two(const char *folder, const char *name, const char *rest, cons
   end_two(0, folder, name, rest, variable, own, "done");
 }
 
-/* On emulated cards, each of which would find another algorithm to be the fastest: the run is to the byte that of ranks
- * which all suppose from the start what the first one measures. */
+/* On two emulated cards with different fastest algorithms, all ranks take what rank 0 measures: the model is to the
+ * byte that of a run in which all ranks use this algorithm from the start. */
 static void all_take_what_the_first_measured(void **state) {
   static const char model[] = "model/model.safetensors", unmeasured[] = "--device emu --set measure_algorithms=false";
   assert_int_equal(setenv("HVLA_EMU_TIMES", "4,4,4,1", 1), 0);
@@ -47,7 +47,7 @@ static void all_take_what_the_first_measured(void **state) {
   assert_false(same_bytes(in_run(*state, "apart", model), in_run(*state, "supposed", model)));
 }
 
-/* Where the run begins, files may take longer than a rank is waited for in a step. */
+/* At the start of a run, a rank may take longer to read its files than ranks wait for one another in a step. */
 static void all_wait_for_the_one_that_reads_slowly(void **state) {
   char line[1024], own[512];
   const char *pipe = in_folder(*state, "tokenizer");
@@ -65,7 +65,7 @@ static void all_wait_for_the_one_that_reads_slowly(void **state) {
   assert_int_equal(wait_for_exit(writer), 0);
 }
 
-/* They would train apart. */
+/* Ranks with different settings or data would train different models. */
 static void what_is_not_one_run_is_refused(void **state) {
   static const char *const cases[][2] = {
       {"optimizer.learning_rate=1e-3", "`optimizer` differs between rank 1 and rank 0"},
@@ -82,7 +82,7 @@ static void what_is_not_one_run_is_refused(void **state) {
   run_two(*state, "run", "--resume", "", "data.read_ahead=3");
 }
 
-/* Nor are ranks one run that start from two models, however alike these are. */
+/* Ranks that start from different models are refused, even if the shapes are the same. Equal copies are accepted. */
 static void another_model_to_start_from_is_refused(void **state) {
   char start[512], own[512];
   const char *folder = *state;
@@ -96,7 +96,7 @@ static void another_model_to_start_from_is_refused(void **state) {
   run_two(folder, "run", start, "", own);
 }
 
-/* One rank fails alone when another has made the directory and its lock. */
+/* Rank 1 fails when rank 0 has made and locked the run directory already: the directory is removed again. */
 static void what_one_rank_cannot_begin_leaves_nothing(void **state) {
   char start[512], own[512];
   const char *folder = *state;
@@ -110,7 +110,7 @@ static void what_one_rank_cannot_begin_leaves_nothing(void **state) {
   assert_false(hv_file_exists(in_folder(folder, "run")));
 }
 
-/* A held-out frame that one rank cannot read is no riddle to the other, which writes what there is to say of it. */
+/* Rank 1 cannot read a held-out frame; rank 0 learns the reason and writes it into run.json. */
 static void all_hear_of_a_held_out_frame_that_cannot_be_read(void **state) {
   char own[512];
   const char *path = in_folder(*state, "damaged.hdf5"), *episode = write_damaged_demonstrations(path, 0);
@@ -128,8 +128,8 @@ static int count_words(const char *text, const char *words) {
   return count;
 }
 
-/* Where one rank has no memory for a copy of its part, training waits on all while checkpoints are written, and leaves
- * the same. Needs a user namespace to mount in. */
+/* If one rank has no memory for a copy of its part, training waits on all ranks while checkpoints are written, and the
+ * files are the same. Needs a user namespace to replace /proc/meminfo in. */
 static void all_wait_for_checkpoints_where_one_lacks_memory(void **state) {
   static const char every[] = "--set train.steps=3 --set checkpoint.interval=1 --set parallel.sharding=gradients";
   static const char *const files[] = {"checkpoints/step-3/training-00001-of-00002.safetensors",
@@ -146,13 +146,15 @@ static void all_wait_for_checkpoints_where_one_lacks_memory(void **state) {
   snprintf(variable, sizeof variable, "MEMINFO=%s", meminfo);
   assert_int_equal(run_ranks(2, two_of(folder, "beside", every, "", ""), &beside, NULL), 0);
   assert_int_equal(run_ranks(2, two_of(folder, "waiting", every, variable, ""), &waiting, NULL), 0);
-  if (count_words(beside, "training waited") != 1) fail_msg("of waiting is not told once:\n%s", beside);
+  if (count_words(beside, "training waited") != 1)
+    fail_msg("the message about waiting does not come exactly once:\n%s", beside);
   if (count_words(waiting, "training waits while checkpoints are written") != 1 || !strstr(waiting, "rank 1 needs ") ||
       !strstr(waiting, " for a copy, and 10240 are free") || strstr(waiting, "training waited")) {
-    fail_msg("of one rank's memory is not told:\n%s", waiting);
+    fail_msg("the message about rank 1's memory is missing, or comes not once:\n%s", waiting);
   }
   for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
-    if (!same_bytes(in_run(folder, "beside", files[i]), in_run(folder, "waiting", files[i]))) fail_msg("%s", files[i]);
+    if (!same_bytes(in_run(folder, "beside", files[i]), in_run(folder, "waiting", files[i])))
+      fail_msg("%s differs", files[i]);
   }
   free(beside);
   free(waiting);

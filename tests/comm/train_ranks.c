@@ -1,7 +1,6 @@
-/* One rank of a test of training on several: `train_ranks FOLDER [KEY=VALUE …]` trains a tiny model on this rank's part
- * of each batch; rank 0 trains beside it the same model alone on whole batches, and compares. On the CPU, some more
- * steps must allocate nothing. Ends with 0 where both agree; rank 0 tells how well. The keys are those of `settings`.
- */
+/* One rank of test_ranks and test_nccl: `train_ranks FOLDER [KEY=VALUE …]` trains a tiny model on this rank's part of
+ * each batch. Rank 0 also trains the same model alone on whole batches, compares, and prints the differences. On the
+ * CPU, some more steps must allocate nothing. Ends with 0 if both sides agree. The keys are those of `settings`. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,23 +22,23 @@ typedef struct settings {
   hv_dtype dtype, gradients;
   hv_moment_format moments;
   int32_t samples, branches; /* of a batch */
-  int32_t parts;             /* of a rank's batch */
+  int32_t parts;             /* micro-batches of a rank */
   int32_t steps;
-  int first, last; /* kinds of sharding */
-  int trained;     /* which of trained_parts */
+  int first, last; /* the kinds of sharding from `first` to `last` are tried */
+  int trained;     /* index into trained_parts */
 } settings;
 
 static const char *const shardings[] = {"nothing", "optimizer", "gradients", "parameters"};
 static const char *const trained_parts[] = {"most", "heads"};
 static const double learning_rate = 1e-3;
 
-/* The batches of a run in turn, and of each those parts that belong to a rank. */
+/* A source that gives the batches of a run in turn, and of each batch the parts that belong to one rank. */
 typedef struct part_source {
   hv_batch_source source;
   const hv_config *config;
   const tiny_batch *batches;
   int32_t branches;
-  int32_t first, samples, parts; /* of a rank in every batch, in so many parts */
+  int32_t first, samples, parts; /* the rank's samples of every batch, in so many parts */
   int64_t next;
   hv_batch batch;
 } part_source;
@@ -49,7 +48,7 @@ static hv_status next_part(hv_batch_source *source, const hv_batch **out) {
   const tiny_batch *whole = &self->batches[self->next / self->parts % BATCHES];
   int32_t each = self->samples / self->parts, part = (int32_t)(self->next % self->parts);
   self->batch = tiny_batch_part(self->config, whole, self->branches, self->first + part * each, each);
-  self->batch.noise = NULL; /* drawn on the device, by the sample's number in the run */
+  self->batch.noise = NULL; /* so that the device draws, by the sample's number in the run */
   self->batch.timesteps = NULL;
   self->next++;
   *out = &self->batch;
@@ -66,8 +65,8 @@ typedef struct side {
   part_source source;
 } side;
 
-/* What stays as it is, by trained_parts: one tower, so that groups that nothing is trained in are shared too; or all
- * but the embedders and the noise head, fewer groups than there is room for at once. */
+/* What is frozen, for each of trained_parts: one tower, so that groups without trained parameters are sharded too; or
+ * all but the embedders and the noise head, which are fewer groups than there are buffers. */
 static const struct {
   const char *patterns[3];
   int count;
@@ -102,7 +101,8 @@ static hv_status open_side(hv_device *device, hv_comm *comm, hv_sharding shardin
   return hv_trainer_initialize(out->trainer, NULL, NULL);
 }
 
-/* ‖a − b‖ / ‖b‖ over all parameters. Without b the values of a are read all the same, because others wait for them. */
+/* ‖a − b‖ / ‖b‖ over all parameters. If `b` is NULL, the values of `a` are read all the same, because the
+ * other ranks take part in that. */
 static hv_status compare_values(const hv_trainer *a, const hv_trainer *b, double *out) {
   double difference = 0, size = 0;
   for (hv_param_id id = 0; id < hv_params_count(a->params); id++) {
@@ -127,12 +127,12 @@ static double relative(double a, double b) {
   return fabs(a - b) / fabs(b);
 }
 
-/* Relative differences: the largest of the losses and gradient norms; of the values at the end. */
+/* Relative differences: the largest of losses and of gradient norms, and that of the parameters at the end. */
 typedef struct differences {
   double loss, norm, values;
 } differences;
 
-/* `alone` has no trainer on ranks that only take part. */
+/* alone->trainer is NULL on all ranks but 0. */
 static hv_status train_both(side *shared, side *alone, int32_t steps, differences *out) {
   double before = 0;
   *out = (differences){0};
@@ -150,8 +150,8 @@ static hv_status train_both(side *shared, side *alone, int32_t steps, difference
   return compare_values(shared->trainer, alone->trainer, &out->values);
 }
 
-/* The trained model predicts the same for the same draws, however often it is asked: a device that records what a
- * prediction queues must not keep what the ranks did meanwhile. */
+/* The trained model gives the same prediction for the same draws again and again: a device that records a prediction
+ * must not record the communication of the ranks with it. */
 static hv_status expect_steady_predictions(side *shared, const tiny_batch *batch) {
   enum { PREDICTIONS = 3 /* queued, recorded, replayed */ };
   hv_status status = HV_OK;
@@ -183,13 +183,13 @@ done:
   return status;
 }
 
-/* Some more steps, in which no code of this process allocates, in any thread. (What MPI's library allocates now and
- * then is its own, and so is what the emulated card does for each launch.) */
+/* Some more steps, in which the program's own code allocates nothing in any thread. (Allocations inside MPI's library,
+ * and of the emulated card for each launch, do not count.) */
 static hv_status expect_no_allocations(side *shared, hv_comm *comm) {
   enum { MEASURED = 4 };
   if (!allocations_counted() || !comm->device->host_memory) return HV_OK;
   hv_text *record = comm->record;
-  hv_comm_record(comm, NULL); /* it grows */
+  hv_comm_record(comm, NULL); /* because the record grows */
   hv_status status = HV_OK;
   long before = allocations_own_count();
   for (int i = 0; i < MEASURED && !status; i++) {
@@ -203,8 +203,8 @@ static hv_status expect_no_allocations(side *shared, hv_comm *comm) {
   return count == 0 ? HV_OK : hv_error(HV_ERR_NO, "%ld allocations in %d training steps", count, MEASURED);
 }
 
-/* How far ranks may be from a single one, which adds up in another order: that turns a code of 8-bit moments, or the
- * last bit of BF16, now and then. */
+/* How far several ranks may be from a single one, which adds up in another order. Now and then that changes a code of
+ * 8-bit moments, or the last bit of a BF16 value. */
 static double tolerance_of(const settings *how) {
   if (how->dtype == HV_BF16) return 2e-2;
   return how->moments == HV_MOMENTS_INT8 ? 1e-3 : 1e-5;
@@ -268,7 +268,7 @@ static bool read_number(const char *argument, const char *key, int32_t *out) {
   return value != NULL;
 }
 
-/* Which of the names the value is. */
+/* Reads a value that must be one of the names. */
 static bool read_choice(const char *argument, const char *key, const char *const *names, int count, int *out) {
   const char *value = value_of(argument, key);
   for (int i = 0; value && i < count; i++) {

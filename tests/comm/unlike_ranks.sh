@@ -1,9 +1,9 @@
 #!/bin/sh
-# unlike_ranks.sh VARIABLE=VALUE KEY=VALUE PROGRAM ARGUMENT…: as mpirun starts it; ranks after the first have the variable,
-# and --set with the key, each unless it is empty. mpirun can start unlike ranks by itself, but that of Open MPI 5.0.7 on
-# Debian 13 crashes over it. The variable RESUME has those ranks resume; MEMINFO is a file that they have in place of
-# /proc/meminfo, in a user namespace of their own; in one more they are the user again that MPI's launcher takes its ranks
-# to be.
+# unlike_ranks.sh VARIABLE=VALUE KEY=VALUE PROGRAM ARGUMENT…: runs the program; mpirun starts this once a rank. Ranks
+# other than 0 get the environment variable, and `--set KEY=VALUE`; an empty word stands for none. (mpirun could start
+# different ranks by itself, but that of Open MPI 5.0.7 on Debian 13 crashes then.) If the variable is RESUME, these
+# ranks get --resume. If it is MEMINFO, its file replaces /proc/meminfo in a user namespace of theirs; inside a second
+# one they are the original user again, whom MPI's launcher expects.
 variable=$1 setting=$2
 shift 2
 if [ "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" != 0 ]; then
