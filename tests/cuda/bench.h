@@ -1,4 +1,4 @@
-/* A device with one stream for tests that launch kernels of their own. */
+/* A device with one stream, for tests that launch kernels of their own. */
 #ifndef HV_TESTS_CUDA_BENCH_H
 #define HV_TESTS_CUDA_BENCH_H
 
@@ -32,7 +32,7 @@ static inline void bench_close(bench *b) {
   hv_device_close(b->device);
 }
 
-/* Device memory until the bench is closed. */
+/* Device memory, valid until the bench is closed. */
 template <typename T> static inline T *bench_memory(bench *b, size_t count) {
   assert_true(b->memory_count < 16);
   void *memory;

@@ -1,6 +1,6 @@
-/* Times attention, linear layers and what is bound by memory at the shapes of the 7B model: bench_kernels [DEVICE
- * [small]], by default on a card. Each line is the best of five rounds of many calls; bytes are those that cannot but
- * be moved. `small` shrinks the shapes to what the emulated device runs. */
+/* Times attention, linear layers and memory-bound operations at the shapes of the 7B model: bench_kernels [DEVICE
+ * [small]], by default on a card. Each line is the best of five rounds of many calls; bytes are the least that must be
+ * moved. `small` shrinks the shapes so that the emulated device can run them. */
 #include <math.h>
 #include <time.h>
 
@@ -15,7 +15,7 @@ typedef struct bench {
   hv_device *device;
   hv_stream *stream;
   bool small;
-  int calls; /* of a round */
+  int calls; /* in a round */
   void *memory[64];
   int allocations;
 } bench;
@@ -44,7 +44,7 @@ static hv_tensor blank(bench *b, hv_dtype dtype, int64_t rows, int64_t cols) {
   return hv_tensor_make(allocate(b, (size_t)(rows * cols) * hv_dtype_size(dtype)), dtype, rows, cols);
 }
 
-/* Random numbers: a card is slower on them than on constants, because it draws more power. */
+/* Random numbers, because a card draws more power on them than on constants, and is slower. */
 static hv_tensor numbers(bench *b, int64_t rows, int64_t cols) {
   static const int64_t seed_step[2] = {1, 0}, sample = 0;
   hv_tensor t = blank(b, HV_BF16, rows, cols);
@@ -68,7 +68,7 @@ static double now(void) {
 
 typedef void (*call)(bench *b, const void *work, int index);
 
-/* Seconds of a call; the first round warms up. */
+/* Seconds per call; the first round only warms up. */
 static double measure(bench *b, call run, const void *work) {
   double best = INFINITY;
   for (int round = 0; round <= ROUNDS; round++) {
@@ -84,10 +84,10 @@ static double measure(bench *b, call run, const void *work) {
 static void print(const char *what, double seconds, double flops, double bytes) {
   printf("%-52s %9.1f us %8.1f TFLOP/s %8.1f GB/s\n", what, 1e6 * seconds, 1e-12 * flops / seconds,
          1e-9 * bytes / seconds);
-  fflush(stdout); /* what is measured is told, also where a time limit ends the rest */
+  fflush(stdout); /* a line is shown even if a time limit ends the rest */
 }
 
-/* Work is an operation's arguments. */
+/* Defines a function that runs the operation; `work` points to its arguments. */
 #define RUN(operation)                                                                                                 \
   static void run_##operation(bench *b, const void *work, int index) {                                                 \
     (void)index;                                                                                                       \
@@ -105,12 +105,12 @@ RUN(sum_squares)
 RUN(adamw)
 #undef RUN
 
-/* Samples of `prefix` rows (queries too, or keys alone) and branches that see it. */
+/* Samples of `prefix` rows, which have queries or only keys, and branches that see them. */
 typedef struct layout {
   hv_segment segment[MOST_SEGMENTS];
   hv_key_group group[MOST_SEGMENTS];
   int32_t segments, rows, max_rows, max_keys;
-  double pairs; /* of a query and a key that it sees */
+  double pairs; /* pairs of a query and a key that it sees */
 } layout;
 
 static void add_segment(layout *l, int32_t q_rows, int32_t prefix_start, int32_t prefix, int32_t seen_by, bool causal) {
@@ -180,7 +180,7 @@ static void bench_attentions(bench *b) {
     for (int branch = 0; branch < BRANCHES; branch++) add_segment(&decoder, BRANCH_ROWS, start, PREFIX, 1, true);
     add_segment(&tower, 256, 0, 0, 1, false);
   }
-  /* A step of a prediction: new rows over a cache that lies before them. */
+  /* A step of a prediction: new rows, which see a cache that lies before them. */
   step.segment[0] = (hv_segment){PREFIX, BRANCH_ROWS + 1, 0, 0, 0, PREFIX + BRANCH_ROWS + 1};
   step.segments = 1;
   step.rows = PREFIX + BRANCH_ROWS + 1;
@@ -193,7 +193,7 @@ static void bench_attentions(bench *b) {
   bench_attention(b, "13 rows over a cache of 298", &step, heads, 128, true, false);
 }
 
-enum { COPIES = 8 /* of the weights, so that they do not stay in the card's cache */ };
+enum { COPIES = 8 /* of the weights, used in turn so that they do not stay in the card's cache */ };
 typedef struct linear_work {
   hv_linear_args args[COPIES];
 } linear_work;
@@ -249,7 +249,7 @@ static void bench_linears(bench *b) {
   }
 }
 
-/* Moved once each: `matrices` of [rows, cols] in BF16. */
+/* For an operation that moves `matrices` matrices of [rows, cols] in BF16 once. */
 static void print_moved(const char *what, int64_t rows, int64_t cols, double seconds, double matrices) {
   char text[96];
   snprintf(text, sizeof text, "%s, [%lld, %lld]", what, (long long)rows, (long long)cols);

@@ -1,7 +1,7 @@
 #!/bin/sh
-# compute_sanitizer.sh PROGRAM ARGUMENT …: runs a program of tests under each tool of compute-sanitizer. Skipped (77) where
-# there is no card, or where the tools do not start. What a kernel does inside a block is looked at in our own alone:
-# the tools report races and barriers of cuBLAS and CUTLASS kernels that are none.
+# compute_sanitizer.sh PROGRAM ARGUMENT …: runs a test program under each tool of compute-sanitizer. Skipped (77) if
+# there is no card, or if the tools do not start. racecheck and synccheck look at our own kernels only, because they
+# report false races and barriers in kernels of cuBLAS and CUTLASS.
 set -eu
 
 tool=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
@@ -10,7 +10,7 @@ if [ ! -x "$tool" ]; then
   exit 77
 fi
 
-# The program says itself whether there is a card.
+# The program ends with 77 if there is no card.
 code=0
 HVLA_OP=fill "$@" >/dev/null || code=$?
 if [ "$code" = 77 ]; then

@@ -1,7 +1,8 @@
 #!/bin/sh
-# device_code.sh CUOBJDUMP MODULE: what nvcc made of the kernels, which the emulator cannot see. A kernel that may begin
-# early touches device memory by asynchronous copies alone until it waits (ACQBULK), and no kernel keeps registers in
-# memory; the sinusoid's angles, in double, are reduced by a function that does. Skipped (77) without cuobjdump.
+# device_code.sh CUOBJDUMP MODULE: checks the machine code that nvcc made of the kernels, which the emulator cannot see.
+# A kernel that may begin before earlier launches are over must not access device memory except by asynchronous copies
+# until it waits for them (ACQBULK). And no kernel may spill registers to memory, except the sinusoid's, where a
+# function that reduces angles in double does. Skipped (77) without cuobjdump.
 set -eu
 
 tool=$1 module=$2
@@ -23,12 +24,12 @@ awk '
     if (operation != "ACQBULK" || waits++) next
     waiting++
     if (touched == "") next
-    print kernel " for " arch ": " touched " before it waits for the launches before"
+    print kernel " for " arch ": " touched " before it waits for earlier launches"
     failed = 1
   }
   END {
-    if (kernels == 0) print "there is no kernel"
-    if (arch >= 90 && waiting == 0) print "no kernel waits for the launches before it"
+    if (kernels == 0) print "the module contains no kernel"
+    if (arch >= 90 && waiting == 0) print "no kernel waits for earlier launches"
     exit failed || kernels == 0 || (arch >= 90 && waiting == 0)
   }' "$listing"
 
@@ -38,7 +39,7 @@ awk '
   / REG:[0-9]+ / {
     kernels++
     if ($0 ~ / STACK:0 / || kernel ~ /sinusoid_kernel/) next
-    print kernel " keeps registers in memory: " $0
+    print kernel " spills registers to memory: " $0
     failed = 1
   }
   END { exit failed || kernels == 0 }' "$listing"

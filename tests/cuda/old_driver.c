@@ -1,5 +1,5 @@
-/* As much of libcuda.so.1 as the CUDA runtime asks before it uses a card: a driver of the version DRIVER_VERSION whose
- * cuInit gives the error DRIVER_ERROR. */
+/* Takes the place of libcuda.so.1, with the functions that the CUDA runtime calls before it uses a card. The
+ * environment gives the version of the driver, DRIVER_VERSION, and the error of its cuInit, DRIVER_ERROR. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,7 +24,7 @@ int cuDriverGetVersion(int *version) {
   return SUCCESS;
 }
 
-/* Any function of the driver. */
+/* Stands for any function of the driver. */
 typedef void (*driver_call)(void);
 
 static int nothing(void) {

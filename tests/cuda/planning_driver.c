@@ -1,4 +1,5 @@
-/* As much of libcuda.so.1 as cuDNN asks while it makes plans: a driver without a card that takes every kernel. */
+/* Takes the place of libcuda.so.1, with the functions that cuDNN calls while it makes plans: a driver without a card
+ * that accepts every kernel. */
 int cuLibraryLoadData(void **library, const void *code);
 int cuLibraryGetKernel(void **kernel, void *library, const char *name);
 int cuGetErrorString(int error, const char **text);
@@ -21,7 +22,7 @@ int cuGetErrorString(int error, const char **text) {
   return SUCCESS;
 }
 
-/* All others, of no use without a card; which of them a version of cuDNN looks up is its own affair. */
+/* All other functions fail, because they need a card. Versions of cuDNN differ in which of them they look up. */
 #define NEEDS_A_CARD(name)                                                                                             \
   int name(void);                                                                                                      \
   int name(void) {                                                                                                     \

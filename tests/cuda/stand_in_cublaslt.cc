@@ -1,10 +1,10 @@
-/* A cuBLASLt of plain loops, for tests of who calls it: the functions that cuda/matmul.cu uses, as cublasLt.h describes
- * them. It is strict: a call that the library might refuse, or an algorithm that was chosen for another product, is
- * CUBLAS_STATUS_INVALID_VALUE. Pointers are the host's, and work is done at once.
+/* Takes the place of cuBLASLt in test_matmul_library: the functions that cuda/matmul.cu calls, as cublasLt.h describes
+ * them, in plain loops. It is strict: a call that the library might refuse, or an algorithm that was chosen for another
+ * product, gives CUBLAS_STATUS_INVALID_VALUE. Pointers are to host memory, and work is done at once.
  *
- * Its heuristics know two algorithms, after a result that failed and one that Matmul then refuses where several are
- * asked for, and none where a bf16 operand lies at an odd address.
- * The environment's STAND_IN_CALLS names a file that gets a line for each call of AlgoGetHeuristic and AlgoCheck. */
+ * The heuristics know two algorithms. If several results are asked for, they come after one result that failed and one
+ * that Matmul then refuses. For a bf16 operand at an odd address there is no algorithm.
+ * If the environment variable STAND_IN_CALLS names a file, each call of AlgoGetHeuristic and AlgoCheck adds a line. */
 #include <cublasLt.h>
 #include <math.h>
 #include <stdint.h>
@@ -36,12 +36,12 @@ struct preference {
   uint32_t reductions, align[4];
 };
 
-/* Of A, B, C and D. */
+/* The layouts of A, B, C and D. */
 struct layouts {
   const layout *at[4];
 };
 
-/* What an algorithm was chosen for. */
+/* The product that an algorithm was chosen for. */
 struct choice {
   uint32_t magic, number, hash;
   uint16_t align[5]; /* of A, B, C, D and the bias */
@@ -84,7 +84,7 @@ layouts layouts_of(cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtM
   return {{(const layout *)(void *)a, (const layout *)(void *)b, (const layout *)(void *)c, (const layout *)(void *)d}};
 }
 
-/* Whether D = op(A) op(B) + C can be meant. */
+/* Whether the shapes fit D = op(A) op(B) + C. */
 bool fits(const product *p, const layouts &of) {
   const layout *a = of.at[0], *b = of.at[1], *c = of.at[2], *d = of.at[3];
   bool ta = p->transpose_a == CUBLAS_OP_T, tb = p->transpose_b == CUBLAS_OP_T;

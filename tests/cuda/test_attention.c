@@ -1,19 +1,19 @@
-/* Attention at shapes that its tiles are made for and at those they are not: test_attention [DEVICE]. The reference is
- * the CPU device in double. */
+/* The kernels of attention, forward and backward, at shapes that fit their tiles and at those that do not, against the
+ * CPU device in double: test_attention [DEVICE], by default emu. */
 #include <math.h>
 
 #include "tests/cpu/layout.h"
 #include "tests/cuda/under_test.h"
 
-/* Samples of one layout, one behind the other. */
+/* A number of packed samples with the same layout. */
 typedef struct shape {
   const char *name;
   int samples, prefix, branches, branch_rows; /* branch i has branch_rows + i rows */
   int num_heads, num_kv_heads, head_dim;
   bool causal;
-  bool prefix_queries;    /* the prefix, too, has queries */
-  int cached;             /* own rows of each segment before its queries */
-  int query_gap, key_gap; /* rows that nobody uses, before each branch */
+  bool prefix_queries;    /* the prefix has queries too */
+  int cached;             /* rows of its own that each segment has before its queries */
+  int query_gap, key_gap; /* unused rows before each branch */
 } shape;
 
 static const shape shapes[] = {
@@ -39,8 +39,8 @@ static const shape shapes[] = {
 
 enum { UNUSED = 3 /* rows */ };
 
-/* The tables of a shape; unused query and key rows lie at the end, and a group without keys and one without segments,
- * but a single query has no company. */
+/* Makes the tables of a shape. At the end there are unused query and key rows, a key group without keys and one without
+ * segments, except if there is only a single query. */
 static void make_tables(const shape *s, layout *t) {
   *t = (layout){.causal = s->causal};
   for (int sample = 0; sample < s->samples; sample++) {
@@ -69,8 +69,8 @@ typedef struct operands {
   op_operand q, k, v, out, lse, dout, segments, groups, row_dot, dq, dk, dv;
 } operands;
 
-/* Rows without gaps between them, which kernels move 16 bytes at a time where the columns allow; else, by chance, rows
- * apart. */
+/* DENSE: rows without gaps, which kernels move 16 bytes at a time if the columns allow it. APART: rows with gaps, by
+ * chance. */
 typedef enum spacing { DENSE, APART } spacing;
 
 static op_operand spaced(op_operand one_row, int64_t rows, int64_t cols) {
@@ -92,7 +92,7 @@ static op_operand poison(op_env *env, spacing how, int64_t rows, int64_t cols) {
   return spaced(op_result(env, OP_T, 1, rows * cols), rows, cols);
 }
 
-/* Keys or values; those that no segment sees are NaN, which must reach no result. */
+/* Keys or values. Rows that no segment sees are NaN, which must not reach any result. */
 static op_operand keys(op_env *env, const layout *t, spacing how, int64_t cols) {
   int64_t rows = t->key_rows;
   double *values = op_array(env, rows * cols);
@@ -116,7 +116,7 @@ static void make_operands(op_env *env, const shape *s, spacing how, operands *o)
   o->k = keys(env, &o->tables, how, kv_cols);
   o->v = keys(env, &o->tables, how, kv_cols);
   o->dout = matrix(env, how, nq, q_cols);
-  /* Rows in no segment keep what they hold: zeros, on both sides. */
+  /* Rows in no segment must keep their values: zeros on both sides. */
   o->out = zeros(env, how, nq, q_cols);
   o->lse = op_values(env, OP_S, nq, s->num_heads, op_array(env, nq * s->num_heads));
   o->dq = zeros(env, how, nq, q_cols);
@@ -145,7 +145,7 @@ static void run_backward(op_env *env, operands *o) {
          .row_dot = o->row_dot.at[side], .dq = o->dq.at[side], .dk = o->dk.at[side], .dv = o->dv.at[side]);
 }
 
-/* With `compare`, results are held against the CPU's; they go into env->digest in any case. */
+/* With `compare`, results are compared with the CPU's. In any case they go into env->digest. */
 static void run_shape(op_env *env, const shape *s, spacing how, bool compare) {
   static const char *const names[] = {"out", "lse", "dq", "dk", "dv"};
   operands o;
@@ -190,7 +190,8 @@ static void shapes_bf16(void **state) {
   run_shapes(HV_BF16);
 }
 
-/* Few queries over many keys, whose parts are merged, before anything else has asked for scratch memory. */
+/* Few queries over many keys: the keys are split into parts, whose results are merged in scratch memory. Here it is the
+ * very first operation, so that the scratch memory is allocated for it. */
 static void decoding_comes_first(void **state) {
   (void)state;
   static const shape decode = {"decoding comes first", 1, 333, 2, 8, 4, 4, 32, true, false, 0, 0, 0};
@@ -199,7 +200,7 @@ static void decoding_comes_first(void **state) {
   open_both(&env, HV_BF16, "1");
   env.name = decode.name;
   make_operands(&env, &decode, DENSE, &o);
-  run_forward(&env, &o); /* the emulator looks for what was written beside allocations */
+  run_forward(&env, &o); /* the emulator reports writes outside of allocations */
   op_compare_sides(&env, "out", &o.out);
   close_both(&env);
 }
@@ -215,7 +216,7 @@ static uint64_t digest_of(hv_dtype dtype, const char *order) {
   return digest;
 }
 
-/* Blocks and threads run in another order. */
+/* Results do not depend on the order in which blocks and threads run. */
 static void same_bytes_in_any_order(void **state) {
   (void)state;
   assert_true(digest_of(HV_BF16, "1") == digest_of(HV_BF16, "2"));

@@ -1,5 +1,5 @@
-/* What cuDNN makes plans of, without a card: its engines are chosen for cards told by their properties. Nothing is
- * launched; test_attention does that, on a card. */
+/* Which attentions cuDNN makes plans for, on a machine without a card: cuDNN gets the properties of cards as text.
+ * Nothing is launched here; test_attention does that, on a card. */
 #include <dlfcn.h>
 
 #include <initializer_list>
@@ -23,7 +23,7 @@ struct tower {
 };
 static const tower dino = {261, 16, 64}, siglip = {256, 16, 72};
 
-/* The wider tower's first row. Never read: its addresses matter. */
+/* The first row of the wider tower. It is never read; only its addresses matter. */
 alignas(16) static uint16_t memory[3 * 16 * 72];
 
 static hv_attention_args attention_of(tower t, int images) {
@@ -100,7 +100,8 @@ static void what_the_contract_leaves_to_the_own_kernel(void **) {
   hv_attention_library_close(library);
 }
 
-/* Three heads of keys cannot serve sixteen: cuDNN's own refusal, which does not stop it from taking others. */
+/* Three heads of keys cannot serve sixteen of queries. cuDNN itself refuses that, and afterwards still accepts other
+ * shapes. */
 static void what_cudnn_refuses_is_left_to_the_own_kernel(void **) {
   hv_attention_library *library = open_for(cards[0]);
   hv_attention_args a = attention_of(dino, 2);

@@ -1,5 +1,5 @@
-/* The device's own communicator with one rank: every collective runs, on a card in NCCL itself, and leaves what one
- * rank must have. test_comm_alone [DEVICE], by default emu. */
+/* The device's NCCL communicator with a single rank: every collective really runs (on a card in NCCL itself), and keeps
+ * the rank's data. test_comm_alone [DEVICE], by default emu. */
 #include "core/tensor/comm.h"
 #include "tests/cuda/under_test.h"
 #include "train/ranks/rendezvous.h"
@@ -34,7 +34,7 @@ static void close_alone(alone *a) {
   hv_device_close(a->device);
 }
 
-/* A collective takes `from` to `to`, both whole with one rank, and changes no byte. */
+/* A collective from one buffer to another; with one rank both are whole, and the bytes must be the same. */
 static void expect_kept(alone *a, hv_dtype dtype, hv_collective collective) {
   size_t bytes = COUNT * hv_dtype_size(dtype);
   float values[COUNT];
@@ -77,7 +77,7 @@ static void every_collective_keeps_what_one_rank_has(void **state) {
   close_alone(&a);
 }
 
-/* More calls than are told apart. */
+/* More calls at a time than the communicator keeps apart. */
 static void many_calls_may_be_under_way(void **state) {
   (void)state;
   alone a = open_alone();

@@ -1,6 +1,5 @@
-/* `--debug-nan` from outside: a planted infinity is traced to its parameter or layer. test_debug_nan [DEVICE], by
- * default emu.
- */
+/* `hvla-train check --debug-nan` names the parameter or layer in which a value first is not finite; the tests plant
+ * one. test_debug_nan [DEVICE], by default emu. */
 #include <math.h>
 
 #include "core/io/safetensors.h"
@@ -9,7 +8,7 @@
 
 #define FIXTURE HVLA_SOURCE_DIR "/tests/fixtures/parity/one_arm"
 
-/* A copy of the fixture's model in which the first value of one parameter is another. */
+/* Copies the fixture's model and sets the first value of one parameter. */
 static void plant(const char *directory, const char *parameter, float value) {
   hv_safetensors *file;
   hv_safetensors_writer *writer;

@@ -1,4 +1,5 @@
-/* `--device cuda` where the driver is missing, too old, or shows no card: one line that says so, and the way out. */
+/* `hvla-train --device cuda` with a driver that is missing, too old, or shows no card (old_driver.c takes its place):
+ * one line says what is wrong and what to do. */
 #include <dlfcn.h>
 
 #include "tests/check.h"
@@ -8,20 +9,20 @@
 
 static const char way_out[] = "--device cpu runs everything without";
 
-/* Fails unless hvla-train, with these variables, ends with code 2 and the words. */
+/* Fails unless hvla-train with these environment variables ends with code 2 and prints the words. */
 static void assert_refused(const char *folder, const char *environment, const char *words) {
   char arguments[1024], *output;
   snprintf(arguments, sizeof arguments,
            "check --device cuda --model '" FIXTURE "' --batch '" FIXTURE "/batch.safetensors' --out '%s/out'", folder);
   int code = run_train(environment, arguments, &output);
   if (code != 2 || !strstr(output, words) || !strstr(output, way_out))
-    fail_msg("exit code %d, and not \"%s\" with a way out:\n%s", code, words, output);
+    fail_msg("exit code %d; expected 2, \"%s\" and advice:\n%s", code, words, output);
   free(output);
 }
 
 static void a_missing_driver_is_told(void **state) {
   void *driver = dlopen("libcuda.so.1", RTLD_LAZY);
-  if (driver) { /* this machine has one */
+  if (driver) { /* this machine has a driver */
     dlclose(driver);
     skip();
   }

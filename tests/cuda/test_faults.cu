@@ -1,5 +1,5 @@
-/* Faults planted in kernels and in the use of streams: each one must be found, and its twin without the fault must not
- * be complained about. */
+/* Faults planted in kernels and in the use of streams: the emulator must report each one, or make it show in the
+ * results, and must not complain about the same code without the fault. */
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,7 +41,7 @@ static void missing_barrier(void **) {
   bench_close(&b);
 }
 
-/* A tile that is used twice: the second writing must wait until everyone has read. */
+/* A tile is used twice: the second write must wait until all threads have read. */
 static __global__ void reuse_kernel(float *out, bool barrier) {
   hv_shared<float> x = hv_shared_at<float>(0);
   int i = (int)threadIdx.x;
@@ -79,7 +79,7 @@ static void race_of_two_writers(void **) {
   bench_close(&b);
 }
 
-/* A barrier of a warp orders that warp's accesses, and no others'. */
+/* A barrier of one warp orders the accesses of that warp, and of no other. */
 static __global__ void warp_barrier_kernel(float *out, int distance) {
   hv_shared<float> x = hv_shared_at<float>(0);
   int i = (int)threadIdx.x;
@@ -130,7 +130,7 @@ static void missing_wait_for_a_copy(void **) {
   bench_close(&b);
 }
 
-/* Two stages in flight: waiting for all but one group leaves the second under way. */
+/* Two copies are under way: waiting for all but one group leaves the second one unfinished. */
 static __global__ void stages_kernel(const hv_bf16 *in, float *out, int stage) {
   hv_shared<hv_bf16> x = hv_shared_at<hv_bf16>(0);
   for (int i = 0; i < 2; i++) {
@@ -210,7 +210,7 @@ static void uninitialised_shared_memory(void **) {
   float *out = bench_memory<float>(&b, 32);
   HV_LAUNCH(some_written_kernel, dim3(1), dim3(32), 32 * sizeof(float), b.stream, out, 32);
   assert_ok(hv_stream_synchronize(b.stream));
-  /* What an earlier block or launch left there does not count. */
+  /* What an earlier block or launch left in shared memory does not count as written. */
   HV_LAUNCH(some_written_kernel, dim3(1), dim3(32), 32 * sizeof(float), b.stream, out, 31);
   expect_fault(&b, "which no thread has written");
   bench_close(&b);
@@ -230,13 +230,13 @@ static void uninitialised_device_memory(void **) {
   bench_close(&b);
 }
 
-/* A write one element past an allocation. AddressSanitizer ends the process at it, so it happens in a child. */
+/* A write one element past an allocation. AddressSanitizer ends the process then, so it happens in a child process. */
 static void access_outside_device_memory(void **) {
   fflush(NULL);
   pid_t child = fork();
   assert_true(child >= 0);
   if (child == 0) {
-    bench b = bench_open_threads(1); /* OpenMP's threads do not survive a fork */
+    bench b = bench_open_threads(1); /* one thread, because OpenMP's do not survive a fork */
     const float zeros[65] = {};
     float *in = bench_upload(&b, zeros, 65), *out = bench_memory<float>(&b, 64);
     HV_LAUNCH(copy_kernel, dim3(3), dim3(32), 0, b.stream, (const float *)in, out, 65);
@@ -253,7 +253,7 @@ static void access_outside_device_memory(void **) {
 #endif
 }
 
-/* One stream makes what another uses. Without the event the second runs first, and finds NaN. */
+/* One stream writes what another reads. Without the event, the emulator runs the reader first, which then reads NaN. */
 static void forgotten_event(void **) {
   for (int with_event = 0; with_event < 2; with_event++) {
     bench b = bench_open();
@@ -283,7 +283,8 @@ static void forgotten_event(void **) {
   }
 }
 
-/* Two streams that nothing orders use the same memory. One behind the other they do not notice; in turns they do. */
+/* Two streams without any order between them use the same memory. If the emulator runs them one after the other,
+ * nothing shows; if it interleaves them, results are wrong. */
 static void memory_shared_by_streams(void **) {
   for (int in_turns = 0; in_turns < 2; in_turns++) {
     assert_int_equal(setenv("HVLA_EMU_INTERLEAVE", in_turns ? "1" : "0", 1), 0);
@@ -315,7 +316,7 @@ static void memory_shared_by_streams(void **) {
   assert_int_equal(unsetenv("HVLA_EMU_INTERLEAVE"), 0);
 }
 
-/* Memory that the host fills again before the upload has run: the stream sees the second filling. */
+/* The host overwrites memory before its upload has run: the stream uploads the new values. */
 static void host_memory_reused_too_early(void **) {
   bench b = bench_open();
   float value = 1, got;
@@ -327,7 +328,7 @@ static void host_memory_reused_too_early(void **) {
   bench_close(&b);
 }
 
-/* Blocks that write the same element of device memory: the last one wins, and which that is depends on the seed. */
+/* All blocks write the same element of device memory. The last one wins; which one that is depends on the seed. */
 static __global__ void last_block_kernel(int *out) {
   if (threadIdx.x == 0) *out = (int)blockIdx.x;
 }
@@ -347,7 +348,7 @@ static void order_of_blocks_depends_on_the_seed(void **) {
   assert_true(differs);
 }
 
-/* Adds what is fetched, maybe before the launches before this one are over, to what those left. */
+/* Adds values that are fetched possibly before earlier launches are over (`ahead`) to the results of those launches. */
 enum early_fault { NO_FAULT, NEVER_WAITS, STORES_BEFORE, LOADS_BEFORE };
 static __global__ void early_kernel(const hv_bf16 *ahead, const float *in, float *out, early_fault fault) {
   hv_shared<hv_bf16> x = hv_shared_at<hv_bf16>(0);
@@ -372,7 +373,7 @@ typedef struct early_case {
   float *in, *between, *out;
 } early_case;
 
-/* Records copy → early kernel, maybe with a launch that fills the weights before, and runs it twice. */
+/* Records a copy followed by early_kernel, if `filled` after a launch that writes the weights, and replays it twice. */
 static void replay_early(early_case *c, bool filled, hv_ahead ahead, early_fault fault) {
   hv_recording *recording;
   assert_ok(hv_stream_record_begin(c->b.stream));
@@ -417,7 +418,8 @@ static void launches_that_begin_early(void **) {
   bench_close(&c.b);
 }
 
-/* Behind anything but a launch, and outside of a recording, a launch begins when all before it is over. */
+/* After anything but a launch, and outside of a recording, a launch begins only when everything before it is over:
+ * loading before waiting is then no fault. */
 static void launches_that_do_not_begin_early(void **) {
   bench b = bench_open();
   hv_bf16 weights[8 * 32] = {};

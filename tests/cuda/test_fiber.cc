@@ -1,5 +1,5 @@
-/* Fibers: switching keeps what a function has in registers and on its stack. Built with the switch in assembly and with
- * swapcontext, which machines of other kinds use. */
+/* Fibers of the emulator: switching keeps what a function has in registers and on its stack. Built twice, with the
+ * switch in assembly and with swapcontext, which other processors use. */
 #include "cuda/emu/fiber.h"
 
 #include "tests/check.h"
@@ -19,7 +19,7 @@ static void yield(int index) {
   hv_fiber_switch(&fibers[index], &home);
 }
 
-/* Sums that are spread over many turns and over frames of a recursion, in integers, doubles and vectors. */
+/* Computes sums in integers, doubles and vectors, over the frames of a recursion and yielding in between. */
 static double spread_sum(work *w, int depth) {
   alignas(64) double values[8];
   if ((uintptr_t)values % 64 != 0) w->aligned = false;

@@ -1,10 +1,10 @@
-/* Every intrinsic that kernels use, against plain loops: in the emulator, and as nvcc compiles it on a card (skipped
- * where there is none). What agrees with the same loops on both agrees between the two. */
+/* Every intrinsic that kernels use, against plain loops: in the emulator, and compiled by nvcc on a card (skipped if
+ * there is none). Since both agree with the same loops, the emulator agrees with the card. */
 #include "tests/cuda/bench.h"
 
 enum { M = 16, N = 8, K = 16 };
 
-/* Whole matrices through fragments laid out by hand, as hv_mma's contract says. */
+/* Multiplies whole matrices; the fragments are filled by hand, as hv_mma's contract says. */
 static __global__ void fragments_kernel(const float *a, const float *b, float *c) {
   int g = (int)threadIdx.x / 4, t = (int)threadIdx.x % 4 * 2;
   uint32_t x[4], y[2];
@@ -24,7 +24,7 @@ static __device__ void fill(hv_shared<hv_bf16> to, const float *from, int count)
   for (int i = (int)threadIdx.x; i < count / 2; i += HV_WARP) pairs[i] = hv_pack_bf16(from[2 * i], from[2 * i + 1]);
 }
 
-/* The same through ldmatrix: a as it lies, b transposed on the way. */
+/* The same, with fragments loaded by ldmatrix: a as it is, b transposed. */
 static __global__ void ldmatrix_kernel(const float *a, const float *b, float *c) {
   hv_shared<hv_bf16> as = hv_shared_at<hv_bf16>(0), bs = hv_shared_at<hv_bf16>(M * K * sizeof(hv_bf16));
   int lane = (int)threadIdx.x;
@@ -40,7 +40,7 @@ static __global__ void ldmatrix_kernel(const float *a, const float *b, float *c)
   for (int i = 0; i < 4; i++) c[(g + i / 2 * 8) * N + t + i % 2] += d[i];
 }
 
-/* b given as rows of its transpose needs no transposition. */
+/* If b is given by the rows of its transpose, ldmatrix need not transpose. */
 static __global__ void ldmatrix_plain_kernel(const float *a, const float *b_transposed, float *c) {
   hv_shared<hv_bf16> as = hv_shared_at<hv_bf16>(0), bs = hv_shared_at<hv_bf16>(M * K * sizeof(hv_bf16));
   int lane = (int)threadIdx.x;
@@ -97,7 +97,7 @@ static __global__ void shuffles_kernel(int *out) {
   to[5] = (int)__ballot_sync(HV_FULL_MASK, lane % 3 == 0);
   to[6] = __any_sync(HV_FULL_MASK, lane == 31);
   to[7] = __all_sync(HV_FULL_MASK, lane != 31);
-  /* Two halves of a warp that go different ways. */
+  /* The two halves of a warp take different branches. */
   uint32_t half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   if (lane < 16) {
     to[8] = __shfl_sync(half, lane, 2);
@@ -162,7 +162,7 @@ static uint32_t bits_of(float x) {
   return bits;
 }
 
-/* As the host rounds (core/tensor/dtype.h). */
+/* Conversions round as on the host (core/tensor/dtype.h). */
 static void conversions(void **) {
   enum { COUNT = 4096 };
   static float in[COUNT], got[COUNT];
@@ -174,7 +174,7 @@ static void conversions(void **) {
   in[0] = INFINITY;
   in[1] = -0.0f;
   in[2] = 3.4e38f;
-  in[3] = float_of(0x3f808000u); /* a tie, to even */
+  in[3] = float_of(0x3f808000u); /* a tie, rounds to even */
   in[4] = float_of(0x3f818000u);
   bench b = bench_open();
   float *from = bench_upload(&b, in, COUNT), *out = bench_memory<float>(&b, COUNT);
@@ -190,7 +190,7 @@ static void conversions(void **) {
   bench_close(&b);
 }
 
-/* Waiting for all but N groups, zeros in place of what is not valid. */
+/* Waits for all but N groups; parts that are not valid are filled with zeros. */
 static __global__ void copies_kernel(const hv_bf16 *in, float *out) {
   hv_shared<hv_bf16> x = hv_shared_at<hv_bf16>(0);
   int lane = (int)threadIdx.x;
@@ -225,7 +225,7 @@ static void asynchronous_copies(void **) {
   bench_close(&b);
 }
 
-/* Σ a b over the matrix product by mma, for numbers that do not add up exactly. */
+/* A matrix product by mma of numbers whose sums are not exact. */
 static void mma_on_random_numbers(void **) {
   float a[M * K], b[K * N], c[M * N] = {}, got[M * N];
   uint32_t bits = 2024;
@@ -256,8 +256,8 @@ static __global__ void fast_powers_kernel(const float *in, float *out, int count
   for (int i = (int)threadIdx.x; i < count; i += (int)blockDim.x) out[i] = hv_exp2_fast(in[i]);
 }
 
-/* As PTX states ("Floating Point Instructions: ex2"): within 2 ulp of the correctly rounded power, which is that of
- * double in float, and what becomes of numbers that attention meets in masked rows. */
+/* By PTX ("Floating Point Instructions: ex2") the error is at most 2 ulp of the correctly rounded power, which is
+ * computed in double here. Also special values, which attention meets in masked rows. */
 static void fast_powers(void **) {
   enum { COUNT = 2048, SPECIAL = 4 };
   static const float special[SPECIAL][2] = {{-INFINITY, 0}, {-0.0f, 1}, {-127.5f, 0} /* subnormal */, {128, INFINITY}};

@@ -1,5 +1,6 @@
-/* Linear layers at shapes that the kernels tell apart: few rows and many, whole and broken vectors, results in place:
- * test_linear [DEVICE]. The reference is the CPU device in double. */
+/* Linear layers and their gradients at the shapes for which there are different kernels (few rows and many, columns
+ * that fit wide vectors or not, results in place), against the CPU device in double: test_linear [DEVICE], by default
+ * emu. */
 #include <math.h>
 
 #include "tests/cuda/under_test.h"
@@ -8,7 +9,7 @@ typedef struct shape {
   int64_t rows, in, out;
 } shape;
 
-/* To 16 rows and from 17 on; `in` a multiple of 8 or not; many columns of y and few. */
+/* Up to 16 rows and more; `in` a multiple of 8 or not; many columns of y and few. */
 static const shape shapes[] = {
     {1, 8, 1},      {1, 264, 8193}, {1, 4096, 40}, {2, 40, 17},   {7, 24, 8200}, {12, 520, 33},  {13, 257, 64},
     {16, 1024, 96}, {16, 88, 8192}, {17, 88, 96},  {33, 129, 65}, {200, 64, 64}, {3001, 40, 24},
@@ -17,7 +18,7 @@ enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
 static const hv_activation activations[] = {HV_ACT_NONE, HV_ACT_GELU, HV_ACT_GELU_TANH, HV_ACT_QUICK_GELU, HV_ACT_SILU};
 
-/* Which optional operands there are, and where results lie. */
+/* Which optional operands there are, and whether results are in place. */
 typedef struct variant {
   hv_activation activation;
   bool bias, residual, in_place, pre, f32_result;
@@ -31,7 +32,7 @@ static variant variant_of(op_env *env, int number) {
   return v;
 }
 
-/* Half of the matrices have no gaps between rows: kernels move 16 bytes at a time where the columns allow. */
+/* Half of the matrices have no gaps between rows, so that kernels move 16 bytes at a time if the columns allow it. */
 static op_operand matrix(op_env *env, int64_t rows, int64_t cols, double scale) {
   if (op_coin(env)) return op_random(env, OP_T, rows, cols, scale, 0);
   op_operand m = op_random(env, OP_T, 1, rows * cols, scale, 0);
@@ -58,8 +59,8 @@ static void run_linear(op_env *env, shape s, variant v) {
   if (v.pre) op_compare_sides(env, "pre", &pre);
 }
 
-/* y has `out` columns: with 16 rows or fewer they and what they are made of come from one launch, if that is not kept.
- */
+/* y has `out` columns. With up to 16 rows one launch computes y directly, unless the values before the activation are
+ * kept. */
 static void run_linear_swiglu(op_env *env, shape s, variant v) {
   op_operand x = matrix(env, s.rows, s.in, 1), weight = matrix(env, 2 * s.out, s.in, spread(s.in));
   op_operand gate_up = op_result(env, OP_T, s.rows, 2 * s.out), y = op_result(env, OP_T, s.rows, s.out);
@@ -93,7 +94,7 @@ static void run_backward_weight(op_env *env, shape s, variant v) {
 
 typedef void (*run_one)(op_env *env, shape s, variant v);
 
-/* At every shape, with the first `activations_tried` of five activations and other choices by chance. */
+/* Runs every shape with the first `activations_tried` of five activations; other choices are random. */
 static void run_with(const char *name, hv_dtype dtype, run_one run, int activations_tried) {
   op_env env;
   open_both(&env, dtype, "1");
@@ -145,8 +146,8 @@ static void backward_weight_bf16(void **state) {
   run_all("linear_backward_weight", HV_BF16, run_backward_weight);
 }
 
-/* Rows of x that begin at odd addresses, which a library may refuse, with what it would have done besides: a bias, the
- * tanh GELU, a residual. Enough rows that they are no product of few. */
+/* Rows of x begin at odd addresses, which a library may refuse. Then a bias, tanh GELU or residual, which it would have
+ * handled as well, must be computed all the same. There are too many rows for the kernels of few rows. */
 static void odd_rows(void **state) {
   (void)state;
   enum { ROWS = 24, IN = 31, OUT = 64 };
@@ -172,8 +173,8 @@ static void odd_rows(void **state) {
   close_both(&env);
 }
 
-/* More rows than lie in float between the two passes at once: 4,096 of 1,024 columns; 128, the fewest, of many. More
- * than columns are summed over in 128 chunks of 32. */
+/* Between their two passes, kernels hold a limited number of rows in float: 4,096 of 1,024 columns, or at least 128.
+ * Here there are more rows; and more than are summed over in 128 chunks of 32 rows. */
 static void many_rows(void **state) {
   (void)state;
   variant all = {.activation = HV_ACT_GELU, .bias = true, .residual = true, .in_place = true, .pre = true};
@@ -189,7 +190,7 @@ static void many_rows(void **state) {
   close_both(&env);
 }
 
-/* A residual in bf16 under a result in fp32, which a library refuses or would read as fp32; with nothing besides, and
+/* A bf16 residual with an fp32 result, which a library refuses or would read as fp32; with and without a bias, and with
  * few rows and many. */
 static void residual_of_another_dtype(void **state) {
   (void)state;
@@ -204,7 +205,7 @@ static void residual_of_another_dtype(void **state) {
   close_both(&env);
 }
 
-/* Operands that could be moved 16 bytes at a time but for where they begin. */
+/* Views that begin in the second column: only for their address they cannot be moved 16 bytes at a time. */
 static op_operand from_the_second_column(op_operand whole, int64_t rows) {
   for (int side = 0; side < OP_SIDES; side++) {
     hv_tensor t = hv_tensor_rows(whole.at[side], 0, rows);
@@ -222,7 +223,7 @@ static void odd_addresses(void **state) {
   env.name = "odd addresses";
   env.wide = true;
   for (int i = 0; i < 2; i++) {
-    int64_t rows = row_counts[i], all = rows + 1; /* behind the last there is room for what is read with it */
+    int64_t rows = row_counts[i], all = rows + 1; /* one more row, so that all of the memory is valid */
     op_operand x = from_the_second_column(op_random(&env, OP_T, all, IN + 8, 1, 0), rows);
     op_operand weight = from_the_second_column(op_random(&env, OP_T, OUT, IN + 8, spread(IN), 0), OUT);
     op_operand bias = from_the_second_column(op_random(&env, OP_T, 1, OUT + 8, 1, 0), 1);
@@ -238,7 +239,7 @@ static void odd_addresses(void **state) {
   close_both(&env);
 }
 
-/* Nothing to do is done without a fault. */
+/* A product with no rows is no error. */
 static void no_rows(void **state) {
   (void)state;
   op_env env;

@@ -1,5 +1,5 @@
-/* What cuda/matmul.cu asks of cuBLASLt: with a strict one of plain loops in the library's place
- * (stand_in_cublaslt.cc), products come out as matmul.h says, and algorithms are chosen and kept as it promises. */
+/* How cuda/matmul.cu uses cuBLASLt, without a card: stand_in_cublaslt.cc takes the library's place. Products are
+ * computed as matmul.h says, and algorithms are chosen and kept as it promises. */
 #include <cublasLt.h>
 #include <fcntl.h>
 #include <math.h>
@@ -14,7 +14,7 @@ extern "C" {
 
 enum { MOST = 40, GAP = 3, BUFFER = MOST * (MOST + GAP), POISON = 0x7f, CALLS_PATH = 1024 };
 
-/* A [rows, cols] matrix in a buffer of its own, its rows GAP elements apart. */
+/* A matrix [rows, cols] in a buffer of its own, with gaps of GAP elements between rows. */
 struct matrix {
   alignas(256) unsigned char bytes[BUFFER * sizeof(float)];
   hv_tensor t;
@@ -43,7 +43,7 @@ static void close_fixture(fixture *f) {
   free(f);
 }
 
-/* Also of the gap behind a row. */
+/* `col` may be in the gap after a row. */
 static void *element(const hv_tensor *t, int64_t row, int64_t col) {
   return hv_tensor_cols(hv_tensor_rows(*t, row, 1), col, 1).data;
 }
@@ -54,7 +54,7 @@ static double get(const hv_tensor *t, int64_t row, int64_t col) {
   return value;
 }
 
-/* Multiples of 1/8: sums of products are exact in float. */
+/* Fills with multiples of 1/8, so that sums of products are exact in float. */
 static void fill(matrix *m, hv_dtype dtype, int64_t rows, int64_t cols, int seed) {
   memset(m->bytes, POISON, sizeof m->bytes);
   m->t = hv_tensor_make(m->bytes, dtype, rows, cols);
@@ -132,7 +132,7 @@ static void check_product(fixture *f, const kind *k, int64_t m, int64_t n, int64
   check_multiplied(f, args);
 }
 
-/* Every kind of product that the contract has, of sizes that differ, and of one row. */
+/* Every kind of product that matmul.h allows, with three different sizes, and with one row. */
 static void products_are_as_described(void **) {
   static const hv_dtype dtypes[][2] = {{HV_F32, HV_F32}, {HV_BF16, HV_BF16}, {HV_BF16, HV_F32}};
   fixture *f = open_fixture();
@@ -153,7 +153,8 @@ static void products_are_as_described(void **) {
   close_fixture(f);
 }
 
-/* Each operand in turn lies at an address that is less aligned than the others': no algorithm may count on more. */
+/* Each operand in turn is less aligned than the others. An algorithm must not rely on more than its actual alignment.
+ */
 static void operands_lie_anywhere(void **) {
   static const kind k = {HV_F32, HV_F32, false, true, true, false, SUM};
   static matrix operand[5], moved;
@@ -172,7 +173,7 @@ static void operands_lie_anywhere(void **) {
   close_fixture(f);
 }
 
-/* The shape alone is remembered of a product, not where its operands lie. */
+/* Only the shape of a product is remembered, not the addresses of its operands. */
 static void a_shape_comes_with_other_operands(void **) {
   static const kind k = {HV_BF16, HV_BF16, false, false, true, true, NO_SUM};
   static matrix operand[5], other[5];
@@ -189,7 +190,7 @@ static void a_shape_comes_with_other_operands(void **) {
   close_fixture(f);
 }
 
-/* From here on the library notes its calls in the file. */
+/* From now on the library notes its calls in a file in the folder. */
 static void count_calls_in(const void *folder, char path[CALLS_PATH]) {
   snprintf(path, CALLS_PATH, "%s/calls", (const char *)folder);
   assert_int_equal(setenv("STAND_IN_CALLS", path, 1), 0);
@@ -219,7 +220,7 @@ static void algorithms_are_chosen_once_and_kept(void **state) {
   for (int i = 0; i < 3; i++) assert_ok(hv_matmul_run(f->matmul, f->queue, &args, f->workspace));
   assert_int_equal(calls_of(calls, "heuristic"), 1);
   assert_int_equal(hv_matmul_shapes(f->matmul), 1);
-  args.bias.data = (char *)args.bias.data + 64; /* less aligned than the first: an algorithm may mind */
+  args.bias.data = (char *)args.bias.data + 64; /* less aligned than before, which an algorithm may not allow */
   assert_ok(hv_matmul_run(f->matmul, f->queue, &args, f->workspace));
   assert_int_equal(calls_of(calls, "heuristic"), 2);
   hv_matmul_write_choices(f->matmul, &choices);
@@ -237,7 +238,8 @@ static void algorithms_are_chosen_once_and_kept(void **state) {
   hv_text_free(&choices);
 }
 
-/* The heuristics' first result failed, and the product by the second does: what is kept is among the others. */
+/* The first result of the heuristics is a failure, and products by the second one fail: the choice must be among the
+ * others. */
 static void what_is_measured_can_be_multiplied(void **state) {
   static const kind k = {HV_F32, HV_F32, true, false, false, false, SUM_IN_PLACE};
   char calls[CALLS_PATH];
@@ -256,7 +258,7 @@ static void what_is_measured_can_be_multiplied(void **state) {
   close_fixture(f);
 }
 
-/* What is said on standard error from here on goes to the file; returns what stood for it before. */
+/* Redirects standard error to the file; returns a descriptor of the old one. */
 static int say_into(const char *path) {
   int before = dup(STDERR_FILENO), file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   assert_true(before >= 0 && file >= 0 && dup2(file, STDERR_FILENO) >= 0);
@@ -282,12 +284,12 @@ static void what_the_library_refuses_is_not_taken(void **state) {
   assert_non_null(file);
   assert_non_null(fgets(line, sizeof line, file));
   assert_non_null(strstr(line, "no algorithm for a product of [4, 4] and [4, 4] in bf16, its operands aligned to 2, "));
-  assert_null(fgets(more, sizeof more, file)); /* once is enough */
+  assert_null(fgets(more, sizeof more, file)); /* the message comes once */
   assert_int_equal(fclose(file), 0);
   close_fixture(f);
 }
 
-/* Without a test: what is said where the library in the loader's path cannot be used. */
+/* Run as a program of its own, with another library in the loader's path: prints the error of opening it. */
 static int tell_of_library(void) {
   hv_runtime *runtime;
   hv_matmul *matmul;
@@ -297,17 +299,17 @@ static int tell_of_library(void) {
   return 0;
 }
 
-static const char *program; /* this one, as it was started */
+static const char *program; /* the path of this program */
 
 static void expect_told(const char *folder, const char *words, const char *more) {
   char *output;
   assert_int_equal(run_shell(&output, nullptr, "LD_LIBRARY_PATH='%s' '%s' tell", folder, program), 0);
-  if (!strstr(output, words) || !strstr(output, more)) fail_msg("instead of \"%s\" it said: %s", words, output);
+  if (!strstr(output, words) || !strstr(output, more)) fail_msg("expected \"%s\", the message is: %s", words, output);
   free(output);
 }
 
-/* A file of that name that is no library, as an interrupted copy leaves, and a library that has none of the functions.
- * Where there is no file at all, the loader says so in the same place as of the first. */
+/* A file of the library's name that is no library, as an interrupted copy leaves, and a library without the functions.
+ * (With no file at all, the loader's error takes the same way as in the first case.) */
 static void a_library_that_cannot_be_used_is_told(void **state) {
   const char *folder = (const char *)*state;
   char name[64];

@@ -1,6 +1,6 @@
-/* A device takes the fastest algorithm of a product where it is told to measure, and what it has chosen stays: with the
- * device, and for another that reads it. Only the emulator can be told which is the fastest.
- * test_measuring [DEVICE], by default emu. */
+/* If told to measure, a device takes the fastest algorithm for each matrix product. Its choices last as long as the
+ * device, and another device can read them. The emulator, which can be told the times, runs all tests; a card those
+ * that hold for any device. test_measuring [DEVICE], by default emu. */
 #include "tests/cuda/under_test.h"
 
 enum { ROWS = 40, WIDTH = 32 };
@@ -20,8 +20,8 @@ static hv_tensor matrix(fixture *f, int index, int64_t rows) {
   return t;
 }
 
-/* A device whose products take so many microseconds by each algorithm, of which it supposes number `supposed` to be the
- * fastest. */
+/* Opens an emulated device on which each algorithm takes the given microseconds, and which takes number `supposed` for
+ * the fastest until it measures. */
 static fixture open_fixture(const char *times, const char *supposed) {
   fixture f;
   assert_int_equal(setenv("HVLA_EMU_ALGORITHM", supposed, 1), 0);
@@ -40,7 +40,7 @@ static void close_fixture(fixture *f) {
   hv_device_close(f->device);
 }
 
-/* A product of so many rows. */
+/* Runs a product of so many rows. */
 static void multiply(fixture *f, int64_t rows) {
   hv_linear(
       f->stream,
@@ -55,7 +55,7 @@ static hv_text choices_of(const fixture *f) {
   return text;
 }
 
-/* The algorithm of the one shape that was met. */
+/* The algorithm chosen for the only shape so far. */
 static int chosen(const fixture *f) {
   hv_text text = choices_of(f);
   const char *at = strrchr(text.data, ' ');
@@ -82,13 +82,13 @@ static void the_fastest_is_taken(void **state) {
   assert_int_equal(measured("1,3,4,2", "3"), 0);
 }
 
-/* The first of those that are as fast, in the order in which they are supposed to be. */
+/* Of equally fast algorithms, the one is taken that is supposed to be the fastest. */
 static void ties_go_to_what_is_supposed(void **state) {
   (void)state;
   assert_int_equal(measured("2,2,2,2", "0"), 0);
   assert_int_equal(measured("2,2,2,2", "2"), 2);
   assert_int_equal(measured("1,3,3,1", "2"), 3);
-  assert_int_equal(measured("2,1.99,2,2", "0"), 0); /* as good as equal */
+  assert_int_equal(measured("2,1.99,2,2", "0"), 0); /* within what counts as equal */
 }
 
 static void nothing_is_measured_unasked(void **state) {
@@ -96,7 +96,7 @@ static void nothing_is_measured_unasked(void **state) {
   fixture f = open_fixture("4,3,2,1", "0");
   multiply(&f, ROWS);
   assert_int_equal(chosen(&f), 0);
-  assert_true(hv_device_measure_choices(f.device, true)); /* what was supposed only */
+  assert_true(hv_device_measure_choices(f.device, true)); /* so far the choice was only supposed */
   multiply(&f, ROWS);
   assert_int_equal(chosen(&f), 3);
   (void)hv_device_measure_choices(f.device, false);
@@ -104,13 +104,14 @@ static void nothing_is_measured_unasked(void **state) {
   assert_int_equal(chosen(&f), 3);
   close_fixture(&f);
   f = open_fixture(NULL, "1");
-  assert_false(hv_device_measure_choices(f.device, true)); /* there are no times */
+  assert_false(hv_device_measure_choices(f.device, true)); /* this device cannot measure */
   multiply(&f, ROWS);
   assert_int_equal(chosen(&f), 1);
   close_fixture(&f);
 }
 
-/* Another device reads what was measured, before or after it has chosen by itself; its own clock is not asked. */
+/* Another device reads the choices, before or after it has chosen by itself, and does not measure these shapes again.
+ */
 static void choices_are_kept(void **state) {
   (void)state;
   bool fits;
@@ -132,7 +133,8 @@ static void choices_are_kept(void **state) {
   hv_text_free(&text);
 }
 
-/* On any device: what is multiplied when measuring is over is right, and another device takes the same choices. */
+/* On any device: products are right once measuring is over, and another device that reads the choices makes the same.
+ */
 static void measuring_leaves_no_trace(void **state) {
   (void)state;
   static float y[ROWS * WIDTH];
@@ -157,7 +159,7 @@ static void measuring_leaves_no_trace(void **state) {
   close_fixture(&other);
 }
 
-/* What a library's algorithm may depend on: sizes, strides in elements, offsets in bytes behind multiples of 256. */
+/* What an algorithm may depend on: sizes, strides in elements, and offsets in bytes from a multiple of 256. */
 enum property {
   P_ROWS,
   P_IN,
@@ -165,15 +167,15 @@ enum property {
   P_X_STRIDE,
   P_WEIGHT_STRIDE,
   P_Y_STRIDE,
-  P_RESIDUAL_STRIDE, /* 0: there is none */
+  P_RESIDUAL_STRIDE, /* 0: no residual */
   P_X_OFFSET,
   P_WEIGHT_OFFSET,
   P_Y_OFFSET,
   P_RESIDUAL_OFFSET,
-  P_BIAS_OFFSET, /* below 0: there is none */
+  P_BIAS_OFFSET, /* below 0: no bias */
   P_ACTIVATION,
   P_DTYPE,
-  P_RESULT, /* its dtype */
+  P_RESULT, /* the dtype of y */
   PROPERTIES
 };
 
@@ -196,7 +198,7 @@ static void run_product(fixture *f, char *const *buffer, const int64_t *p) {
   assert_ok(hv_stream_synchronize(f->stream));
 }
 
-/* Square operands, multiplied without a transpose and with the other transposed. */
+/* The two backward products of a layer with square operands: one transposes nothing, the other one operand. */
 static void run_gradients(fixture *f, char *const *buffer, const int64_t *p) {
   hv_tensor a = rows_in(buffer[0], p[P_DTYPE], p[P_ROWS], p[P_IN], p[P_X_STRIDE], p[P_X_OFFSET]);
   hv_tensor b = rows_in(buffer[1], p[P_DTYPE], p[P_OUT], p[P_IN], p[P_WEIGHT_STRIDE], p[P_WEIGHT_OFFSET]);
@@ -212,10 +214,11 @@ static int choices_made(const fixture *f) {
   int lines = 0;
   for (const char *at = text.data; *at; at++) lines += *at == '\n';
   hv_text_free(&text);
-  return lines - 2; /* which say who made them */
+  return lines - 2; /* without the first two lines, which say what made the choices */
 }
 
-/* On any device: an algorithm that suits one product may not suit another, which differs from it in one thing. */
+/* On any device: products that differ in a single property get choices of their own, because an algorithm for one may
+ * not suit the other. */
 static void each_shape_has_a_choice(void **state) {
   (void)state;
   enum { BUFFERS = 5, BYTES = 16 << 10 };
@@ -261,7 +264,7 @@ static void each_shape_has_a_choice(void **state) {
     choices++;
     for (int again = 0; again < 2; again++) {
       run_product(&f, buffer, p);
-      if (choices_made(&f) != choices) fail_msg("change %zu of a product does not add one choice", i);
+      if (choices_made(&f) != choices) fail_msg("change %zu of the product: the number of choices is wrong", i);
     }
   }
   run_gradients(&f, buffer, p);
@@ -270,7 +273,8 @@ static void each_shape_has_a_choice(void **state) {
   close_fixture(&f);
 }
 
-/* On any device: text that was cut short or damaged is refused, that of another format or library is not read. */
+/* On any device: choices that were cut short or damaged are an error; those of another format or library are ignored.
+ */
 static void damaged_choices_are_refused(void **state) {
   (void)state;
   static const char no_digits[] = "/:`gAG \n-";
@@ -282,7 +286,7 @@ static void damaged_choices_are_refused(void **state) {
   size_t length = strlen(line);
   assert_true(length > 100);
   for (size_t i = 0; i < 2 * sizeof no_digits - 2; i++) {
-    char *at = line + 20 + i % 2, kept = *at; /* either digit of a byte */
+    char *at = line + 20 + i % 2, kept = *at; /* the first or second digit of a byte */
     *at = no_digits[i / 2];
     assert_error(hv_device_read_choices(f.device, data, &fits), "line 3");
     *at = kept;

@@ -1,5 +1,5 @@
-/* `hvla-train check` on a device: PyTorch's numbers in the fixtures of tests/fixtures/parity, in fp32 and in bf16, and
- * the same bytes however often and in whatever order of blocks and threads. test_parity [DEVICE], by default emu. */
+/* `hvla-train check` on a device against PyTorch's results in tests/fixtures/parity, in fp32 and bf16; and the same
+ * bytes every time, in whatever order blocks and threads run. test_parity [DEVICE], by default emu. */
 #include <math.h>
 
 #include "core/io/safetensors.h"
@@ -35,10 +35,10 @@ static void check_case(const char *case_name, const char *out, const char *rest)
   expect_train(0, arguments, NULL);
 }
 
-/* How two tensors of one shape lie to each other. */
+/* Two measures of how close two tensors of one shape are. */
 typedef struct comparison {
   double error;  /* ‖found − expected‖ / ‖expected‖ */
-  double cosine; /* of the angle between them */
+  double cosine; /* cosine of the angle between them */
 } comparison;
 
 static comparison compare(const char *case_name, const hv_safetensors *found_in, const hv_file_tensor *expected) {
@@ -96,7 +96,8 @@ static double loss_in(const hv_safetensors *tensors) {
   return (double)loss;
 }
 
-/* The fixtures are chosen so that PyTorch's own bf16 keeps 0.999 (MINIMUM_COSINE in make_parity.py). */
+/* The limits are near those of PyTorch's own bf16: the fixtures are chosen so that its cosines are at least 0.999
+ * (MINIMUM_COSINE in make_parity.py). */
 static void bf16_is_close_to_pytorchs_fp32(void **state) {
   static const double most_off = 0.002, least_cosine = 0.998;
   double largest = 0, least = 1;
@@ -120,7 +121,7 @@ static void bf16_is_close_to_pytorchs_fp32(void **state) {
   print_message("loss within %.2g; gradients' cosines from %.5f\n", largest, least);
 }
 
-/* Steps of training with other orders of blocks and threads, and with more threads of the system. */
+/* Steps of training, repeated with other orders of blocks and threads and with more threads of the host. */
 static void repeats_to_the_bit(void **state) {
   static const char *const dtypes[] = {"--dtype fp32 --steps 2 --lr 1e-3", "--dtype bf16 --steps 2 --lr 1e-3"};
   static const char *const seeds[] = {"1", "2", "3"};

@@ -1,5 +1,5 @@
-/* Recorded operations: kept while recorded, done as often as replayed, with what lies in memory then.
- * test_recording [DEVICE], by default emu. */
+/* Recorded operations (CUDA graphs on a card) do not run while they are recorded, and run each time they are replayed,
+ * on what is in memory then; and what cannot be recorded is refused. test_recording [DEVICE], by default emu. */
 #include "tests/cuda/under_test.h"
 
 enum { ROWS = 24, WIDTH = 40 };
@@ -47,7 +47,7 @@ static void close_fixture(fixture *f) {
   hv_device_close(f->device);
 }
 
-/* A layer, and a sum that grows with every run. */
+/* Queues a layer, and a sum that grows with every run. */
 static void queue_sequence(fixture *f) {
   hv_linear(f->stream, &(hv_linear_args){.x = f->x, .weight = f->weight, .activation = HV_ACT_SILU, .y = f->hidden});
   hv_norm(f->stream,
@@ -89,7 +89,7 @@ static void replays_do_what_was_recorded(void **state) {
   assert_ok(hv_stream_record_begin(f.stream));
   queue_sequence(&f);
   assert_ok(hv_stream_record_end(f.stream, &recording));
-  assert_true(sum_of(&f) == once); /* nothing has run */
+  assert_true(sum_of(&f) == once); /* recording has run nothing */
 
   set_input(&f, 4);
   queue_sequence(&f);
@@ -106,8 +106,8 @@ static void replays_do_what_was_recorded(void **state) {
   close_fixture(&f);
 }
 
-/* As decoding is: few rows in bf16, products that read nothing but weights until they need what came before, so that a
- * card begins them early. */
+/* Layers as in decoding: few rows in bf16. Their products read only weights at first, so that a card may begin them
+ * before the launches before are over. */
 typedef struct few_rows {
   hv_tensor norm_weight, gate_up, down, x, sum, normed, both, hidden;
   int layers;
@@ -120,7 +120,8 @@ static hv_tensor bf16_matrix(fixture *f, int64_t rows, int64_t cols, const uint1
   return hv_tensor_make(t.data, HV_BF16, rows, cols);
 }
 
-/* Numbers of both signs, from 1/16 to 1/4: what a layer adds is as large as what it gets. */
+/* Numbers of both signs with magnitudes from 1/16 to 1/4, so that values neither grow nor vanish from layer to layer.
+ */
 static uint16_t *small_numbers(int64_t count, int seed) {
   uint16_t *values = malloc((size_t)count * sizeof *values);
   assert_non_null(values);
@@ -150,7 +151,7 @@ static few_rows open_few_rows(fixture *f, int64_t rows, int64_t width, int64_t i
                     .layers = layers};
 }
 
-/* Each layer writes what the one before read. */
+/* Each layer overwrites the input of the one before. */
 static void queue_layers(fixture *f, const few_rows *l) {
   hv_convert(f->stream, &(hv_convert_args){.src = l->x, .dst = l->sum});
   for (int i = 0; i < l->layers; i++) {
@@ -208,8 +209,8 @@ static void few_rows_replayed_are_the_same_to_the_bit(void **state) {
   close_fixture(&f);
 }
 
-/* Few queries over many keys, as a step of a prediction has them: two launches, the second of which merges what the
- * first left of the keys' parts. */
+/* Attention of few queries over many keys, as in a step of a prediction. It takes two launches: the second merges the
+ * results of the parts into which the first splits the keys. */
 static void decoding_replayed_is_the_same_to_the_bit(void **state) {
   (void)state;
   enum { QUERIES = 4, KEYS = 300, HEADS = 2, HEAD_DIM = 32, COLS = HEADS * HEAD_DIM };
@@ -251,7 +252,7 @@ static void decoding_replayed_is_the_same_to_the_bit(void **state) {
   close_fixture(&f);
 }
 
-/* A recording goes on with the scratch memory that it was made with. */
+/* A recording keeps the scratch memory that it was made with, even if the device gets larger one afterwards. */
 static void outlives_a_growth_of_scratch(void **state) {
   (void)state;
   enum { LARGE = 20000 };
@@ -272,7 +273,7 @@ static void outlives_a_growth_of_scratch(void **state) {
   hv_linear(f.stream,
             &(hv_linear_args){.x = large, .weight = f.weight, .activation = HV_ACT_SILU, .residual = sum, .y = sum});
   assert_ok(hv_stream_synchronize(f.stream));
-  assert_true(f.device->memory.held.total > before); /* for more scratch */
+  assert_true(f.device->memory.held.total > before); /* the device has more scratch memory now */
   hv_fill(f.stream, &(hv_fill_args){.dst = f.y});
   hv_stream_replay(f.stream, recording);
   result_of(&f, replayed);
@@ -281,7 +282,7 @@ static void outlives_a_growth_of_scratch(void **state) {
   close_fixture(&f);
 }
 
-/* Work that has never run has not got its scratch memory yet. */
+/* Operations that have never run have no scratch memory yet, and none can be allocated while recording. */
 static void refuses_what_would_allocate(void **state) {
   (void)state;
   fixture f = open_fixture();
@@ -292,12 +293,12 @@ static void refuses_what_would_allocate(void **state) {
   assert_error(hv_stream_record_end(f.stream, &recording), "scratch", "once before");
   assert_null(recording);
   set_input(&f, 3);
-  queue_sequence(&f); /* the stream works on */
+  queue_sequence(&f); /* the stream still works */
   assert_ok(hv_stream_synchronize(f.stream));
   close_fixture(&f);
 }
 
-/* What another stream does cannot be repeated with a recording. */
+/* Waiting for another stream cannot be recorded: its work would not be repeated. */
 static void refuses_to_wait_for_another_stream(void **state) {
   (void)state;
   fixture f = open_fixture();
@@ -313,7 +314,7 @@ static void refuses_to_wait_for_another_stream(void **state) {
   hv_event_wait(f.stream, event);
   assert_error(hv_stream_record_end(f.stream, &recording), "event");
   assert_null(recording);
-  hv_event_wait(f.stream, event); /* the stream works on */
+  hv_event_wait(f.stream, event); /* the stream still works */
   queue_sequence(&f);
   assert_ok(hv_stream_synchronize(f.stream));
   hv_event_close(f.device, event);
@@ -321,7 +322,7 @@ static void refuses_to_wait_for_another_stream(void **state) {
   close_fixture(&f);
 }
 
-/* A stream that records does nothing that could be waited for; the attempt costs the recording. */
+/* A stream that is recording runs nothing, so it cannot be waited for. The attempt spoils the recording. */
 static void refuses_to_be_waited_for(void **state) {
   (void)state;
   fixture f = open_fixture();
@@ -338,19 +339,19 @@ static void refuses_to_be_waited_for(void **state) {
   assert_non_null(status);
   assert_null(recording);
   hv_status_free(status);
-  queue_sequence(&f); /* the stream works on */
+  queue_sequence(&f); /* the stream still works */
   assert_ok(hv_stream_synchronize(f.stream));
   close_fixture(&f);
 }
 
-/* Memory that is not page-locked cannot be copied later, when it may be something else. */
+/* Copies from host memory that is not page-locked are refused: when the recording is replayed, it may be gone. */
 static void refuses_memory_that_may_go(void **state) {
   (void)state;
   static float values[ROWS * WIDTH];
   fixture f = open_fixture();
   hv_recording *recording;
   void *host;
-  if (strcmp(under_test, "emu") != 0) skip(); /* a card may take it */
+  if (strcmp(under_test, "emu") != 0) skip(); /* a card may accept it */
   assert_ok(hv_device_allocate_host(f.device, sizeof values, "a matrix", &host));
   for (int direction = 0; direction < 2; direction++) {
     assert_ok(hv_stream_record_begin(f.stream));
@@ -367,12 +368,12 @@ static void refuses_memory_that_may_go(void **state) {
   close_fixture(&f);
 }
 
-/* CUDA ends a recording whose thread allocates or releases meanwhile. */
+/* With CUDA, allocating or releasing memory while recording spoils the recording. */
 static void refuses_changes_of_memory(void **state) {
   (void)state;
   fixture f = open_fixture();
   hv_recording *recording;
-  if (strcmp(under_test, "emu") != 0) skip(); /* what a card says of it, and when, is its own affair */
+  if (strcmp(under_test, "emu") != 0) skip(); /* when and how a card reports it is not defined */
   for (int where = 0; where < 2; where++) {
     void *memory;
     for (int change = 0; change < 2; change++) {

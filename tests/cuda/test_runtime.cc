@@ -1,28 +1,28 @@
-/* What cuda/runtime.cu says of machines that a test cannot have: the CUDA runtime is replaced by one that shows the
- * cards described here. Everything it does with a card in use is tested on a card. */
+/* How cuda/runtime.cu deals with machines that the test does not run on: the CUDA runtime is replaced by functions that
+ * report the cards and errors described in `machine`. What it does with a real card is tested on a card. */
 #include <cuda_runtime.h>
 
 #include "cuda/runtime.h"
 #include "tests/check.h"
 
 static struct machine {
-  int driver, runtime, cards; /* versions of the first two */
+  int driver, runtime, cards; /* versions of driver and runtime; number of cards */
   cudaError_t count_error;
   int major, minor;
   size_t free_bytes, all_bytes;
   cudaError_t memory_error;
-  cudaError_t event; /* what cudaEventQuery says */
+  cudaError_t event; /* what cudaEventQuery returns */
   cudaError_t kernel_error;
-  int made_for;     /* the compute capability of a kernel's PTX */
-  int chosen;       /* by cudaSetDevice */
-  bool error_kept;  /* the last error was not taken note of */
-  size_t asked_for; /* of cudaMalloc or cudaMallocHost */
+  int made_for;     /* the compute capability for which a kernel's PTX was made */
+  int chosen;       /* the card chosen by cudaSetDevice */
+  bool error_kept;  /* nobody has fetched the last error */
+  size_t asked_for; /* bytes, by cudaMalloc or cudaMallocHost */
   cudaError_t waiting_error;
-  int streams, idle; /* that are open; of them, waited for since memory was released */
+  int streams, idle; /* open streams; those waited for since the last release of memory */
   bool waited_wrongly;
   int released;
-  cudaError_t ending_error; /* of a recording */
-  int graphs;               /* that are there, executable ones too */
+  cudaError_t ending_error; /* error of ending a recording */
+  int graphs;               /* that exist, including executable ones */
 } machine;
 
 static void *anything = &machine;
@@ -61,7 +61,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
   *all = machine.all_bytes;
   return cudaSuccess;
 }
-/* An error stays the last one until it is asked for. */
+/* As in CUDA, an error is kept until somebody fetches the last error. */
 static cudaError_t keep(cudaError_t error) {
   machine.error_kept |= error != cudaSuccess;
   return error;
@@ -82,7 +82,8 @@ cudaError_t cudaGetLastError() {
   return machine.memory_error;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags) {
-  if (flags != cudaStreamNonBlocking) return cudaErrorInvalidValue; /* another thread's default stream would wait */
+  if (flags != cudaStreamNonBlocking)
+    return cudaErrorInvalidValue; /* or the default stream of other threads would wait */
   *out = (cudaStream_t)((char *)anything + machine.streams++);
   return cudaSuccess;
 }
@@ -90,7 +91,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t) {
   machine.streams--;
   return cudaSuccess;
 }
-/* There is no cudaDeviceSynchronize: it ends what other threads record. */
+/* There is no cudaDeviceSynchronize here, because it would spoil what other threads are recording. */
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
   machine.idle++;
   return keep(machine.waiting_error);
@@ -113,7 +114,7 @@ cudaError_t cudaEventQuery(cudaEvent_t) {
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, const void *) {
   memset(attributes, 0, sizeof *attributes);
   attributes->ptxVersion = machine.made_for;
-  attributes->binaryVersion = 90; /* of what the driver made of it for the card */
+  attributes->binaryVersion = 90; /* what the driver compiled for the card */
   return keep(machine.kernel_error);
 }
 const char *cudaGetErrorString(cudaError_t error) {
@@ -123,7 +124,7 @@ const char *cudaGetErrorName(cudaError_t) {
   return "cudaErrorOfSomeKind";
 }
 
-/* Only what one thread records and other threads' calls do not disturb. */
+/* Only the mode in which calls of other threads do not disturb a recording is accepted. */
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode mode) {
   return mode == cudaStreamCaptureModeThreadLocal ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -148,7 +149,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) {
   return cudaSuccess;
 }
 
-/* Not called here. */
+/* Functions that are linked but not called here. */
 #define ABSENT(name, ...)                                                                                              \
   cudaError_t name(__VA_ARGS__) {                                                                                      \
     return cudaErrorNotSupported;                                                                                      \
@@ -182,10 +183,11 @@ static hv_status open_card(int index, hv_runtime **out) {
   return hv_runtime_open(&options, out);
 }
 
-/* Fails unless the error's one line has these words. */
+/* Fails unless the error is one line that contains the words. */
 static void assert_told(hv_status status, const char *words) {
   assert_non_null(status);
-  if (!strstr(hv_status_message(status), words)) fail_msg("not \"%s\": %s", words, hv_status_message(status));
+  if (!strstr(hv_status_message(status), words))
+    fail_msg("expected \"%s\", the message is: %s", words, hv_status_message(status));
   assert_null(strchr(hv_status_message(status), '\n'));
   hv_status_free(status);
 }
@@ -249,8 +251,8 @@ static void launches_begin_early_where_graphs_can_hold_them(void **) {
   assert_false(card_begins_early());
 }
 
-/* A build for 8.0 runs on a card of 9.0 as well, but its kernels would begin before the ones before them are over and
- * not wait for them. */
+/* Kernels built for 8.0 run on a card of 9.0 too, but contain no instruction that waits for earlier launches: they must
+ * not be begun early. */
 static void kernels_made_for_older_cards_do_not_wait(void **) {
   machine.made_for = 90;
   assert_true(hv_kernel_waits(anything));
@@ -269,7 +271,7 @@ static void a_card_that_is_not_there_is_told(void **) {
   assert_refused(-1, "CUDA card -1 was asked for");
 }
 
-/* A scheduler may show each process its own card alone, whichever number the process counts itself by. */
+/* A scheduler may show each process only its own card, whatever local rank the process has. */
 static void the_only_visible_card_serves_every_index(void **) {
   hv_runtime *runtime;
   machine.cards = 1;
@@ -301,7 +303,7 @@ static void memory_that_is_not_there_is_told(void **) {
   assert_told(hv_runtime_allocate(runtime, 2000000000, "the gradients", &memory),
               "out of memory on CUDA card 0 (Card 0): the gradients needs 2.000 GB, 1.500 of 80.000 GB are free");
   assert_null(memory);
-  assert_false(machine.error_kept); /* the next launch would be blamed for it */
+  assert_false(machine.error_kept); /* else the next launch would seem to have failed */
   assert_told(hv_runtime_allocate_host(runtime, 4096, "a batch", &memory),
               "out of memory: a batch needs 4096 bytes of page-locked host memory");
   assert_false(machine.error_kept);
@@ -317,7 +319,7 @@ static void releasing_waits_for_what_is_queued(void **) {
   assert_ok(open_card(0, &runtime));
   for (hv_queue *&queue : queues) assert_ok(hv_queue_open(runtime, &queue));
   hv_runtime_release(runtime, anything);
-  machine.waiting_error = cudaErrorIllegalAddress; /* a stream's own affair */
+  machine.waiting_error = cudaErrorIllegalAddress; /* the error of a stream, which releasing must not pass on */
   hv_runtime_release_host(runtime, anything);
   hv_runtime_release(runtime, nullptr);
   hv_runtime_release_host(runtime, nullptr);
@@ -333,7 +335,8 @@ static void releasing_waits_for_what_is_queued(void **) {
   hv_runtime_close(runtime);
 }
 
-/* What another thread does can end a recording: its error is one of the device, which whoever records may live with. */
+/* Calls of other threads can spoil a recording. The error is one of the device, and the caller may go on without a
+ * recording. */
 static void recordings_end_well_or_are_lost(void **) {
   hv_runtime *runtime;
   hv_queue *queue;
@@ -360,7 +363,7 @@ static void recordings_end_well_or_are_lost(void **) {
   hv_runtime_close(runtime);
 }
 
-/* The runtime counts that as an error. */
+/* cudaEventQuery returns an error code if the event is not over yet. */
 static void an_event_that_is_not_over_is_no_error(void **) {
   machine.event = cudaErrorNotReady;
   assert_false(hv_mark_passed(nullptr, (hv_mark *)anything));

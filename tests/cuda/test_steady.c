@@ -1,13 +1,13 @@
-/* A steady training step on a device asks it for no memory and waits for it once, at its end, whatever number of
- * micro-batches it has, and then for the copies, which are over by then: what the device's methods are called for is
- * counted. It trains on what the CPU trains on. test_steady [DEVICE], by default emu. */
+/* A training step after the first ones allocates no memory on the device and waits twice, at its end: for the
+ * computation, and for the uploads, which are over by then; whatever number of micro-batches it has. Calls of the
+ * device's methods are counted. And the losses are those of the CPU. test_steady [DEVICE], by default emu. */
 #include <math.h>
 
 #include "tests/cuda/under_test.h"
 #include "tests/hybridvla/tiny_model.h"
 #include "train/trainer.h"
 
-/* The device's own methods, and how often they were called. */
+/* The device's own methods, which the functions below call and count. */
 static const hv_device_methods *own;
 static int allocations, waits;
 
@@ -60,7 +60,7 @@ static void a_steady_step_allocates_nothing(void **state) {
     assert_ok(hv_trainer_initialize(trainer, NULL, NULL));
     hv_fixed_source source = hv_fixed_source_make(&batch.batch);
     for (int i = 0; i < 2; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
-    assert_true(allocations > 0 && waits > 0); /* the counters count */
+    assert_true(allocations > 0 && waits > 0); /* calls are really counted */
     double before = result.loss;
     allocations = waits = 0;
     for (int i = 0; i < STEPS; i++) assert_ok(hv_trainer_step(trainer, &source.source, 1e-3, &result));
@@ -76,7 +76,7 @@ static void a_steady_step_allocates_nothing(void **state) {
 
 enum { TURNS = 4 };
 
-/* Gives unlike batches in turn. */
+/* A source that gives different batches in turn. */
 typedef struct turning_source {
   hv_batch_source source;
   tiny_batch batches[TURNS];
@@ -94,8 +94,8 @@ static void nothing_to_release(hv_batch_source *source, const hv_batch *batch) {
   (void)batch;
 }
 
-/* The loss of a second step of several micro-batches, which are unlike: in the first, memory that operations ask for is
- * waited for. */
+/* The loss of a second step with several, different micro-batches. (In the first step the host waits whenever an
+ * operation allocates memory, so that it cannot run ahead.) */
 static double train_on_turns(hv_device *device) {
   enum { SAMPLES = 1, BRANCHES = 1, PARTS = 3 };
   hv_config config = tiny_config(HV_HYBRID, false);
@@ -118,7 +118,7 @@ static double train_on_turns(hv_device *device) {
   return result.loss;
 }
 
-/* The host runs ahead of the device, and refills what a batch was built in only when the device has it. */
+/* The host runs ahead of the device. It must not overwrite the memory of a batch before the device has copied it. */
 static void every_micro_batch_is_trained_on(void **state) {
   (void)state;
   double losses[OP_SIDES];

@@ -1,5 +1,5 @@
-/* `hvla-train run` on a device: the same losses as on the CPU from one seed, and the same bytes after stopping and
- * resuming. test_training [DEVICE [STEPS]], by default emu 12. */
+/* `hvla-train run` on a device: with the same seed the losses are close to the CPU's, and a resumed run ends in the
+ * same bytes as one that runs through. test_training [DEVICE [STEPS]], by default emu 12. */
 #include <math.h>
 
 #include "tests/cuda/under_test.h"
@@ -32,7 +32,7 @@ static double *losses_of(const char *run, int count) {
   return losses;
 }
 
-/* The first 50 losses lie within `tolerance` of the CPU's, the mean of the last 20 within 2 %. */
+/* The first 50 losses must be within `tolerance` of the CPU's, the mean of the last 20 within 2 %. */
 static void compare_with_cpu(const char *folder, const char *settings, double tolerance) {
   char rest[256];
   snprintf(rest, sizeof rest, "--set train.steps=%d --set checkpoint.interval=%d %s", steps, steps, settings);
@@ -62,7 +62,7 @@ static void learns_as_the_cpu_does_in_less_memory(void **state) {
   compare_with_cpu(*state, "--set dtype=bf16 --set optimizer.gradients=bf16 --set optimizer.moments=int8", 2e-2);
 }
 
-/* The host builds the next micro-batch while the device is at one before. */
+/* The host builds the next micro-batch while the device computes an earlier one. */
 static void micro_batches_as_on_the_cpu(void **state) {
   enum { STEPS = 3 };
   static const char rest[] = "--set train.steps=3 --set checkpoint.interval=3 --set train.micro_batch=1";
@@ -74,7 +74,7 @@ static void micro_batches_as_on_the_cpu(void **state) {
   free(found);
 }
 
-/* With what the library supposes to be the fastest: two runs that measure may find otherwise. */
+/* Without measuring algorithms, because two runs that measure may choose different ones. */
 static void resumes_to_the_same_bytes(void **state) {
   static const char *const dtypes[] = {"fp32", "bf16"};
   static const char *const files[] = {"model/model.safetensors", "checkpoints/step-6/training.safetensors"};
@@ -98,7 +98,7 @@ static void resumes_to_the_same_bytes(void **state) {
   }
 }
 
-/* Of two runs of four steps the first ends as the run "whole" does, the other does not. */
+/* After four steps, the run `same` must have the same bytes as the run "whole", and the run `other` must not. */
 static void assert_end_of_whole(const char *folder, const char *same, const char *other) {
   static const char file[] = "checkpoints/step-4/training.safetensors";
   const char *whole = in_run(folder, "whole", file);
@@ -106,7 +106,8 @@ static void assert_end_of_whole(const char *folder, const char *same, const char
   assert_false(same_bytes(in_run(folder, other, file), whole));
 }
 
-/* The emulator, which can be told to choose another algorithm for a shape that is new to it. */
+/* A resumed run uses the algorithms that were chosen before, not those that a new run would choose; the emulator can be
+ * told to choose others. Without the file of choices the bytes differ. */
 static void keeps_to_chosen_algorithms(void **state) {
   if (strcmp(under_test, "emu") != 0) {
     print_message("skipped: cuBLASLt cannot be told what to choose\n");
@@ -123,7 +124,7 @@ static void keeps_to_chosen_algorithms(void **state) {
   assert_end_of_whole(*state, "halves", "forgetful");
 }
 
-/* What was measured when the run began is taken again when it goes on, though another would be the fastest by then. */
+/* A resumed run uses the algorithms that were measured at its start, even if others are faster now. */
 static void keeps_to_measured_algorithms(void **state) {
   if (strcmp(under_test, "emu") != 0) {
     print_message("skipped: only the emulator can be told what is the fastest\n");
@@ -139,10 +140,11 @@ static void keeps_to_measured_algorithms(void **state) {
   assert_end_of_whole(*state, "halves", "unasked");
 }
 
-/* A copy of what a checkpoint holds lies in page-locked memory, of which a machine may give less than it has. */
+/* To write a checkpoint in the background, a copy in page-locked memory is needed, of which there may be too little:
+ * then training waits, and the files are the same. */
 static void checkpoints_are_written_where_no_copy_fits(void **state) {
   char *output;
-  if (strcmp(under_test, "emu") != 0) skip(); /* the emulator can be told how much there is */
+  if (strcmp(under_test, "emu") != 0) skip(); /* only the emulator can be told how much there is */
   train(*state, "whole", under_test, LARGE_VOCABULARY "--set train.steps=4");
   assert_int_equal(setenv("HVLA_EMU_LOCKABLE", "12000000", 1), 0);
   const char *config = write_tiny_config(*state, "unset");
@@ -153,7 +155,7 @@ static void checkpoints_are_written_where_no_copy_fits(void **state) {
   assert_int_equal(run_train("", arguments, &output), 0);
   assert_int_equal(unsetenv("HVLA_EMU_LOCKABLE"), 0);
   if (!strstr(output, "training waits while checkpoints are written") || !strstr(output, "of page-locked host memory"))
-    fail_msg("of the lack of memory is not told:\n%s", output);
+    fail_msg("the message about the lack of memory is missing:\n%s", output);
   free(output);
   static const char file[] = "checkpoints/step-4/training.safetensors";
   assert_true(same_bytes(in_run(*state, "whole", file), in_run(*state, "piecewise", file)));

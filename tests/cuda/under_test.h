@@ -1,4 +1,4 @@
-/* The device that a test of operations runs on: the program's first argument, "emu" where there is none. */
+/* The device under test: the program's first argument, by default "emu". */
 #ifndef HV_TESTS_CUDA_UNDER_TEST_H
 #define HV_TESTS_CUDA_UNDER_TEST_H
 
@@ -7,14 +7,14 @@
 
 static const char *under_test = "emu";
 
-/* Call first in main. Ends the program where a card is asked for and there is none. */
+/* Call first in main. Ends the program as skipped if a card is asked for and there is none. */
 static inline void choose_device(int argc, char **argv) {
   if (argc > 1) under_test = argv[1];
   need_card(under_test);
 }
 
-/* Opens the device and the CPU device beside it; close_both undoes it. `order` is the emulator's seed of the order of
- * blocks and threads. */
+/* Opens the device under test and the CPU device; close_both closes them. `order` is the emulator's seed for the order
+ * of blocks and threads. */
 static inline void open_both(op_env *env, hv_dtype dtype, const char *order) {
   hv_device *device, *cpu;
   assert_int_equal(setenv("HVLA_EMU_SEED", order, 1), 0);
