@@ -1,4 +1,4 @@
-/* embed MODEL-DIRECTORY: what another program does with the installed library. Plain C99. */
+/* embed MODEL-DIRECTORY: a program outside of this project that predicts with the installed library. Plain C99. */
 #include <hvla.h>
 #include <stdio.h>
 #include <stdlib.h>

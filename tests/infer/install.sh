@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh BUILD-DIRECTORY CC SANITIZERS: what `cmake --install` gives is enough to build and run a program with the
-# library, shared and static, and the library needs and shows no more than it should.
+# install.sh BUILD-DIRECTORY CC SANITIZERS: what `cmake --install` installs is enough to build and run a program with
+# the library, shared and static; and the library depends on nothing and exports no symbol that it should not.
 set -euo pipefail
 build=$1 compiler=$2 sanitizers=$3
 work=$(mktemp -d "${TMPDIR:-/tmp}/hvla-install-XXXXXX")
@@ -13,7 +13,7 @@ fail() {
 
 if grep ' /' "$build/infer/archive.mri"; then fail "the build fails where the path of its folder has a space"; fi
 cmake --install "$build" --prefix "$work/root" >"$work/install.log"
-mv "$work/root" "$work/moved" # nothing may remember where it was installed
+mv "$work/root" "$work/moved" # it must also work after it was moved
 pc=$(find "$work/moved" -name hvla.pc)
 lib=$(dirname "$(dirname "$pc")")
 [[ -n $pc ]] || fail "hvla.pc is not installed"
@@ -24,7 +24,7 @@ export OMP_NUM_THREADS=1
 
 flags=(-std=c99 -Wall -Wextra -Werror)
 [[ -z $sanitizers ]] || flags+=("-fsanitize=$sanitizers")
-# pkg-config writes words as a shell reads them.
+# pkg-config quotes its words for a shell: a prefix may have spaces.
 cflags=() libs=() static=()
 eval "cflags=($(pkg-config --cflags hvla)) libs=($(pkg-config --libs hvla))"
 eval "static=($(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//') $(pkg-config --static --libs-only-other hvla))"
@@ -40,9 +40,9 @@ readelf -d "$work/shared" | grep -q 'NEEDED.*libhvla\.so\.' || fail "the shared 
 if readelf -d "$work/static" | grep -q libhvla; then fail "the static program uses libhvla.so"; fi
 
 wrong=$(nm -D --defined-only "$lib/libhvla.so" | awk '{print $3}' | grep -v '^hvla_' || true)
-[[ -z $wrong ]] || fail "libhvla.so shows more than hvla_*: $wrong"
+[[ -z $wrong ]] || fail "libhvla.so exports other symbols than hvla_*: $wrong"
 heavy=$(ldd "$lib/libhvla.so" "$work/moved/bin/hvla-infer" | grep -iE 'hdf5|libmpi|libpython|libtorch' || true)
-[[ -z $heavy ]] || fail "a robot's library needs what only training does: $heavy"
+[[ -z $heavy ]] || fail "libhvla.so or hvla-infer depends on libraries that only training needs: $heavy"
 
 "$work/moved/bin/hvla-infer" --version | grep -q '^hvla-infer [0-9]' || fail "hvla-infer does not start"
 count=$(find "$work/moved/include" -type f | wc -l)

@@ -1,4 +1,4 @@
-/* make_tiny_directory PATH: a model directory for tests that are no C program. */
+/* make_tiny_directory PATH: writes a tiny model directory, for tests that are shell scripts. */
 #include <stdio.h>
 
 #include "tests/infer/tiny_directory.h"

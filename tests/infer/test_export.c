@@ -1,4 +1,5 @@
-/* hvla-infer export from outside: what an exported directory holds, and what is refused without a trace. */
+/* hvla-infer export on tiny models: what an exported directory contains, what --verify compares, and that a refused
+ * export leaves nothing behind. */
 #include <math.h>
 #include <sys/stat.h>
 
@@ -18,7 +19,7 @@ static int enter(void **state) {
   return 0;
 }
 
-/* The export must succeed; what it says is returned. */
+/* Runs an export, which must succeed; returns what it prints. */
 static char *export_to(const char *arguments) {
   char *out, *errors;
   int code = run_infer(folder, arguments, &out, &errors);
@@ -32,7 +33,7 @@ static void export_quietly(const char *arguments) {
   free(export_to(arguments));
 }
 
-/* Every tensor of the model is in `name`, in `dtype` and rounded to nearest even, and nothing else. */
+/* `name` must contain exactly the tensors of the model, in `dtype`, rounded to nearest even. */
 static void assert_tensors(const char *name, hv_dtype dtype) {
   hv_safetensors *before, *after;
   assert_ok(hv_safetensors_open(in_folder(folder, "model"), &before));
@@ -106,7 +107,7 @@ static void dtypes_are_rounded_to_nearest(void **state) {
 static void shards_follow_hugging_faces_convention(void **state) {
   (void)state;
   enum { LIMIT = 100000 };
-  assert_int_equal(mkdir(in_folder(folder, "shards"), 0777), 0); /* an empty directory is welcome */
+  assert_int_equal(mkdir(in_folder(folder, "shards"), 0777), 0); /* an empty directory is accepted */
   export_quietly("export --model model --out shards --shard-size 100000");
   assert_tensors("shards", HV_F32);
   json_t *index;
@@ -139,7 +140,7 @@ static void shards_follow_hugging_faces_convention(void **state) {
   assert_true(same_bytes(in_folder(folder, "joined/model.safetensors"), in_folder(folder, "copy/model.safetensors")));
 }
 
-/* A model inside a run directory, of which config.json's model changes `change`. */
+/* Makes a run directory with a model, whose config.json has this action_chunk. */
 static void make_run(const char *name, int64_t action_chunk) {
   char path[512];
   assert_ok(hv_make_directories(in_folder(folder, name)));
@@ -186,14 +187,14 @@ static void the_card_tells_what_is_known(void **state) {
   export_quietly("export --model told --out told-again");
   assert_card("told-again/README.md", known, WORDS("Not known"));
 
-  /* The best model is of an earlier step than the newest. */
+  /* The best model comes from an earlier step than the newest one. */
   must_shell("cp -r '%s/run/model' '%s/run/best'", folder, folder);
   write_text(in_folder(folder, "run/best.json"), "{\"step\": 10, \"metric\": \"loss\", \"value\": 3.75}");
   export_quietly("export --model run/best --out told-best");
   assert_card("told-best/README.md", WORDS("10 steps; the last one's loss was 3.5000", "after step 10: loss 3.7500"),
               WORDS("2.6250"));
 
-  /* Of which step it is, a damaged best.json does not tell. */
+  /* If best.json is damaged, the step is not known. */
   write_text(in_folder(folder, "run/best.json"), "{\"step\": 10");
   char *said = export_to("export --model run/best --out unknown-best");
   assert_non_null(strstr(said, "run/best.json is not valid JSON"));
@@ -210,7 +211,7 @@ static void the_card_tells_what_is_known(void **state) {
   assert_card("doubted/README.md", WORDS("Not known", "configures another model"), WORDS("```yaml", "2.6250"));
 }
 
-/* Nothing with this name, nor a part of it, is in the folder. */
+/* The folder must contain nothing of this name, and no temporary file of it. */
 static void assert_absent(const char *name) {
   char partial[128];
   snprintf(partial, sizeof partial, "%s.partial", name);
@@ -218,7 +219,7 @@ static void assert_absent(const char *name) {
   assert_false(hv_file_exists(in_folder(folder, partial)));
 }
 
-/* model/ under another name, its tensors in one file with one more of `size` bytes. */
+/* Writes model/ under another name, with one more tensor, "odd", of `size` bytes. */
 static void write_odd_model(const char *name, const char *dtype, const void *data, size_t size) {
   hv_safetensors *tensors;
   hv_text text = {0};
@@ -261,7 +262,7 @@ static void values_that_do_not_fit_are_named(void **state) {
   infer_refuses(folder, "export --model large --out never --dtype fp16", "large/model.safetensors", "tensor odd",
                 "element 3", "-70000", "fp16");
   assert_absent("never");
-  export_quietly("export --model large --out large-bf16 --dtype bf16"); /* extra tensors come along */
+  export_quietly("export --model large --out large-bf16 --dtype bf16"); /* extra tensors are exported too */
   hv_safetensors *after;
   const hv_file_tensor *odd;
   assert_ok(hv_safetensors_open(in_folder(folder, "large-bf16"), &after));
@@ -276,7 +277,7 @@ static void values_that_do_not_fit_are_named(void **state) {
   assert_absent("never");
 }
 
-/* model/ under another name, one tensor of it times `factor`: all of it, or its last value alone. */
+/* Writes model/ under another name, with one tensor (or only its last value) multiplied by `factor`. */
 static void write_changed_model(const char *name, const char *changed, float factor, bool last) {
   hv_safetensors *tensors;
   hv_safetensors_writer *writer;
@@ -324,13 +325,14 @@ static void verification_predicts_with_both(void **state) {
   assert_verified("export --verify --model model --out v4 --dtype bf16", "allowed: 0.1), 84 of 84 words are the same");
   assert_verified("export --verify --model noise --out v5 --dtype fp16", "allowed: 0.02)");
   assert_verified("export --verify --model v4 --out v6 --dtype fp32", "equal to the bit");
-  assert_verified("export --verify --model v5 --out v5-bf16 --dtype bf16", "allowed: 0.1)"); /* as wide, and rounded */
+  assert_verified("export --verify --model v5 --out v5-bf16 --dtype bf16",
+                  "allowed: 0.1)"); /* of the same width, but rounded */
 
-  /* Nine steps are passed over by no stride in four. */
+  /* With nine diffusion steps, no stride gives the default of four denoising steps. */
   must_shell("cd '%s' && cp -r noise nine && sed -i 's/\"steps\": *100/\"steps\": 9/' nine/config.json", folder);
   assert_verified("export --verify --model nine --out v10", "3 predictions in 1 modes are equal");
 
-  /* Noise so far out of range that the eighth bit decides to which end the action is clipped. */
+  /* The noise head gives values so far out of range that rounding to bf16 decides to which end an action is clipped. */
   write_scaled_model("touchy", "final_layer.mlp.fc2.weight", 30);
   infer_fails(folder, 1, "export --verify --model touchy --out v7 --dtype bf16", "verification failed", "v7 predicts",
               "mode", "allowed: 0.1");
@@ -339,7 +341,7 @@ static void verification_predicts_with_both(void **state) {
   infer_refuses(folder, "export --verify --model model --out v9 --device abacus", "abacus");
 }
 
-/* Puts the statistics of a robot with two dimensions in front of a model's own. */
+/* Puts the statistics of another robot, with two action dimensions, before the model's own. */
 static void put_another_robot_first(const char *path) {
   static const char *const members[] = {"mean", "std", "min", "max", "q01", "q99", "mask"};
   json_t *own, *all = json_object();
@@ -396,7 +398,7 @@ static void verification_sees_what_differs(void **state) {
   what.tolerance = 0.1;
   assert_ok(hv_verify_predictions(&what, &said));
   must_shell("cd '%s' && cp -r model short && sed -i 's/\"steps\": *[0-9]*/\"steps\": 2/' short/config.json", folder);
-  what.before = what.after = in_folder(folder, "short"); /* fewer steps than are denoised by default */
+  what.before = what.after = in_folder(folder, "short"); /* fewer diffusion steps than are denoised by default */
   assert_ok(hv_verify_predictions(&what, &said));
   must_shell("cd '%s' && cp -r model broken && echo > broken/config.json", folder);
   what.after = in_folder(folder, "broken");
@@ -406,7 +408,7 @@ static void verification_sees_what_differs(void **state) {
   assert_ok(hv_verify_copy(in_folder(folder, "model/tokenizer.model"), in_folder(folder, "short/tokenizer.model")));
   FILE *copy = fopen(in_folder(folder, "short/tokenizer.model"), "r+e");
   assert_non_null(copy);
-  assert_int_equal(fputc('?', copy), '?'); /* one byte is another */
+  assert_int_equal(fputc('?', copy), '?'); /* one byte is changed */
   assert_int_equal(fclose(copy), 0);
   assert_error(hv_verify_copy(in_folder(folder, "model/tokenizer.model"), in_folder(folder, "short/tokenizer.model")),
                "tokenizer.model differs from");

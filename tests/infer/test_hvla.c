@@ -1,4 +1,5 @@
-/* The library as another program uses it: through hvla.h and libhvla.so, which hides all else. */
+/* The library as another program uses it: only through hvla.h and libhvla.so. Predictions are compared with those that
+ * are put together from the inner parts; and wrong requests and directories are refused. */
 #include "infer/hvla.h"
 
 #include <math.h>
@@ -42,7 +43,7 @@ static int enter(void **state) {
   return 0;
 }
 
-/* A picture of waves. */
+/* Makes a picture of waves. */
 static hv_image picture(int32_t width, int32_t height, double phase) {
   hv_image image;
   assert_ok(hv_image_allocate(width, height, &image));
@@ -59,7 +60,7 @@ typedef struct view {
 
 static view view_open(void) {
   view v = {.pictures = {picture(64, 48, 0.0), picture(31, 57, 1.0)}};
-  static const char *const cameras[] = {"wrist", "front"}; /* in another order than the model's */
+  static const char *const cameras[] = {"wrist", "front"}; /* not the model's order */
   for (int i = 0; i < 2; i++)
     v.images[i] = (hvla_image){
         .camera = cameras[i], .data = v.pictures[i].rgb, .width = v.pictures[i].width, .height = v.pictures[i].height};
@@ -121,7 +122,7 @@ static void the_version_is_the_projects(void **state) {
   assert_int_equal(hvla_version(), HVLA_VERSION_NUMBER);
 }
 
-/* The same prediction put together from the parts inside. */
+/* The same prediction, put together from the inner parts. */
 static void predict_inside(const view *v, hv_policy_result *result, hv_policy **policy, hv_model **model,
                            hv_device **device) {
   hv_stream *stream;
@@ -145,7 +146,7 @@ static void predict_inside(const view *v, hv_policy_result *result, hv_policy **
   assert_ok(hv_dataset_statistics_load(in_folder(folder, "hybrid/dataset_statistics.json"), NULL, &statistics));
   hv_normalize(&statistics.proprio, robot_state, normalized);
   hv_dataset_statistics_free(&statistics);
-  for (int i = 0; i < 2; i++) { /* the request's first picture is of the model's second camera */
+  for (int i = 0; i < 2; i++) { /* the first picture of the request is for the model's second camera */
     hv_resizer *resizer;
     assert_ok(hv_resizer_open_frame(v->pictures[i].width, v->pictures[i].height, TINY_IMAGE, config.image_resize,
                                     config.vision[0].image_mean, &resizer));
@@ -197,7 +198,7 @@ static void a_prediction_is_the_policys(void **state) {
   view_close(&v);
 }
 
-/* Data that was converted to 1 open, 0 closed, of a robot with -1 open, 1 closed. */
+/* The gripper was trained on as 1 open, 0 closed; the robot itself uses -1 open, 1 closed. */
 static void a_converted_gripper_is_given_back(void **state) {
   (void)state;
   json_t *statistics;
@@ -355,7 +356,7 @@ static void models_with_one_head_predict_with_it(void **state) {
   view_close(&v);
 }
 
-/* The prediction fails with this code and with every one of the words in its message. */
+/* Fails unless the prediction fails with this code and a message that contains both strings. */
 static void refuse(hvla_model *model, const hvla_request *request, hvla_code code, const char *first,
                    const char *second) {
   hvla_result result;
@@ -433,7 +434,7 @@ static void wrong_requests_are_refused(void **state) {
   view_close(&v);
 }
 
-/* What a request leaves out or says is not what the one before it did. */
+/* Nothing of an earlier request stays for the next one. */
 static void each_request_stands_for_itself(void **state) {
   (void)state;
   view v = view_open();
@@ -468,7 +469,7 @@ static void each_request_stands_for_itself(void **state) {
   view_close(&v);
 }
 
-/* Also of a call that is of another kind than the one before, for which a policy is opened. */
+/* Also if the call is of another kind than the one before, so that a policy must be opened first. */
 static void the_time_is_that_of_the_whole_call(void **state) {
   (void)state;
   view v = view_open();
@@ -491,7 +492,7 @@ static void what_a_model_lacks_is_refused(void **state) {
   view v = view_open();
   hvla_request request = make_request(&v);
   hvla_model *model = load("autoregressive");
-  refuse(model, &request, HVLA_ERROR_INPUT, "lift", "drawer"); /* two keys and none is chosen */
+  refuse(model, &request, HVLA_ERROR_INPUT, "lift", "drawer"); /* there are two keys and none is chosen */
   request.unnorm_key = "lift";
   request.mode = HVLA_MODE_ENSEMBLE;
   refuse(model, &request, HVLA_ERROR_INPUT, "autoregressive", "no noise head");
@@ -567,7 +568,7 @@ static void wrong_directories_are_refused(void **state) {
   assert_non_null(strstr(error.message, "dataset_statistics.json"));
 }
 
-/* Before there is room for it: this one would take 20 TB. */
+/* It is refused before memory is allocated: this model would take 20 TB. */
 static void a_model_of_another_size_than_its_file_is_refused(void **state) {
   (void)state;
   hvla_model *model;

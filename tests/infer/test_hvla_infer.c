@@ -1,4 +1,4 @@
-/* hvla-infer from outside: what it prints, and how it refuses. */
+/* hvla-infer predict and bench on tiny models: what they print, what each option changes, and what is refused. */
 #include <math.h>
 
 #include "core/image/image.h"
@@ -13,7 +13,7 @@
 
 static char *folder;
 
-/* A file of the image fixtures, as a file of its own. */
+/* Writes one of the image fixtures as a file. */
 static void write_picture(const hv_safetensors *file, const char *name, const char *to) {
   const hv_file_tensor *bytes = hv_safetensors_find(file, name);
   assert_non_null(bytes);
@@ -117,7 +117,7 @@ static void leaves_out_what_a_mode_does_not_compute(void **state) {
   json_decref(found);
 }
 
-/* What was meant is drawn from the seed, and whoever misspelt it is told. */
+/* A misspelt name in a file of draws is not read, and the draw comes from the seed instead: a warning says so. */
 static void draws_that_nothing_reads_are_told(void **state) {
   (void)state;
   hv_safetensors_writer *writer;
@@ -135,7 +135,7 @@ static void draws_that_nothing_reads_are_told(void **state) {
   free(errors);
 }
 
-/* Each option changes what it should, and nothing else decides the answer. */
+/* Each option changes the prediction as it should, and the same options give the same prediction. */
 static void options_reach_the_policy(void **state) {
   (void)state;
   static const char *const variants[] = {"",
@@ -265,7 +265,7 @@ static void measures(void **state) {
   assert_true(fabs(json_real_value(json_object_get(found, "hz")) * middle - 1000) < 1e-6);
   static const char *const names[] = {"vision", "prefill", "denoise", "decode"};
   for (int i = 0; i < 4; i++) assert_true(json_real_value(json_object_get(stages, names[i])) > 0);
-  /* The vocabulary once, and for each of the 14 tokens its 256 action rows; not the vocabulary for every token. */
+  /* The whole vocabulary is read once, and for each of the 14 tokens only the 256 rows of actions. */
   json_int_t bytes = json_integer_value(json_object_get(found, "bytes_read"));
   assert_true(bytes > (32064 + 14 * 256) * 32 * 4 && bytes < 3 * 32064 * 32 * 4);
   assert_true(json_integer_value(json_object_get(found, "peak_memory_bytes")) > 2 * 32064 * 32 * 4);

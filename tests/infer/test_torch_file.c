@@ -1,5 +1,5 @@
-/* .pt files: their zip archive as any unzipper sees it, their pickle as a machine that knows nothing of them runs it,
- * and what comparing notices. */
+/* The .pt files that an export writes: the zip archive is read by libzip, the pickle is run by a small pickle machine
+ * written here, and comparing a file with its tensors notices every damage. torch_load.sh reads them with PyTorch. */
 #include "infer/torch_file.h"
 
 #include <sys/mman.h>
@@ -9,14 +9,14 @@
 
 enum { MAX_VALUES = 4096 };
 
-/* What the pickle machine has made. Items of a dictionary are keys and values in turn. */
+/* A value that the pickle machine has made. The items of a dictionary are keys and values in turn. */
 typedef enum value_kind { MARK, DICT, TUPLE, STRING, INTEGER, FALSE, GLOBAL, PERSISTENT, CALL } value_kind;
 typedef struct value {
   value_kind kind;
   const char *text; /* STRING, GLOBAL: not terminated */
   size_t length;
   int64_t integer;
-  int items[64]; /* of DICT and TUPLE; PERSISTENT: the identifier; CALL: callable and arguments */
+  int items[64]; /* members of DICT and TUPLE; PERSISTENT: the identifier; CALL: callable and arguments */
   int count;
 } value;
 
@@ -37,7 +37,7 @@ static int pop(machine *m) {
   return m->stack[--m->depth];
 }
 
-/* Moves what lies above the topmost mark into the value's items. */
+/* Moves everything above the topmost mark on the stack into the value's items. */
 static void take_to_mark(machine *m, value *into) {
   int mark = m->depth - 1;
   while (mark >= 0 && m->values[m->stack[mark]].kind != MARK) mark--;
@@ -55,7 +55,7 @@ static int64_t little(const uint8_t **at, int bytes) {
   return (int64_t)number;
 }
 
-/* Runs a pickle; returns the value that is left. */
+/* Runs a pickle; returns the value that is left on the stack. */
 static value *run(machine *m, const uint8_t *at, const uint8_t *end) {
   assert_memory_equal(at, "\x80\x02", 2);
   at += 2;
@@ -117,7 +117,7 @@ static value *run(machine *m, const uint8_t *at, const uint8_t *end) {
       m->values[m->made - 1].kind = CALL;
       break;
     case '.': assert_true(at == end && m->depth == 1); return &m->values[pop(m)];
-    default: fail_msg("opcode 0x%02x at the %td last byte", op, end - at);
+    default: fail_msg("unknown opcode 0x%02x, %td bytes before the end", op, end - at);
     }
   }
   fail_msg("the pickle has no end");
@@ -141,7 +141,7 @@ static void assert_integers(const machine *m, const value *v, const int64_t *wan
   for (int i = 0; i < count; i++) assert_int_equal(item(m, v, i)->integer, wanted[i]);
 }
 
-/* A tensor as torch rebuilds it: returns nothing but fails where one part is not as torch wants it. */
+/* Fails unless the value is a tensor in the form that torch rebuilds one from. */
 static void assert_tensor(const machine *m, const value *v, const hv_file_tensor *tensor, const char *storage_class,
                           int key, const int64_t *strides) {
   char name[32];
@@ -173,7 +173,7 @@ static uint8_t flags[3] = {1, 0, 1};
 static int8_t codes[3] = {-128, 0, 127};
 static float scalar = 0.5f;
 
-/* Every kind of tensor that a model may hold, three to a module; `stored` is the dtype of the file. */
+/* Every kind of tensor that a model may contain, three to a module. `stored` is the dtype in the file. */
 static const struct made_up {
   const char *name;
   hv_file_tensor tensor;
@@ -242,18 +242,18 @@ static hv_status compare(const char *path) {
   return hv_torch_file_compare(path, tensors, COUNT, NULL, NULL);
 }
 
-/* The content of an entry, stored, that lies at a multiple of 64 bytes of the mapped file. */
+/* The content of an entry in the mapped file; it must be stored without compression and at a multiple of 64 bytes. */
 static const uint8_t *entry(const hv_mapping *file, zip_t *archive, int index, const char *name, size_t *size) {
   zip_stat_t stat;
   assert_int_equal(zip_stat_index(archive, (zip_uint64_t)index, 0, &stat), 0);
   assert_string_equal(stat.name, name);
   assert_int_equal(stat.comp_method, ZIP_CM_STORE);
   *size = stat.size;
-  /* The local header, by its name, of which there are two: here and in the central directory. */
+  /* Finds the local header by the name of the entry, which is also in the central directory. */
   size_t length = strlen(name);
   for (const uint8_t *at = file->data; at + 30 + length < file->data + file->size; at++) {
     if (memcmp(at, "PK\3\4", 4) != 0 || memcmp(at + 30, name, length) != 0) continue;
-    assert_int_equal(at[6] | at[7], 0); /* flags: sizes and checksum are in the header itself */
+    assert_int_equal(at[6] | at[7], 0); /* no flags: sizes and checksum are in the header itself */
     size_t begin = 30 + (size_t)(at[26] | at[27] << 8) + (size_t)(at[28] | at[29] << 8);
     assert_int_equal((size_t)(at + begin - file->data) % 64, 0);
     return at + begin;
@@ -311,7 +311,7 @@ static void the_same_tensors_make_the_same_file(void **state) {
   assert_true(same_bytes(one, two));
 }
 
-/* Cut anywhere, or with any byte of it changed, a file is no longer what was written. */
+/* A file that was cut is refused, and so is one with a changed byte, if the byte is part of the content. */
 static void damage_is_noticed(void **state) {
   hv_mapping file;
   int unnoticed = 0;
@@ -330,7 +330,7 @@ static void damage_is_noticed(void **state) {
     unnoticed += status == HV_OK;
     hv_status_free(status);
   }
-  /* Padding, times and attributes are nobody's content. */
+  /* Changes of padding, times and attributes need not be noticed. */
   assert_true((double)unnoticed < 0.5 * (double)file.size / 37);
   free(bytes);
   hv_unmap(&file);
@@ -370,7 +370,8 @@ static void values_that_do_not_fit_leave_no_file(void **state) {
   assert_error(hv_torch_file_write(in_folder(*state, "there.pt"), tensors, COUNT, NULL, NULL), "there.pt", "exists");
 }
 
-/* More than 4 GiB: sizes and places that need the archive's 64-bit fields. Zeros that take no memory. */
+/* A file of more than 4 GiB, whose sizes and offsets need the 64-bit fields of the archive. The tensors are zeros that
+ * take no memory. */
 static int large_files(void) {
   const size_t size = ((size_t)1 << 32) + 1000;
   void *zeros = mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -395,7 +396,7 @@ static int large_files(void) {
   assert_ok(hv_torch_file_compare(path, tensors, 3, NULL, NULL));
   assert_ok(hv_map_file(path, &file));
   float first = (float)wide[0], found = 0;
-  size_t behind = file.size - 2048; /* the last tensor lies before the directory, at a multiple of 64 */
+  size_t behind = file.size - 2048; /* the last tensor ends before the directory, and begins at a multiple of 64 */
   behind -= behind % 64;
   for (; behind < file.size - 64 && found != first; behind += 64) memcpy(&found, file.data + behind, sizeof found);
   assert_true(found == first);

@@ -26,7 +26,7 @@ static const char configuration[] =
 
 #define SMALL_TOKENIZER HVLA_SOURCE_DIR "/tests/fixtures/tokenizer/small.model"
 
-/* In place of the configuration's own members. */
+/* Replaces members of the configuration. */
 static const char small_vocabulary[] =
     "{\"llm\": {\"vocab_size\": 1024}, \"action_tokens\": {\"base\": 1000}, \"special_tokens\": {\"pad\": 1000,"
     " \"bod\": 1001, \"eod\": 1002, \"empty\": 924}}";
@@ -43,7 +43,7 @@ static void *allocate(size_t count, size_t size) {
   return memory;
 }
 
-/* Random values of a size at which every part of the model matters. */
+/* Random values, large enough that every part of the model changes the result. */
 static void fill(hv_params *params, const tiny_directory_options *options, hv_stream *stream) {
   for (hv_param_id id = 0; id < hv_params_count(params); id++) {
     const hv_param *param = hv_params_get(params, id);
@@ -58,7 +58,8 @@ static void fill(hv_params *params, const tiny_directory_options *options, hv_st
   }
 }
 
-/* One quantity [dims] of a data set, different for each `seed`; the last dimension a gripper if `gripper`. */
+/* The statistics of one quantity [dims] of a data set, different for each `seed`; the last dimension is a gripper if
+ * `gripper`. */
 static json_t *value_statistics(int32_t dims, int seed, int gripper) {
   static const char *const names[] = {"mean", "std", "min", "max", "q01", "q99"};
   static const double offsets[] = {0.0, 0.3, -1.1, 1.2, -1.0, 1.0};

@@ -1,4 +1,4 @@
-/* Small model directories, for the tests of what users run. */
+/* Writes small model directories, for tests of the programs and the library. */
 #ifndef HV_TESTS_INFER_TINY_DIRECTORY_H
 #define HV_TESTS_INFER_TINY_DIRECTORY_H
 
@@ -11,10 +11,10 @@ enum { TINY_ACTION_BASE = 1000 };
 
 typedef struct tiny_directory_options {
   const char *objective; /* NULL: hybrid */
-  int32_t keys;          /* data sets in the statistics: "lift", "drawer", …; 1 or 2 */
+  int32_t keys;          /* number of data sets in the statistics: 1 ("lift") or 2 ("lift", "drawer") */
   int32_t no_state;      /* the model takes no state */
   int32_t not_finite;    /* the noise head's bias is NaN */
-  int32_t small;         /* 1,024 tokens in place of the real 32,064, which are nearly all of the model */
+  int32_t small;         /* 1,024 tokens instead of the real 32,064, which make up nearly all of the model */
 } tiny_directory_options;
 
 /* Writes a model directory at `path`: cameras front and wrist, random weights, gripper in the last dimension. Ends the

@@ -1,4 +1,4 @@
-"""torch_load.py MODEL EXPORT: whether PyTorch and safetensors read from an export what the model holds, to the bit.
+"""torch_load.py MODEL EXPORT: checks that PyTorch and safetensors read the same bits from an export as from its model.
 
 EXPORT is a public folder (checkpoints/*.pt) or a model directory, sharded or not; MODEL is a model directory.
 """

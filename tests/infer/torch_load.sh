@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# torch_load.sh BUILD-DIRECTORY: PyTorch (weights_only) and the safetensors package read what hvla-infer exports, to the bit.
-# Python is $PYTHON or the fixtures' environment (scripts/fixtures/requirements.txt).
+# torch_load.sh BUILD-DIRECTORY: PyTorch (with weights_only) and the safetensors package read the same bits that
+# hvla-infer exports. Python is $PYTHON, or that of the fixtures' environment (scripts/fixtures/requirements.txt).
+# Skipped (77) without torch.
 set -euo pipefail
 build=$1
 python=${PYTHON:-.venv-fixtures/bin/python}
