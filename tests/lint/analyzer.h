@@ -1,5 +1,5 @@
-/* What clang's analyzer has to be told, since it sees one file at a time and overlooks returns_nonnull: an error that
- * was just made is not NULL. Put in front of every file by clang_tidy.sh, and of nothing that is run. */
+/* Tells clang's analyzer that an error which was just made is not NULL: it sees one file at a time and ignores
+ * returns_nonnull. clang_tidy.sh includes this before every file; nothing that runs is compiled with it. */
 #ifndef HV_LINT_ANALYZER_H
 #define HV_LINT_ANALYZER_H
 
@@ -16,7 +16,7 @@ static inline hv_status hv_lint_first(hv_status first, hv_status second) {
   return first;
 }
 
-/* The context itself does not matter here: the status stays the error, or the absence of one, that it was. */
+/* Adding context keeps an error an error, and success a success. */
 static inline hv_status hv_lint_context(hv_status status, const char *format, ...) {
   (void)format;
   return status;

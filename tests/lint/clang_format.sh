@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every source is formatted as .clang-format says, by the version that all agree on.
+# Every source is formatted as .clang-format says, with clang-format 14 (versions format differently).
 set -euo pipefail
 source tests/lint/common.sh
 need clang-format-14

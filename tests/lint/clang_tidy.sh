@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# clang_tidy.sh BUILD-DIRECTORY NODES: no tracked source draws a warning of .clang-tidy's checks. The analyzer follows a
-# function for NODES states of the program, which is nearly all of the time; 225000 are its own measure.
+# clang_tidy.sh BUILD-DIRECTORY NODES: the checks in .clang-tidy find nothing in the tracked sources. The analyzer,
+# which takes nearly all of the time, explores up to NODES states of each function; its own default is 225000.
 set -euo pipefail
 source tests/lint/common.sh
 need clang-tidy-14
@@ -11,8 +11,8 @@ work=$build/clang-tidy-$nodes
 rm -rf "$work"
 mkdir -p "$work"
 
-# One command a file (the CPU's kernels are compiled twice, CUDA's sources also by nvcc), told what analyzer.h tells;
-# core/base/status.c defines the very functions that it wraps.
+# One command for each file (the CPU's kernels are compiled twice, CUDA sources also by nvcc), which includes
+# analyzer.h, except for core/base/status.c, which defines the functions that analyzer.h wraps.
 tracked_sources | jq -R . | jq -s . >"$work/tracked.json"
 jq --arg root "$PWD/" --arg header "$PWD/tests/lint/analyzer.h" --slurpfile tracked "$work/tracked.json" '
   map(select((.command | test("^[^ ]*nvcc ") | not)
@@ -23,8 +23,8 @@ jq --arg root "$PWD/" --arg header "$PWD/tests/lint/analyzer.h" --slurpfile trac
 
 count=$(jq length "$work/compile_commands.json")
 ((count > 0)) || fail "$build/compile_commands.json names no tracked source"
-# One file a process: with more, the analyzer forgets va_start. Kernels go without the analyzer, which takes minutes for
-# the emulator's templates: what it would look for, the emulator finds while they run.
+# One file for each process, because with more the analyzer forgets va_start. Kernels are not analyzed, which would take
+# minutes for the emulator's templates; the emulator finds such faults while they run.
 tidy() {
   local kernels=() argument depth=()
   for argument in -Xclang -analyzer-config -Xclang "max-nodes=$nodes"; do depth+=("--extra-arg=$argument"); done

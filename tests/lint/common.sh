@@ -1,7 +1,7 @@
-# Sourced by the lint tests, which run in the root of the source tree: what is tracked, and how to end.
+# Sourced by the lint tests, which run in the root of the source tree: lists tracked files, and ends a test.
 # shellcheck shell=bash
 
-# skip REASON: CTest reads 77 as skipped.
+# skip REASON: ends the test with 77, which CTest counts as skipped.
 skip() {
   echo "skipped: $*"
   exit 77
@@ -19,7 +19,7 @@ need() {
 need git
 git rev-parse --is-inside-work-tree >/dev/null 2>&1 || skip "not a checkout: the tracked files are not known"
 
-# tracked PATTERN…: tracked files that exist, one a line.
+# tracked PATTERN…: prints the tracked files that exist, one on each line.
 tracked() {
   local path
   git ls-files -- "$@" | while IFS= read -r path; do

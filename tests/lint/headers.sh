@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# headers.sh BUILD-DIRECTORY: every header compiles alone, but those that name the one they are a part of; the public one
-# also as plain C99 and as C++.
+# headers.sh BUILD-DIRECTORY: every header compiles by itself, except those that say of which other header they are a
+# part; the public one also as plain C99 and as C++.
 set -euo pipefail
 source tests/lint/common.sh
 build=$1
 
-# Every include directory and definition that some room is built with.
+# All include directories and definitions that any room is built with.
 mapfile -t flags < <(grep -ohE -- '-(I|isystem )[^ "\\]+' "$build/compile_commands.json" |
   sort -u | sed 's/^-isystem /-isystem\n/; s/\\//g')
 flags+=(-I. -D_GNU_SOURCE -march=x86-64-v3 -fopenmp -Wall -Wextra -Werror -fsyntax-only)
@@ -20,14 +20,14 @@ check() {
   }
 }
 while IFS= read -r header; do
-  # A part of another header, which says so: it is compiled with that one.
+  # A header that says it is a part of another one is compiled with that one.
   if grep -q 'Included by .* alone\.' "$header"; then continue; fi
   case $header in
     infer/hvla.h)
       check "$header" gcc -std=c99 -pedantic -x c
       check "$header" g++ -std=c++11 -pedantic -x c++
       ;;
-    cuda/* | tests/cuda/*) # C++ where no C source includes it
+    cuda/* | tests/cuda/*) # C++ unless a C source includes it
       if git grep -qF "#include \"$header\"" -- '*.c'; then
         check "$header" gcc -std=gnu17 -x c
       else

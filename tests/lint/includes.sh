@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The arrows between rooms: what the sources of a room may include. docs/architecture.md draws them.
+# The sources of a room include only what the arrows between rooms allow, which docs/architecture.md draws.
 set -euo pipefail
 source tests/lint/common.sh
 
@@ -17,7 +17,7 @@ declare -A may_include=(
   [train]="core/base core/tensor core/nn core/hybridvla core/image core/text core/io data"
   [infer]="core/base core/tensor core/nn core/hybridvla core/image core/text core/io"
 )
-# The one header that opens the CPU device, and who may name it: the folder of a program, in one file.
+# The header that opens the CPU device may only be included by one file of each program.
 names_a_device="train/device.c infer/device.c"
 
 room_of() {
@@ -37,7 +37,7 @@ while IFS=: read -r file line text; do
     wrong=$((wrong + 1))
   elif [[ $from != "$to" && " ${may_include[$from]} " != *" $to "* ]]; then
     if [[ $included == core/cpu/cpu.h && " $names_a_device " == *" $file "* ]]; then continue; fi
-    echo "$file:$line: $from may not include $included (it may include: ${may_include[$from]:-nothing})" >&2
+    echo "$file:$line: the room $from may not include $included (it may include: ${may_include[$from]:-nothing})" >&2
     wrong=$((wrong + 1))
   fi
 done < <(tracked_sources | xargs grep -nE '^ *# *include "')

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# docs/architecture.md lists the folders that hold sources of the system, all of them and no others, and names files and
-# functions that exist.
+# docs/architecture.md lists exactly the folders that hold sources of the system; files and functions that it names
+# exist.
 # shellcheck disable=SC2016
 set -euo pipefail
 source tests/lint/common.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A file is one noun: none is longer than 700 lines.
+# A file is about one thing, so no source is longer than 700 lines.
 set -euo pipefail
 source tests/lint/common.sh
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# finetune.sh BUILD [full]: on real demonstrations, from two cameras and seven dimensions to the wrist camera and x, y, z
-# and gripper, with the configurations that docs/training.md uses: held-out figures fall, below those of a model made
-# from nothing in as many steps, and an export predicts what the trained directory does. Without `full`, a smaller model
-# takes fewer steps.
+# finetune.sh BUILD [full]: trains and fine-tunes on the shipped demonstrations with the configurations of
+# docs/training.md, from two cameras and seven dimensions to the wrist camera and x, y, z and gripper. Held-out figures
+# must fall, below those of a model trained from scratch for as many steps, and an export must predict the same as the
+# trained directory. Without `full`, a smaller model is trained for fewer steps, and only then compared with one from
+# scratch.
 set -euo pipefail
 export LC_ALL=C.UTF-8
 build=$1 kind=${2:-short}
@@ -22,7 +23,7 @@ small=() narrow=() falling=(held_out_loss error_diffusion error_autoregressive e
 if [[ $kind == short ]]; then
   small=(--set train.steps=80 --set train.branches=2 --set optimizer.learning_rate=2e-3
     --set validation.interval=0 --set validation.samples=20 --set threads=1)
-  falling=(held_out_loss error_diffusion error_ensemble) # so few steps do not teach the tokens
+  falling=(held_out_loss error_diffusion error_ensemble) # too few steps to learn the action tokens
   narrow=(--set model.llm.hidden_size=64 --set model.llm.intermediate_size=128 --set model.llm.num_hidden_layers=2
     --set model.llm.num_attention_heads=2 --set model.llm.num_key_value_heads=2 --set model.vision.0.width=48
     --set model.vision.0.depth=3 --set model.vision.0.mlp_width=96 --set model.vision.0.image_size=28
@@ -31,7 +32,7 @@ if [[ $kind == short ]]; then
     --set 'model.special_tokens={bos: 1, eos: 2, pad: 1000, bod: 1001, eod: 1002, empty: 924}')
 fi
 
-# train NAME CONFIG SETTING…: a run in $folder/NAME.
+# train NAME CONFIG SETTING…: runs a training in $folder/NAME.
 train() {
   local name=$1 config=$2
   shift 2
@@ -39,15 +40,15 @@ train() {
     >"$folder/$name.log" 2>&1 || fail "$(<"$folder/$name.log")"
 }
 
-# held_out NAME first|last KEY: a held-out figure of a run.
+# held_out NAME first|last KEY: prints the first or last held-out figure KEY of a run.
 held_out() {
   jq -s --arg key "$3" "map(select(.held_out_loss != null)) | $2 | .[\$key]" "$folder/$1/metrics.jsonl"
 }
 
 # below KEY A B: fails unless the figure A is less than B.
 below() {
-  echo "$1: $2 after, $3 before or from nothing"
-  jq -ne --argjson a "$2" --argjson b "$3" '$a < $b' >/dev/null || fail "$1 has not fallen: $2, $3"
+  echo "$1: $2 fine-tuned, $3 before or from scratch"
+  jq -ne --argjson a "$2" --argjson b "$3" '$a < $b' >/dev/null || fail "$1 is $2 after fine-tuning, not less than $3"
 }
 
 train first lift-tiny "${small[@]}" "${narrow[@]}"
@@ -66,7 +67,7 @@ done
 jq -e 'keys == ["lift", "lift_wrist"]' "$folder/second/model/dataset_statistics.json" >/dev/null ||
   fail "the statistics are not those of both data sets"
 
-# What both directories do on a held-out frame.
+# The predictions of both directories for a held-out frame.
 frame=(data/demos/lift.hdf5 --episode demo_10 --frame 5)
 "$build/data/hvla-data" frame "${frame[@]}" --camera robot0_eye_in_hand_image --out "$folder/wrist.png" >/dev/null
 state=$("$build/data/hvla-data" frame "${frame[@]}" --json \

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# scripts/launch/mpirun.sh asks mpirun for what its options say, hands signals on, and ends as the ranks do; with a
-# stand-in for mpirun. tests/comm/test_run_ranks.c runs it with the real one.
+# scripts/launch/mpirun.sh calls mpirun as its options say, passes signals on, and ends with the exit code of the ranks.
+# Here a script takes the place of mpirun; tests/comm/test_run_ranks.c uses the real one.
 set -euo pipefail
 source tests/programs/stand_ins.sh
 
-# mpirun: notes what it is asked for and ends as $MPIRUN_ENDS says; "signal": with 75 when SIGUSR1 comes, as ranks do that
-# have written their checkpoint, having noted every SIGUSR2, "killed": of that signal.
+# This mpirun notes its arguments and ends with the code $MPIRUN_ENDS. If that is "signal", it waits, notes SIGUSR2, and
+# ends with 75 on SIGUSR1, as ranks do that have written their checkpoint; if it is "killed", SIGUSR1 kills it.
 stand_in mpirun << 'TEXT'
 #!/usr/bin/env bash
 case $MPIRUN_ENDS in
@@ -26,8 +26,8 @@ for name in $(compgen -e); do
   if [[ $name == NCCL_* || $name == HVLA_* ]]; then unset "$name"; fi
 done
 
-# expect CODE ENDS ARGUMENT…: the launcher's exit code where mpirun ends so; it gets the signals of $MPIRUN_SIGNAL first,
-# where mpirun waits for one.
+# expect CODE ENDS ARGUMENT…: runs the launcher with MPIRUN_ENDS=ENDS; its exit code must be CODE. If mpirun waits for
+# signals, the launcher is sent those in $MPIRUN_SIGNAL.
 expect() {
   local code=$1 ends=$2 found=0 pid name
   shift 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/plot_curves.sh draws what a run's metrics hold, whatever of it there is, and explains what it cannot draw.
+# scripts/plot_curves.sh draws whatever curves the metrics of a run contain, and says why if it cannot draw.
 set -euo pipefail
 for program in jq gnuplot; do
   if ! command -v $program >/dev/null; then
@@ -15,7 +15,7 @@ fail() {
   exit 1
 }
 
-# is_picture FILE WIDTH: a PNG as wide as it should be (bytes 17 to 20 of the file).
+# is_picture FILE WIDTH: fails unless the file is a PNG of this width (bytes 17 to 20 of the file).
 is_picture() {
   [[ $(head -c 8 "$1" | od -An -tx1 | tr -d ' ') == 89504e470d0a1a0a ]] || fail "$1 is no PNG"
   local width=$((16#$(tail -c +17 "$1" | head -c 4 | od -An -tx1 | tr -d ' ')))

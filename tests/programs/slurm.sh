@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# scripts/launch/slurm.sh starts ranks as it says, and sends a job back to the queue when that is what was wanted; with
-# stand-ins for SLURM's commands.
+# scripts/launch/slurm.sh starts ranks by srun with the right options, and requeues a job when that was wanted. Scripts
+# take the place of SLURM's commands.
 set -euo pipefail
 source tests/programs/stand_ins.sh
 
-# srun: notes what it is asked for and ends as $SRUN_ENDS says; "signal": with 75 when SIGUSR1 comes, as ranks do that
-# have written their checkpoint, "killed": of that signal.
+# This srun notes its arguments and ends with the code $SRUN_ENDS. If that is "signal", it waits and ends with 75 on
+# SIGUSR1, as ranks do that have written their checkpoint; if it is "killed", SIGUSR1 kills it.
 stand_in srun << 'TEXT'
 #!/usr/bin/env bash
 case $SRUN_ENDS in
@@ -23,8 +23,8 @@ printf '#!/bin/sh\necho "$*" > "$FOLDER/scontrol"\n' | stand_in scontrol
 export SLURM_JOB_ID=4711 SLURM_JOB_NODELIST='node[1-2]' SLURM_NTASKS=2
 unset SLURM_CPUS_PER_TASK HVLA_SRUN_MPI
 
-# job ENDS STATE ARGUMENT…: the job's exit code, when srun ends so and squeue tells that state; a signal comes when srun
-# waits for one.
+# job ENDS STATE ARGUMENT…: runs a job with SRUN_ENDS=ENDS while squeue prints STATE; prints its exit code. If srun
+# waits for SIGUSR1, the job gets one.
 job() {
   local ends=$1 state=$2 code=0 pid
   shift 2
@@ -39,7 +39,7 @@ job() {
   echo "$code"
 }
 
-# expect CODE REQUEUED JOB…: with this exit code, and back in the queue (yes or no).
+# expect CODE REQUEUED JOB…: the job must end with this exit code, and be requeued or not (yes or no).
 expect() {
   local code=$1 requeued=$2 found back=no
   shift 2
@@ -54,20 +54,20 @@ asked '1 threads:'
 asked '--mpi=pmix --kill-on-bad-exit=1 train run --config a file.yaml --resume'
 SLURM_CPUS_PER_TASK=3 HVLA_SRUN_MPI=none expect 0 no 0 'RUNNING None' train --resume run
 asked '3 threads:'
-asked '--mpi=none --kill-on-bad-exit=1 --cpus-per-task=3 train --resume run' # which is said once
-[[ $(cat "$folder/asked") == *run ]] || fail "--resume is said twice: $(cat "$folder/asked")"
+asked '--mpi=none --kill-on-bad-exit=1 --cpus-per-task=3 train --resume run' # --resume must be given once
+[[ $(cat "$folder/asked") == *run ]] || fail "--resume is given twice: $(cat "$folder/asked")"
 
-# A job that fails stays ended. One whose checkpoint is written goes back, unless somebody cancelled it.
+# A job that fails is not requeued. One that has written its checkpoint is, unless somebody cancelled it.
 expect 2 no 2 'RUNNING None' train
 expect 75 yes 75 'RUNNING None' train
 [[ $(cat "$folder/scontrol") == 'requeue 4711' ]] || fail "scontrol was told $(cat "$folder/scontrol")"
 expect 75 yes 75 'COMPLETING TimeLimit' train
 expect 75 no 75 'COMPLETING None' train
 expect 75 no 75 'CANCELLED None' train
-# Nobody asked for a signal that kills srun: that is a failure.
+# srun was killed by a signal that nobody sent to the job: that is a failure.
 expect 137 no 137 'RUNNING None' train
 
-# SIGUSR1 reaches the ranks; where it comes too early for them and kills srun, the job goes back as well.
+# SIGUSR1 is passed on to the ranks. If it comes before they handle it, and kills srun, the job is requeued too.
 expect 75 yes signal 'RUNNING None' train
 expect 75 yes killed 'RUNNING None' train
 
@@ -76,4 +76,4 @@ grep -q 'no program is given' "$folder/log" || fail "no command: $(cat "$folder/
 unset SLURM_JOB_ID
 expect 2 no 0 'RUNNING None' train
 grep -q 'submit it with sbatch' "$folder/log" || fail "no job: $(cat "$folder/log")"
-echo "jobs start, end and go back to the queue as they should"
+echo "jobs start, end and are requeued as they should"

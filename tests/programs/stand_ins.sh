@@ -1,5 +1,5 @@
-# Sourced by the tests of scripts that start ranks: a folder with stand-ins for others' commands, which are found before
-# those. A stand-in writes what it is asked for to $FOLDER/asked.
+# Sourced by the tests of scripts that start ranks: makes a folder for scripts that take the place of other commands,
+# and puts it first in PATH. Such a script writes its arguments to $FOLDER/asked.
 # shellcheck shell=bash
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -12,13 +12,13 @@ fail() {
   exit 1
 }
 
-# stand_in NAME: a command of this name is the script on standard input.
+# stand_in NAME: the script on standard input becomes the command of this name.
 stand_in() {
   cat > "$folder/bin/$1"
   chmod +x "$folder/bin/$1"
 }
 
-# asked WORDS: what a stand-in was last asked for holds them, between words; asked_not: it does not.
+# asked WORDS: fails unless the last arguments contain these whole words; asked_not: fails if they do.
 asked() {
   [[ " $(cat "$folder/asked") " == *" $1 "* ]] || fail "nobody was asked for '$1': $(cat "$folder/asked")"
 }
