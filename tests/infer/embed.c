@@ -1,4 +1,6 @@
-/* embed MODEL-DIRECTORY: a program outside of this project that predicts with the installed library. Plain C99. */
+/* embed MODEL-DIRECTORY [DEVICE]: a program outside of this project that predicts with the installed library. Plain
+ * C99.
+ */
 #include <hvla.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +14,11 @@ int main(int argc, char **argv) {
   hvla_image images[8];
   hvla_result result;
   hvla_request request = hvla_default_request();
-  if (argc != 2 || hvla_version() != HVLA_VERSION_NUMBER) return 3;
+  hvla_options options = hvla_default_options();
+  if (argc > 2) options.device = argv[2];
+  if (argc < 2 || argc > 3 || hvla_version() != HVLA_VERSION_NUMBER) return 3;
   if (hvla_load("/nowhere", NULL, &model, &error) == HVLA_OK || error.message[0] == '\0') return 4;
-  if (hvla_load(argv[1], NULL, &model, &error)) {
+  if (hvla_load(argv[1], &options, &model, &error)) {
     fprintf(stderr, "%s\n", error.message);
     return 2;
   }

@@ -27,8 +27,10 @@ flags=(-std=c99 -Wall -Wextra -Werror)
 # pkg-config quotes its words for a shell: a prefix may have spaces.
 cflags=() libs=() static=()
 eval "cflags=($(pkg-config --cflags hvla)) libs=($(pkg-config --libs hvla))"
-eval "static=($(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//') $(pkg-config --static --libs-only-other hvla))"
-"$compiler" "${flags[@]}" "${cflags[@]}" -o "$work/shared" tests/infer/embed.c "${libs[@]}"
+eval "static=($(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//'))"
+eval "static+=($(pkg-config --static --libs-only-other hvla))"
+"$compiler" "${flags[@]}" "${cflags[@]}" -o "$work/shared" tests/infer/embed.c "${libs[@]}" \
+  -Wl,-rpath,"$lib"
 "$compiler" "${flags[@]}" "${cflags[@]}" -o "$work/static" tests/infer/embed.c -L"$lib" -l:libhvla.a "${static[@]}"
 
 "$build/tests/infer/make_tiny_directory" "$work/model"
@@ -36,6 +38,10 @@ eval "static=($(pkg-config --static --libs-only-l hvla | sed 's/-lhvla//') $(pkg
 "$work/static" "$work/model" >"$work/static.txt"
 [[ $(wc -l <"$work/shared.txt") == 14 ]] || fail "14 numbers were expected, not: $(cat "$work/shared.txt")"
 cmp "$work/shared.txt" "$work/static.txt"
+# With the library's folder alone, as docs/inference.md has it, the library also finds the devices beside it.
+env -u LD_LIBRARY_PATH "$work/shared" "$work/model" emu >"$work/emu.txt" ||
+  fail "a program of another folder opens no device"
+[[ $(wc -l <"$work/emu.txt") == 14 ]] || fail "14 numbers were expected of emu, not: $(cat "$work/emu.txt")"
 readelf -d "$work/shared" | grep -q 'NEEDED.*libhvla\.so\.' || fail "the shared program does not use libhvla.so"
 if readelf -d "$work/static" | grep -q libhvla; then fail "the static program uses libhvla.so"; fi
 
