@@ -17,7 +17,7 @@ need() {
 }
 
 need git
-git rev-parse --is-inside-work-tree >/dev/null 2>&1 || skip "not a checkout: the tracked files are not known"
+git ls-files --error-unmatch CMakeLists.txt >/dev/null 2>&1 || skip "not a checkout: the tracked files are not known"
 
 # tracked PATTERN…: prints the tracked files that exist, one on each line.
 tracked() {
