@@ -134,8 +134,8 @@ static void best_of_range(op_env *env) {
   op_compare_within(env, "probability", &probability, expected, 1e-5); /* F32 whatever T is */
 }
 
-/* The id is used to look up a row of a table, so it must be in the range whatever the logits are, even all NaN; else it
- * is that of the largest number, wherever NaNs lie. */
+/* Logits are NaN in part or altogether. The id is used to look up a row of a table, so it must be in the range in any
+ * case; it is that of the largest logit that is a number, or the first of the range if there is none. */
 static void best_of_nan(op_env *env) {
   int64_t n = op_size(env), vocabulary = vocabulary_size(env);
   int32_t first = (int32_t)op_below(env, vocabulary), count = (int32_t)(1 + op_below(env, vocabulary - first));

@@ -186,8 +186,8 @@ static void environment_limits_instructions(void **state) {
 
 enum { TOKENS = 12, HEAD = 8, HEADS = 2, COLS = HEADS * HEAD, OPERANDS = 8 };
 
-/* Gradients of one causal segment in `dtype`, as bf16 stores them: of q, k and v before a rotation. Inputs are the same
- * numbers in any dtype. */
+/* Computes the gradients of one causal segment in `dtype` with respect to q, k and v before their rotation, rounded to
+ * bf16. The inputs are the same numbers in any dtype. */
 static void rotated_gradients(hv_stream *stream, hv_dtype dtype, uint16_t gradients[3][TOKENS * COLS]) {
   static float memory[OPERANDS][TOKENS * COLS];
   hv_tensor t[OPERANDS]; /* q, k, v, out, dout, dq, dk, dv */
@@ -223,7 +223,8 @@ static void rotated_gradients(hv_stream *stream, hv_dtype dtype, uint16_t gradie
   for (int i = 0; i < 3; i++) hv_dtype_convert(HV_BF16, gradients[i], dtype, memory[5 + i], TOKENS * COLS);
 }
 
-/* Rounding before the rotation and after it would leave other numbers than rounding what F32 gives. */
+/* Gradients in bf16 must equal those in F32 rounded once. If they were rounded before the rotation too, they would
+ * differ. */
 static void rotated_gradients_are_rounded_once(void **state) {
   (void)state;
   hv_device *device = open_cpu(1);

@@ -121,7 +121,7 @@ static void a_frame_that_is_no_longer_there_is_told(void **state) {
   hv_hdf5_close(file);
 }
 
-/* A chunk's width in the file, made larger than what is stored of it: the library would copy what lies behind. */
+/* In a damaged file, a chunk is wider than the bytes that are stored of it: HDF5 would copy the memory behind them. */
 static void a_chunk_is_no_larger_than_what_is_stored_of_it(void **state) {
   (void)state;
   static const uint8_t width[] = {7, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0};
@@ -131,7 +131,7 @@ static void a_chunk_is_no_larger_than_what_is_stored_of_it(void **state) {
   assert_non_null(bytes);
   memcpy(bytes, file.data, file.size);
   for (uint8_t *from = bytes; (from = memmem(from, file.size - (size_t)(from - bytes), width, sizeof width)); from++) {
-    at = from; /* both that are so chunked, one of them deflated */
+    at = from; /* in both data sets with this chunk, one of which is compressed */
     at[8 + 2] = 44;
   }
   assert_non_null(at);

@@ -348,7 +348,8 @@ static void precisions_agree(void **state) {
   tiny_batch_free(&b);
 }
 
-/* An error of the stream ends a preparation before it has changed anything: the next one does it all. */
+/* If an earlier error of the stream makes a preparation fail, nothing has changed, and the next preparation succeeds.
+ */
 static void a_failed_preparation_is_made_up_for(void **state) {
   (void)state;
   enum { POSITIONS = 1000 };

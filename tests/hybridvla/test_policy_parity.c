@@ -275,8 +275,8 @@ static void each_length_of_a_prompt_is_its_own_prediction(void **state) {
   parity_close(&p);
 }
 
-/* A second policy for longer prompts makes the model's constants anew, elsewhere; the first one's recordings are of the
- * old ones. */
+/* A second policy for longer prompts makes the model's constants anew at another address, while the recordings of the
+ * first policy use the old ones: its predictions must stay the same. */
 static void a_second_policy_leaves_the_first_right(void **state) {
   (void)state;
   enum { OPENED = 3 };

@@ -296,7 +296,7 @@ static void a_name_is_declared_once(void **state) {
   }
 }
 
-/* A model without any embedder has an empty group for them. */
+/* A model without embedders has an empty group, for which ranks must not communicate. */
 static void an_empty_group_needs_no_communication(void **state) {
   (void)state;
   hv_device *device;

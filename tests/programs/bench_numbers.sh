@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# scripts/bench reads and writes numbers with a point, also where the user's language writes a comma; with stand-ins for
-# the programs.
+# Scripts in scripts/bench read and write numbers with a decimal point, also in a locale with a decimal comma. Small
+# scripts take the place of the programs.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -10,7 +10,7 @@ fail() {
   exit 1
 }
 
-# A language with a comma, made here, since few machines have one.
+# The locale is compiled here, since few machines have one with a comma.
 if ! localedef -i de_DE -f UTF-8 "$folder/de_DE.UTF-8" >/dev/null 2>&1; then
   echo "skipped: localedef cannot make a locale (package locales)"
   exit 77
@@ -24,7 +24,7 @@ cat >"$folder/train/hvla-train" <<'TEXT'
 #!/usr/bin/env bash
 if [[ $1 == bench ]]; then
   echo '{"samples_per_s": 5.25}'
-else # of work, what the steps are: train.steps=N
+else # works in proportion to the steps: train.steps=N
   for ((i = 0; i < 2000 * ${9##*=}; i++)); do :; done
 fi
 TEXT
@@ -32,9 +32,9 @@ printf '#!/bin/sh\necho %s\n' "'{\"hz\": 12.5}'" >"$folder/infer/hvla-infer"
 chmod +x "$folder/train/hvla-train" "$folder/infer/hvla-infer"
 
 "${commas[@]}" scripts/bench/cpu_train.sh 1 >"$folder/said"
-grep -q '^training.* 5\.250 ' "$folder/said" || fail "cpu_train.sh says: $(cat "$folder/said")"
-grep -q '^prediction.* 12\.500 ' "$folder/said" || fail "cpu_train.sh says: $(cat "$folder/said")"
+grep -q '^training.* 5\.250 ' "$folder/said" || fail "cpu_train.sh printed: $(cat "$folder/said")"
+grep -q '^prediction.* 12\.500 ' "$folder/said" || fail "cpu_train.sh printed: $(cat "$folder/said")"
 "${commas[@]}" scripts/bench/checkpoint_cost.sh 1 >"$folder/said"
 grep -qE '^median +0\.0*[1-9]' "$folder/said" ||
-  fail "checkpoint_cost.sh says: $(cat "$folder/said")"
-echo "numbers have a point"
+  fail "checkpoint_cost.sh printed: $(cat "$folder/said")"
+echo "numbers have a decimal point"
