@@ -2,6 +2,7 @@
 # Measures what writing checkpoints in the background costs training, in processor time, which is what other work on the
 # machine disturbs least; on one thread nothing but the disk is waited for beside it.
 set -euo pipefail
+export LC_ALL=C.UTF-8 # a point in numbers, whatever the user's language
 CDPATH='' cd "$(dirname "$0")/../.."
 
 usage() {
