@@ -569,7 +569,7 @@ static void examine_exchange(exam *e, const hv_exchange_args *a) {
 
 static void take_results(const exam *e, hv_op_results *out) {
   out->count = 0;
-  for (int i = 0; i < e->operands; i++) {
+  for (int i = 0; i < e->operands && !e->status; i++) {
     if (e->seen[i].access != WRITE || !hv_dtype_is_floating(e->seen[i].tensor.dtype)) continue;
     out->items[out->count].name = e->seen[i].name;
     out->items[out->count++].tensor = e->seen[i].tensor;
@@ -590,7 +590,7 @@ static void take_results(const exam *e, hv_op_results *out) {
   void hv_results_##name(const hv_##name##_args *args, hv_op_results *out) {                                           \
     exam e = {.op = #name};                                                                                            \
     examine_##name(&e, args);                                                                                          \
-    hv_status_free(e.status);                                                                                          \
     take_results(&e, out);                                                                                             \
+    hv_status_free(e.status);                                                                                          \
   }
 HV_OPS(DEFINE)

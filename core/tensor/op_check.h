@@ -17,7 +17,7 @@ typedef struct hv_op_cost {
 HV_OPS(HV_OP_MEASURE)
 #undef HV_OP_MEASURE
 
-/* The floating-point results of an operation, by the names of its arguments. */
+/* The floating-point results of an operation, by the names of its arguments; none if the check fails. */
 enum { HV_OP_MAX_OPERANDS = 16 };
 
 typedef struct hv_op_results {

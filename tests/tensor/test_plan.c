@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "core/tensor/arena.h"
+#include "core/tensor/nan_watch.h"
 #include "core/tensor/ops.h"
 #include "core/tensor/plan_comm.h"
 #include "tests/check.h"
@@ -211,6 +212,19 @@ static void the_first_wrong_operand_is_told(void **state) {
   assert_ok(hv_stream_synchronize(b->stream));
 }
 
+/* A wrong operand may reach beyond its memory: a watch of results reads none. */
+static void wrong_operands_are_told_while_watched(void **state) {
+  bench *b = *state;
+  hv_nan_watch *watch;
+  hv_tensor y = take(b, HV_F32, 3, 4);
+  assert_ok(hv_nan_watch_open(b->device, &watch));
+  y.rows = (int64_t)1 << 50;
+  hv_swiglu(b->stream, &(hv_swiglu_args){.gate_up = take(b, HV_F32, 3, 8), .y = y});
+  assert_error(hv_stream_synchronize(b->stream), "swiglu", "gate_up", "[3, 8]");
+  assert_ok(hv_nan_watch_status(b->device));
+  hv_nan_watch_close(watch);
+}
+
 static void checks_refuse(void **state) {
   bench *b = *state;
   hv_tensor x = take(b, HV_F32, 4, 6), weight = take(b, HV_F32, 5, 6), y = take(b, HV_F32, 4, 5);
@@ -318,6 +332,7 @@ int main(void) {
       TEST(one_machine_needs_no_network),
       TEST(results_read_as_zeros),
       TEST(the_first_wrong_operand_is_told),
+      TEST(wrong_operands_are_told_while_watched),
       TEST(checks_refuse),
       TEST(aliases_are_told),
       TEST(an_arena_measures_and_then_serves),
