@@ -23,7 +23,8 @@ hv_params *hv_model_params(hv_model *model);
 hv_device *hv_model_device(const hv_model *model);
 
 /* Uploads the model's constants (rotary table for `max_positions`, alpha_bar, vision segments for `max_images`), or
- * larger ones if they do not suffice. After allocation, while nothing runs on the model; waits for the stream. */
+ * larger ones if they do not suffice; an error leaves those that there are. After allocation, while nothing runs on the
+ * model; waits for the stream. */
 HV_NODISCARD hv_status hv_model_prepare(hv_model *model, int64_t max_positions, int64_t max_images, hv_stream *stream);
 
 /* What the backward pass recomputes of decoder layers; HV_RECOMPUTE_NONE at the start. Results are the same to the bit.

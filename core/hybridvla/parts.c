@@ -177,20 +177,25 @@ done:
 hv_status hv_model_parts_prepare(hv_model_parts *parts, int64_t max_positions, int64_t max_images, hv_stream *stream) {
   if (max_positions <= parts->max_positions && max_images <= parts->max_images) return HV_OK;
   HV_TRY(hv_stream_synchronize(stream));
-  parts->preparations++;
+  hv_model_parts before = *parts; /* what stays if there is no memory for more */
   if (max_positions > parts->max_positions) parts->max_positions = max_positions;
   if (max_images > parts->max_images) parts->max_images = max_images;
   hv_arena measure = hv_arena_for_plan(parts->device);
   take_constants(parts, &measure);
-  hv_arena_close(&parts->constants);
   hv_status status =
       hv_arena_open(parts->device, HV_MEMORY_WORKSPACE, measure.peak, "the model's constants", &parts->constants);
   if (!status) {
     take_constants(parts, &parts->constants);
     status = upload_constants(parts, stream);
   }
-  if (status) parts->max_positions = parts->max_images = 0; /* the next call begins anew */
-  return status;
+  if (status) {
+    hv_arena_close(&parts->constants);
+    *parts = before;
+    return status;
+  }
+  hv_arena_close(&before.constants);
+  parts->preparations++;
+  return HV_OK;
 }
 
 hv_vit_tables hv_model_vit_tables(const hv_model_parts *parts, int32_t tower, int64_t images) {
