@@ -18,7 +18,7 @@ jq --arg root "$PWD/" --arg header "$PWD/tests/lint/analyzer.h" --slurpfile trac
   map(select((.command | test("^[^ ]*nvcc ") | not)
              and (.file | ltrimstr($root) | IN($tracked[0][]))))
   | unique_by(.file)
-  | map(if .file | endswith("core/base/status.c") then . else .command += " -include " + $header end)' \
+  | map(if .file | endswith("core/base/status.c") then . else .command += " -include " + ($header | @sh) end)' \
   "$build/compile_commands.json" >"$work/compile_commands.json"
 
 count=$(jq length "$work/compile_commands.json")
