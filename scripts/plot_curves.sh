@@ -36,6 +36,7 @@ while (($#)); do
   shift
 done
 [[ -n $run ]] || { usage >&2 && exit 2; }
+[[ -z $dims || $dims =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--dims is $dims, not numbers from 0 on with commas between"
 metrics=$run/metrics.jsonl
 out=${out:-$run/curves.png}
 [[ -r $metrics ]] || fail "cannot read $metrics: is $run the directory of a run?"
@@ -58,29 +59,33 @@ jq -r '[.step, .loss_diffusion // "nan", .loss_ce // "nan"] | @tsv' "$metrics" |
       }
     }' >"$work/train"
 jq -r --argjson dims "[$dims]" '
-  def error(name): (.["error_" + name + "_dims"]) as $all
+  def error_of(name): (.["error_" + name + "_dims"]) as $all
     | if $all == null then .["error_" + name] // "nan"
       elif $dims == [] then ($all | add / length)
+      elif ($dims | max) >= ($all | length) then
+        error("--dims names \($dims | max), actions have dimensions 0 to \($all | length - 1)")
       else ([$all[$dims[]]] | add / length) end;
   select(.held_out_loss != null)
-  | [.step, .held_out_loss_diffusion // "nan", .held_out_loss_ce // "nan", error("diffusion"),
-     error("autoregressive"), error("ensemble"), error("mean_action")] | @tsv' "$metrics" >"$work/held_out"
+  | [.step, .held_out_loss_diffusion // "nan", .held_out_loss_ce // "nan", error_of("diffusion"),
+     error_of("autoregressive"), error_of("ensemble"), error_of("mean_action")] | @tsv' \
+  "$metrics" >"$work/held_out" 2>"$work/messages" || fail "$(head -n 1 "$work/messages")"
 [[ -s $work/train ]] || fail "$metrics holds no step yet"
 
+# gnuplot runs in $work: its script names the files without their path, which may hold a quote.
 # has COLUMN: whether a curve of the held-out split can be drawn.
 has() { awk -v column="$1" '$column != "nan" { found = 1 } END { exit !found }' "$work/held_out"; }
 # losses COLUMN COLOUR: the plot command of one loss, training with its running mean, held-out with points.
 losses() {
-  echo -n "plot '$work/train' using 1:$1 with lines lw 1 lc rgb '#99$2' title 'training', "
-  echo -n "'$work/train' using 1:$(($1 + 2)) with lines lw 2.5 lc rgb '#$2' title 'running mean'"
+  echo -n "plot 'train' using 1:$1 with lines lw 1 lc rgb '#99$2' title 'training', "
+  echo -n "'train' using 1:$(($1 + 2)) with lines lw 2.5 lc rgb '#$2' title 'running mean'"
   if has "$1"; then
-    echo -n ", '$work/held_out' using 1:$1 with linespoints lw 2 pt 7 ps 0.9 lc rgb '#222222' title 'held out'"
+    echo -n ", 'held_out' using 1:$1 with linespoints lw 2 pt 7 ps 0.9 lc rgb '#222222' title 'held out'"
   fi
   echo
 }
 errors=()
 add_error() {
-  if has "$1"; then errors+=("'$work/held_out' using 1:$1 with linespoints $2 title '$3'"); fi
+  if has "$1"; then errors+=("'held_out' using 1:$1 with linespoints $2 title '$3'"); fi
 }
 add_error 7 "lw 2.5 lc rgb '#777777' dt 2 pt 0" 'always the mean action'
 add_error 6 "lw 6 lc rgb '#9cc3f0' pt 0" 'ensemble'
@@ -93,7 +98,7 @@ mkdir -p "$(dirname "$out")"
 {
   cat <<GNUPLOT
 set terminal pngcairo size $((panels * 520)),460 enhanced font 'DejaVu Sans,11' background rgb 'white'
-set output '$work/curves.png'
+set output 'curves.png'
 set multiplot layout 1,$panels margins 0.045,0.985,0.13,0.9 spacing 0.055,0.1
 set grid lc rgb '#cccccc' lw 1 dt 1
 set border 3 lc rgb '#555555'
@@ -114,6 +119,6 @@ GNUPLOT
   fi
   echo "unset multiplot"
 } >"$work/plot"
-gnuplot "$work/plot" 2>"$work/messages" || fail "gnuplot: $(tail -n 3 "$work/messages")"
+(cd "$work" && gnuplot plot) 2>"$work/messages" || fail "gnuplot: $(tail -n 3 "$work/messages")"
 mv "$work/curves.png" "$out"
 echo "$out"

@@ -37,7 +37,9 @@ done >"$folder/hybrid/metrics.jsonl"
 scripts/plot_curves.sh "$folder/hybrid" >"$folder/said"
 [[ $(cat "$folder/said") == "$folder/hybrid/curves.png" ]] || fail "it said: $(cat "$folder/said")"
 is_picture "$folder/hybrid/curves.png" 1560
-scripts/plot_curves.sh "$folder/hybrid" --dims 1 --out "$folder/elsewhere.png" >/dev/null
+mkdir "$folder/a user's files"
+TMPDIR="$folder/a user's files" \
+  scripts/plot_curves.sh "$folder/hybrid" --dims 1 --out "$folder/elsewhere.png" >/dev/null
 is_picture "$folder/elsewhere.png" 1560
 
 # A run without validation: two panels. Losses that are not finite are null.
@@ -60,4 +62,6 @@ expect_error "no step yet" "$folder/empty"
 expect_error "metrics.jsonl: is $folder/absent the directory of a run" "$folder/absent"
 expect_error "unknown option --dim" "$folder/hybrid" --dim 1
 expect_error "--out needs a value" "$folder/hybrid" --out
+expect_error "--dims is x" "$folder/hybrid" --dims x
+expect_error "--dims names 2, actions have dimensions 0 to 1" "$folder/hybrid" --dims 0,2
 echo "pictures and messages are right"
