@@ -25,7 +25,7 @@ esac
 build=${BUILD:-build/release}
 runs=${RUNS:-$(mktemp -d)}
 rows=$(mktemp)
-trap 'rm -rf "$runs/run" "$rows"' EXIT
+trap 'rm -rf "$runs/run" "$rows"; [[ -n ${RUNS:-} ]] || rmdir "$runs"' EXIT
 TIMEFORMAT='%U %S'
 
 processor_seconds() { # STEPS INTERVAL

@@ -24,7 +24,8 @@ done
 build=${BUILD:-build/release}
 work=build/model-load
 
-if [[ ! -d $work/run/model ]]; then
+if [[ ! -d $work/bf16 ]]; then # made last, and whole or not at all
+  rm -rf "$work"
   "$build/train/hvla-train" run --config configs/lift-tiny.yaml --set "output=$work/run" \
     --set model.llm.hidden_size=1024 --set model.llm.intermediate_size=4096 --set model.llm.num_hidden_layers=20 \
     --set model.llm.num_attention_heads=16 --set model.llm.num_key_value_heads=16 \
