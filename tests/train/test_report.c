@@ -97,7 +97,7 @@ static void reports_what_no_run_writes(void **state) {
   snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
   expect_train(0, arguments, "report.html", NULL);
   char *page = read_file(in_folder(*state, "report.html"));
-  assert_holds(page, (const char *const[]){"<td>&lt;b&gt;</td>", "<td>?, &lt;i&gt;</td>", "0 rank(s) on ?, ?",
+  assert_holds(page, (const char *const[]){"<td>&lt;b&gt;</td>", "<td>?, &lt;i&gt;</td>", "0 ranks on ?, ?",
                                            "<i class=\"c3\"></i>training <b>5</b>", NULL});
   assert_null(strstr(page, "(null)"));
   assert_null(strstr(page, "last started"));

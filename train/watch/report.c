@@ -336,9 +336,10 @@ static hv_status add_environment(const hv_run_history *history, hv_text *out) {
     snprintf(text, sizeof text, "%.4g million, %.4g million of them trained", 1e-6 * hv_line_number(card, "parameters"),
              1e-6 * hv_line_number(card, "trainable"));
     add_fact("parameters", text, out);
-    snprintf(text, sizeof text, "%lld rank(s) on %s, %s, %lld processors",
-             (long long)json_integer_value(json_object_get(card, "ranks")), hv_line_text(card, "device"),
-             hv_line_text(card, "dtype"), (long long)json_integer_value(json_object_get(card, "processors")));
+    long long ranks = (long long)json_integer_value(json_object_get(card, "ranks"));
+    snprintf(text, sizeof text, "%lld rank%s on %s, %s, %lld processors", ranks, ranks == 1 ? "" : "s",
+             hv_line_text(card, "device"), hv_line_text(card, "dtype"),
+             (long long)json_integer_value(json_object_get(card, "processors")));
     add_fact("device", text, out);
     add_fact("host", json_string_value(json_object_get(card, "host")), out);
     add_fact("system", json_string_value(json_object_get(card, "system")), out);
