@@ -64,6 +64,7 @@ fi
 for words in "3 continues 6; not continued: 3, 4, 5" "cameras: wrist instead of front, wrist"; do
   grep -qF "$words" "$folder/second.log" || fail "the log does not say: $words"
 done
+if grep -qx "" "$folder/second.log"; then fail "the log has an empty line"; fi
 jq -e 'keys == ["lift", "lift_wrist"]' "$folder/second/model/dataset_statistics.json" >/dev/null ||
   fail "the statistics are not those of both data sets"
 

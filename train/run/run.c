@@ -92,6 +92,11 @@ static hv_status open_trainer(run *self, hv_device *device) {
   return hv_plan_explain(status, self->config, &self->model.config, device, self->comm->size, options.limits.prompt);
 }
 
+/* The length of lines that each end in a newline, without the last newline: the log adds its own. */
+static int logged_length(const hv_text *lines) {
+  return (int)lines->length - 1;
+}
+
 /* Reads parameters from init_from, and logs what is not simply copied. */
 static hv_status start_from_directory(run *self) {
   const hv_train_config *config = self->config;
@@ -103,10 +108,12 @@ static hv_status start_from_directory(run *self) {
     status = hv_adapt_model(&self->directory, &self->model.config, &adaptation, self->trainer->params,
                             self->trainer->stream, &report, &unexpected);
   }
-  if (!status && report.length > 0) hv_log_info("started from %s:\n%s", config->init_from, hv_text_string(&report));
+  if (!status && report.length > 0) {
+    hv_log_info("started from %s:\n%.*s", config->init_from, logged_length(&report), hv_text_string(&report));
+  }
   if (!status && unexpected.length > 0 && self->leader) {
-    hv_log_warning("%s holds tensors that are not parameters of this model:\n%s", config->init_from,
-                   hv_text_string(&unexpected));
+    hv_log_warning("%s holds tensors that are not parameters of this model:\n%.*s", config->init_from,
+                   logged_length(&unexpected), hv_text_string(&unexpected));
   }
   hv_text_free(&report);
   hv_text_free(&unexpected);
