@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/io/command.h"
 #include "core/io/yaml.h"
 #include "train/checkpoint/checkpoint_files.h"
 #include "train/config_table.h"
@@ -177,11 +178,16 @@ static int first_clause(const char *doc) {
   return (int)strlen(doc);
 }
 
+enum { LIST_INDENT = 30 };
+
 void hv_train_config_list(hv_text *out) {
   hv_text_add(out, "\nKeys of the configuration and their defaults (docs/configuration.md says more):\n");
   for (size_t i = 0; i < hv_train_config_table_count; i++) {
     const hv_option *option = &hv_train_config_table[i];
-    hv_text_add(out, "  %-26s %.*s [%s]\n", option->key, first_clause(option->doc), option->doc, option->fallback);
+    hv_text meaning = {0};
+    hv_text_add(&meaning, "%.*s [%s]", first_clause(option->doc), option->doc, option->fallback);
+    hv_help_entry(option->key, LIST_INDENT, hv_text_string(&meaning), out);
+    hv_text_free(&meaning);
   }
 }
 

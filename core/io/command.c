@@ -209,16 +209,19 @@ static void add_wrapped(hv_text *out, const char *text, int column) {
   hv_text_add(out, "\n");
 }
 
-/* A left column and wrapped text beside it, or below it if the left one is too wide. */
-static void add_entry(hv_text *out, const char *left, const char *text) {
+void hv_help_entry(const char *left, int indent, const char *text, hv_text *out) {
   int width = (int)strlen(left) + 2;
   hv_text_add(out, "  %s", left);
-  if (width + 2 > HELP_INDENT) {
-    hv_text_add(out, "\n%*s", HELP_INDENT, "");
+  if (width + 2 > indent) {
+    hv_text_add(out, "\n%*s", indent, "");
   } else {
-    hv_text_add(out, "%*s", HELP_INDENT - width, "");
+    hv_text_add(out, "%*s", indent - width, "");
   }
-  add_wrapped(out, text, HELP_INDENT);
+  add_wrapped(out, text, indent);
+}
+
+static void add_entry(hv_text *out, const char *left, const char *text) {
+  hv_help_entry(left, HELP_INDENT, text, out);
 }
 
 static void add_option(hv_text *out, const hv_option *option) {

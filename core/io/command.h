@@ -52,6 +52,10 @@ void hv_command_free(const hv_command *command, void *values);
 void hv_program_help(const hv_program *program, hv_text *out);
 void hv_command_help(const hv_program *program, const hv_command *command, hv_text *out);
 
+/* An entry of a help text's list: `left`, and from column `indent` on the wrapped text, below `left` if that is too
+ * wide. */
+void hv_help_entry(const char *left, int indent, const char *text, hv_text *out);
+
 /* All of a program: does what the command line asks for, prints the result on standard output or an error on standard
  * error, and returns the exit code. A result that cannot be printed is an error, even though the work is done. Nothing
  * else prints results or decides the exit code. */

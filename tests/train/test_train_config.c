@@ -163,6 +163,8 @@ static void teaches(void **state) {
     size_t length = strlen(help);
     if (help[length - 1] != '\n' || help[length - 2] == '\n')
       fail_msg("%s --help ends in the middle of a line", commands[i]);
+    for (const char *line = help; *line; line = strchr(line, '\n') + 1)
+      if (strcspn(line, "\n") > 110) fail_msg("%s --help has a line of %zu bytes", commands[i], strcspn(line, "\n"));
     free(help);
   }
   expect_train(2, "trian", "run", NULL);
