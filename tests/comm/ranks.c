@@ -55,9 +55,12 @@ void wait_for_handler(pid_t process, int signal_number) {
   for (int tries = 0; tries < 6000; tries++) {
     FILE *file = fopen(path, "r");
     if (!file) break;
+    static const char key[] = "SigCgt:";
     char line[256];
     unsigned long long caught = 0;
-    while (fgets(line, sizeof line, file) && sscanf(line, "SigCgt: %llx", &caught) != 1) continue;
+    while (fgets(line, sizeof line, file)) {
+      if (strncmp(line, key, sizeof key - 1) == 0) caught = strtoull(line + sizeof key - 1, NULL, 16);
+    }
     (void)fclose(file);
     if (caught >> (signal_number - 1) & 1) return;
     nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);

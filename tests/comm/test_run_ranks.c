@@ -245,16 +245,15 @@ static void kill_a_rank_of(const char *folder, const char *name, const char *set
   if (launcher) assert_int_equal(kill(out->mpirun, SIGKILL), 0);
 }
 
-/* Whether the text says of one checkpoint both that it is given up and that it is there to go on from. */
+/* Whether the text says of one checkpoint both that it is lost and that it is there to go on from. */
 static bool contradicts_itself(const char *text) {
-  long long lost, newest;
-  const char *word = strstr(text, "the checkpoint of step ");
-  return word &&
-         sscanf(word,
-                "the checkpoint of step %lld was still being written and is lost; the checkpoint of step "
-                "%lld is",
-                &lost, &newest) == 2 &&
-         lost == newest;
+  static const char lost[] = "the checkpoint of step ",
+                    newest[] = " was still being written and is lost; the checkpoint of step ";
+  const char *at = strstr(text, lost);
+  if (!at) return false;
+  char *end;
+  long long step = strtoll(at + sizeof lost - 1, &end, 10);
+  return strncmp(end, newest, sizeof newest - 1) == 0 && strtoll(end + sizeof newest - 1, NULL, 10) == step;
 }
 
 /* The other rank must name the killed one, say which checkpoint the run can go on from, and end within a minute, as
