@@ -51,6 +51,16 @@ static bool is_ignored(int number) {
   return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
+static bool hangup_is_ignored;
+
+static void look_at_hangup(void) {
+  hangup_is_ignored = is_ignored(SIGHUP);
+}
+
+/* Called before any library is initialised: UCX, below Open MPI 5, then takes SIGHUP for its debugger, ignored or not.
+ */
+__attribute__((section(".preinit_array"), used)) static void (*const look_first)(void) = look_at_hangup;
+
 hv_status hv_interrupt_open(hv_interrupt **out) {
   *out = NULL;
   hv_interrupt *interrupt = calloc(1, sizeof *interrupt);
@@ -60,7 +70,11 @@ hv_status hv_interrupt_open(hv_interrupt **out) {
   sigaddset(&interrupt->signals, SIGTERM);
   sigaddset(&interrupt->signals, SIGUSR1);
   sigaddset(&interrupt->signals, SIGUSR2);
-  if (!is_ignored(SIGHUP)) sigaddset(&interrupt->signals, SIGHUP);
+  if (hangup_is_ignored) {
+    signal(SIGHUP, SIG_IGN);
+  } else {
+    sigaddset(&interrupt->signals, SIGHUP);
+  }
   signal(SIGPIPE, SIG_IGN);
   int problem = pthread_sigmask(SIG_BLOCK, &interrupt->signals, NULL);
   if (problem == 0) problem = pthread_create(&interrupt->thread, NULL, wait_for_signals, interrupt);
