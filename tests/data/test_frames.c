@@ -139,10 +139,15 @@ static void a_chunk_is_no_larger_than_what_is_stored_of_it(void **state) {
   free(bytes);
   hv_unmap(&file);
   hv_hdf5 *damaged = open_file();
-  hv_frames *frames = open_frames(damaged, "guessed_as_it_is");
+  hv_frames *frames;
   uint8_t rgb[DEMO_FRAME];
-  assert_error(frames->read(frames, 0, rgb), "/guessed_as_it_is: its chunk at row 0 is stored in");
-  hv_frames_close(frames);
+  hv_status status = hv_hdf5_open_frames(damaged, "/guessed_as_it_is", &frames);
+  if (status) { /* HDF5 1.14 counts the chunks of that size, and finds fewer than there are */
+    assert_error(status, "/guessed_as_it_is: was declared but never written");
+  } else {
+    assert_error(frames->read(frames, 0, rgb), "/guessed_as_it_is: its chunk at row 0 is stored in");
+    hv_frames_close(frames);
+  }
   hv_hdf5_close(damaged);
 }
 

@@ -6,7 +6,7 @@ trap 'rm -rf "$folder"' EXIT
 
 for choices in "-DHVLA_CUDA=off" "-DHVLA_CUDA=OFF -DHVLA_MPI=0"; do
   read -ra options <<<"$choices"
-  if cmake -S . -B "$folder" -DHVLA_TESTS=OFF "${options[@]}" >"$folder/log" 2>&1; then
+  if cmake -S . -B "$folder" -G Ninja -DHVLA_TESTS=OFF "${options[@]}" >"$folder/log" 2>&1; then
     echo "cmake accepted $choices" >&2
     exit 1
   fi
