@@ -1,10 +1,7 @@
 # Enables the language CUDA if it is wanted and nvcc is found, and then sets HVLA_HAVE_CUDA. Included by the root, since a
 # language is known only in the folder that enables it and below.
-set(HVLA_CUDA AUTO CACHE STRING "Build libhvla-cuda.so: AUTO (if nvcc is found), ON or OFF")
+hv_choice(HVLA_CUDA "Build libhvla-cuda.so: AUTO (if nvcc is found), ON or OFF")
 set(HVLA_CUDA_ARCHITECTURES "80-real;89-real;90" CACHE STRING "Compute capabilities to build for")
-if(NOT HVLA_CUDA MATCHES "^(AUTO|ON|OFF)$")
-  message(FATAL_ERROR "HVLA_CUDA is ${HVLA_CUDA}: it must be AUTO, ON or OFF")
-endif()
 set(HVLA_HAVE_CUDA OFF)
 if(HVLA_CUDA STREQUAL "OFF" OR (HVLA_SANITIZE AND NOT HVLA_CUDA STREQUAL "ON"))
   return()
