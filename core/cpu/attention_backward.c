@@ -84,14 +84,7 @@ static void query_block_gradient(const island_work *w, const hv_segment *s, cons
 /* Turns the gradient of one head's rotated row into that of the row before its rotation. */
 static void rotate_back(const hv_attention_backward_args *a, const hv_tensor *positions, int64_t row, real *gradient) {
   if (!hv_present(a->cos_sin)) return;
-  int64_t half = a->head_dim / 2;
-  const real *cosine = element(&a->cos_sin, int_list(positions)[row], 0), *sine = cosine + half;
-#pragma omp simd
-  for (int64_t j = 0; j < half; j++) {
-    real first = gradient[j], second = gradient[j + half];
-    gradient[j] = first * cosine[j] + second * sine[j];
-    gradient[j + half] = second * cosine[j] - first * sine[j];
-  }
+  rotate(gradient, element(&a->cos_sin, int_list(positions)[row], 0), a->head_dim / 2, -1, gradient);
 }
 
 static void key_block_gradient(const island_work *w, const key_block *k) {

@@ -78,6 +78,18 @@ static inline const int32_t *int_list(const hv_tensor *t) {
   return t->data;
 }
 
+/* Rotates the pairs (x[j], x[j + half]) by the angles of the `half` cosines and sines that follow each other in
+ * `cos_sin`; sign −1: the other way. y may be x. */
+static inline void rotate(const real *x, const real *cos_sin, int64_t half, real sign, real *y) {
+  const real *cosine = cos_sin, *sine = cos_sin + half;
+#pragma omp simd
+  for (int64_t j = 0; j < half; j++) {
+    real first = x[j], second = x[j + half], c = cosine[j], s = sign * sine[j];
+    y[j] = first * c - second * s;
+    y[j + half] = second * c + first * s;
+  }
+}
+
 /* c = alpha a b + beta c in real memory of row stride ldc, where a is m by k (or k by m and transposed) and b likewise;
  * the views carry the sizes. `scratch` holds product_scratch(m, n) elements. */
 void HV_KERNEL(product)(real alpha, hv_tensor a, bool transpose_a, hv_tensor b, bool transpose_b, real beta, real *c,

@@ -1,19 +1,13 @@
 #include "core/cpu/kernel.h"
 
 static void rotate_row(const hv_rotary_args *a, const hv_tensor *from, int64_t row, const hv_tensor *to, int64_t to_row,
-                       const real *cosine, const real *sine) {
+                       const real *cos_sin) {
   int64_t half = a->cos_sin.cols / 2, rest = a->head_dim - 2 * half;
   real buffer[2][HV_CHUNK];
   for (int64_t head = 0; head < from->cols; head += a->head_dim) {
     const real *x = load(from, row, head, a->head_dim, buffer[0]);
     real *y = target(to, to_row, head, buffer[1]);
-    real sign = a->inverse ? -1 : 1;
-#pragma omp simd
-    for (int64_t j = 0; j < half; j++) {
-      real first = x[j], second = x[j + half], c = cosine[j], s = sign * sine[j];
-      y[j] = first * c - second * s;
-      y[j + half] = second * c + first * s;
-    }
+    rotate(x, cos_sin, half, a->inverse ? -1 : 1, y);
     if (rest > 0 && y != x) memcpy(y + 2 * half, x + 2 * half, (size_t)rest * sizeof *y);
     store(to, to_row, head, a->head_dim, y);
   }
@@ -25,11 +19,10 @@ static void rotary_rows(const void *context, int64_t first, int64_t last, void *
   int64_t rotary_dim = a->cos_sin.cols;
   real buffer[HV_CHUNK];
   for (int64_t row = first; row < last; row++) {
-    const real *cosine = load(&a->cos_sin, int_list(&a->positions)[row], 0, rotary_dim, buffer);
-    const real *sine = cosine + rotary_dim / 2;
+    const real *cos_sin = load(&a->cos_sin, int_list(&a->positions)[row], 0, rotary_dim, buffer);
     int64_t kv_row = hv_present(a->kv_rows) ? int_list(&a->kv_rows)[row] : row;
-    if (hv_present(a->q)) rotate_row(a, &a->q, row, &a->q_out, row, cosine, sine);
-    if (hv_present(a->k)) rotate_row(a, &a->k, row, &a->k_out, kv_row, cosine, sine);
+    if (hv_present(a->q)) rotate_row(a, &a->q, row, &a->q_out, row, cos_sin);
+    if (hv_present(a->k)) rotate_row(a, &a->k, row, &a->k_out, kv_row, cos_sin);
     if (hv_present(a->v)) {
       void *to = element(&a->v_out, kv_row, 0), *from = element(&a->v, row, 0);
       if (to != from) memcpy(to, from, (size_t)a->v.cols * hv_dtype_size(a->v.dtype));
