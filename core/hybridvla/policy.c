@@ -220,7 +220,7 @@ done:
 void hv_policy_close(hv_policy *policy) {
   if (!policy) return;
   hv_device *device = policy->parts->device;
-  for (int i = 0; i < HV_POLICY_RECORDINGS; i++) hv_policy_forget_recording(device, &policy->recordings[i]);
+  hv_policy_forget_recordings(policy);
   hv_stream_close(policy->stream);
   hv_stream_close(policy->side);
   hv_event_close(device, policy->inputs_ready);

@@ -200,17 +200,20 @@ static hv_status queue_prediction(hv_policy *policy, const hv_policy_recording *
   return HV_OK;
 }
 
-void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry) {
+static void forget_recording(hv_device *device, hv_policy_recording *entry) {
   for (int piece = 0; piece < HV_POLICY_PIECES; piece++) hv_recording_close(device, entry->pieces[piece]);
   *entry = (hv_policy_recording){0};
 }
 
+void hv_policy_forget_recordings(hv_policy *policy) {
+  for (int i = 0; i < HV_POLICY_RECORDINGS; i++) forget_recording(policy->parts->device, &policy->recordings[i]);
+}
+
 /* A policy for longer prompts has had the model's constants made anew. */
 static void forget_outdated_recordings(hv_policy *policy) {
-  const hv_model_parts *parts = policy->parts;
-  if (policy->preparations == parts->preparations) return;
-  for (int i = 0; i < HV_POLICY_RECORDINGS; i++) hv_policy_forget_recording(parts->device, &policy->recordings[i]);
-  policy->preparations = parts->preparations;
+  if (policy->preparations == policy->parts->preparations) return;
+  hv_policy_forget_recordings(policy);
+  policy->preparations = policy->parts->preparations;
 }
 
 /* Sharded parameters are gathered on another stream, and the events that order it cannot be recorded. */
@@ -233,7 +236,7 @@ static hv_policy_recording *find_recording(hv_policy *policy, int32_t prompt_cou
     if (entry->prompt_count == prompt_count && same_draws(entry->given, given)) return entry;
     if (entry->last_use < oldest->last_use) oldest = entry;
   }
-  hv_policy_forget_recording(policy->parts->device, oldest);
+  forget_recording(policy->parts->device, oldest);
   oldest->given = given;
   return oldest;
 }
@@ -253,7 +256,7 @@ static hv_status record(hv_policy *policy, hv_policy_recording *entry, hv_policy
     if (!has_piece(policy, piece)) continue;
     hv_status status = record_piece(policy, piece, given, out, &entry->pieces[piece]);
     if (status) {
-      hv_policy_forget_recording(policy->parts->device, entry);
+      forget_recording(policy->parts->device, entry);
       entry->given = given; /* for the next attempt */
       return status;
     }

@@ -112,7 +112,7 @@ HV_NODISCARD hv_status hv_policy_run(hv_policy *policy, int32_t prompt_count, hv
 
 /* Whether repeated predictions are recorded. */
 bool hv_policy_may_record(const hv_policy *policy);
-void hv_policy_forget_recording(hv_device *device, hv_policy_recording *entry);
+void hv_policy_forget_recordings(hv_policy *policy);
 
 /* Runs one tower: images to its columns of `features`. */
 void hv_policy_run_tower(hv_policy *policy, int32_t tower, hv_arena *scratch, hv_stream *stream);
