@@ -55,9 +55,14 @@ static int32_t prefix_length(const lengths *parts, int32_t prompt) {
   return prompt + parts->image + 1 + parts->state; /* the prompt counts <s>; 1 is <BOD> */
 }
 
+/* Without diffusion there is nothing to draw more than once. */
+static int32_t branch_count(const hv_config *config, int32_t branches) {
+  return hv_config_has_diffusion(config) ? branches : 1;
+}
+
 hv_sequence_counts hv_sequence_largest(const hv_config *config, const hv_sequence_limits *limits) {
   lengths parts = part_lengths(config);
-  int32_t b = limits->samples, k = config->objective == HV_AUTOREGRESSIVE ? 1 : limits->branches;
+  int32_t b = limits->samples, k = branch_count(config, limits->branches);
   int32_t prefix = prefix_length(&parts, limits->prompt);
   int32_t text = limits->prompt + 1 + k * parts.autoregressive;
   hv_sequence_counts counts = {
@@ -158,7 +163,7 @@ hv_status hv_sequence_open(const hv_config *config, hv_device *device, const hv_
   sequence->config = *config;
   sequence->device = device;
   sequence->limits = *limits;
-  if (config->objective == HV_AUTOREGRESSIVE) sequence->limits.branches = 1;
+  sequence->limits.branches = branch_count(config, limits->branches);
   sequence->parts = part_lengths(config);
   HV_CHECK(check_limits(&sequence->parts, &sequence->limits));
   sequence->counts = hv_sequence_largest(config, &sequence->limits);
@@ -456,7 +461,7 @@ void hv_batch_count(const hv_config *config, const hv_batch *batch, int32_t bran
                     double *labels) {
   int64_t steps = 0;
   for (int32_t s = 0; s < batch->samples; s++) steps += unmasked_steps(config, batch, s);
-  int32_t k = config->objective == HV_AUTOREGRESSIVE ? 1 : branches;
+  int32_t k = branch_count(config, branches);
   *diffusion = hv_config_has_diffusion(config) ? (double)steps * k * config->action_dim : 0;
   *labels = hv_config_has_autoregression(config)
                 ? (double)batch->samples * k * (config->action_chunk * config->action_dim + 1)
