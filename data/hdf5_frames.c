@@ -225,9 +225,7 @@ static hv_status check_frames(hv_hdf5 *file, const char *object, const hv_hdf5_i
 }
 
 /* Whether each chunk is exactly one frame, without filters or with deflate, the only filter that is undone here. */
-static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *deflated) {
-  hsize_t chunk[4];
-  if (H5Pget_chunk(properties, 4, chunk) != 4) return false;
+static bool has_frame_chunks(hid_t properties, const hsize_t chunk[4], const hv_frames *base, bool *deflated) {
   if (chunk[0] != 1 || chunk[1] != (hsize_t)base->height || chunk[2] != (hsize_t)base->width || chunk[3] != 3) {
     return false;
   }
@@ -244,9 +242,7 @@ static bool has_frame_chunks(hid_t properties, const hv_frames *base, bool *defl
   return true;
 }
 
-static size_t cut_chunk_bytes(hid_t properties, const hv_frames *base) {
-  hsize_t chunk[4];
-  if (H5Pget_layout(properties) != H5D_CHUNKED || H5Pget_chunk(properties, 4, chunk) != 4) return 0;
+static size_t cut_chunk_bytes(const hsize_t chunk[4], const hv_frames *base) {
   bool cut = chunk[1] < (hsize_t)base->height || chunk[2] < (hsize_t)base->width || chunk[3] < 3;
   return cut ? (size_t)(chunk[0] * chunk[1] * chunk[2] * chunk[3]) : 0; /* less than 4 GiB, as the library has it */
 }
@@ -254,16 +250,19 @@ static size_t cut_chunk_bytes(hid_t properties, const hv_frames *base) {
 static void choose_storage(hv_dataset_frames *frames, const hv_hdf5_info *info, hid_t properties) {
   H5D_layout_t layout = H5Pget_layout(properties);
   haddr_t address = layout == H5D_CONTIGUOUS ? H5Dget_offset(frames->dataset) : HADDR_UNDEF;
+  hsize_t chunk[4];
+  bool chunked = layout == H5D_CHUNKED && H5Pget_chunk(properties, 4, chunk) == 4;
   if (address != HADDR_UNDEF) {
     frames->storage = STORAGE_CONTIGUOUS;
     frames->offset = address;
-  } else if (layout == H5D_CHUNKED && has_frame_chunks(properties, &frames->base, &frames->deflated)) {
+  } else if (chunked && has_frame_chunks(properties, chunk, &frames->base, &frames->deflated)) {
     frames->storage = STORAGE_FRAME_CHUNKS;
-  } else if (layout == H5D_CHUNKED && info->chunk_rows > 1) {
+  } else if (chunked && info->chunk_rows > 1) {
     frames->storage = STORAGE_WHOLE;
   } else {
     frames->storage = STORAGE_SLABS;
   }
+  if (chunked) frames->cut_chunk = cut_chunk_bytes(chunk, &frames->base);
   H5Eclear2(H5E_DEFAULT);
 }
 
@@ -299,14 +298,13 @@ hv_status hv_hdf5_open_frames(hv_hdf5 *file, const char *dataset, hv_frames **ou
   if (frames->storage != STORAGE_FRAME_CHUNKS || H5Dget_storage_size(frames->dataset) == 0) {
     HV_CHECK(hv_hdf5_check_written(file, dataset, frames->dataset, &info));
   }
-  frames->cut_chunk = cut_chunk_bytes(properties, &frames->base);
   if (frames->storage == STORAGE_SLABS)
     HV_CHECK(hv_hdf5_check_chunks(file, dataset, frames->dataset, frames->cut_chunk > 0));
-  if (frames->storage == STORAGE_SLABS || frames->storage == STORAGE_WHOLE) {
+  if (frames->storage == STORAGE_WHOLE || frames->cut_chunk > 0) {
     H5Dclose(frames->dataset);
     frames->dataset = -1;
   }
-  if (frames->storage == STORAGE_SLABS)
+  if (frames->storage == STORAGE_SLABS && frames->cut_chunk > 0)
     HV_CHECK(hv_hdf5_open_by_chunks(file, dataset, frames->cut_chunk, &frames->dataset));
 done:
   if (properties >= 0) H5Pclose(properties);
