@@ -46,15 +46,11 @@ static void *wait_for_signals(void *argument) {
 }
 
 /* Under nohup SIGHUP is ignored, and the run must continue. */
-static bool is_ignored(int number) {
-  struct sigaction action;
-  return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
-}
-
 static bool hangup_is_ignored;
 
 static void look_at_hangup(void) {
-  hangup_is_ignored = is_ignored(SIGHUP);
+  struct sigaction action;
+  hangup_is_ignored = sigaction(SIGHUP, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
 /* Called before any library is initialised: UCX, below Open MPI 5, then takes SIGHUP for its debugger, ignored or not.
