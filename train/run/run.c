@@ -48,8 +48,7 @@ typedef struct run {
   hv_learning_rate learning_rate;
   hv_run_files *files;
   hv_best best;
-  bool owed; /* a checkpoint was due after a skipped step, and was put off */
-  int64_t total_steps;
+  bool owed;           /* a checkpoint was due after a skipped step, and was put off */
   double device_flops; /* best rate of the leader's device, operations a second */
   hv_text why;         /* of the leader: why the run ended before its last step; empty if it did not */
 } run;
@@ -69,13 +68,13 @@ static int64_t count_steps(const hv_train_config *config, int64_t frames, const 
 /* A run that is already beyond its last step is an error, not finished. */
 static hv_status check_steps(const run *self) {
   int64_t step = self->trainer->step;
-  if (step > self->total_steps) {
+  if (step > self->trainer->total_steps) {
     return hv_error(HV_ERR_INPUT,
                     "%s is already at step %" PRId64 ", and train.steps is %" PRId64
                     ": a run cannot go back; increase train.steps, or choose another output",
-                    self->config->output, step, self->total_steps);
+                    self->config->output, step, self->trainer->total_steps);
   }
-  if (step > 0 && step == self->total_steps) {
+  if (step > 0 && step == self->trainer->total_steps) {
     hv_log_info("%s is already at step %" PRId64 ", its last: there is nothing to train", self->config->output, step);
   }
   return HV_OK;
@@ -273,7 +272,7 @@ static hv_status open_outputs(const run *self) {
                         .data = &self->data,
                         .trainer = self->trainer,
                         .ranks = self->comm->size,
-                        .total_steps = self->total_steps};
+                        .total_steps = self->trainer->total_steps};
   HV_TRY(write_config(self));
   return hv_run_card_begin(self->card, &facts);
 }
@@ -282,7 +281,7 @@ static hv_status open_outputs(const run *self) {
 static hv_status open_watch(run *self) {
   hv_status status = self->leader ? open_outputs(self) : HV_OK;
   if (!status) {
-    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->card, self->total_steps,
+    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->card, self->trainer->total_steps,
                                self->device_flops, &self->watch);
   }
   return hv_comm_agree(self->comm, "opening the run directory", status);
@@ -350,7 +349,7 @@ static hv_status measure_algorithms(run *self) {
 static hv_status open_batches(run *self, int64_t first_sample) {
   HV_TRY(hv_run_data_open_training(&self->data, first_sample, &self->loader));
   self->source = hv_loader_source_make(self->loader, &self->model.config, (int32_t)self->config->train.branches);
-  if (self->trainer->step == self->total_steps) return HV_OK;
+  if (self->trainer->step == self->trainer->total_steps) return HV_OK;
   return hv_trainer_read_ahead(self->trainer, &self->source.source);
 }
 
@@ -374,12 +373,12 @@ static hv_status open_run(run *self, hv_device *device) {
   hv_status finite = hv_params_nan_status(self->trainer->params, self->trainer->stream);
   HV_TRY(hv_comm_agree(self->comm, "looking at the parameters", finite));
   int64_t frames = hv_demonstrations_frames(self->data.train);
-  self->trainer->total_steps = self->total_steps = count_steps(config, frames, &position);
+  self->trainer->total_steps = count_steps(config, frames, &position);
   HV_TRY(hv_comm_agree(self->comm, "counting steps", check_steps(self)));
   self->learning_rate = (hv_learning_rate){.peak = config->optimizer.learning_rate,
                                            .warmup_steps = config->optimizer.warmup_steps,
                                            .decay = config->optimizer.schedule,
-                                           .total_steps = self->total_steps,
+                                           .total_steps = self->trainer->total_steps,
                                            .final_ratio = config->optimizer.final_ratio};
   warn_of_short_schedule(self);
   HV_TRY(open_files(self));
@@ -387,8 +386,8 @@ static hv_status open_run(run *self, hv_device *device) {
   HV_TRY(measure_algorithms(self));
   HV_TRY(open_watch(self));
   hv_log_info("%lld parameters, %lld training frames, %lld steps of %lld samples",
-              (long long)hv_params_total(self->trainer->params), (long long)frames, (long long)self->total_steps,
-              (long long)config->train.batch_size);
+              (long long)hv_params_total(self->trainer->params), (long long)frames,
+              (long long)self->trainer->total_steps, (long long)config->train.batch_size);
   self->began = true;
   return HV_OK;
 }
@@ -472,7 +471,7 @@ static hv_status save_due(run *self, const hv_step_result *result, bool best) {
 static hv_status after_step(run *self, const hv_step_result *result, double learning_rate, int *signal_number) {
   const hv_train_config *config = self->config;
   int64_t step = self->trainer->step;
-  bool last = step == self->total_steps, better = false;
+  bool last = step == self->trainer->total_steps, better = false;
   hv_validation held_out;
   bool measured = self->data.valid && (due(step, config->validation.interval) || last);
   if (measured) HV_TRY(measure(self, &held_out, &better, signal_number));
@@ -546,7 +545,7 @@ static void report_no_better(const run *self) {
 static hv_status train(run *self, int *signal_number) {
   hv_trainer *trainer = self->trainer;
   HV_TRY(measure_start(self));
-  while (trainer->step < self->total_steps && !is_stale(self)) {
+  while (trainer->step < trainer->total_steps && !is_stale(self)) {
     tell(self);
     double learning_rate = hv_learning_rate_at(&self->learning_rate, trainer->step);
     double start = hv_clock_seconds();
@@ -559,7 +558,7 @@ static hv_status train(run *self, int *signal_number) {
     HV_TRY(hear(self, &came, &save));
     HV_TRY(after_step(self, &result, learning_rate, &came));
     if (save) HV_TRY(hv_run_files_save_all(self->files));
-    if (came && trainer->step < self->total_steps) {
+    if (came && trainer->step < trainer->total_steps) {
       *signal_number = came;
       hv_text_add(&self->why, "stopped by %s; --resume continues", hv_interrupt_name(came));
       break;
