@@ -33,6 +33,14 @@ static void assert_sound(const char *page) {
   assert_int_equal(count(page, "nan"), 0);
 }
 
+/* The page that `hvla-train report` makes of the files in a folder, on the heap. */
+static char *report_of(const char *folder) {
+  char arguments[1024];
+  snprintf(arguments, sizeof arguments, "report '%s'", folder);
+  expect_train(0, arguments, "report.html", NULL);
+  return read_file(in_folder(folder, "report.html"));
+}
+
 static void a_run_leaves_its_report(void **state) {
   static const char *const words[] = {"finished",
                                       "of 6",
@@ -75,9 +83,7 @@ static void reports_what_there_is(void **state) {
   write_text(in_folder(*state, "metrics.jsonl"),
              "{\"step\": 1, \"loss\": null}\n{\"step\": 2, \"loss_ce\": 3.5}\n{\"st");
   write_text(in_folder(*state, "config.yaml"), "data: {files: \"<b>&.hdf5\"}\n");
-  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
-  expect_train(0, arguments, "report.html", NULL);
-  char *page = read_file(in_folder(*state, "report.html"));
+  char *page = report_of(*state);
   assert_non_null(strstr(page, "&lt;b&gt;&amp;.hdf5"));
   assert_null(strstr(page, "<b>&"));
   assert_int_equal(count(page, "<figure"), 1);
@@ -88,15 +94,12 @@ static void reports_what_there_is(void **state) {
 
 /* The files hold words and numbers that no run writes; they are escaped and do no harm. */
 static void reports_what_no_run_writes(void **state) {
-  char arguments[1024];
   write_text(in_folder(*state, "run.json"), "{\"start\": 1e300, \"end\": 1e308, \"parameters\": 1, \"host\": 3}");
   write_text(in_folder(*state, "metrics.jsonl"),
              "{\"step\": 1, \"skipped\": true, \"skip_reason\": \"<b>\", \"suspects\": [{\"first_sample\": "
              "9223372036854775807, \"samples\": 2, \"frames\": [3, \"<i>\"]}], \"loss_ce\": 1e308}\n"
              "{\"loss_ce\": 4}\n{\"step\": 1e300, \"loss_ce\": 4}\n{\"step\": 3, \"loss_ce\": 5, \"skipped\": true}\n");
-  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
-  expect_train(0, arguments, "report.html", NULL);
-  char *page = read_file(in_folder(*state, "report.html"));
+  char *page = report_of(*state);
   assert_holds(page, (const char *const[]){"<td>&lt;b&gt;</td>", "<td>?, &lt;i&gt;</td>", "0 ranks on ?, ?",
                                            "<i class=\"c3\"></i>training <b>5</b>", NULL});
   assert_null(strstr(page, "(null)"));
@@ -107,15 +110,12 @@ static void reports_what_no_run_writes(void **state) {
 
 /* Errors of predictions that are not finite are null in the metrics. They are shown as nan and are never the best. */
 static void errors_that_are_no_numbers_are_never_the_best(void **state) {
-  char arguments[1024];
   write_text(
       in_folder(*state, "metrics.jsonl"),
       "{\"step\": 3, \"held_out_loss\": null, \"error_diffusion\": null, \"error_diffusion_dims\": [null, null], "
       "\"error_autoregressive\": 0.3, \"error_autoregressive_dims\": [0.4, 0.2], \"error_mean_action\": 0.4, "
       "\"error_mean_action_dims\": [0.3, 0.5]}\n");
-  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
-  expect_train(0, arguments, "report.html", NULL);
-  char *page = read_file(in_folder(*state, "report.html"));
+  char *page = report_of(*state);
   assert_holds(page, (const char *const[]){"<th>diffusion</th><td>nan</td><td>nan</td><td>nan</td>",
                                            "<th>autoregressive</th><td>0.4000</td><td class=\"best\">0.2000</td>",
                                            "<td class=\"best\">0.3000</td><td>0.5000</td>", NULL});
@@ -158,11 +158,8 @@ static void figures_stand_where_they_belong(void **state) {
       "<th>diffusion</th><td class=\"best\">0.2000</td><td>0.6000</td><td>0.4000</td>",
       "<th>autoregressive</th><td>0.3500</td><td class=\"best\">0.2500</td><td>0.3000</td>",
       NULL};
-  char arguments[1024];
   write_figures(*state);
-  snprintf(arguments, sizeof arguments, "report '%s'", (const char *)*state);
-  expect_train(0, arguments, "report.html", NULL);
-  char *page = read_file(in_folder(*state, "report.html"));
+  char *page = report_of(*state);
   assert_holds(page, words);
   char *noise = strstr(page, "<h3>Noise head"), *tokens = strstr(page, "<h3>Vocabulary head");
   assert_true(noise && tokens && noise < tokens);
