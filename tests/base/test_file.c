@@ -3,6 +3,7 @@
  * can make a sync or a swap of names fail. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -301,7 +302,7 @@ static void directories_are_made_and_removed(void **state) {
 
 /* New directories survive a power failure: after each is made, its parent is synced. */
 static void directories_are_made_to_stay(void **state) {
-  char own[512], expected[2048];
+  char own[PATH_MAX], expected[4 * PATH_MAX];
   assert_non_null(realpath(*state, own));
   synced[1] = '\0';
   assert_ok(hv_make_directories(in_folder(*state, "run/checkpoints/step-1")));
@@ -314,7 +315,7 @@ static void directories_are_made_to_stay(void **state) {
 /* A file survives a power failure, in its old or new state: the temporary file is synced before the rename, and the
  * directory after it. */
 static void files_are_written_to_stay(void **state) {
-  char own[512], expected[2048];
+  char own[PATH_MAX], expected[4 * PATH_MAX];
   assert_non_null(realpath(*state, own));
   const char *path = in_folder(*state, "a.txt");
   for (int i = 0; i < 2; i++) {
@@ -334,7 +335,7 @@ static hv_status write_one(const char *directory, void *context) {
 
 /* The same for directories: a new one, one that replaces another, and one that is filled in place. */
 static void folders_are_replaced_to_stay(void **state) {
-  char own[512], expected[2048];
+  char own[PATH_MAX], expected[4 * PATH_MAX];
   assert_non_null(realpath(*state, own));
   for (int i = 0; i < 2; i++) {
     assert_ok(hv_write_directory(in_folder(*state, "model"), HV_LEFTOVER_REMOVE, write_one, NULL));
@@ -381,7 +382,7 @@ static void a_folder_is_replaced_without_a_swap(void **state) {
 /* If the directory cannot be synced, the swap might not survive a power failure: it is undone and the old folder stays.
  */
 static void a_folder_stays_where_its_successor_cannot_be_synced(void **state) {
-  char path[512], fresh[512], parent[512];
+  char path[512], fresh[512], parent[PATH_MAX];
   assert_non_null(realpath(*state, parent));
   snprintf(path, sizeof path, "%s", in_folder(*state, "model"));
   snprintf(fresh, sizeof fresh, "%s", in_folder(*state, "fresh"));
