@@ -5,8 +5,11 @@
 #include "train/commands.h"
 #include "train/plan/plan.h"
 
+static const char *const devices[] = {"cuda", "cpu", "emu", NULL};
+
 typedef struct plan_options {
-  char *config, *device;
+  char *config;
+  int32_t device; /* index into `devices` */
   hv_string_list sets;
   bool json;
   int64_t gpus, node_gpus;
@@ -33,11 +36,11 @@ static const hv_option options[] = {
      .unit = "GB",
      .doc = "Memory of each GPU."},
     {.key = "device",
-     .type = HV_OPTION_STRING,
+     .type = HV_OPTION_ENUM,
      .offset = offsetof(plan_options, device),
      .fallback = "cuda",
-     .unit = "NAME",
-     .doc = "Device whose own memory (context, workspaces) is counted: cuda; cpu and emu take none."},
+     .choices = devices,
+     .doc = "Whose own memory (context, workspaces) is counted; cpu and emu take none."},
     {.key = "matrix-tflops",
      .type = HV_OPTION_FLOAT,
      .offset = offsetof(plan_options, matrix_tflops),
@@ -91,7 +94,7 @@ static void put(double given, double unit, double *rate) {
 static hv_forecast_options assume(const plan_options *given, const hv_train_config *config) {
   hv_forecast_options assumed = hv_forecast_h100((int32_t)given->gpus, hv_train_config_dtype(config));
   assumed.prompt = (int32_t)config->bench_prompt + 1;
-  assumed.device = given->device;
+  assumed.device = devices[given->device];
   assumed.links.node_ranks = (int32_t)given->node_gpus;
   assumed.links.efficiency = given->link_efficiency;
   put(given->matrix_tflops, 1e12, &assumed.flops_per_s);

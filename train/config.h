@@ -25,6 +25,8 @@ typedef struct hv_init_settings {
   hv_int_list action_dims, state_dims; /* hv_adaptation */
 } hv_init_settings;
 
+enum { HV_BATCH_SIZE_MAX = 1 << 20 }; /* samples of a step, over all ranks */
+
 typedef struct hv_train_settings {
   int64_t steps;
   double epochs;

@@ -209,7 +209,7 @@ const hv_option hv_train_config_table[] = {
      AT(train.batch_size),
      .fallback = "256",
      .min = 1,
-     .max = 1 << 20,
+     .max = HV_BATCH_SIZE_MAX,
      .unit = "samples",
      .doc = "Samples in one optimizer step, over all ranks."},
     {.key = "train.micro_batch",
@@ -217,7 +217,7 @@ const hv_option hv_train_config_table[] = {
      AT(train.micro_batch),
      .fallback = "0",
      .min = 0,
-     .max = 1 << 20,
+     .max = HV_BATCH_SIZE_MAX,
      .unit = "samples",
      .doc = "Samples that a rank has in memory at a time, a divisor of its part of the batch; gradients of the "
             "micro-batches are accumulated. 0: its whole part."},

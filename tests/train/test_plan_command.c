@@ -110,6 +110,11 @@ static void the_largest_micro_batch_that_fits_is_found(void **state) {
   assert_true(one < two && two < three);
   assert_micro_batch(0, 3, three, 3);
   assert_micro_batch(1, 3, three - 1, 1);
+  double five = size_of_row(5);
+  assert_true(two < five);
+  assert_micro_batch(1, 15, five, 5); /* the row fits, the configuration, with 15 at once, does not */
+  assert_micro_batch(1, 15, five - 1, 3);
+  assert_micro_batch(1, 12, five, 4);
   assert_micro_batch(1, 2, two - 1, 1);
   assert_micro_batch(1, 1, one - 1, 1);
 }
@@ -126,6 +131,12 @@ static void the_nearest_that_runs_is_planned(void **state) {
   assert_int_equal(json_integer_value(json_object_get(configured, "micro_batch")), 2);
   assert_string_equal(json_string_value(json_object_get(configured, "sharding")), "replicate");
   assert_true(json_is_true(json_object_get(configured, "fits")));
+  json_decref(result);
+  /* 1,023 · 1,026 samples would be more than a batch can have. */
+  result = plan(1, CONFIG("tiny.yaml") "--device cpu --gpus 1023 --set train.batch_size=1048576 --set "
+                                       "train.micro_batch=1");
+  assert_true(advises(result, "use one, such as 1048575"));
+  assert_true(advises(result, "A step of 1048575 samples"));
   json_decref(result);
 }
 
@@ -226,6 +237,7 @@ static void what_cannot_run_is_told(void **state) {
                "No settings fit that leave the results unchanged", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 0", "gpus", NULL);
   expect_train(2, "plan " CONFIG("7b.yaml") "--gpus 2048", "gpus", "1024", NULL); /* no run has so many ranks */
+  expect_train(2, "plan " CONFIG("tiny.yaml") "--device cuda:0", "device", "cuda, cpu, emu", NULL);
   expect_train(0, "plan " CONFIG("tiny.yaml") "--gpus 2", "fits", "samples/s", NULL);
 }
 

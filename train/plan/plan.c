@@ -68,6 +68,7 @@ static void make_batch_runnable(planner *self) {
   int64_t ranks = self->options->ranks, batch = self->config.train.batch_size, micro = self->config.train.micro_batch;
   if (batch % ranks != 0) {
     int64_t nearest = (batch + ranks - 1) / ranks * ranks;
+    if (nearest > HV_BATCH_SIZE_MAX) nearest -= ranks;
     advise(self, "train.batch_size %lld is not a multiple of the %lld GPUs: use one, such as %lld.", (long long)batch,
            (long long)ranks, (long long)nearest);
     self->config.train.batch_size = nearest;

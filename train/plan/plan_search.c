@@ -40,16 +40,39 @@ static bool state_fits(const searcher *self, const hv_plan_candidate *candidate)
   return bytes[HV_MEMORY_WEIGHTS] + bytes[HV_MEMORY_MASTER] + bytes[HV_MEMORY_MOMENTS] <= self->memory_bytes;
 }
 
-/* Finds the largest micro-batch that fits by halving `most`: fewer passes are never slower. If not even the state fits,
- * it goes on to 1 at once, since forecasts of large batches take long. */
-static hv_status try_micro_batches(const searcher *self, int64_t most, hv_plan_candidate *candidate) {
-  candidate->micro_batch = most;
-  for (;;) {
-    HV_TRY(forecast(self, candidate));
-    if (candidate->fits || candidate->micro_batch == 1) return HV_OK;
-    bool halve = candidate->micro_batch % 2 == 0 && state_fits(self, candidate);
-    candidate->micro_batch = halve ? candidate->micro_batch / 2 : 1;
+enum { DIVISORS = 240 }; /* of any number up to HV_BATCH_SIZE_MAX; 720,720 has the most */
+
+/* Writes the divisors of `number` in ascending order and returns how many there are. */
+static int list_divisors(int64_t number, int64_t divisors[DIVISORS]) {
+  int count = 0;
+  for (int64_t divisor = 1; divisor <= number; divisor++) {
+    if (number % divisor == 0) divisors[count++] = divisor;
   }
+  return count;
+}
+
+/* Finds the largest divisor of `most` that fits as a micro-batch (fewer passes are never slower), or 1 if none does. If
+ * not even the state fits, it goes on to 1 at once. */
+static hv_status find_micro_batch(const searcher *self, int64_t most, hv_plan_candidate *found) {
+  found->micro_batch = most;
+  HV_TRY(forecast(self, found));
+  if (found->fits) return HV_OK;
+  if (!state_fits(self, found)) most = 1;
+  int64_t divisors[DIVISORS];
+  int fitting = 0, end = list_divisors(most, divisors); /* the first `fitting` fit, those from `end` on do not */
+  while (fitting < end) {
+    int middle = (fitting + end) / 2;
+    hv_plan_candidate tried = *found;
+    tried.micro_batch = divisors[middle];
+    HV_TRY(forecast(self, &tried));
+    if (tried.fits) {
+      fitting = middle + 1;
+    } else {
+      end = middle;
+    }
+    if (tried.fits || fitting == 0) *found = tried;
+  }
+  return HV_OK;
 }
 
 static bool is_better(const hv_plan_candidate *a, const hv_plan_candidate *b) {
@@ -65,7 +88,7 @@ static hv_status try_all(const searcher *self, int32_t moments, int32_t gradient
     for (int r = 0; r < HV_RECOMPUTE_LEVELS; r++) {
       hv_plan_candidate candidate = {
           .sharding = (hv_sharding)s, .recompute = (hv_recompute)r, .moments = moments, .gradients = gradients};
-      HV_TRY(try_micro_batches(self, most, &candidate));
+      HV_TRY(find_micro_batch(self, most, &candidate));
       take(&candidate, out);
       if (!state_fits(self, &candidate)) most = 1;
     }

@@ -1,6 +1,6 @@
 /* Which settings of a configuration fit the memory of its devices, and which of those a forecast finds fastest. It
- * searches settings that change results by rounding at most: sharding, recomputation and micro-batch, which is a rank's
- * part of the batch, halved while that is even and does not fit. If none of them fits, moments in 8 bits are tried, and
+ * searches settings that change results by rounding at most: sharding, recomputation and micro-batch, of which it takes
+ * the largest that divides a rank's part of the batch and fits. If none of them fits, moments in 8 bits are tried, and
  * then gradients in bf16 too.
  */
 #ifndef HV_TRAIN_PLAN_PLAN_SEARCH_H
@@ -22,7 +22,7 @@ typedef struct hv_plan_candidate {
 
 typedef struct hv_plan_search {
   hv_plan_candidate given;                                    /* as configured */
-  hv_plan_candidate table[HV_SHARDINGS][HV_RECOMPUTE_LEVELS]; /* each with the first halved part that fits, else 1 */
+  hv_plan_candidate table[HV_SHARDINGS][HV_RECOMPUTE_LEVELS]; /* each with the largest micro-batch that fits, else 1 */
   int shardings;                                              /* rows of the table: 1 if the ranks cannot shard */
   hv_plan_candidate best;                                     /* the fastest that fits; !best.fits: none does */
   hv_plan_candidate least;                                    /* the one of all that needs least memory */
