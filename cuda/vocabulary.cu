@@ -5,19 +5,21 @@
  * a running maximum and a sum relative to it, which are then joined over the warp by shuffles and over the block
  * through shared memory, two floats per warp), and once more for the gradient. Losses of rows go to scratch, and one
  * block adds them up in a fixed order. */
+#include <float.h>
+
 #include "cuda/elementwise.h"
 #include "cuda/kernels.h"
 
 enum { ROW_THREADS = 256 };
 
-/* The maximum `top` of the elements so far, and Σ exp(x − top) over them. */
+/* The maximum `top` of the elements so far, −FLT_MAX at least, and Σ exp(x − top) over them. A NaN among them makes the
+ * sum one. */
 struct softmax_sum {
   float top, sum;
 };
 
 static __device__ __forceinline__ softmax_sum join(softmax_sum a, softmax_sum b) {
   float top = fmaxf(a.top, b.top);
-  if (top == -INFINITY) return {top, 0.0f};
   return {top, a.sum * expf(a.top - top) + b.sum * expf(b.top - top)};
 }
 
@@ -34,13 +36,12 @@ static __device__ __forceinline__ softmax_sum join_warp(softmax_sum s) {
 /* The softmax_sum of a whole row; every thread gets it. `scratch` holds two floats for each warp. */
 template <typename L, int N>
 static __device__ __forceinline__ softmax_sum sum_row(const L *logits, int64_t count, hv_shared<float> scratch) {
-  softmax_sum s = {-INFINITY, 0.0f};
+  softmax_sum s = {-FLT_MAX, 0.0f};
   for (int64_t col = (int64_t)threadIdx.x * N; col < count; col += (int64_t)blockDim.x * N) {
     hv_floats<N> x = hv_read<N>(logits + col);
     float top = s.top;
     HV_UNROLL
     for (int j = 0; j < N; j++) top = fmaxf(top, x.at[j]);
-    if (top == -INFINITY) continue;
     s.sum *= expf(s.top - top);
     HV_UNROLL
     for (int j = 0; j < N; j++) s.sum += expf(x.at[j] - top);
@@ -53,7 +54,7 @@ static __device__ __forceinline__ softmax_sum sum_row(const L *logits, int64_t c
     scratch[2 * warp + 1] = s.sum;
   }
   __syncthreads();
-  s = {-INFINITY, 0.0f};
+  s = {-FLT_MAX, 0.0f};
   if (lane < warps) s = {scratch[2 * lane], scratch[2 * lane + 1]};
   return join_warp(s);
 }

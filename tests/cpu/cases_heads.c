@@ -113,6 +113,21 @@ static void cross_entropy(op_env *env) {
   if (hv_present(dlogits.at[0])) op_compare(env, "dlogits", &dlogits, expected);
 }
 
+/* One logit that is NaN makes the loss NaN, wherever it is: a run must not go on as if nothing had happened. */
+static void cross_entropy_of_nan(op_env *env) {
+  int64_t n = op_size(env), vocabulary = vocabulary_size(env);
+  double *values = op_array(env, n * vocabulary);
+  for (int64_t i = 0; i < n * vocabulary; i++) values[i] = op_normal(env);
+  int64_t row = op_below(env, n);
+  values[row * vocabulary + (op_coin(env) ? 0 : op_below(env, vocabulary))] = NAN;
+  op_operand logits = op_values(env, OP_T_OR_F32, n, vocabulary, values);
+  op_operand labels = op_ints(env, 1, n, random_ints(env, n, vocabulary));
+  op_operand divisor = scalar(env, OP_F32, 7), loss = scalar(env, OP_S, 0);
+  OP_RUN(env, cross_entropy, .logits = logits.at[side], .labels = labels.at[side], .divisor = divisor.at[side],
+         .weight = 1, .loss = loss.at[side]);
+  for (int side = 0; side < OP_SIDES; side++) assert_true(isnan(op_read(env, side, &loss)[0]));
+}
+
 static void best_of_range(op_env *env) {
   int64_t n = op_size(env), vocabulary = vocabulary_size(env);
   int32_t first = (int32_t)op_below(env, vocabulary), count = (int32_t)(1 + op_below(env, vocabulary - first));
@@ -546,6 +561,7 @@ const op_case op_head_cases[] = {
     {"sampler_step", sampler_step},
     {"diffusion_loss", diffusion_loss},
     {"cross_entropy", cross_entropy},
+    {"cross_entropy (NaN)", cross_entropy_of_nan},
     {"best_of_range", best_of_range},
     {"best_of_range (NaN)", best_of_nan},
     {"draw_normal", draw_normal},
