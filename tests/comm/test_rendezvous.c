@@ -337,9 +337,15 @@ static void nobody_there_is_one_clear_line(void **state) {
 
 static void the_first_host_of_a_node_list_is_found(void **state) {
   (void)state;
-  static const char *const lists[][2] = {
-      {"node1", "node1"},   {"node1,node2", "node1"},     {"node[03-07,11],other1", "node03"},
-      {"node[5]", "node5"}, {"gpu-[1-2]-ib", "gpu-1-ib"}, {"a[1,3],b2", "a1"}};
+  static const char *const lists[][2] = {{"node1", "node1"},
+                                         {"node1,node2", "node1"},
+                                         {"node[03-07,11],other1", "node03"},
+                                         {"node[5]", "node5"},
+                                         {"gpu-[1-2]-ib", "gpu-1-ib"},
+                                         {"a[1,3],b2", "a1"},
+                                         {"rack[2-3]node[04,06],x", "rack2node04"},
+                                         {"n[1", "n1"},
+                                         {"", ""}};
   for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
     char host[64];
     hv_slurm_first_host(lists[i][0], host, sizeof host);

@@ -24,16 +24,16 @@ static hv_status find_master(hv_meeting_place *out) {
 }
 
 void hv_slurm_first_host(const char *list, char *out, size_t size) {
-  size_t prefix = strcspn(list, "[,");
-  snprintf(out, size, "%.*s", (int)prefix, list);
-  if (list[prefix] != '[') return;
-  const char *number = list + prefix + 1;
-  size_t digits = strcspn(number, "-,]");
-  const char *close = strchr(number, ']');
-  size_t used = strlen(out);
-  if (used >= size || !close) return;
-  const char *suffix = close + 1;
-  snprintf(out + used, size - used, "%.*s%.*s", (int)digits, number, (int)strcspn(suffix, "[,"), suffix);
+  size_t used = 0;
+  out[0] = '\0';
+  for (const char *at = list; at && *at && *at != ',';) {
+    bool numbers = *at == '[';
+    const char *part = at + numbers;
+    size_t length = strcspn(part, numbers ? "-,]" : "[,");
+    if (used < size) used += (size_t)snprintf(out + used, size - used, "%.*s", (int)length, part);
+    at = part + length;
+    if (numbers && (at = strchr(at, ']'))) at++;
+  }
 }
 
 static bool find_slurm(hv_meeting_place *out) {
