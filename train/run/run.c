@@ -268,11 +268,8 @@ static hv_status begin(run *self, hv_run_position *position) {
 
 /* Opens the files that the leader writes. */
 static hv_status open_outputs(const run *self) {
-  hv_run_facts facts = {.config = self->config,
-                        .data = &self->data,
-                        .trainer = self->trainer,
-                        .ranks = self->comm->size,
-                        .total_steps = self->trainer->total_steps};
+  hv_run_facts facts = {
+      .config = self->config, .data = &self->data, .trainer = self->trainer, .ranks = self->comm->size};
   HV_TRY(write_config(self));
   return hv_run_card_begin(self->card, &facts);
 }
@@ -281,8 +278,7 @@ static hv_status open_outputs(const run *self) {
 static hv_status open_watch(run *self) {
   hv_status status = self->leader ? open_outputs(self) : HV_OK;
   if (!status) {
-    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->card, self->trainer->total_steps,
-                               self->device_flops, &self->watch);
+    status = hv_run_watch_open(self->config, &self->data, self->trainer, self->card, self->device_flops, &self->watch);
   }
   return hv_comm_agree(self->comm, "opening the run directory", status);
 }

@@ -217,10 +217,11 @@ static json_t *describe(const hv_run_facts *facts) {
                 trainer->device->name, "processors", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "version", HVLA_VERSION,
                 "commit", hv_build_commit(), "dtype", hv_dtype_name(hv_train_config_dtype(facts->config)), "system",
                 json_sprintf("%s %s %s", system.sysname, system.release, system.machine));
-  json_t *work = json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "first_step", (json_int_t)trainer->step, "steps",
-                           (json_int_t)facts->total_steps, "batch_size", (json_int_t)facts->config->train.batch_size,
-                           "parameters", (json_int_t)hv_params_total(trainer->params), "trainable",
-                           (json_int_t)count_trainable(trainer->params), "data", describe_data(facts->data));
+  json_t *work =
+      json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "first_step", (json_int_t)trainer->step, "steps",
+                (json_int_t)facts->trainer->total_steps, "batch_size", (json_int_t)facts->config->train.batch_size,
+                "parameters", (json_int_t)hv_params_total(trainer->params), "trainable",
+                (json_int_t)count_trainable(trainer->params), "data", describe_data(facts->data));
   if (!card || !work || json_object_update(card, work) != 0) {
     json_decref(card);
     card = NULL;

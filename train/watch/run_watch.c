@@ -5,11 +5,10 @@
 #include "train/watch/skipped_step.h"
 
 hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data, const hv_trainer *trainer,
-                            const hv_run_card *card, int64_t total_steps, double device_flops, hv_run_watch *out) {
+                            const hv_run_card *card, double device_flops, hv_run_watch *out) {
   bool leader = data->rank == 0;
-  *out = (hv_run_watch){
-      .config = config, .data = data, .trainer = trainer, .card = card, .leader = leader, .total_steps = total_steps};
-  out->progress = hv_progress_make(&(hv_progress_options){.total_steps = total_steps,
+  *out = (hv_run_watch){.config = config, .data = data, .trainer = trainer, .card = card, .leader = leader};
+  out->progress = hv_progress_make(&(hv_progress_options){.total_steps = trainer->total_steps,
                                                           .log_interval = config->log_interval,
                                                           .batch_size = (int32_t)config->train.batch_size,
                                                           .step_flops = trainer->matrix_flops * trainer->parts,
@@ -71,7 +70,7 @@ static void tell_straggler(hv_run_watch *watch, const hv_pace *pace) {
 /* Whether a step's figures go into the metrics; the same on all ranks. */
 static bool is_due(const hv_run_watch *watch, const hv_step_result *result, const hv_validation *held_out) {
   int64_t step = watch->trainer->step;
-  return held_out || result->skipped || step == watch->total_steps || step % watch->config->log_interval == 0;
+  return held_out || result->skipped || step == watch->trainer->total_steps || step % watch->config->log_interval == 0;
 }
 
 /* Writes and logs the figures, on the leader; `pace` is NULL before the first step. */

@@ -12,8 +12,7 @@ typedef struct hv_run_watch {
   const hv_run_data *data;
   const hv_trainer *trainer;
   const hv_run_card *card;
-  bool leader; /* whether this rank writes and logs */
-  int64_t total_steps;
+  bool leader;         /* whether this rank writes and logs */
   hv_metrics *metrics; /* of the leader; owned */
   hv_progress progress;
   json_t *suspects; /* of the newest step, where it was skipped: hv_suspects_describe; owned, NULL: none */
@@ -26,8 +25,8 @@ typedef struct hv_run_watch {
  * empty.
  */
 HV_NODISCARD hv_status hv_run_watch_open(const hv_train_config *config, const hv_run_data *data,
-                                         const hv_trainer *trainer, const hv_run_card *card, int64_t total_steps,
-                                         double device_flops, hv_run_watch *out);
+                                         const hv_trainer *trainer, const hv_run_card *card, double device_flops,
+                                         hv_run_watch *out);
 void hv_run_watch_close(hv_run_watch *watch); /* leaves it empty */
 
 /* Enters the trainer's newest step, which took `seconds`, `waited` of them for data: shows progress, and says where a
