@@ -91,7 +91,9 @@ static hv_status add_splits(hv_file_summary *out) {
   for (size_t i = 0; i < splits.count && !status; i++) {
     hv_string_list names;
     hv_status problem = survey->layout->list_episodes(survey->file, splits.items[i], &names);
-    if (problem) {
+    if (problem && hv_status_code(problem) == HV_ERR_MEMORY) {
+      status = problem;
+    } else if (problem) {
       status = hv_string_list_append(&out->warnings, hv_status_message(problem));
       hv_status_free(problem);
     } else {

@@ -196,6 +196,7 @@ hv_status hv_remove_tree(const char *path) {
     int reason = entry->fts_info == FTS_DNR ? entry->fts_errno : errno;
     status = hv_status_first(status, hv_error_errno(reason, "cannot remove %s", entry->fts_path));
   }
+  if (errno != 0) status = hv_status_first(status, hv_error_errno(errno, "cannot remove %s", path)); /* of fts_read */
   fts_close(walk);
   return status;
 }
