@@ -247,7 +247,7 @@ static hv_status compare(const hv_verification *what, const answers *before, con
     hv_text_add(out, "are equal to the bit\n");
   } else {
     hv_text_add(out, "differ by %.2g at most (allowed: %g)", largest, what->tolerance);
-    if (words > 0) hv_text_add(out, ", %d of %d words are the same", same_words, words);
+    if (words > 0) hv_text_add(out, ", %d of %d action tokens are the same", same_words, words);
     hv_text_add(out, "\n");
   }
   return HV_OK;

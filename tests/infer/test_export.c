@@ -322,7 +322,8 @@ static void verification_predicts_with_both(void **state) {
   assert_verified("export --verify --model model --out v1", "9 predictions in 3 modes are equal to the bit");
   assert_verified("export --verify --model noise --out v2 --shard-size 1", "3 predictions in 1 modes are equal");
   assert_verified("export --verify --model words --out v3 --dtype fp32", "3 predictions in 1 modes are equal");
-  assert_verified("export --verify --model model --out v4 --dtype bf16", "allowed: 0.1), 84 of 84 words are the same");
+  assert_verified("export --verify --model model --out v4 --dtype bf16",
+                  "allowed: 0.1), 84 of 84 action tokens are the same");
   assert_verified("export --verify --model noise --out v5 --dtype fp16", "allowed: 0.02)");
   assert_verified("export --verify --model v4 --out v6 --dtype fp32", "equal to the bit");
   assert_verified("export --verify --model v5 --out v5-bf16 --dtype bf16",
