@@ -19,10 +19,16 @@ for NCCL; `srun --mpi=list` shows what is available. Ask for cards with --gpus-p
 processors with --cpus-per-task. Run directory and data must be on a file system that all nodes share.
 
 Two minutes before the time limit, and before a pre-emption (SIGTERM), all ranks finish the step and write a
-checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes. After `scancel JOB`
-it writes a checkpoint, too, and ends; after `scancel --batch --signal=USR1 JOB` it goes back to the queue. A job that
-fails is not requeued; nor is one that lost a node, unless SLURM notices that (SlurmdTimeout) before the other ranks
-do, who take about a minute.
+checkpoint; the job then goes back to the queue, where SLURM lets it wait two minutes, and resumes: `hvla-train run`
+gets --resume, so that a run directory that holds a run is continued. Where a step, a validation and a checkpoint may
+take longer than two minutes, give sbatch a longer time, such as --signal=B:USR1@600: a job that is not done soon after
+its limit ends for good. The limit must leave time to train before that.
+
+After `scancel JOB` the run writes a checkpoint, too, and the job ends; after `scancel --batch --signal=USR1 JOB` it
+goes back to the queue. After `scancel JOB`, and a pre-emption without a grace time, SLURM waits only for its KillWait,
+30 seconds unless the cluster says otherwise: end a large run by the signal, and the job once it waits in the queue. A
+job that fails is not requeued; nor is one that lost a node, unless SLURM notices that (SlurmdTimeout) before the other
+ranks do, who take about a minute.
 TEXT
 }
 
@@ -44,11 +50,11 @@ esac
 (($# > 0)) || fail "no program is given"
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "this is no SLURM job: submit it with sbatch"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: ${SLURM_NTASKS:-$SLURM_NNODES} ranks, $OMP_NUM_THREADS threads each"
+echo "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: ${SLURM_NTASKS:-$SLURM_NNODES} rank(s), $OMP_NUM_THREADS thread(s) each"
 
-# Without a checkpoint, --resume starts anew. srun does not inherit --cpus-per-task from the job, nor, without
+# Without a checkpoint, a run with --resume starts anew. srun does not inherit --cpus-per-task from the job, nor, without
 # --export=ALL, what is set here if the job was submitted without the caller's environment.
-[[ " $* " == *" --resume "* ]] || set -- "$@" --resume
+if [[ " $* " == *" run "* && " $* " != *" --resume "* ]]; then set -- "$@" --resume; fi
 srun --export=ALL --mpi="${HVLA_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 \
   ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" &
 pid=$!
@@ -71,8 +77,9 @@ if ((code == stopped)); then
   state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r' || true)
   case $state in
     RUNNING* | *TimeLimit)
-      echo "job $SLURM_JOB_ID goes back to the queue"
-      scontrol requeue "$SLURM_JOB_ID"
+      echo "job $SLURM_JOB_ID asks to go back to the queue"
+      scontrol requeue "$SLURM_JOB_ID" ||
+        echo "slurm.sh: SLURM does not requeue job $SLURM_JOB_ID; submitted again, it resumes" >&2
       ;;
     *) echo "job $SLURM_JOB_ID was cancelled or pre-empted; started again, it resumes" ;;
   esac

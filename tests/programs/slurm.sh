@@ -19,7 +19,7 @@ case $SRUN_ENDS in
 esac
 TEXT
 printf '#!/bin/sh\necho "$SQUEUE_SAYS"\n' | stand_in squeue
-printf '#!/bin/sh\necho "$*" > "$FOLDER/scontrol"\n' | stand_in scontrol
+printf '#!/bin/sh\necho "$*" > "$FOLDER/scontrol"; exit "${SCONTROL_ENDS:-0}"\n' | stand_in scontrol
 export SLURM_JOB_ID=4711 SLURM_JOB_NODELIST='node[1-2]' SLURM_NTASKS=2
 unset SLURM_CPUS_PER_TASK HVLA_SRUN_MPI
 
@@ -57,11 +57,16 @@ asked '3 threads:'
 asked '--mpi=none --kill-on-bad-exit=1 --cpus-per-task=3 train --resume run' # --resume must be given once
 [[ $(cat "$folder/asked") == *run ]] || fail "--resume is given twice: $(cat "$folder/asked")"
 
+expect 0 no 0 'RUNNING None' train bench
+[[ $(cat "$folder/asked") == *bench ]] || fail "--resume is not only given to a run: $(cat "$folder/asked")"
+
 # A job that fails is not requeued. One that has written its checkpoint is, unless somebody cancelled it.
 expect 2 no 2 'RUNNING None' train
 expect 75 yes 75 'RUNNING None' train
 [[ $(cat "$folder/scontrol") == 'requeue 4711' ]] || fail "scontrol was told $(cat "$folder/scontrol")"
 expect 75 yes 75 'COMPLETING TimeLimit' train
+SCONTROL_ENDS=1 expect 75 yes 75 'RUNNING None' train # sbatch --no-requeue
+grep -q 'does not requeue job 4711; submitted again' "$folder/log" || fail "a refused requeue: $(cat "$folder/log")"
 expect 75 no 75 'COMPLETING None' train
 expect 75 no 75 'CANCELLED None' train
 # srun was killed by a signal that nobody sent to the job: that is a failure.
