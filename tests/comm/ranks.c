@@ -35,12 +35,13 @@ int run_ranks_without_mpi(int ranks, const char *command, char **output) {
                    ranks - 1, port, ranks, HVLA_BINARY_DIR, command);
 }
 
+/* Each mpirun has its own folder for temporary files: Open MPI 4 fails now and then if one makes its session's folder
+ * while another, just ending, removes the one that they share. */
 pid_t start_ranks(int ranks, int patience, const char *command, const char *log) {
-  int folder = (int)(strrchr(log, '/') - log);
   (void)unlink(log); /* or the log of an earlier start would be taken for this one's */
-  return start_shell("exec env " ENVIRONMENT PATIENCE "TMPDIR='%.*s' '" HVLA_MPIRUN
+  return start_shell("mkdir -p '%s.tmp' && exec env " ENVIRONMENT PATIENCE "TMPDIR='%s.tmp' '" HVLA_MPIRUN
                      "' -np %d sh -c \"exec '%s'/%s >> '%s' 2>&1\" >> '%s' 2>&1",
-                     patience, folder, log, ranks, HVLA_BINARY_DIR, command, log, log);
+                     log, patience, log, ranks, HVLA_BINARY_DIR, command, log, log);
 }
 
 pid_t start_launcher(int ranks, const char *command, const char *log) {

@@ -20,8 +20,8 @@ int run_ranks_without_mpi(int ranks, const char *command, char **output);
 enum { PATIENTLY = 3, BRIEFLY = 1 };
 
 /* Starts ranks as run_ranks does, without waiting. Output goes to the file `log`; ranks write to it directly, so that
- * nothing is lost if mpirun crashes. Returns the process of mpirun itself. If it is killed, it leaves files beside the
- * log, which would stop a later mpirun with the same process id. */
+ * nothing is lost if mpirun crashes. Returns the process of mpirun itself. If it is killed, it leaves files in
+ * `log`.tmp, which would stop a later mpirun with the same log and process id. */
 pid_t start_ranks(int ranks, int patience, const char *command, const char *log);
 
 /* The same by scripts/launch/mpirun.sh, in a user's environment; returns the process of the script. */
