@@ -223,7 +223,7 @@ static hv_status export_public(const export_options *given, const hv_export_sour
   if (!status) {
     const char *obstacles = hv_public_checkpoint_obstacles(checkpoint);
     report(given, source, to, out);
-    if (*obstacles) hv_text_add(out, "not loadable by the public code:\n%s", obstacles);
+    if (*obstacles) hv_text_add(out, "not usable by the public code:\n%s", obstacles);
     if (strstr(given->out, "openvla"))
       hv_text_add(out, "the public code expects another format in a path that contains \"openvla\": rename %s\n",
                   given->out);

@@ -8,6 +8,7 @@
 #include "core/base/directory.h"
 #include "core/base/file.h"
 #include "core/io/json.h"
+#include "core/io/yaml.h"
 
 enum { NAME_SIZE = 96, LLAMA_TOKENS = 32000, PHI_TOKENS = 50257 };
 
@@ -107,11 +108,30 @@ static int count_missing(const hv_public_checkpoint *self, const hv_vision_confi
   return missing;
 }
 
+/* Whether decoder, projector and towers have the sizes of a model that the public code builds. */
+static bool has_public_sizes(const hv_public_checkpoint *self) {
+  const hv_config *config = &self->source->directory.model.config;
+  const hv_llm_config *llm = &config->llm;
+  const hv_vision_config *first = &config->vision[0], *second = &config->vision[1];
+  if (llm->num_hidden_layers != 32 || first->width != 1024 || first->depth != 24) return false;
+  if (is_phi(self)) {
+    return llm->hidden_size == 2560 && llm->vocab_size == 50304 && config->num_towers == 1 &&
+           config->projector == HV_PROJECTOR_GELU_MLP;
+  }
+  return llm->hidden_size == 4096 && llm->vocab_size == 32064 && config->num_towers == 2 && second->width == 1152 &&
+         second->depth == 27 && config->projector == HV_PROJECTOR_FUSED_GELU_MLP;
+}
+
 static void find_obstacles(hv_public_checkpoint *self) {
   const hv_config *config = &self->source->directory.model.config;
-  int missing = 0, width = is_phi(self) ? 2560 : 4096;
-  if (config->llm.hidden_size != width || config->llm.num_hidden_layers != 32)
+  int missing = 0;
+  if (!has_public_sizes(self))
     hv_text_add(&self->obstacles, "- its sizes are not those of either model that the public code builds\n");
+  if (config->final_norm != HV_NORM_VARIANCE)
+    hv_text_add(&self->obstacles, "- the public code would predict other actions: its final_norm is always variance\n");
+  if (config->image_resize != (is_phi(self) ? HV_RESIZE_LETTERBOX : HV_RESIZE_NAIVE))
+    hv_text_add(&self->obstacles,
+                "- the public code would predict other actions: it resizes pictures in another way (image_resize)\n");
   for (int32_t i = 0; i < config->num_towers; i++) missing += count_missing(self, &config->vision[i]);
   if (missing > 0)
     hv_text_add(&self->obstacles,
@@ -159,8 +179,17 @@ const char *hv_public_checkpoint_obstacles(const hv_public_checkpoint *checkpoin
   return hv_text_string(&checkpoint->obstacles);
 }
 
-/* The keys that the public code reads, and under `hybridvla` the config.json of the model directory. */
-static hv_status write_config(const hv_public_checkpoint *self, const char *path) {
+static hv_status save_yaml(const char *path, const json_t *document) {
+  hv_text text = {0};
+  hv_status status = hv_yaml_format(document, &text);
+  if (!status) status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
+  hv_text_free(&text);
+  return status;
+}
+
+/* The keys that the public code reads, and under `hybridvla` the config.json of the model directory; the same in YAML.
+ */
+static hv_status write_config(const hv_public_checkpoint *self, const char *path, const char *yaml) {
   const hv_config *config = &self->source->directory.model.config;
   json_t *own;
   HV_TRY(hv_model_config_to_json(&self->source->directory.model, &own));
@@ -171,6 +200,7 @@ static hv_status write_config(const hv_public_checkpoint *self, const char *path
                 "need_to_sub", (is_phi(self) ? PHI_TOKENS : LLAMA_TOKENS) - config->action_base, "hybridvla", own);
   if (!document) return hv_error_memory(path);
   hv_status status = hv_json_save(path, document);
+  if (!status) status = save_yaml(yaml, document);
   json_decref(document);
   return status;
 }
@@ -184,7 +214,7 @@ static hv_status write_card(const hv_public_checkpoint *self, const char *path) 
               "```\n",
               self->file, is_phi(self) ? "microsoft/phi-2" : "meta-llama/Llama-2-7b-hf", self->file);
   if (self->obstacles.length > 0)
-    hv_text_add(&usage, "\nNot loadable by the public code:\n\n%s", hv_text_string(&self->obstacles));
+    hv_text_add(&usage, "\nNot usable by the public code:\n\n%s", hv_text_string(&self->obstacles));
   hv_status status = usage.failed ? hv_error_memory(path) : HV_OK;
   if (!status) status = hv_export_card(self->source, self->to, hv_text_string(&usage), &card);
   if (!status) status = hv_write_file_atomic(path, hv_text_string(&card), card.length);
@@ -203,14 +233,15 @@ static hv_status write_folder(const char *directory, void *context) {
   const writing *job = context;
   const hv_public_checkpoint *self = job->checkpoint;
   char *config = hv_path_join(directory, "config.json"), *statistics = hv_model_directory_statistics(directory);
-  char *card = hv_path_join(directory, "README.md"), *folder = hv_path_join(directory, "checkpoints");
+  char *yaml = hv_path_join(directory, "config.yaml"), *card = hv_path_join(directory, "README.md"),
+       *folder = hv_path_join(directory, "checkpoints");
   char *file = folder ? hv_path_join(folder, self->file) : NULL;
   hv_status status = HV_OK;
-  if (!config || !statistics || !card || !file) {
+  if (!config || !yaml || !statistics || !card || !file) {
     status = hv_error_memory(directory);
     goto done;
   }
-  HV_CHECK(write_config(self, config));
+  HV_CHECK(write_config(self, config, yaml));
   HV_CHECK(hv_json_save(statistics, self->source->statistics));
   HV_CHECK(write_card(self, card));
   HV_CHECK(hv_make_directories(folder));
@@ -218,6 +249,7 @@ static hv_status write_folder(const char *directory, void *context) {
   status = hv_sync_directory(folder);
 done:
   free(config);
+  free(yaml);
   free(statistics);
   free(card);
   free(folder);

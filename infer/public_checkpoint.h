@@ -1,5 +1,6 @@
-/* The folder of the public HybridVLA code: OUT/config.json, OUT/dataset_statistics.json, OUT/checkpoints/NAME.pt, and
- * the card. Only tensors, shapes and those two files are that code's own format; no part of it is run or needed. */
+/* The folder of the public HybridVLA code: OUT/config.json and the same in config.yaml, OUT/dataset_statistics.json,
+ * OUT/checkpoints/NAME.pt, and the card. Only tensors, shapes and those files are that code's own format; no part of it
+ * is run or needed. */
 #ifndef HV_INFER_PUBLIC_CHECKPOINT_H
 #define HV_INFER_PUBLIC_CHECKPOINT_H
 
@@ -14,7 +15,8 @@ HV_NODISCARD hv_status hv_public_checkpoint_open(const hv_export_source *source,
                                                  hv_public_checkpoint **out);
 void hv_public_checkpoint_close(hv_public_checkpoint *checkpoint); /* NULL is allowed */
 
-/* What keeps the public code from loading this model, as a Markdown list with one sentence a line; "" if nothing does.
+/* What keeps the public code from loading this model or from predicting the same, as a Markdown list with one sentence
+ * a line; "" if nothing does.
  */
 const char *hv_public_checkpoint_obstacles(const hv_public_checkpoint *checkpoint);
 

@@ -5,6 +5,7 @@
 
 #include "core/io/json.h"
 #include "core/io/model_directory.h"
+#include "core/io/yaml.h"
 #include "infer/verify.h"
 #include "tests/check.h"
 #include "tests/infer/program.h"
@@ -421,26 +422,29 @@ static void verification_sees_what_differs(void **state) {
 static void the_public_folder_is_the_public_codes(void **state) {
   (void)state;
   char *said = export_to("export --model run/model --out public --format public-pt --verify");
-  assert_non_null(strstr(said, "not loadable by the public code:\n- its sizes are not"));
+  assert_non_null(strstr(said, "not usable by the public code:\n- its sizes are not"));
   assert_non_null(strstr(said, "27 tensors of the vision towers are missing")); /* 12 of a block, 2 of a norm, 13 */
   assert_non_null(strstr(said, "verified: every tensor"));
   free(said);
-  assert_int_equal(count_entries(in_folder(folder, "public")), 4);
+  assert_int_equal(count_entries(in_folder(folder, "public")), 5);
   assert_true(hv_file_exists(in_folder(folder, "public/checkpoints/step-000030-epoch-00-loss=1.5000.pt")));
   assert_card("public/README.md", WORDS("torch.load(\"checkpoints/step-000030", "\n- 27 tensors", "after step 20"),
               NULL);
-  json_t *config, *own, *statistics, *expected;
+  json_t *config, *yaml, *own, *statistics, *expected;
   assert_ok(hv_json_load(in_folder(folder, "public/config.json"), &config));
+  assert_ok(hv_yaml_load(in_folder(folder, "public/config.yaml"), &yaml));
   assert_ok(hv_json_load(in_folder(folder, "run/model/config.json"), &own));
   json_t *wanted =
       json_pack("{s:{s:s}, s:i, s:i, s:b, s:i, s:O}", "vla", "base_vlm", "prism-dinosiglip-224px+7b", "action_dim", 7,
                 "future_action_window_size", 1, "use_diff", 1, "need_to_sub", 0, "hybridvla", own);
   assert_true(json_equal(config, wanted));
+  assert_true(json_equal(yaml, wanted));
   assert_ok(hv_json_load(in_folder(folder, "public/dataset_statistics.json"), &statistics));
   assert_ok(hv_json_load(in_folder(folder, "run/model/dataset_statistics.json"), &expected));
   assert_true(json_equal(statistics, expected));
   json_decref(wanted);
   json_decref(config);
+  json_decref(yaml);
   json_decref(own);
   json_decref(statistics);
   json_decref(expected);
@@ -452,7 +456,16 @@ static void the_public_folder_is_the_public_codes(void **state) {
   assert_true(hv_file_exists(in_folder(folder, "my-openvla/checkpoints/hybridvla.pt")));
   make_run("diverged", 2);
   write_text(in_folder(folder, "diverged/metrics.jsonl"), "{\"step\": 10, \"loss\": 1e80}\n");
-  export_quietly("export --model diverged/model --out diverged-public --format public-pt");
+  json_t *other;
+  assert_ok(hv_json_load(in_folder(folder, "diverged/model/config.json"), &other));
+  assert_int_equal(json_object_set_new(other, "final_norm", json_string("rms")), 0);
+  assert_int_equal(json_object_set_new(other, "image_resize", json_string("letterbox")), 0);
+  assert_ok(hv_json_save(in_folder(folder, "diverged/model/config.json"), other));
+  json_decref(other);
+  said = export_to("export --model diverged/model --out diverged-public --format public-pt");
+  assert_non_null(strstr(said, "predict other actions: its final_norm"));
+  assert_non_null(strstr(said, "predict other actions: it resizes pictures"));
+  free(said);
   assert_true(hv_file_exists(in_folder(folder, "diverged-public/checkpoints/hybridvla.pt")));
   infer_refuses(folder, "export --model large --out never --format public-pt", "tensor odd", "no module");
   write_scaled_model("loud", "final_layer.mlp.fc2.weight", 1e6f);
