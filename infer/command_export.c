@@ -74,7 +74,7 @@ static const hv_option options[] = {
      .offset = offsetof(export_options, device),
      .fallback = "cpu",
      .unit = "NAME",
-     .doc = "Where --verify predicts: cpu (in fp32), or a device module (cuda, in bf16)."},
+     .doc = "Where --verify predicts, with --format safetensors: cpu (in fp32), or a device module (cuda, in bf16)."},
     HV_THREADS_OPTION(export_options),
 };
 
@@ -253,15 +253,16 @@ const hv_command hv_command_export = {
     .name = "export",
     .summary = "Write a model to pass on: in another dtype or format, in several files, with a model card.",
     .help =
-        "Writes a directory that hvla-infer, hvla-train and Hugging Face's loaders read: config.json, the tensors,\n"
-        "tokenizer, statistics, and README.md, the model card. The card's facts about training come from the run\n"
-        "directory that holds the model (config.yaml, metrics.jsonl); without one, the card says so or keeps what\n"
-        "the model's own card says. The export is complete or absent and overwrites nothing: --out must be new, or\n"
-        "an empty directory, such as a mounted disk. Without --verify it needs a few megabytes of memory.\n"
+        "Writes a model directory, which hvla-infer and hvla-train read: config.json, the tensors in files of the\n"
+        "safetensors library, tokenizer, statistics, and README.md, the model card; with --format public-pt the\n"
+        "folder that only the public code reads. The card's facts about training come from the run directory that\n"
+        "holds the model (config.yaml, metrics.jsonl); without one, the card says so or keeps what the model's own\n"
+        "card says. The export is complete or absent and overwrites nothing: --out must be new, or an empty\n"
+        "directory, such as a mounted disk. Without predictions to compare it needs a few megabytes of memory.\n"
         "\n"
         "--verify: predictions must be equal to the bit, unless the dtype loses precision: then they may differ by\n"
         "as much as the output says. Exit code 0; 1 if --verify finds a difference; 2 for any other error, such as\n"
-        "a missing file or a value too large for fp16.\n"
+        "a missing file or a value too large for the dtype.\n"
         "\n"
         "  hvla-infer export --model runs/lift/model --out lift-bf16 --dtype bf16 --verify\n"
         "  hvla-infer export --model runs/lift/model --out lift --shard-size 2000000000\n"

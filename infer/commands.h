@@ -51,7 +51,7 @@ extern const char *const hv_mode_choices[], *const hv_sampler_choices[], *const 
 #define HV_THREADS_OPTION(type_)                                                                                       \
   {                                                                                                                    \
     .key = "threads", .type = HV_OPTION_INT, .offset = offsetof(type_, threads), .fallback = "0", .max = 4096,         \
-    .unit = "N", .doc = "Threads of the CPU device; 0: one per processor."                                             \
+    .unit = "N", .doc = "Threads of the CPU device; 0: OMP_NUM_THREADS, or one per processor."                         \
   }
 
 #endif

@@ -77,7 +77,7 @@ static const hv_option options[] = {
      .fallback = "0",
      .max = 4096,
      .unit = "N",
-     .doc = "Threads of the CPU device; 0: one per processor."},
+     .doc = "Threads of the CPU device; 0: OMP_NUM_THREADS, or one per processor."},
 };
 
 static hv_status work(const void *values, hv_command_result *out) {

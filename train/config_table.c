@@ -83,7 +83,8 @@ const hv_option hv_train_config_table[] = {
      .fallback = "0",
      .min = 0,
      .max = 4096,
-     .doc = "Threads of the CPU device; 0: one per processor. Results do not depend on it."},
+     .doc =
+         "Threads of the CPU device; 0: as `OMP_NUM_THREADS` says, or one per processor. Results do not depend on it."},
     {.key = "measure_algorithms",
      .type = HV_OPTION_BOOL,
      AT(measure_algorithms),

@@ -44,10 +44,11 @@ hv_status hv_device_load(const char *name, const hv_device_options *options, hv_
   void *library;
   HV_TRY(open_library(file, &library));
   if (!library) {
-    return hv_error(HV_ERR_DEVICE,
-                    "the device \"%s\" needs %s, which is neither beside the program, in ../lib, nor on the loader's "
-                    "path (%s); --device cpu runs everywhere",
-                    name, file, dlerror());
+    return hv_error(
+        HV_ERR_DEVICE,
+        "the device \"%s\" needs %s, which is neither beside the program, in ../lib, nor on the loader's "
+        "path (%s): build everything (cmake --build --preset release), or use --device cpu, which runs everywhere",
+        name, file, dlerror());
   }
   module_open open_module;
   *(void **)&open_module = dlsym(library, "hv_device_module_open");

@@ -9,14 +9,15 @@ usage() {
 Usage: scripts/bench/gpu.sh [--config FILE] [--batch N] [--repeats N] [--device NAME] [--out DIR]
 
 Measures `hvla-train bench` and `hvla-infer bench` with random weights (the model of configs/7b.yaml, batch 32; always
-K = 4, a prompt of 26 tokens, bf16) and scripts/bench/torch_gpu.py on the same card in the same run, and prints both with their
-ratio: training without the optimizer, with every block recomputed (PyTorch: activation checkpointing) and with norms,
-SwiGLU and rotary alone recomputed (PyTorch: no checkpointing), with the optimizer, and predictions of each mode; on cuda
-also without launches that begin early and without cuDNN (docs/performance.md).
+K = 4, a prompt of 26 tokens, bf16) and scripts/bench/torch_gpu.py on the same card in the same run, and prints both
+with their ratio: training without the optimizer, with every block recomputed (PyTorch: activation checkpointing) and
+with norms, SwiGLU and rotary alone recomputed (PyTorch: no checkpointing), with the optimizer (118 GB for
+configs/7b.yaml, by forecast), and predictions of each mode; on cuda also without launches that begin early and without
+cuDNN (docs/performance.md).
 DIR (default bench-gpu) keeps every JSON object and the card's and driver's names.
 
-A part that fails is reported and left out; the others run, and the exit code is 1. BUILD names the build folder (build/release), PYTHON an
-interpreter with torch (python3). --device cpu --config configs/bench-cpu.yaml --batch 4 shows that the script works.
+A part that fails is reported and left out; the others run, and the exit code is 1. BUILD names the build folder
+(build/release), PYTHON an interpreter with torch (python3). --device cpu --config configs/bench-cpu.yaml --batch 4 shows that the script works.
 TEXT
 }
 
