@@ -237,6 +237,12 @@ done:
 }
 
 /* [chunk][dim] as nested arrays; `wide`: of doubles, else of floats. */
+/* What the first prediction takes for memory, plans and graphs. */
+static double set_up_ms(const hvla_result *result) {
+  return result->total_ms -
+         (result->input_ms + result->vision_ms + result->prefill_ms + result->denoise_ms + result->decode_ms);
+}
+
 static json_t *matrix(const hvla_result *result, const void *values, bool wide) {
   json_t *rows = json_array();
   for (int h = 0; h < result->action_chunk; h++) {
@@ -270,9 +276,9 @@ static hv_status print_json(const hvla_result *result, hv_text *out) {
   }
   json_object_set_new(object, "used", json_string(hv_mode_choices[result->used]));
   json_object_set_new(object, "timing_ms",
-                      json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "total", result->total_ms, "input", result->input_ms,
-                                "vision", result->vision_ms, "prefill", result->prefill_ms, "denoise",
-                                result->denoise_ms, "decode", result->decode_ms));
+                      json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "total", result->total_ms, "set_up",
+                                set_up_ms(result), "input", result->input_ms, "vision", result->vision_ms, "prefill",
+                                result->prefill_ms, "denoise", result->denoise_ms, "decode", result->decode_ms));
   hv_status status = object ? hv_json_format_line(object, out) : hv_error_memory("the answer");
   hv_text_add(out, "\n");
   json_decref(object);
@@ -305,11 +311,10 @@ static void print_table(const hvla_result *result, const predict_options *given,
                 mean ? "the mean of both heads" : "the diffusion head's", result->confidence,
                 mean ? "above" : "not above", given->theta);
   }
-  double parts = result->input_ms + result->vision_ms + result->prefill_ms + result->denoise_ms + result->decode_ms;
   hv_text_add(out,
               "\n%.1f ms: set-up %.1f, preparing inputs %.1f, image encoders %.1f, prefill with first steps %.1f, "
               "denoising %.1f, decoding tokens %.1f\n",
-              result->total_ms, result->total_ms - parts, result->input_ms, result->vision_ms, result->prefill_ms,
+              result->total_ms, set_up_ms(result), result->input_ms, result->vision_ms, result->prefill_ms,
               result->denoise_ms, result->decode_ms);
 }
 

@@ -150,6 +150,7 @@ static hv_status write_pass(check *self) {
   hv_sequence *sequence = hv_trainer_idle_sequence(trainer);
   hv_model_activations activations;
   HV_TRY(hv_error_context(hv_sequence_build(sequence, &self->file.batch, 0, 0), "%s", self->options->batch));
+  hv_file_batch_warn(&self->file, &self->config, self->options->batch);
   hv_params_zero_gradients(trainer->params, stream);
   hv_arena_release(&trainer->arena, 0);
   hv_sequence_upload(sequence, stream);

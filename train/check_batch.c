@@ -88,21 +88,6 @@ static hv_status check_mask(const reader *r, const uint8_t *mask, int64_t count,
   return HV_OK;
 }
 
-/* Not an error, since the results are those of the prompt as given; but whoever compares them should know. */
-static void warn_of_prompt_ends(const reader *r, const hv_config *config) {
-  const hv_batch *batch = &r->out->batch;
-  for (int32_t i = 0; config->token_empty >= 0 && i < batch->samples; i++) {
-    const int32_t *ids = batch->prompt_ids + (int64_t)i * batch->prompt_stride;
-    int32_t length = 0;
-    while (length < batch->prompt_stride && ids[length] >= 0) length++;
-    if (length == 0 || ids[length - 1] == config->token_empty) continue;
-    hv_log_warning("%s: prompt_ids of sample %d end with %d; prompts of training and prediction end with %d "
-                   "(special_tokens.empty): was it cut off?",
-                   r->path, i, ids[length - 1], config->token_empty);
-    return;
-  }
-}
-
 static hv_status read_batch(reader *r, const hv_config *config) {
   int64_t size = config->vision[0].image_size, chunk = config->action_chunk, dim = config->action_dim;
   bool diffusion = hv_config_has_diffusion(config), failed = false;
@@ -140,7 +125,6 @@ static hv_status read_batch(reader *r, const hv_config *config) {
                              .noise = copy(r, noise, &failed),
                              .timesteps = copy(r, timesteps, &failed)};
   if (failed) return hv_error_memory("the batch");
-  warn_of_prompt_ends(r, config);
   return check_mask(r, r->out->batch.action_mask, samples * chunk, (int32_t)chunk);
 }
 
@@ -154,6 +138,20 @@ hv_status hv_file_batch_open(const char *path, const hv_config *config, hv_file_
   hv_safetensors_close(file);
   if (status) hv_file_batch_close(out);
   return status;
+}
+
+void hv_file_batch_warn(const hv_file_batch *file, const hv_config *config, const char *path) {
+  const hv_batch *batch = &file->batch;
+  for (int32_t i = 0; config->token_empty >= 0 && i < batch->samples; i++) {
+    const int32_t *ids = batch->prompt_ids + (int64_t)i * batch->prompt_stride;
+    int32_t length = 0;
+    while (length < batch->prompt_stride && ids[length] >= 0) length++;
+    if (ids[length - 1] == config->token_empty) continue;
+    hv_log_warning("%s: prompt_ids of sample %d end with %d; prompts of training and prediction end with %d "
+                   "(special_tokens.empty): was it cut off?",
+                   path, i, ids[length - 1], config->token_empty);
+    return;
+  }
 }
 
 void hv_file_batch_close(hv_file_batch *batch) {

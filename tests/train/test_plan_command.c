@@ -224,7 +224,7 @@ static void what_is_given_is_assumed(void **state) {
   assert_true(assumed(result, "node_bytes_per_s") == 20e9);
   assert_true(assumed(result, "network_bytes_per_s") == 12.5e9);
   assert_true(assumed(result, "link_efficiency") == 0.5);
-  assert_true(assumed(result, "prompt_tokens") == 10); /* with <s> */
+  assert_true(assumed(result, "prompt_tokens") == 9);
   json_decref(result);
 }
 

@@ -211,7 +211,7 @@ static json_t *traffic_json(const hv_forecast *forecast) {
 static json_t *assumed_json(const hv_forecast_options *options) {
   const hv_plan_links *links = &options->links;
   return json_pack("{s:s, s:i, s:f, s:f, s:i, s:f, s:f, s:f, s:f}", "device", options->device, "prompt_tokens",
-                   options->prompt, "matrix_flops_per_s", options->flops_per_s, "memory_bytes_per_s",
+                   options->prompt - 1, "matrix_flops_per_s", options->flops_per_s, "memory_bytes_per_s",
                    options->bytes_per_s, "node_gpus", links->node_ranks, "node_bytes_per_s", links->node_bytes_per_s,
                    "network_bytes_per_s", links->network_bytes_per_s, "link_efficiency", links->efficiency,
                    "hop_seconds", links->hop_s);
