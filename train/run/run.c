@@ -28,7 +28,7 @@ static hv_status validate(hv_run_state *self, hv_validation *out) {
 static hv_status judge(hv_run_state *self, const hv_validation *held_out, bool *better, int *signal_number) {
   double numbers[1 + HV_INTERRUPT_SIGNALS] = {0};
   if (self->leader) numbers[0] = hv_held_out_figure(held_out, (hv_held_out_metric)self->config->validation.metric);
-  hv_interrupt_tell(self->options->interrupt, numbers + 1);
+  hv_interrupt_tell(self->interrupt, numbers + 1);
   HV_TRY(hv_comm_sum(self->comm, "the held-out figure", numbers, 1 + HV_INTERRUPT_SIGNALS));
   *better = hv_best_take(&self->best, self->trainer->step, numbers[0]);
   if (!*signal_number) *signal_number = hv_interrupt_hear(numbers + 1);
@@ -105,8 +105,8 @@ _Static_assert(WRITTEN + 1 == (int)HV_TRAINER_NUMBERS, "the trainer must have as
  * the same step, or makes all save, and a checkpoint is completed when all have written. */
 static void tell(hv_run_state *self) {
   double *numbers = self->trainer->numbers;
-  hv_interrupt_tell(self->options->interrupt, numbers);
-  numbers[REQUEST] = hv_interrupt_take_request(self->options->interrupt);
+  hv_interrupt_tell(self->interrupt, numbers);
+  numbers[REQUEST] = hv_interrupt_take_request(self->interrupt);
   numbers[WRITTEN] = hv_run_files_report(self->files);
 }
 
@@ -210,7 +210,12 @@ static void write_report(const char *output) {
 }
 
 hv_status hv_run(const hv_train_config *config, hv_device *device, const hv_run_options *options, int *signal_number) {
-  hv_run_state self = {.config = config, .options = options, .comm = options->comm, .leader = options->comm->rank == 0};
+  hv_run_state self = {.config = config,
+                       .comm = options->comm,
+                       .leader = options->comm->rank == 0,
+                       .resume = options->resume,
+                       .trace = options->trace,
+                       .interrupt = options->interrupt};
   *signal_number = 0;
   /* Ranks do not read equally fast, and one measures for all, so they wait longer for each other here. */
   hv_comm_set_timeout(self.comm, HV_FILE_TIMEOUT);

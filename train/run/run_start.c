@@ -55,7 +55,7 @@ static hv_status open_trainer(hv_run_state *self, hv_device *device) {
   hv_trainer_options options = hv_trainer_options_make(self->config, &self->model.config, self->comm->size,
                                                        hv_run_data_longest_prompt(&self->data));
   options.comm = self->comm;
-  options.trace = self->options->trace;
+  options.trace = self->trace;
   hv_status status = HV_OK;
   if (self->leader) status = hv_best_rate_measure(device, &options, PATIENCE, &self->device_flops);
   if (!status) status = hv_trainer_open(device, &options, &self->trainer);
@@ -138,7 +138,7 @@ static hv_status take_directory(hv_run_state *self) {
   HV_TRY(check_place(self->config->output, "model"));
   bool keeps_best = self->config->data.valid_split && self->config->validation.keep_best;
   if (keeps_best) HV_TRY(check_place(self->config->output, "best"));
-  if (self->options->resume) return HV_OK;
+  if (self->resume) return HV_OK;
   HV_TRY(hv_checkpoint_steps(self->config->output, &steps, &count));
   free(steps);
   if (count == 0) return HV_OK;
@@ -186,7 +186,7 @@ static hv_status find_checkpoint(hv_run_state *self, int64_t *step) {
 static hv_status find_start(hv_run_state *self, int64_t *step) {
   *step = -1;
   HV_TRY(hv_comm_agree(self->comm, "taking the run directory", self->leader ? take_directory(self) : HV_OK));
-  if (self->options->resume) HV_TRY(find_checkpoint(self, step));
+  if (self->resume) HV_TRY(find_checkpoint(self, step));
   if (*step >= 0) return HV_OK;
   return hv_comm_agree(self->comm, "looking for checkpoints", self->leader ? check_fresh(self) : HV_OK);
 }
@@ -219,7 +219,7 @@ static hv_status begin(hv_run_state *self, hv_run_position *position) {
   *position = (hv_run_position){.seed = self->config->seed};
   HV_TRY(find_start(self, &step));
   if (step < 0) {
-    if (self->options->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
+    if (self->resume) hv_log_info("%s holds no checkpoint to resume from: starting anew", output);
     return hv_comm_agree(self->comm, "setting the model's first values", initialize(self));
   }
   HV_TRY(hv_comm_agree(self->comm, "comparing configurations",
@@ -330,9 +330,8 @@ hv_status hv_run_start(hv_run_state *self, hv_device *device) {
   HV_TRY(hv_run_data_open(config, &self->model.config, self->comm->rank, self->comm->size, &self->data));
   self->best = hv_best_make(hv_train_config_metric(config));
   HV_TRY(hv_run_digest_held_out(&self->data, &self->best.measured));
-  HV_TRY(hv_run_check_agreement(config, self->options->resume, &self->directory, &self->data, self->best.measured,
-                                self->comm));
-  if (self->options->resume) HV_TRY(hv_run_choices_load(config->output, device));
+  HV_TRY(hv_run_check_agreement(config, self->resume, &self->directory, &self->data, self->best.measured, self->comm));
+  if (self->resume) HV_TRY(hv_run_choices_load(config->output, device));
   HV_TRY(hv_comm_agree(self->comm, "opening the model", open_trainer(self, device)));
   HV_TRY(begin(self, &position));
   hv_status finite = hv_params_nan_status(self->trainer->params, self->trainer->stream);

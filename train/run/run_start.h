@@ -4,7 +4,7 @@
 #define HV_TRAIN_RUN_RUN_START_H
 
 #include "train/run/best.h"
-#include "train/run/run.h"
+#include "train/run/interrupt.h"
 #include "train/run/run_data.h"
 #include "train/run/run_files.h"
 #include "train/watch/run_card.h"
@@ -12,9 +12,11 @@
 
 typedef struct hv_run_state {
   const hv_train_config *config;
-  const hv_run_options *options;
   hv_comm *comm;
   bool leader; /* this rank writes and logs */
+  bool resume; /* as in hv_run_options, with the next two */
+  hv_trace *trace;
+  hv_interrupt *interrupt;
 
   hv_model_config model;
   hv_model_directory directory; /* of init_from; closed without it */
@@ -33,9 +35,10 @@ typedef struct hv_run_state {
   hv_text why;         /* of the leader: why the run ended before its last step; empty if it did not */
 } hv_run_state;
 
-/* Makes the state from its first four members, which the caller sets; the others are zero. Every rank calls this, and
- * they agree on the outcome of what each does alone, so that the leader, which has locked the directory, learns of a
- * failure. After an error the state is in part open, and the caller closes it as after success. */
+/* Makes the state from its first members, up to `interrupt`, which the caller sets; the others are zero. Every rank
+ * calls this, and they agree on the outcome of what each does alone, so that the leader, which has locked the
+ * directory, learns of a failure. After an error the state is in part open, and the caller closes it as after success.
+ */
 HV_NODISCARD hv_status hv_run_start(hv_run_state *self, hv_device *device);
 
 #endif
