@@ -179,14 +179,6 @@ const char *hv_public_checkpoint_obstacles(const hv_public_checkpoint *checkpoin
   return hv_text_string(&checkpoint->obstacles);
 }
 
-static hv_status save_yaml(const char *path, const json_t *document) {
-  hv_text text = {0};
-  hv_status status = hv_yaml_format(document, &text);
-  if (!status) status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
-  hv_text_free(&text);
-  return status;
-}
-
 /* The keys that the public code reads, and under `hybridvla` the config.json of the model directory; the same in YAML.
  */
 static hv_status write_config(const hv_public_checkpoint *self, const char *path, const char *yaml) {
@@ -200,7 +192,7 @@ static hv_status write_config(const hv_public_checkpoint *self, const char *path
                 "need_to_sub", (is_phi(self) ? PHI_TOKENS : LLAMA_TOKENS) - config->action_base, "hybridvla", own);
   if (!document) return hv_error_memory(path);
   hv_status status = hv_json_save(path, document);
-  if (!status) status = save_yaml(yaml, document);
+  if (!status) status = hv_yaml_save(yaml, NULL, document);
   json_decref(document);
   return status;
 }

@@ -26,4 +26,7 @@ HV_NODISCARD hv_status hv_yaml_parse_value(const char *text, const char *where, 
  * quoted. What is formatted parses to an equal value. */
 HV_NODISCARD hv_status hv_yaml_format(const json_t *document, hv_text *out);
 
+/* Writes the file atomically. `comment`: its first line, without the "# "; NULL: none. */
+HV_NODISCARD hv_status hv_yaml_save(const char *path, const char *comment, const json_t *document);
+
 #endif

@@ -4,6 +4,7 @@
 #include <strings.h>
 #include <yaml.h>
 
+#include "core/base/file.h"
 #include "core/io/json.h"
 #include "core/io/yaml.h"
 #include "core/io/yaml_scalar.h"
@@ -126,5 +127,14 @@ hv_status hv_yaml_format(const json_t *document, hv_text *out) {
   hv_status status = emit_stream(&emitter, document);
   yaml_emitter_delete(&emitter);
   if (!status && out->failed) status = hv_error_memory("a YAML document");
+  return status;
+}
+
+hv_status hv_yaml_save(const char *path, const char *comment, const json_t *document) {
+  hv_text text = {0};
+  if (comment) hv_text_add(&text, "# %s\n", comment);
+  hv_status status = hv_yaml_format(document, &text);
+  if (!status) status = hv_write_file_atomic(path, text.data, text.length);
+  hv_text_free(&text);
   return status;
 }

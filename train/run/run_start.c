@@ -98,17 +98,12 @@ static hv_status initialize(hv_run_state *self) {
 }
 
 static hv_status write_config(const hv_run_state *self) {
-  hv_status status = HV_OK;
   json_t *resolved = NULL;
-  hv_text text = {0};
-  char *path = hv_path_join(self->config->output, "config.yaml");
+  char comment[128], *path = hv_path_join(self->config->output, "config.yaml");
   if (!path) return hv_error_memory("a path");
-  HV_CHECK(hv_train_config_resolve(self->config, &resolved));
-  hv_text_add(&text, "# Resolved by hvla-train %s, commit %s.\n", HVLA_VERSION, hv_build_commit());
-  HV_CHECK(hv_yaml_format(resolved, &text));
-  status = hv_write_file_atomic(path, hv_text_string(&text), text.length);
-done:
-  hv_text_free(&text);
+  snprintf(comment, sizeof comment, "Resolved by hvla-train %s, commit %s.", HVLA_VERSION, hv_build_commit());
+  hv_status status = hv_train_config_resolve(self->config, &resolved);
+  if (!status) status = hv_yaml_save(path, comment, resolved);
   json_decref(resolved);
   free(path);
   return status;
@@ -239,8 +234,7 @@ static hv_status begin(hv_run_state *self, hv_run_position *position) {
 
 /* Opens the files that the leader writes. */
 static hv_status open_outputs(const hv_run_state *self) {
-  hv_run_facts facts = {
-      .config = self->config, .data = &self->data, .trainer = self->trainer, .ranks = self->comm->size};
+  hv_run_facts facts = {.config = self->config, .data = &self->data, .trainer = self->trainer};
   HV_TRY(write_config(self));
   return hv_run_card_begin(self->card, &facts);
 }

@@ -213,10 +213,10 @@ static json_t *describe(const hv_run_facts *facts) {
   if (uname(&system) != 0) system = (struct utsname){.sysname = "unknown"};
   json_t *card =
       json_pack("{s:s, s:I, s:s, s:f, s:i, s:s, s:I, s:s, s:s, s:s, s:o}", "state", "running", "pid",
-                (json_int_t)getpid(), "host", host, "start", hv_wall_seconds(), "ranks", (int)facts->ranks, "device",
-                trainer->device->name, "processors", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "version", HVLA_VERSION,
-                "commit", hv_build_commit(), "dtype", hv_dtype_name(hv_train_config_dtype(facts->config)), "system",
-                json_sprintf("%s %s %s", system.sysname, system.release, system.machine));
+                (json_int_t)getpid(), "host", host, "start", hv_wall_seconds(), "ranks", (int)facts->data->ranks,
+                "device", trainer->device->name, "processors", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "version",
+                HVLA_VERSION, "commit", hv_build_commit(), "dtype", hv_dtype_name(hv_train_config_dtype(facts->config)),
+                "system", json_sprintf("%s %s %s", system.sysname, system.release, system.machine));
   json_t *work =
       json_pack("{s:I, s:I, s:I, s:I, s:I, s:o}", "first_step", (json_int_t)trainer->step, "steps",
                 (json_int_t)facts->trainer->total_steps, "batch_size", (json_int_t)facts->config->train.batch_size,

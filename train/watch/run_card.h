@@ -29,7 +29,6 @@ typedef struct hv_run_facts {
   const hv_train_config *config;
   const hv_run_data *data;
   const hv_trainer *trainer; /* at the step from which the run continues */
-  int32_t ranks;
 } hv_run_facts;
 
 /* Writes the card of a run in state "running"; after an error the run has not begun. */
