@@ -135,7 +135,7 @@ static void advise_best(planner *self) {
   if (search->best.fits) {
     time_text(search->best.forecast.step_seconds, time, sizeof time);
     advise(self, "Fastest settings that fit, by forecast: %s%s%s, with %s and %s a step.",
-           hv_text_string(&self->changes), self->changes.length > 0 ? " and " : "", hv_text_string(&text),
+           hv_text_string(&self->changes), self->changes.length > 0 ? ", beyond that " : "", hv_text_string(&text),
            as_memory((double)search->best.forecast.memory.total).text, time);
   } else {
     advise(self, "No settings fit that leave the results unchanged. Those that need the least memory, %s, need %s.",

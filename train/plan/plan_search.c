@@ -56,10 +56,10 @@ static int list_divisors(int64_t number, int64_t divisors[DIVISORS]) {
 static hv_status find_micro_batch(const searcher *self, int64_t most, hv_plan_candidate *found) {
   found->micro_batch = most;
   HV_TRY(forecast(self, found));
-  if (found->fits) return HV_OK;
-  if (!state_fits(self, found)) most = 1;
-  int64_t divisors[DIVISORS];
-  int fitting = 0, end = list_divisors(most, divisors); /* the first `fitting` fit, those from `end` on do not */
+  if (found->fits || most == 1) return HV_OK;
+  int64_t divisors[DIVISORS] = {1};
+  int fitting = 0, end = list_divisors(most, divisors) - 1; /* the first `fitting` fit, those from `end` on do not */
+  if (!state_fits(self, found)) end = 1;
   while (fitting < end) {
     int middle = (fitting + end) / 2;
     hv_plan_candidate tried = *found;
