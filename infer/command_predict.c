@@ -236,13 +236,13 @@ done:
   return status;
 }
 
-/* [chunk][dim] as nested arrays; `wide`: of doubles, else of floats. */
 /* What the first prediction takes for memory, plans and graphs. */
 static double set_up_ms(const hvla_result *result) {
   return result->total_ms -
          (result->input_ms + result->vision_ms + result->prefill_ms + result->denoise_ms + result->decode_ms);
 }
 
+/* [chunk][dim] as nested arrays; `wide`: of doubles, else of floats. */
 static json_t *matrix(const hvla_result *result, const void *values, bool wide) {
   json_t *rows = json_array();
   for (int h = 0; h < result->action_chunk; h++) {

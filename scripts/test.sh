@@ -11,7 +11,8 @@ Installs missing packages, builds the presets `release` and `sanitize` (address 
 behaviour) below build/, and runs the tests of both. --long adds the tests labelled `long` (soak, fuzzing, full
 sweeps), runs those labelled `slow` under sanitizers too, installs the Python packages that some tests compare with
 (scripts/setup.sh --python) where they can be fetched, and compiles CUDA kernels (where nvcc is found) for every
-compute capability that the project names, as is always done on a machine with a card, not just 8.9. The last line sums up the test cases of all programs:
+compute capability that the project names, as is always done on a machine with a card, not just 8.9. The last line sums
+up the test cases of all programs:
 
   N passed, N failed, N skipped
 

@@ -15,6 +15,7 @@ typedef struct hv_file_batch {
 /* Missing tensors, wrong dtypes and wrong shapes are listed in one HV_ERR_INPUT; then an action_mask that is neither 0
  * nor 1 is one. Other values are looked at by hv_sequence_build. */
 HV_NODISCARD hv_status hv_file_batch_open(const char *path, const hv_config *config, hv_file_batch *out);
+
 /* Warns of a prompt that may have been cut off: no error, since the results are those of the prompt as given, but
  * whoever compares them should know. The batch must have passed hv_sequence_build. */
 void hv_file_batch_warn(const hv_file_batch *file, const hv_config *config, const char *path);

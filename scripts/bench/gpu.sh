@@ -17,7 +17,8 @@ cuDNN (docs/performance.md).
 DIR (default bench-gpu) keeps every JSON object and the card's and driver's names.
 
 A part that fails is reported and left out; the others run, and the exit code is 1. BUILD names the build folder
-(build/release), PYTHON an interpreter with torch (python3). --device cpu --config configs/bench-cpu.yaml --batch 4 shows that the script works.
+(build/release), PYTHON an interpreter with torch (python3). --device cpu --config configs/bench-cpu.yaml --batch 4
+shows that the script works.
 TEXT
 }
 
