@@ -1,4 +1,5 @@
-/* The devices that tests take as names on their command lines: cpu, which is linked, and the modules emu and cuda. */
+/* The devices that tests take as names on their command lines: cpu, which is linked, and the modules emu, ptx and cuda.
+ */
 #ifndef HV_TESTS_DEVICE_H
 #define HV_TESTS_DEVICE_H
 

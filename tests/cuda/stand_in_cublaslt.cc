@@ -1,6 +1,7 @@
 /* Takes the place of cuBLASLt in test_matmul_library: the functions that cuda/matmul.cu calls, as cublasLt.h describes
  * them, in plain loops. It is strict: a call that the library might refuse, or an algorithm that was chosen for another
- * product, gives CUBLAS_STATUS_INVALID_VALUE. Pointers are to host memory, and work is done at once.
+ * product, gives CUBLAS_STATUS_INVALID_VALUE. Pointers are to host memory, and work is done at once; compiled with
+ * HV_PTX_MACHINE, pointers are to that machine's memory, and work is done as a part of the stream.
  *
  * The heuristics know two algorithms. If several results are asked for, they come after one result that failed and one
  * that Matmul then refuses. For a bf16 operand at an odd address there is no algorithm.
@@ -13,8 +14,12 @@
 #include <string.h>
 
 #include <type_traits>
+#include <vector>
 
 #include "core/tensor/dtype.h"
+#ifdef HV_PTX_MACHINE
+#include "tests/cuda/ptx/machine.h"
+#endif
 
 namespace {
 
@@ -121,6 +126,54 @@ void write(void *data, cudaDataType type, int64_t at, float value) {
     ((uint16_t *)data)[at] = hv_bf16_from_float(value);
   } else {
     ((float *)data)[at] = value;
+  }
+}
+
+/* A whole call of Matmul. */
+struct work {
+  product what;
+  layout a, b, c, d;
+  const void *A, *B, *C;
+  void *D, *workspace;
+  float times, plus;
+};
+
+#ifdef HV_PTX_MACHINE
+void *view(const void *data, const layout &l) {
+  size_t last = (size_t)((int64_t)(l.cols - 1) * l.ld) + l.rows;
+  return ptx_view(data, last * (l.type == CUDA_R_16BF ? sizeof(uint16_t) : sizeof(float)));
+}
+#endif
+
+/* A matrix's columns one after the other, or its rows. */
+std::vector<float> unfold(const void *data, const layout &l, bool by_columns) {
+  std::vector<float> all;
+  all.reserve(l.rows * l.cols);
+  for (uint64_t i = 0; i < (by_columns ? l.cols : l.rows); i++) {
+    for (uint64_t j = 0; j < (by_columns ? l.rows : l.cols); j++) {
+      all.push_back(read(data, l.type, (int64_t)(by_columns ? i : j) * l.ld + (int64_t)(by_columns ? j : i)));
+    }
+  }
+  return all;
+}
+
+void multiply(const work &w) {
+  memset(w.workspace, 0xff, WORKSPACE);
+  bool ta = w.what.transpose_a == CUBLAS_OP_T, tb = w.what.transpose_b == CUBLAS_OP_T;
+  uint64_t k = ta ? w.a.rows : w.a.cols;
+  std::vector<float> a = unfold(w.A, w.a, ta), b = unfold(w.B, w.b, !tb);
+  for (uint64_t j = 0; j < w.d.cols; j++) {
+    for (uint64_t i = 0; i < w.d.rows; i++) {
+      double sum = 0;
+      for (uint64_t l = 0; l < k; l++) sum += (double)a[i * k + l] * (double)b[j * k + l];
+      double value = (double)w.times * sum;
+      if (w.plus != 0) value += (double)w.plus * (double)read(w.C, w.c.type, (int64_t)j * w.c.ld + (int64_t)i);
+      if (has_bias(&w.what)) value += (double)read(w.what.bias, w.d.type, (int64_t)i);
+      if (has_gelu(&w.what)) {
+        value = 0.5 * value * (1 + tanh(0.79788456080286536 * (value + 0.044715 * value * value * value)));
+      }
+      write(w.D, w.d.type, (int64_t)j * w.d.ld + (int64_t)i, (float)value);
+    }
   }
 }
 
@@ -256,7 +309,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                               cublasLtMatrixLayout_t a_desc, const void *B, cublasLtMatrixLayout_t b_desc,
                               const void *beta, const void *C, cublasLtMatrixLayout_t c_desc, void *D,
                               cublasLtMatrixLayout_t d_desc, const cublasLtMatmulAlgo_t *algorithm, void *workspace,
-                              size_t workspace_bytes, cudaStream_t) {
+                              size_t workspace_bytes, cudaStream_t stream) {
   const product *p = product_of(desc);
   layouts of = layouts_of(a_desc, b_desc, c_desc, d_desc);
   const layout *a = of.at[0], *b = of.at[1], *c = of.at[2], *d = of.at[3];
@@ -271,23 +324,16 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
     if (alignment(operands[i]) < made.align[i]) return CUBLAS_STATUS_INVALID_VALUE;
   }
   if (workspace_bytes < WORKSPACE || (uintptr_t)workspace % 16 != 0) return CUBLAS_STATUS_INVALID_VALUE;
-  memset(workspace, 0xff, WORKSPACE);
-  bool ta = p->transpose_a == CUBLAS_OP_T, tb = p->transpose_b == CUBLAS_OP_T;
-  int64_t k = (int64_t)(ta ? a->rows : a->cols);
-  for (int64_t j = 0; j < (int64_t)d->cols; j++) {
-    for (int64_t i = 0; i < (int64_t)d->rows; i++) {
-      double sum = 0;
-      for (int64_t l = 0; l < k; l++) {
-        sum += (double)read(A, a->type, ta ? i * a->ld + l : l * a->ld + i) *
-               (double)read(B, b->type, tb ? l * b->ld + j : j * b->ld + l);
-      }
-      double value = (double)times * sum;
-      if (plus != 0) value += (double)plus * (double)read(C, c->type, j * c->ld + i);
-      if (has_bias(p)) value += (double)read(p->bias, d->type, i);
-      if (has_gelu(p))
-        value = 0.5 * value * (1 + tanh(0.79788456080286536 * (value + 0.044715 * value * value * value)));
-      write(D, d->type, j * d->ld + i, (float)value);
-    }
-  }
+  work w = {*p, *a, *b, *c, *d, A, B, C, D, workspace, times, plus};
+#ifdef HV_PTX_MACHINE
+  w.A = view(A, *a), w.B = view(B, *b), w.C = view(C, *c), w.D = view(D, *d);
+  w.workspace = ptx_view(workspace, workspace_bytes);
+  if (has_bias(p)) w.what.bias = view(p->bias, {d->type, d->rows, 1, (int64_t)d->rows});
+  if (!w.A || !w.B || !w.C || !w.D || !w.workspace || (has_bias(p) && !w.what.bias)) return CUBLAS_STATUS_INVALID_VALUE;
+  ptx_queue(stream, [=] { multiply(w); });
+#else
+  (void)stream;
+  multiply(w);
+#endif
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -175,7 +175,7 @@ static void few_rows_replayed_are_the_same_to_the_bit(void **state) {
   enum { REPLAYS = 6, ROWS_OF_A_STEP = 9 };
   fixture f = open_fixture();
   if (!hv_device_records(f.device)) skip();
-  bool card = strcmp(under_test, "emu") != 0;
+  bool card = strcmp(under_test, "cuda") == 0;
   few_rows l = open_few_rows(&f, ROWS_OF_A_STEP, card ? 4096 : 64, card ? 11008 : 96, card ? 12 : 3);
   size_t bytes = (size_t)hv_tensor_count(l.sum) * sizeof(uint16_t);
   uint16_t *plain[REPLAYS], *replayed = malloc(bytes);
