@@ -1,5 +1,6 @@
 #include "train/check.h"
 
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -200,13 +201,25 @@ static hv_status allocate_staging(check *self) {
   return self->staging ? HV_OK : hv_error_memory("the results");
 }
 
-hv_status hv_check(const hv_check_options *options, hv_device *device) {
-  hv_status status = HV_OK;
-  check self = {.options = options};
+/* Results must not take the place of what they are computed from. */
+static hv_status check_out(const hv_check_options *options) {
   if (hv_file_is_same(options->out, options->batch)) {
     return hv_error(HV_ERR_INPUT, "--out %s is the same file as --batch and would overwrite it; choose another",
                     options->out);
   }
+  char *copy = strdup(options->out);
+  if (!copy) return hv_error_memory(options->out);
+  bool inside = hv_file_is_same(dirname(copy), options->model);
+  free(copy);
+  if (!inside) return HV_OK;
+  return hv_error(HV_ERR_INPUT, "--out %s lies in the model directory of --model; choose a file elsewhere",
+                  options->out);
+}
+
+hv_status hv_check(const hv_check_options *options, hv_device *device) {
+  hv_status status = HV_OK;
+  check self = {.options = options};
+  HV_TRY(check_out(options));
   HV_CHECK(hv_model_directory_open(options->model, &self.directory));
   HV_CHECK(choose_objective(&self));
   HV_CHECK(hv_file_batch_open(options->batch, &self.config, &self.file));

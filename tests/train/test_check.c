@@ -343,6 +343,21 @@ static void does_not_write_over_its_batch(void **state) {
   }
 }
 
+/* Nor a file of the model, or one beside them. */
+static void does_not_write_into_its_model(void **state) {
+  const char *model = in_folder(*state, "model"), *weights = in_folder(*state, "model/model.safetensors");
+  const char *const outs[] = {weights, in_folder(*state, "link/model.safetensors"), in_folder(*state, "model/out")};
+  must_shell("cp -r '" FIXTURES "one_arm' '%s' && ln -s model '%s'", model, in_folder(*state, "link"));
+  for (int i = 0; i < 3; i++) {
+    char arguments[2048];
+    snprintf(arguments, sizeof arguments,
+             "check --model '%s' --batch '" FIXTURES "one_arm/batch.safetensors' --out '%s'", model, outs[i]);
+    expect_train(2, arguments, outs[i], "--model", NULL);
+  }
+  assert_true(same_bytes(weights, FIXTURES "one_arm/model.safetensors"));
+  assert_false(hv_file_exists(outs[2]));
+}
+
 /* Parameters after --steps are the same to the bit with any number of threads. */
 static void does_not_depend_on_threads(void **state) {
   const char *one = in_folder(*state, "one.safetensors"), *two = in_folder(*state, "two.safetensors");
@@ -387,6 +402,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(reports_all_shapes_together, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(refuses_files_that_are_none, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_write_over_its_batch, make_folder, remove_folder),
+      cmocka_unit_test_setup_teardown(does_not_write_into_its_model, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(does_not_depend_on_threads, make_folder, remove_folder),
       cmocka_unit_test_setup_teardown(gives_master_values, make_folder, remove_folder),
   };
