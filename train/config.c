@@ -52,8 +52,8 @@ hv_status hv_train_config_load(const char *path, const char *const *sets, size_t
   hv_status status = hv_yaml_load(path, &document);
   if (status) goto done;
   HV_CHECK(hv_options_parse(hv_train_config_table, hv_train_config_table_count, document, path, sets, num_sets, out));
-  out->source = strdup(path);
-  if (!out->source) {
+  if (asprintf(&out->source, num_sets > 0 ? "%s with --set" : "%s", path) < 0) {
+    out->source = NULL;
     status = hv_error_memory("the configuration");
     goto done;
   }

@@ -76,7 +76,7 @@ typedef struct hv_parallel_settings {
 } hv_parallel_settings;
 
 typedef struct hv_train_config {
-  char *source;  /* path of the file, for messages; owned */
+  char *source;  /* for messages: the path of the file, and whether --set changed it; owned */
   json_t *model; /* the mapping `model` as the file has it */
   char *init_from, *tokenizer, *output, *device;
   int32_t dtype; /* index into fp32, bf16: hv_train_config_dtype */

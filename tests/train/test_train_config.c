@@ -26,8 +26,8 @@ static void names_the_nearest_key(void **state) {
 
 static void names_the_nearest_key_of_a_model(void **state) {
   const char *config = write_tiny_config(*state, in_folder(*state, "run"));
-  expect_train(2, with("run --config '%s' --set %s", config, "model.llm.hidden_sise=32"), "hidden_sise", "hidden_size",
-               NULL);
+  expect_train(2, with("run --config '%s' --set %s", config, "model.llm.hidden_sise=32"),
+               "with --set: model: llm.hidden_sise", "hidden_size", NULL);
   assert_false(hv_file_exists(in_folder(*state, "run")));
 }
 
