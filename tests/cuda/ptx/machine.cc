@@ -123,6 +123,7 @@ struct ptx_request {
 
 struct ptx_block {
   std::vector<ptx_thread> threads;
+  uint32_t met[MOST_THREADS / WARP]; /* by warp: the lanes whose request is open */
   const ptx_kernel *kernel;
   uint8_t *parameters;
   uint32_t running, at_barrier;
@@ -300,32 +301,30 @@ void ptx_thread::copy_wait(int groups_in_flight) {
 
 /* Waits for all lanes of the mask. The last one to come does the work for all. */
 void ptx_thread::meet(int line, ptx_request *own) {
-  own->line = line;
+  size_t first = (size_t)index - laneid, lanes_here = block->threads.size() - first;
+  uint32_t &met = block->met[(uint32_t)index / WARP];
   if (!(own->mask >> laneid & 1)) fault(line, "a lane that its own mask leaves out", own->mask);
+  if (lanes_here < WARP && own->mask >> lanes_here != 0) fault(line, "a mask of lanes that the block lacks", own->mask);
+  own->line = line;
   request = own;
   state = WAITS;
+  met |= 1u << laneid;
+  if (own->mask & ~met) return yield(*this);
   ptx_request *lanes[WARP] = {};
-  size_t first = (size_t)index - laneid;
   for (uint32_t lane = 0; lane < WARP; lane++) {
     if (!(own->mask >> lane & 1)) continue;
-    if (first + lane >= block->threads.size()) fault(line, "a mask with lanes that the block lacks", own->mask);
-    ptx_thread &other = block->threads[first + lane];
-    if (other.state == ENDED) fault(line, "a mask with lanes that have ended", own->mask);
-    lanes[lane] = other.request;
-    if (lanes[lane] && (lanes[lane]->line != line || lanes[lane]->mask != own->mask)) {
-      fault(line, "lanes meet at different instructions; the other's line", (uint64_t)lanes[lane]->line);
-    }
-    if (!lanes[lane]) return yield(*this);
+    lanes[lane] = block->threads[first + lane].request;
+    if (lanes[lane]->line == line && lanes[lane]->mask == own->mask) continue;
+    fault(line, "lanes meet at different instructions; the other's line", (uint64_t)lanes[lane]->line);
   }
   if (own->kind == ptx_request::SHUFFLE) ::shuffle(*this, lanes, own->mask);
   if (own->kind == ptx_request::BALLOT) ::ballot(lanes, own->mask);
   if (own->kind == ptx_request::MULTIPLY) multiply(lanes);
   if (own->kind == ptx_request::LOAD) load(*this, lanes, false);
   if (own->kind == ptx_request::LOAD_TRANSPOSED) load(*this, lanes, true);
+  met &= ~own->mask;
   for (uint32_t lane = 0; lane < WARP; lane++) {
-    if (!lanes[lane]) continue;
-    block->threads[first + lane].request = nullptr;
-    block->threads[first + lane].state = READY;
+    if (lanes[lane]) block->threads[first + lane].state = READY;
   }
 }
 
@@ -420,6 +419,7 @@ void ptx_run(const char *kernel, const std::vector<uint8_t> &parameters, ptx_dim
     block.parameters = own.data();
     block.running = count;
     block.at_barrier = 0;
+    memset(block.met, 0, sizeof block.met);
     block.threads.clear();
     memset(shared, 0xff, shared_bytes);
     for (uint32_t j = 0; j < count; j++) {
