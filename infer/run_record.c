@@ -30,10 +30,12 @@ static bool agrees(const json_t *part, const json_t *whole) {
   return json_equal(part, whole);
 }
 
-/* Turns an error about the files beside the model into a doubt. */
-static void doubt(hv_run_record *record, hv_status status) {
-  if (status) hv_text_add(&record->doubts, "%s\n", hv_status_message(status));
+/* Turns an error about the files beside the model into a doubt. Without memory nothing is known about them. */
+static hv_status doubt(hv_run_record *record, hv_status status) {
+  if (!status || hv_status_code(status) == HV_ERR_MEMORY) return status;
+  hv_text_add(&record->doubts, "%s\n", hv_status_message(status));
   hv_status_free(status);
+  return HV_OK;
 }
 
 static hv_status read_config(const char *path, const json_t *model_config, hv_run_record *record) {
@@ -108,10 +110,10 @@ hv_status hv_run_record_load(const char *model, const json_t *model_config, hv_r
     goto done;
   }
   if (!hv_file_exists(config)) goto done;
-  doubt(out, read_config(config, model_config, out));
+  HV_CHECK(doubt(out, read_config(config, model_config, out)));
   if (out->config && hv_file_exists(metrics)) {
     hv_status problem = last_step_of(name, folder, &last);
-    doubt(out, problem ? problem : read_metrics(metrics, last, out));
+    HV_CHECK(doubt(out, problem ? problem : read_metrics(metrics, last, out)));
   }
 done:
   free(config);

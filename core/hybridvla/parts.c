@@ -95,6 +95,7 @@ hv_status hv_model_parts_open(const hv_config *config, hv_device *device, hv_dty
   declare_projector(parts);
   HV_TRY(declare_llm(parts));
   declare_embedders(parts);
+  HV_TRY(hv_params_declared(parts->params));
   if (hv_config_has_autoregression(config)) return HV_OK;
   /* Files hold the vocabulary head whatever the objective; without a cross-entropy nothing trains it. */
   static const char *const head[] = {"llm_backbone.llm.lm_head.weight"};

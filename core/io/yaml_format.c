@@ -20,7 +20,8 @@ static int append_bytes(void *text, unsigned char *bytes, size_t size) {
 static hv_status emit(yaml_emitter_t *emitter, yaml_event_t *event, int made) {
   if (!made) return hv_error_memory("a YAML document");
   if (yaml_emitter_emit(emitter, event)) return HV_OK;
-  if (emitter->error == YAML_MEMORY_ERROR) return hv_error_memory("a YAML document");
+  bool full = emitter->error == YAML_WRITER_ERROR; /* append_bytes fails for one reason only */
+  if (full || emitter->error == YAML_MEMORY_ERROR) return hv_error_memory("a YAML document");
   return hv_error(HV_ERR_INTERNAL, "cannot write YAML: %s", emitter->problem ? emitter->problem : "unknown reason");
 }
 

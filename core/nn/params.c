@@ -202,12 +202,14 @@ static hv_status check_names(const hv_params *params) {
   return status;
 }
 
+hv_status hv_params_declared(hv_params *params) {
+  hv_status status = params->declaration_error;
+  params->declaration_error = HV_OK;
+  return status;
+}
+
 hv_status hv_params_allocate(hv_params *params) {
-  if (params->declaration_error) {
-    hv_status status = params->declaration_error;
-    params->declaration_error = HV_OK;
-    return status;
-  }
+  HV_TRY(hv_params_declared(params));
   HV_TRY(check_names(params));
   int64_t elements = 0, gradient_elements = 0;
   for (int32_t g = 0; g < params->group_count; g++) {

@@ -69,7 +69,8 @@ HV_NODISCARD hv_status hv_params_open(hv_device *device, hv_dtype dtype, hv_para
 void hv_params_close(hv_params *params); /* NULL is allowed */
 
 /* Starts a group, to which parameters declared from then on belong. Names are copied. Declarations return no error: the
- * first (no memory, a duplicate name, no group) is returned by hv_params_allocate. */
+ * first (no memory, no group) is returned by hv_params_declared, or else by hv_params_allocate, which finds duplicate
+ * names. */
 hv_group_id hv_params_begin_group(hv_params *params, const char *name);
 
 typedef struct hv_param_spec {
@@ -90,6 +91,9 @@ hv_param_id hv_params_declare_vector(hv_params *params, const char *prefix, cons
 /* Declares matrices of equal width (or vectors) that lie one after the other without a gap, so that together they are
  * one matrix: [q | k | v], [gate | up]. Returns the id of the first; the others have the ids that follow. */
 hv_param_id hv_params_declare_stacked(hv_params *params, const hv_param_spec *specs, int count);
+
+/* The first error of the declarations so far, for which they returned no usable id; tells it once. */
+HV_NODISCARD hv_status hv_params_declared(hv_params *params);
 
 /* Freezes every parameter whose name matches one of the patterns (fnmatch); before allocation. A pattern that matches
  * nothing is an error that names it; so is freezing a part of a stack. */

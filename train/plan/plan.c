@@ -13,6 +13,7 @@ typedef struct planner {
   hv_plan_search search;
   hv_text changes; /* settings that had to be changed so that the configuration runs; empty: none */
   json_t *advice;
+  bool incomplete; /* a change or a sentence of the advice is missing: no memory */
 } planner;
 
 static void time_text(double seconds, char *out, size_t size) {
@@ -48,7 +49,7 @@ static void advise(planner *self, const char *format, ...) HV_PRINTF(2, 3);
 static void advise(planner *self, const char *format, ...) {
   va_list args;
   va_start(args, format);
-  json_array_append_new(self->advice, json_vsprintf(format, args));
+  if (json_array_append_new(self->advice, json_vsprintf(format, args)) != 0) self->incomplete = true;
   va_end(args);
 }
 
@@ -61,6 +62,7 @@ static void note_change(planner *self, const char *format, ...) {
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
   hv_text_add(&self->changes, "%s%s", self->changes.length > 0 ? " " : "", text);
+  if (self->changes.failed) self->incomplete = true;
 }
 
 /* Makes the batch a multiple of the ranks, and each rank's part one of the micro-batch. */
@@ -132,6 +134,7 @@ static void advise_best(planner *self) {
   char time[32];
   hv_plan_candidate_text(search->best.fits ? &search->best : coarser, search, &text);
   hv_plan_candidate_text(&search->least, search, &least);
+  if (text.failed || least.failed) self->incomplete = true;
   if (search->best.fits) {
     time_text(search->best.forecast.step_seconds, time, sizeof time);
     advise(self, "Fastest settings that fit, by forecast: %s%s%s, with %s and %s a step.",
@@ -260,6 +263,10 @@ hv_status hv_plan_make(const hv_train_config *config, const hv_forecast_options 
   advise_memory(&self);
   advise_best(&self);
   advise_time(&self);
+  if (self.incomplete) {
+    status = hv_error_memory("advice");
+    goto done;
+  }
   HV_CHECK(to_json(&self, &out->json));
   out->fits = runs_and_fits(&self);
 done:
