@@ -11,7 +11,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 failures=0
 
-# results FOLDER: what a command wrote, its messages and times apart.
+# results FOLDER: what a command wrote, without its messages.
 results() {
   (cd "$1" && find . -type f ! -name errors ! -name count -exec sha256sum {} + | sort -k 2)
 }
