@@ -26,11 +26,18 @@ run() {
     "${@//OUT/$out}" >"$out/output" 2>"$out/errors"
 }
 
+# run_whole FOLDER COMMAND…: the same with every allocation; the test ends if that fails.
+run_whole() {
+  local out=$1
+  shift
+  run "$out" -1 "$@" || { cat "$out/errors"; exit 1; }
+}
+
 # try MOST COMMAND…: at most so many of the command's allocations, spread over all of them.
 try() {
   local most=$1 count step whole status at
   shift
-  run "$folder/once" -1 "$@" || { cat "$folder/once/errors"; exit 1; }
+  run_whole "$folder/once" "$@"
   count=$(<"$folder/once/count") whole=$(results "$folder/once")
   step=$(((count + most - 1) / most))
   [[ $kind == all ]] && step=1
@@ -63,7 +70,7 @@ try 60 "$data" validate $demos --json
 try 60 "$train" check --model $model --batch $model/batch.safetensors --out OUT/out.safetensors --steps 1 --lr 1e-3
 try 40 "$train" plan --config configs/tiny.yaml --gpus 2 --gpu-memory 80 --json
 try 20 "$train" config --config configs/tiny.yaml
-run "$folder/trained" -1 "$train" run --config configs/tiny.yaml --set train.steps=2 --set output=OUT/run
+run_whole "$folder/trained" "$train" run --config configs/tiny.yaml --set train.steps=2 --set output=OUT/run
 try 60 "$infer" export --model "$folder/trained/run/model" --out OUT/model --dtype bf16 --verify
 try 60 "$infer" export --model "$folder/trained/run/model" --out OUT/model --format public-pt
 try 20 "$train" model --run "$folder/trained/run" --out OUT/model

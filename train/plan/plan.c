@@ -13,7 +13,7 @@ typedef struct planner {
   hv_plan_search search;
   hv_text changes; /* settings that had to be changed so that the configuration runs; empty: none */
   json_t *advice;
-  bool incomplete; /* a change or a sentence of the advice is missing: no memory */
+  bool incomplete; /* a part of the advice is missing: no memory */
 } planner;
 
 static void time_text(double seconds, char *out, size_t size) {
@@ -62,7 +62,6 @@ static void note_change(planner *self, const char *format, ...) {
   vsnprintf(text, sizeof text, format, args);
   va_end(args);
   hv_text_add(&self->changes, "%s%s", self->changes.length > 0 ? " " : "", text);
-  if (self->changes.failed) self->incomplete = true;
 }
 
 /* Makes the batch a multiple of the ranks, and each rank's part one of the micro-batch. */
@@ -263,7 +262,7 @@ hv_status hv_plan_make(const hv_train_config *config, const hv_forecast_options 
   advise_memory(&self);
   advise_best(&self);
   advise_time(&self);
-  if (self.incomplete) {
+  if (self.incomplete || self.changes.failed) {
     status = hv_error_memory("advice");
     goto done;
   }
